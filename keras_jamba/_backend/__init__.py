@@ -1,0 +1,30 @@
+"""What Keras does not offer, or offers only on some backends: one file a backend.
+
+`platform()`: "cpu", "gpu" or "tpu", where new tensors go.  Every backend.
+
+Only where a compiler runs the loops (jax, tensorflow):
+
+`scan(body, carry, inputs, reverse=False)`: a loop over the leading axis that stays a loop when
+compiled, with the contract of `jax.lax.scan`: `body(carry, slices)` returns `(carry, outputs)`.
+
+`custom_gradient(forward, backward)`: a compiled function of tensors whose gradient is written by hand.
+`forward(*tensors)` returns `(outputs, residuals)`, `backward(residuals, gradients)` one gradient an input.
+"""
+
+import keras
+
+_BACKEND = keras.backend.backend()
+
+if _BACKEND == "jax":
+    from keras_jamba._backend.on_jax import custom_gradient, platform, scan
+elif _BACKEND == "tensorflow":
+    from keras_jamba._backend.on_tensorflow import custom_gradient, platform, scan
+elif _BACKEND == "torch":
+    from keras_jamba._backend.on_torch import platform
+else:
+    raise ImportError(
+        "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
+        f"Received: KERAS_BACKEND={_BACKEND!r}. Set KERAS_BACKEND to one of the three before importing keras."
+    )
+
+__all__ = ["platform"] + (["custom_gradient", "scan"] if _BACKEND != "torch" else [])

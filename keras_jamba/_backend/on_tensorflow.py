@@ -1,0 +1,59 @@
+"""The functions of `_backend` on TensorFlow.
+
+`keras.ops.scan` cannot train under XLA (its loop has no bound, and its outputs must look like its
+carry), hence a loop of our own.
+"""
+
+import tensorflow as tf
+
+
+def scan(body, carry, inputs, reverse=False):
+    length = tf.nest.flatten(inputs)[0].shape[0]
+    if length is None:
+        length = tf.shape(tf.nest.flatten(inputs)[0])[0]
+    specs = _output_specs(body, carry, inputs)
+    stacks = tf.nest.map_structure(
+        lambda spec: tf.TensorArray(spec.dtype, size=length, element_shape=spec.shape), specs
+    )
+
+    def step(count, carry, stacks):
+        index = length - 1 - count if reverse else count
+        carry, outputs = body(carry, tf.nest.map_structure(lambda x: x[index], inputs))
+        stacks = tf.nest.map_structure(lambda s, o: s.write(index, o), stacks, outputs)
+        return count + 1, carry, stacks
+
+    _, carry, stacks = tf.while_loop(
+        lambda count, *_: count < length,
+        step,
+        (tf.constant(0), carry, stacks),
+        maximum_iterations=length,
+    )
+    return carry, tf.nest.map_structure(lambda s: s.stack(), stacks)
+
+
+def _output_specs(body, carry, inputs):
+    """Shapes and dtypes of what one turn of the loop puts out, from a graph that is thrown away."""
+    spec_of = lambda x: tf.TensorSpec(x.shape, x.dtype)  # noqa: E731
+    turn = tf.function(lambda carry, slices: body(carry, slices)[1], autograph=False)
+    carry_specs = tf.nest.map_structure(spec_of, carry)
+    slice_specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs)
+    graph = turn.get_concrete_function(carry_specs, slice_specs)
+    return tf.nest.map_structure(spec_of, graph.structured_outputs)
+
+
+def custom_gradient(forward, backward):
+    # On a CPU Keras runs TensorFlow without XLA; these loops are an order of magnitude slower there.
+    forward = tf.function(forward, jit_compile=True, autograph=False)
+    backward = tf.function(backward, jit_compile=True, autograph=False)
+
+    @tf.custom_gradient
+    def function(*tensors):
+        # A tape that follows the inputs would differentiate the compiled loops too, which it cannot.
+        outputs, residuals = forward(*map(tf.stop_gradient, tensors))
+        return outputs, lambda *gradients: backward(residuals, gradients)
+
+    return function
+
+
+def platform():
+    return "gpu" if tf.config.list_logical_devices("GPU") else "cpu"

@@ -1,0 +1,7 @@
+"""The functions of `_backend` on PyTorch, where eager code needs neither compiled loops nor a gradient protocol."""
+
+import torch
+
+
+def platform():
+    return "gpu" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,31 @@
+"""Stateless maths on tensors.
+
+One glossary of shape letters for the whole package: `b` batch, `t` tokens, `d` d_model, `e` expand *
+d_model, `n` d_state, `k` d_conv (in routing: experts a token), `r` dt_rank, `h` query heads, `g`
+key-value heads, `c` head width, `x` experts, `v` vocabulary.
+"""
+
+from keras_jamba.ops.attention import grouped_query_attention
+from keras_jamba.ops.convolution import causal_depthwise_conv
+from keras_jamba.ops.rotary import rotary_embedding
+from keras_jamba.ops.routing import (
+    expert_share,
+    router_z_loss,
+    switch_balance_loss,
+    top_k_routing,
+    variance_balance_loss,
+)
+from keras_jamba.ops.scan import implementations, selective_scan
+
+__all__ = [
+    "causal_depthwise_conv",
+    "expert_share",
+    "grouped_query_attention",
+    "implementations",
+    "rotary_embedding",
+    "router_z_loss",
+    "selective_scan",
+    "switch_balance_loss",
+    "top_k_routing",
+    "variance_balance_loss",
+]

@@ -1,0 +1,46 @@
+"""The fastest implementation that can run, or an error that lists every reason why none can."""
+
+import logging
+
+_logger = logging.getLogger("keras_jamba")
+_logged = set()
+
+
+def choose(op, table, requested, call):
+    """Picks an implementation of `op` from an ordered table.
+
+    Args:
+        op: name of the op, for messages.
+        table: `{name: module}`, fastest first. Each module has `why_not(call)`, which returns None
+            or the reason why it cannot run, and `run(...)`.
+        requested: a name that must be taken, or None for the first that does not refuse.
+        call: what `why_not` may look at: shapes, dtype and platform of this call.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if `requested` is unknown or refuses, or all of them refuse.
+    """
+    if requested is not None and requested not in table:
+        raise ValueError(
+            f"The implementation of {op} must be one of {sorted(table)}. "
+            f"Received: implementation={requested!r}. Pass one of these names, or None for the fastest."
+        )
+    reasons = {}
+    for name in table if requested is None else [requested]:
+        reasons[name] = table[name].why_not(call)
+        if reasons[name] is None:
+            _log_once(op, name)
+            return table[name]
+    listing = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
+    raise ValueError(
+        f"No implementation of {op} can run as asked. Received: implementation={requested!r}. {listing}. "
+        f"The others here are {sorted(set(table) - set(reasons))}; None takes the fastest that can run."
+    )
+
+
+def _log_once(op, name):
+    if (op, name) not in _logged:
+        _logged.add((op, name))
+        _logger.info("%s runs as %r", op, name)

@@ -1,0 +1,127 @@
+"""The selective scan of Mamba: one contract, several implementations."""
+
+import os
+from dataclasses import dataclass
+
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.ops import _checks
+from keras_jamba.ops._implementations import choose
+from keras_jamba.ops.scan import associative, portable, reference
+
+_BY_NAME = {"portable": portable, "associative": associative, "reference": reference}
+# Measured (benchmarks/results): a time loop wins on a CPU, the tree on an accelerator.
+_FASTEST_FIRST = {
+    "cpu": ("portable", "associative", "reference"),
+    "gpu": ("associative", "portable", "reference"),
+    "tpu": ("associative", "portable", "reference"),
+}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What an implementation may look at before it refuses. `length` is None where it is unknown."""
+
+    platform: str
+    length: int | None
+
+
+def selective_scan(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D=None,
+    z=None,
+    delta_bias=None,
+    delta_softplus=False,
+    initial_state=None,
+    return_last_state=False,
+    *,
+    mask=None,
+    segment_ids=None,
+    implementation=None,
+):
+    """The selective state-space recurrence of Mamba.
+
+    For every row, channel and state, with `delta' = softplus(delta + delta_bias)` (the bias and the
+    softplus where asked for):
+
+        h_t = exp(delta'_t * A) * h_{t-1} + delta'_t * B_t * u_t
+        y_t = (sum over n of C_t * h_t + D * u_t) * silu(z_t)
+
+    The state and all arithmetic are float32 whatever the inputs are. Differentiable in every tensor,
+    the initial and the last state included.
+
+    Args:
+        u: `(b, t, e)`, the input.
+        delta: `(b, t, e)`, the time step.
+        A: `(e, n)`, negative.
+        B: `(b, t, n)`, how the input enters the state.
+        C: `(b, t, n)`, how the state is read.
+        D: `(e,)` or None, the skip connection.
+        z: `(b, t, e)` or None, the gate.
+        delta_bias: `(e,)` or None.
+        delta_softplus: whether delta goes through a softplus, after the bias.
+        initial_state: `(b, e, n)`, h before the first token; None is zeros.
+        return_last_state: whether to return h after the last token too.
+        mask: must be None in this version.
+        segment_ids: must be None in this version.
+        implementation: None for the fastest that can run, or one of the names of `implementations()`,
+            which then must run. The environment variable `KERAS_JAMBA_SCAN` names one where this is None.
+
+    Returns:
+        y `(b, t, e)` in the dtype of `u`, or `(y, last_state)` with a float32 `(b, e, n)`.
+
+    Raises:
+        ValueError: for shapes that do not fit together, dtypes that are not floating, or an
+            implementation that is unknown or cannot run.
+
+    Reference:
+        [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752), section 3 and algorithm 2.
+    """
+    for name, value in (("mask", mask), ("segment_ids", segment_ids)):
+        if value is not None:
+            raise ValueError(
+                f"{name} must be None: this version scans whole, unpadded sequences. "
+                f"Received: {name} of shape {tuple(value.shape)}. Scan rows of equal length, one document each."
+            )
+    tensors = dict(
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
+    )
+    tensors = {k: v if v is None else ops.convert_to_tensor(v) for k, v in tensors.items()}
+    _check(tensors)
+    call = _Call(_backend.platform(), tensors["u"].shape[1])
+    requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
+    table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
+    chosen = choose("selective_scan", table, requested, call)
+    y, last_state = chosen.run(**tensors, delta_softplus=delta_softplus)
+    return (y, last_state) if return_last_state else y
+
+
+def implementations():
+    """What `selective_scan` can run as here: `{name: None, or the reason why it cannot}`, fastest first."""
+    platform = _backend.platform()
+    call = _Call(platform, length=1)
+    return {name: _BY_NAME[name].why_not(call) for name in _FASTEST_FIRST[platform]}
+
+
+_SHAPES = {
+    "u": "bte",
+    "delta": "bte",
+    "A": "en",
+    "B": "btn",
+    "C": "btn",
+    "D": "e",
+    "z": "bte",
+    "delta_bias": "e",
+    "initial_state": "ben",
+}
+
+
+def _check(tensors):
+    present = {name: x for name, x in tensors.items() if x is not None}
+    _checks.check_floating(present)
+    _checks.check_shapes(present, _SHAPES)

@@ -1,0 +1,27 @@
+"""The selective scan as it is defined, one token at a time, differentiated by the backend.
+
+Gu and Dao (2023), "Mamba", arXiv:2312.00752, section 3.2 and algorithm 2: zero-order hold for A,
+Euler's rule for B.
+"""
+
+from keras import ops
+
+from keras_jamba.ops.scan._around import around
+
+
+def why_not(call):
+    if call.length is None:
+        return "it is a Python loop over the tokens and needs a static length"
+    return None
+
+
+def _recurrence(u, delta, A, B, C, state):
+    outputs = []
+    for t in range(u.shape[1]):
+        decay = ops.exp(delta[:, t, :, None] * A)
+        state = decay * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
+        outputs.append(ops.sum(state * C[:, t, None, :], axis=-1))
+    return ops.stack(outputs, axis=1), state
+
+
+run = around(_recurrence)

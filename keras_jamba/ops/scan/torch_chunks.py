@@ -1,0 +1,102 @@
+"""The recurrence for PyTorch's eager mode: everything but one fused multiply-add a token runs a chunk at a time.
+
+The gradient is written by hand: the forward pass keeps one state a chunk, the backward pass runs a
+chunk's states again, so nothing of tokens x channels x state is ever held.  Chunks are as long as fits
+a core's cache.  Layout: (token, row, state, channel), channels innermost, where every operation is
+contiguous or a broadcast over whole rows; the sums over state and channels are batched products.
+"""
+
+import torch
+
+_CACHED_FLOATS = 1 << 18
+
+
+def recurrence(u, delta, A, B, C, initial_state):
+    """`h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = C_t h_t`, float32. Returns (y, last h)."""
+    return _Recurrence.apply(u, delta, A, B, C, initial_state)
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, initial_state):
+        rates = A.T.contiguous()
+        state = initial_state.transpose(1, 2).contiguous()
+        y = torch.empty_like(u)
+        first_states = []
+        for span in _spans(u, A):
+            first_states.append(state)
+            _, states = _states(_chunk(span, u, delta, B), rates, state)
+            y[:, span] = _over_state(_chunk(span, C)[0], states).transpose(0, 1)
+            state = states[-1].clone()
+        ctx.save_for_backward(u, delta, A, B, C, *first_states)
+        return y, state.transpose(1, 2).contiguous()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y, grad_last):
+        u, delta, A, B, C, *first_states = ctx.saved_tensors
+        rates = A.T.contiguous()
+        grads = tuple(torch.empty_like(x) for x in (u, delta, B, C))
+        grad_rates = torch.zeros_like(rates)
+        grad_state = grad_last.transpose(1, 2).contiguous()
+        for span in reversed(_spans(u, A)):
+            tokens = _chunk(span, u, delta, B, C, grad_y)
+            chunk_grads, grad_state, more = _chunk_gradient(
+                tokens, rates, first_states.pop(), grad_state
+            )
+            grad_rates += more
+            for whole, part in zip(grads, chunk_grads, strict=True):
+                whole[:, span] = part.transpose(0, 1)
+        grad_u, grad_delta, grad_B, grad_C = grads
+        return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, grad_state.transpose(1, 2)
+
+
+def _spans(u, A):
+    batch, length, _ = u.shape
+    size = max(1, min(64, _CACHED_FLOATS // max(1, batch * A.numel())))
+    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
+
+
+def _chunk(span, *tensors):
+    """(b, t, any) to contiguous (token, b, any) of one chunk."""
+    return tuple(x[:, span].transpose(0, 1).contiguous() for x in tensors)
+
+
+def _states(tokens, rates, state):
+    u, delta, B = tokens
+    decay = (delta.unsqueeze(2) * rates).exp_()
+    states = (delta * u).unsqueeze(2) * B.unsqueeze(3)
+    for now, factor in zip(states.unbind(0), decay.unbind(0), strict=True):
+        state = now.addcmul_(factor, state)
+    return decay, states
+
+
+def _chunk_gradient(tokens, rates, first, grad_state):
+    u, delta, B, C, grad_y = tokens
+    decay, states = _states((u, delta, B), rates, first)
+    grad_C = _over_channels(states, grad_y)
+    grads = grad_y.unsqueeze(2) * C.unsqueeze(3)
+    factors, slots = decay.unbind(0), grads.unbind(0)
+    slots[-1].add_(grad_state)
+    for i in range(len(slots) - 1, 0, -1):
+        slots[i - 1].addcmul_(factors[i], slots[i])
+    drive = delta * u
+    grad_B = _over_channels(grads, drive)
+    grad_drive = _over_state(B, grads)
+    grads *= decay
+    grad_state = grads[0].clone()
+    grads[0] *= first
+    grads[1:] *= states[:-1]
+    grad_delta = (grads * rates).sum(2) + grad_drive * u
+    grad_rates = grads.mul_(delta.unsqueeze(2)).sum((0, 1))
+    return (grad_drive * delta, grad_delta, grad_B, grad_C), grad_state, grad_rates
+
+
+def _over_state(weights, x):
+    """Sum over n of weights (token, b, n) times x (token, b, n, e)."""
+    return torch.matmul(weights.unsqueeze(2), x).squeeze(2)
+
+
+def _over_channels(x, weights):
+    """Sum over e of x (token, b, n, e) times weights (token, b, e)."""
+    return torch.matmul(x, weights.unsqueeze(3)).squeeze(3)

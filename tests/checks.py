@@ -1,0 +1,38 @@
+"""What several tests do on whichever backend runs."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def numpy(tree):
+    return keras.tree.map_structure(ops.convert_to_numpy, tree)
+
+
+def gradients(function, tensors):
+    """Gradients of a scalar function of a list of tensors, as NumPy arrays."""
+    backend = keras.backend.backend()
+    tensors = [ops.convert_to_tensor(x) for x in tensors]
+    if backend == "jax":
+        import jax
+
+        grads = jax.grad(lambda xs: function(*xs))(tensors)
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            loss = function(*tensors)
+        grads = tape.gradient(loss, tensors)
+    else:
+        import torch
+
+        tensors = [x.detach().requires_grad_(True) for x in tensors]
+        grads = torch.autograd.grad(function(*tensors), tensors)
+    return [np.asarray(ops.convert_to_numpy(g)) for g in grads]
+
+
+def close(actual, expected, relative=1e-4, absolute=1e-6):
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(actual), expected, rtol=relative, atol=absolute
+    )

@@ -1,0 +1,76 @@
+"""The selective scan: the reference against NumPy and recorded numbers, every other form against the reference."""
+
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+from checks import close, gradients
+from keras import ops
+
+from keras_jamba.ops import implementations, selective_scan
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "selective_scan"
+FAST = [name for name in implementations() if name != "reference"]
+NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"]
+
+
+def draw(batch, length, channels, state=16, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
+    return {
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels) - 2,
+        "A": -np.exp(normal(channels, state)),
+        "B": normal(batch, length, state),
+        "C": normal(batch, length, state),
+        "D": normal(channels),
+        "z": normal(batch, length, channels),
+        "delta_bias": 0.1 * normal(channels),
+        "initial_state": normal(batch, channels, state),
+    }
+
+
+def outputs_and_gradients(inputs, implementation):
+    """What comes out, and the gradients of a weighted sum of all of it for all nine inputs."""
+    rng = np.random.default_rng(1)
+    weights = [rng.standard_normal(inputs[k].shape).astype("float32") for k in ("u", "initial_state")]
+    scan = lambda *tensors: selective_scan(  # noqa: E731
+        **dict(zip(NAMES, tensors, strict=True)),
+        delta_softplus=True,
+        return_last_state=True,
+        implementation=implementation,
+    )
+
+    def loss(*tensors):
+        return sum(ops.sum(x * ops.convert_to_tensor(w)) for x, w in zip(scan(*tensors), weights, strict=True))
+
+    tensors = [inputs[name] for name in NAMES]
+    return scan(*tensors), gradients(loss, tensors), weights
+
+
+def assert_equals_the_oracle(inputs, implementation):
+    outputs, actual, weights = outputs_and_gradients(inputs, implementation)
+    expected = oracles.selective_scan(**inputs, delta_softplus=True)
+    for a, e in zip(outputs, expected, strict=True):
+        close(a, e, absolute=2e-5)
+    expected = oracles.selective_scan_gradients(*weights, *(inputs[name] for name in NAMES))
+    for name, a, e in zip(NAMES, actual, expected, strict=True):
+        scale = max(1, np.abs(e).max())
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_the_reference_is_the_float64_recurrence(length):
+    assert_equals_the_oracle(draw(2, length, 6), "reference")
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 257])
+@pytest.mark.parametrize("implementation", FAST)
+def test_every_form_equals_the_recurrence_and_its_gradients(implementation, length):
+    assert_equals_the_oracle(draw(2, length, 6), implementation)
+
+
+@pytest.mark.parametrize("channels", [6, 5])
+def test_a_batch_of_one_equals_the_recurrence(channels):
+    assert_equals_the_oracle(draw(1, 65, channels), "portable")
