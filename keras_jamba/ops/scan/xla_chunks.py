@@ -103,7 +103,7 @@ class _Layout:
     def __init__(self, u, A):
         self.batch, self.length, self.channels = ops.shape(u)
         self.state_size = A.shape[1]
-        self.split = self.batch == 1 and self.channels % 2 == 0
+        self.split = u.shape[0] == 1 and self.channels % 2 == 0
         self.rows = (2, self.channels // 2) if self.split else (self.batch, self.channels)
         self.count = (self.length + _LONGEST_CHUNK - 1) // _LONGEST_CHUNK
         self.size = (self.length + self.count - 1) // self.count

@@ -1,0 +1,71 @@
+"""The dense feed-forward part of a block."""
+
+import keras
+from keras import ops
+
+from keras_jamba.layers import _initializers
+from keras_jamba.ops import _checks
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class FeedForward(keras.layers.Layer):
+    """SwiGLU, `down(silu(gate(x)) * up(x))`, or a two-layer perceptron with GELU, `down(gelu(up(x)))`.
+
+    Args:
+        d_model: width of input and output.
+        d_ff: hidden width; None is `4 * d_model`.
+        use_swiglu: which of the two.
+
+    Call arguments:
+        inputs: `(b, t, d)`.
+
+    Returns:
+        `(b, t, d)`.
+
+    Reference:
+        [Shazeer (2020)](https://arxiv.org/abs/2002.05202).
+    """
+
+    def __init__(self, d_model, d_ff=None, use_swiglu=True, **kwargs):
+        super().__init__(**kwargs)
+        d_ff = 4 * d_model if d_ff is None else d_ff
+        for name, value in dict(d_model=d_model, d_ff=d_ff).items():
+            _checks.check_integer(name, value)
+        self.d_model, self.d_ff, self.use_swiglu = d_model, d_ff, use_swiglu
+
+        def dense(units, name):
+            return keras.layers.Dense(
+                units,
+                use_bias=False,
+                kernel_initializer=_initializers.xavier(),
+                name=name,
+                dtype=self.dtype_policy,
+            )
+
+        if use_swiglu:
+            self.gate_proj = dense(d_ff, "gate_proj")
+        self.up_proj, self.down_proj = dense(d_ff, "up_proj"), dense(d_model, "down_proj")
+
+    def build(self, input_shape):
+        _checks.check_last_axis("FeedForward", input_shape, self.d_model)
+        if self.use_swiglu:
+            self.gate_proj.build((None, None, self.d_model))
+        self.up_proj.build((None, None, self.d_model))
+        self.down_proj.build((None, None, self.d_ff))
+
+    def call(self, inputs):
+        up = self.up_proj(inputs)
+        if self.use_swiglu:
+            return self.down_proj(ops.silu(self.gate_proj(inputs)) * up)
+        return self.down_proj(ops.gelu(up, approximate=False))
+
+    def compute_output_shape(self, input_shape):
+        _checks.check_last_axis("FeedForward", input_shape, self.d_model)
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {
+            "d_model": self.d_model,
+            "d_ff": self.d_ff,
+            "use_swiglu": self.use_swiglu,
+        }

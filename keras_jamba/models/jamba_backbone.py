@@ -1,0 +1,142 @@
+"""The Jamba backbone: features in, features out."""
+
+import inspect
+
+import keras
+
+from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer, MoELayer
+from keras_jamba.models._pattern import block_pattern
+from keras_jamba.models._routing_metrics import RoutedModel
+from keras_jamba.ops import _checks
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class JambaBackbone(RoutedModel):
+    """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward parts.
+
+    With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
+    experts, and so on; `backbone.block_pattern` shows it. Maps `(b, t, d_model)` to the same shape,
+    after the final RMSNorm, for any number of tokens.
+
+    Args:
+        d_model: width d.
+        num_layers: number of blocks.
+        mamba_ratio: Mamba layers for each attention layer; 0 is all attention, None no attention.
+        attention_offset: place of the attention layer in its period of `mamba_ratio + 1`; None is last.
+        moe_frequency: one layer in so many has experts; 0 is none.
+        moe_offset: its place in that period; None is last.
+        num_experts, num_experts_per_token: see `MoELayer`.
+        d_ff: hidden width of feed-forward parts and experts; None is `4 * d_model`.
+        use_swiglu: see `FeedForward`.
+        num_heads: query heads; divides d_model.
+        num_kv_heads: key-value heads; None is num_heads.
+        use_rope, rope_theta, rope_interleaved, causal: see `AttentionLayer`.
+        d_state, d_conv, expand, dt_rank, conv_bias, proj_bias, mixer_rms_norm: see `MambaLayer`.
+        normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient: see `MoELayer`.
+        dropout: share of each residual branch dropped in training.
+        epsilon: of all norms.
+
+    Raises:
+        ValueError: for arguments out of range or that do not fit together.
+
+    Example:
+        >>> import keras, keras_jamba
+        >>> backbone = keras_jamba.models.JambaBackbone(d_model=64, num_layers=4, mamba_ratio=3)
+        >>> backbone(keras.random.normal((2, 100, 64))).shape
+        (2, 100, 64)
+
+    Reference:
+        [Lieber et al. (2024)](https://arxiv.org/abs/2403.19887).
+    """
+
+    def __init__(
+        self,
+        d_model=256,
+        num_layers=8,
+        mamba_ratio=7,
+        attention_offset=None,
+        moe_frequency=2,
+        moe_offset=None,
+        num_experts=8,
+        num_experts_per_token=2,
+        d_ff=None,
+        use_swiglu=True,
+        num_heads=4,
+        num_kv_heads=None,
+        use_rope=True,
+        rope_theta=10000.0,
+        rope_interleaved=True,
+        causal=True,
+        d_state=16,
+        d_conv=4,
+        expand=2,
+        dt_rank=None,
+        conv_bias=True,
+        proj_bias=False,
+        mixer_rms_norm=True,
+        normalize_top_k=True,
+        balance_loss="variance",
+        balance_coefficient=0.01,
+        squared_z_loss=True,
+        z_coefficient=0.001,
+        dropout=0.0,
+        epsilon=1e-6,
+        dtype=None,
+        name=None,
+    ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "dtype", "name")}
+
+        # Layers
+        _checks.check_integer("d_model", d_model)
+        pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset)
+        make = {
+            "mamba": lambda: MambaLayer(**_only(config, MambaLayer), dtype=dtype, name="mixer"),
+            "attention": lambda: AttentionLayer(
+                **_only(config, AttentionLayer), dtype=dtype, name="mixer"
+            ),
+            "dense": lambda: FeedForward(**_only(config, FeedForward), dtype=dtype, name="feed_forward"),
+            "moe": lambda: MoELayer(**_only(config, MoELayer), dtype=dtype, name="feed_forward"),
+        }
+        blocks = [
+            JambaBlock(
+                make[mixer](), make[feed_forward](), dropout, epsilon, dtype=dtype, name=f"block_{i}"
+            )
+            for i, (mixer, feed_forward) in enumerate(pattern)
+        ]
+        final_norm = keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name="final_norm")
+
+        # Functional model
+        inputs = keras.Input((None, d_model), name="features")
+        x = inputs
+        for block in blocks:
+            x = block(x)
+        super().__init__(inputs, final_norm(x), name=name)
+
+        # Config
+        self.block_pattern = pattern
+        self.blocks, self.final_norm = blocks, final_norm
+        self._config = config
+        self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        self._watch_routing(b.feed_forward for b in blocks)
+
+    def block_outputs(self, features):
+        """What each block puts out, a list of `(b, t, d)`; the model's own output is `final_norm` of the last."""
+        outputs = []
+        for block in self.blocks:
+            features = block(features)
+            outputs.append(features)
+        return outputs
+
+    def get_config(self):
+        policy = keras.dtype_policies.serialize(self._policy)
+        return {**self._config, "dtype": policy, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def _only(config, layer):
+    """The arguments of `layer` among those of the model: they carry the same names."""
+    names = inspect.signature(layer.__init__).parameters
+    return {name: config[name] for name in names if name in config}

@@ -1,0 +1,146 @@
+"""Presets: a folder with `config.json` and, where it was trained, `model.weights.h5`.
+
+The built-in ones stand in `presets/` beside the package in a clone and in `_presets/` inside an
+installed one.  Nothing in a preset is code, and nothing is loaded before the whole preset was checked.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+FORMAT = 1
+
+_PACKAGE = Path(__file__).resolve().parent
+_logger = logging.getLogger("keras_jamba")
+
+
+def _built_in_folder():
+    installed = _PACKAGE / "_presets"
+    return installed if installed.is_dir() else _PACKAGE.parent / "presets"
+
+
+def list_presets():
+    """The names of the built-in presets, sorted."""
+    return tuple(sorted(path.parent.name for path in _built_in_folder().glob(f"*/{CONFIG}")))
+
+
+def read(preset):
+    """Reads a preset's metadata.
+
+    Returns:
+        `(metadata, folder)`: a dict with `format`, `class_name`, `config` and `weights` (None, or
+        `{"sha256", "variables": {path: shape}}`), and where it lies.
+
+    Raises:
+        ValueError: if there is no such preset, or its file is not one of ours.
+    """
+    folder = _built_in_folder() / str(preset)
+    if str(preset) not in list_presets():
+        folder = Path(preset)
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ValueError(
+            f"A preset is a built-in name, {', '.join(list_presets())}, or a folder with a {CONFIG}. "
+            f"Received: {str(preset)!r}. Pass one of the names, or a folder that save_to_preset wrote."
+        )
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        good = metadata["format"] == FORMAT and isinstance(metadata["config"], dict)
+        good = good and {"class_name", "weights"} <= set(metadata)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(_not_ours(file, repr(error))) from error
+    if not good:
+        raise ValueError(_not_ours(file, f"format={metadata['format']!r}"))
+    return metadata, folder
+
+
+def _not_ours(file, received):
+    return (
+        f"{CONFIG} of a preset must be JSON with format={FORMAT}, class_name, config and weights. "
+        f"Received: {str(file)!r} with {received}. Write the preset again with save_to_preset."
+    )
+
+
+def build(cls, preset, load_weights, overrides):
+    """A model of class `cls` from a preset; see `DHCJamba.from_preset`."""
+    metadata, folder = read(preset)
+    if metadata["class_name"] != cls.__name__:
+        raise ValueError(
+            f"The preset must be one of the class that loads it. Received: {str(preset)!r} of class "
+            f"{metadata['class_name']}, loaded by {cls.__name__}. Call {metadata['class_name']}.from_preset."
+        )
+    weights = metadata["weights"] if load_weights else None
+    if weights:
+        _check_file(folder / WEIGHTS, weights["sha256"])
+    model = cls(**(metadata["config"] | overrides))
+    if weights:
+        _check_variables(model, weights["variables"], preset)
+        model.load_weights(folder / WEIGHTS)
+    elif metadata["weights"] is None:
+        _logger.warning("The preset %r has no weights: the model starts from random ones.", str(preset))
+    return model
+
+
+def write(model, folder):
+    """Writes a preset; see `DHCJamba.save_to_preset`."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"A preset is written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
+            "which is not. Choose another folder, or remove this one first."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_weights(staging / WEIGHTS)
+        config = {k: v for k, v in model.get_config().items() if k not in ("name", "dtype")}
+        weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
+        metadata = {
+            "format": FORMAT,
+            "class_name": type(model).__name__,
+            "config": config,
+            "weights": weights,
+        }
+        (staging / CONFIG).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        staging.chmod(0o755)
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _variables(model):
+    return {variable.path: list(variable.shape) for variable in model.variables}
+
+
+def _check_variables(model, expected, preset):
+    have = _variables(model)
+    wrong = [
+        f"{path} is {expected.get(path, 'missing')} in the preset and {have.get(path, 'missing')} in the model"
+        for path in sorted(expected.keys() | have.keys())
+        if expected.get(path) != have.get(path)
+    ]
+    if wrong:
+        raise ValueError(
+            "The weights of a preset must fit the model. "
+            f"Received: {str(preset)!r}, where {'; '.join(wrong[:3])}{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. "
+            "Drop the overrides that change the sizes, or pass load_weights=False to start from random weights."
+        )
+
+
+def _check_file(file, sha256):
+    found = _sha256(file) if file.is_file() else "no such file"
+    if found != sha256:
+        raise ValueError(
+            f"The weights of a preset must be the file that was saved, sha256 {sha256}. "
+            f"Received: {str(file)!r}, {found}. Copy the preset again, or pass load_weights=False."
+        )
+
+
+def _sha256(file):
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
