@@ -125,9 +125,10 @@ def _check_variables(model, expected, preset):
         if expected.get(path) != have.get(path)
     ]
     if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             "The weights of a preset must fit the model. "
-            f"Received: {str(preset)!r}, where {'; '.join(wrong[:3])}{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. "
+            f"Received: {str(preset)!r}, where {'; '.join(wrong[:3])}{more}. "
             "Drop the overrides that change the sizes, or pass load_weights=False to start from random weights."
         )
 

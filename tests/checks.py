@@ -33,6 +33,4 @@ def gradients(function, tensors):
 
 
 def close(actual, expected, relative=1e-4, absolute=1e-6):
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(actual), expected, rtol=relative, atol=absolute
-    )
+    np.testing.assert_allclose(ops.convert_to_numpy(actual), expected, rtol=relative, atol=absolute)

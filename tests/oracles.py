@@ -3,9 +3,7 @@
 import numpy as np
 
 
-def selective_scan(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, initial_state=None
-):
+def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, initial_state=None):
     u, delta, A, B, C = (np.asarray(x, "float64") for x in (u, delta, A, B, C))
     if delta_bias is not None:
         delta = delta + delta_bias
@@ -23,9 +21,7 @@ def selective_scan(
     return (y if z is None else y * z / (1 + np.exp(-z))), state
 
 
-def selective_scan_gradients(
-    grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, initial_state
-):
+def selective_scan_gradients(grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, initial_state):
     """Backpropagation through time by hand, softplus on; in the order of the arguments after grad_last."""
     u, A, B, C, D, z = (np.asarray(x, "float64") for x in (u, A, B, C, D, z))
     biased = np.asarray(delta, "float64") + delta_bias

@@ -11,6 +11,7 @@ compiled, with the contract of `jax.lax.scan`: `body(carry, slices)` returns `(c
 `forward(*tensors)` returns `(outputs, residuals)`, `backward(residuals, gradients)` one gradient an input.
 """
 
+# ruff: noqa: F401, for which names there are depends on the backend
 import keras
 
 _BACKEND = keras.backend.backend()
@@ -26,5 +27,3 @@ else:
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
         f"Received: KERAS_BACKEND={_BACKEND!r}. Set KERAS_BACKEND to one of the three before importing keras."
     )
-
-__all__ = ["platform"] + (["custom_gradient", "scan"] if _BACKEND != "torch" else [])

@@ -60,7 +60,11 @@ class AttentionLayer(keras.layers.Layer):
             )
         _checks.check_number("rope_theta", rope_theta, low=1.0)
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
-        self.use_rope, self.rope_theta, self.rope_interleaved = use_rope, rope_theta, rope_interleaved
+        self.use_rope, self.rope_theta, self.rope_interleaved = (
+            use_rope,
+            rope_theta,
+            rope_interleaved,
+        )
         self.causal = causal
 
         def dense(units, name, gain=1.0):
@@ -88,8 +92,7 @@ class AttentionLayer(keras.layers.Layer):
         value = self._heads(self.v_proj(inputs), self.num_kv_heads)
         if self.use_rope:
             query, key = (
-                rotary_embedding(x, theta=self.rope_theta, interleaved=self.rope_interleaved)
-                for x in (query, key)
+                rotary_embedding(x, theta=self.rope_theta, interleaved=self.rope_interleaved) for x in (query, key)
             )
         mixed = grouped_query_attention(query, key, value, causal=self.causal)
         batch, length = ops.shape(inputs)[:2]

@@ -84,7 +84,11 @@ class MambaLayer(keras.layers.Layer):
 
         def dense(units, name, initializer, use_bias=False):
             return keras.layers.Dense(
-                units, use_bias=use_bias, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
+                units,
+                use_bias=use_bias,
+                kernel_initializer=initializer,
+                name=name,
+                dtype=self.dtype_policy,
             )
 
         self.in_proj = dense(2 * self.inner, "in_proj", _initializers.xavier(), proj_bias)
@@ -101,13 +105,9 @@ class MambaLayer(keras.layers.Layer):
         _checks.check_last_axis("MambaLayer", input_shape, self.d_model)
         e, n = self.inner, self.d_state
         bound = self.d_conv**-0.5
-        self.conv_kernel = self.add_weight(
-            (self.d_conv, e), _initializers.uniform(bound), name="conv_kernel"
-        )
+        self.conv_kernel = self.add_weight((self.d_conv, e), _initializers.uniform(bound), name="conv_kernel")
         if self.conv_bias:
-            self.conv_bias_weight = self.add_weight(
-                (e,), _initializers.uniform(bound), name="conv_bias"
-            )
+            self.conv_bias_weight = self.add_weight((e,), _initializers.uniform(bound), name="conv_bias")
         # Kept float32 inside `call` under mixed precision: they act through exponentials.
         self.dt_bias = self.add_weight(
             (e,),
@@ -115,9 +115,7 @@ class MambaLayer(keras.layers.Layer):
             name="dt_bias",
             autocast=False,
         )
-        self.A_log = self.add_weight(
-            (e, n), _initializers.StateIndexLog(), name="A_log", autocast=False
-        )
+        self.A_log = self.add_weight((e, n), _initializers.StateIndexLog(), name="A_log", autocast=False)
         self.D = self.add_weight((e,), "ones", name="D", autocast=False)
         self.in_proj.build((None, None, self.d_model))
         self.x_proj.build((None, None, e))

@@ -96,9 +96,7 @@ class MoELayer(keras.layers.Layer):
     def build(self, input_shape):
         _checks.check_last_axis("MoELayer", input_shape, self.d_model)
         x, d, f = self.num_experts, self.d_model, self.d_ff
-        self.router_kernel = self.add_weight(
-            (d, x), _initializers.xavier(), name="router_kernel", autocast=False
-        )
+        self.router_kernel = self.add_weight((d, x), _initializers.xavier(), name="router_kernel", autocast=False)
         if self.use_swiglu:
             self.gate_bank = self._bank("gate_bank", d, f)
         self.up_bank = self._bank("up_bank", d, f)
@@ -113,17 +111,13 @@ class MoELayer(keras.layers.Layer):
         return self.add_weight(shape, _initializers.uniform(bound), name=name)
 
     def _statistic(self, name, shape, value):
-        return self.add_weight(
-            shape, keras.initializers.Constant(value), name=name, trainable=False, autocast=False
-        )
+        return self.add_weight(shape, keras.initializers.Constant(value), name=name, trainable=False, autocast=False)
 
     def call(self, inputs, return_router_logits=False):
         shape = ops.shape(inputs)
         tokens = ops.reshape(inputs, (-1, self.d_model))
         logits = ops.matmul(ops.cast(tokens, "float32"), ops.cast(self.router_kernel, "float32"))
-        weights, indices, probabilities = top_k_routing(
-            logits, self.num_experts_per_token, self.normalize_top_k
-        )
+        weights, indices, probabilities = top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
         self._report(logits, indices, probabilities)
         chosen = ops.one_hot(indices, self.num_experts, dtype="float32")
         gates = ops.cast(ops.sum(chosen * weights[..., None], axis=1), self.compute_dtype)

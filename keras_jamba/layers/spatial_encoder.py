@@ -35,8 +35,7 @@ class SpatialEncoder(keras.layers.Layer):
             _checks.check_integer(name, value)
         if downsample & (downsample - 1):
             raise ValueError(
-                f"downsample must be a power of two. Received: downsample={downsample}. "
-                "Pass 1, 2, 4, 8, ..."
+                f"downsample must be a power of two. Received: downsample={downsample}. Pass 1, 2, 4, 8, ..."
             )
         self.d_model, self.downsample = d_model, downsample
         halvings = downsample.bit_length() - 1
@@ -57,9 +56,7 @@ class SpatialEncoder(keras.layers.Layer):
             for i, (width, stride) in enumerate(zip(widths, strides, strict=True))
         ]
         self.norms = [
-            keras.layers.BatchNormalization(
-                axis=-1, momentum=0.9, name=f"norm_{i}", dtype=self.dtype_policy
-            )
+            keras.layers.BatchNormalization(axis=-1, momentum=0.9, name=f"norm_{i}", dtype=self.dtype_policy)
             for i in range(len(strides))
         ]
 

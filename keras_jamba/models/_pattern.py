@@ -16,10 +16,7 @@ def block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_
     attention_period = 0 if mamba_ratio is None else mamba_ratio + 1
     attention = _hits("attention_offset", attention_offset, attention_period, num_layers)
     moe = _hits("moe_offset", moe_offset, moe_frequency, num_layers)
-    return tuple(
-        ("attention" if a else "mamba", "moe" if m else "dense")
-        for a, m in zip(attention, moe, strict=True)
-    )
+    return tuple(("attention" if a else "mamba", "moe" if m else "dense") for a, m in zip(attention, moe, strict=True))
 
 
 def _hits(name, offset, period, count):

@@ -11,9 +11,7 @@ from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 
 _BACKBONE_ARGUMENTS = tuple(
-    name
-    for name in inspect.signature(JambaBackbone.__init__).parameters
-    if name not in ("self", "dtype", "name")
+    name for name in inspect.signature(JambaBackbone.__init__).parameters if name not in ("self", "dtype", "name")
 )
 
 
@@ -63,9 +61,7 @@ class DHCJamba(RoutedModel):
         d_model = jamba.get_config()["d_model"]
         encoder = SpatialEncoder(d_model, downsample, dtype=dtype, name="encoder")
         flatten = keras.layers.Reshape((-1, d_model), dtype=dtype, name="tokens")
-        pool = keras.layers.GlobalAveragePooling1D(
-            data_format="channels_last", dtype=dtype, name="pool"
-        )
+        pool = keras.layers.GlobalAveragePooling1D(data_format="channels_last", dtype=dtype, name="pool")
         head = keras.layers.Dense(num_classes, dtype="float32", name="head")
 
         # Functional model
@@ -93,8 +89,7 @@ class DHCJamba(RoutedModel):
         shape = tuple(getattr(images, "shape", ()))
         expected = self._config["image_shape"]
         fits = len(shape) == 4 and all(
-            wanted is None or size in (None, wanted)
-            for size, wanted in zip(shape[1:], expected, strict=True)
+            wanted is None or size in (None, wanted) for size, wanted in zip(shape[1:], expected, strict=True)
         )
         if not fits:
             raise ValueError(

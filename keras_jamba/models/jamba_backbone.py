@@ -91,15 +91,18 @@ class JambaBackbone(RoutedModel):
         pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset)
         make = {
             "mamba": lambda: MambaLayer(**_only(config, MambaLayer), dtype=dtype, name="mixer"),
-            "attention": lambda: AttentionLayer(
-                **_only(config, AttentionLayer), dtype=dtype, name="mixer"
-            ),
+            "attention": lambda: AttentionLayer(**_only(config, AttentionLayer), dtype=dtype, name="mixer"),
             "dense": lambda: FeedForward(**_only(config, FeedForward), dtype=dtype, name="feed_forward"),
             "moe": lambda: MoELayer(**_only(config, MoELayer), dtype=dtype, name="feed_forward"),
         }
         blocks = [
             JambaBlock(
-                make[mixer](), make[feed_forward](), dropout, epsilon, dtype=dtype, name=f"block_{i}"
+                make[mixer](),
+                make[feed_forward](),
+                dropout,
+                epsilon,
+                dtype=dtype,
+                name=f"block_{i}",
             )
             for i, (mixer, feed_forward) in enumerate(pattern)
         ]

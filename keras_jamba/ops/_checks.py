@@ -47,22 +47,19 @@ def check_number(name, value, low, high=float("inf")):
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
     if not good:
         raise ValueError(
-            f"{name} must be a number from {low} to {high}. Received: {name}={value!r}. "
-            f"Pass a value in that range."
+            f"{name} must be a number from {low} to {high}. Received: {name}={value!r}. Pass a value in that range."
         )
 
 
 def check_choice(name, value, choices):
     if value not in choices:
-        raise ValueError(
-            f"{name} must be one of {list(choices)}. Received: {name}={value!r}. Pass one of these."
-        )
+        raise ValueError(f"{name} must be one of {list(choices)}. Received: {name}={value!r}. Pass one of these.")
 
 
-def check_last_axis(layer, shape, size, rank=3):
-    """The input of `layer` is (b, t, size), or (b, size) for rank 2."""
-    if len(shape) != rank or shape[-1] != size:
+def check_last_axis(layer, shape, size):
+    """The input of `layer` is (b, t, size)."""
+    if len(shape) != 3 or shape[-1] != size:
         raise ValueError(
-            f"The input of {layer} must have the shape ({'b, t, ' if rank == 3 else 'b, '}{size}). "
-            f"Received: shape={tuple(shape)}. Reshape the input, or build the layer with d_model={shape[-1] if shape else None}."
+            f"The input of {layer} must have the shape (b, t, {size}). Received: shape={tuple(shape)}. "
+            f"Reshape the input, or build the layer with another d_model."
         )

@@ -41,9 +41,7 @@ class _Recurrence(torch.autograd.Function):
         grad_state = grad_last.transpose(1, 2).contiguous()
         for span in reversed(_spans(u, A)):
             tokens = _chunk(span, u, delta, B, C, grad_y)
-            chunk_grads, grad_state, more = _chunk_gradient(
-                tokens, rates, first_states.pop(), grad_state
-            )
+            chunk_grads, grad_state, more = _chunk_gradient(tokens, rates, first_states.pop(), grad_state)
             grad_rates += more
             for whole, part in zip(grads, chunk_grads, strict=True):
                 whole[:, span] = part.transpose(0, 1)

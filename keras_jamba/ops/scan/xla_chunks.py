@@ -33,7 +33,14 @@ def _forward(u, delta, A, B, C, initial_state):
         return state, _sum_state(state * layout.over_channels(C))
 
     last, (y, first_states) = _backend.scan(chunk, layout.state(initial_state), tokens)
-    return (layout.unchunk(y), layout.unstate(last)), (u, delta, A, B, C, first_states)
+    return (layout.unchunk(y, layout.channels), layout.unstate(last)), (
+        u,
+        delta,
+        A,
+        B,
+        C,
+        first_states,
+    )
 
 
 def _backward(residuals, gradients):
@@ -72,7 +79,8 @@ def _backward(residuals, gradients):
     carry = (grad_last, ops.zeros_like(grad_last))
     inputs = (tokens, first_states)
     (grad_first, grad_rates), gradients = _backend.scan(chunk, carry, inputs, reverse=True)
-    grad_u, grad_delta, grad_B, grad_C = map(layout.unchunk, gradients)
+    widths = (layout.channels, layout.channels, layout.state_size, layout.state_size)
+    grad_u, grad_delta, grad_B, grad_C = map(layout.unchunk, gradients, widths)
     grad_A = ops.sum(layout.unstate(grad_rates), axis=0)
     return grad_u, grad_delta, grad_A, grad_B, grad_C, layout.unstate(grad_first)
 
@@ -112,15 +120,15 @@ class _Layout:
         """(b, t, any) to (chunk, token, b, any). Tokens added at the end have delta = 0: they hold the state."""
         x = ops.pad(x, ((0, 0), (0, self.count * self.size - self.length), (0, 0)))
         x = ops.transpose(x, (1, 0, 2))
-        return ops.reshape(x, (self.count, self.size, self.batch, x.shape[2]))
+        return ops.reshape(x, (self.count, self.size, self.batch, -1))
 
     def channel_chunks(self, x):
         """(b, t, e) to (chunk, token, row, channel)."""
         return ops.reshape(self.chunks(x), (self.count, self.size, *self.rows))
 
-    def unchunk(self, x):
-        """The way back of `chunks` and of `channel_chunks`."""
-        x = ops.reshape(x, (self.count * self.size, self.batch, -1))
+    def unchunk(self, x, width):
+        """The way back of `chunks` and of `channel_chunks`: (b, t, width)."""
+        x = ops.reshape(x, (self.count * self.size, self.batch, width))
         return ops.transpose(x[: self.length], (1, 0, 2))
 
     def state(self, x):

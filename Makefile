@@ -1,0 +1,53 @@
+# Two commands that do all their own set-up: `make demo` and `make test`.
+# PYTHON names the interpreter, BACKEND the demo's backend, ARGS go to the demo, PIP_ARGS to pip.
+PYTHON ?= python3
+BACKEND ?= jax
+# Pinned, and installed before all else: with no torch there, any looser requirement takes the newest
+# build, on Linux with gigabytes of CUDA libraries.
+TORCH ?= torch==2.13.0
+
+TEST_VENV := .venv
+DEMO_VENV := .venv-demo-$(BACKEND)
+INSTALL = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help demo test lint clean python
+
+help:
+	@echo "make demo [BACKEND=jax|tensorflow|torch] [ARGS=...]   train an image classifier and draw how it did"
+	@echo "make test                                             all tests, on all three backends"
+	@echo "make lint                                             ruff"
+	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
+
+demo: $(DEMO_VENV)/installed
+	KERAS_BACKEND=$(BACKEND) TF_CPP_MIN_LOG_LEVEL=2 $(DEMO_VENV)/bin/python examples/image_classification.py $(ARGS)
+
+test: $(TEST_VENV)/installed
+	PYTHON=$(TEST_VENV)/bin/python bash tests/run_all.sh
+
+lint: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf .venv .venv-demo-* runs build dist .pytest_cache .ruff_cache
+
+python:
+	@$(PYTHON) -c 'import sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
+	  echo "keras-jamba needs Python 3.11 or newer with its venv module." >&2; \
+	  echo "Received: PYTHON=$(PYTHON), `$(PYTHON) --version 2>&1`." >&2; \
+	  echo "Install one, or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+
+# A stamp is written last, so that an interrupted installation starts again.
+$(TEST_VENV)/installed: pyproject.toml | python
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python $(INSTALL) "$(TORCH)"
+	$(TEST_VENV)/bin/python $(INSTALL) -e ".[jax,tensorflow,torch,test]"
+	touch $@
+
+$(DEMO_VENV)/installed: pyproject.toml | python
+	@case "$(BACKEND)" in jax|tensorflow|torch) ;; *) \
+	  echo "BACKEND must be jax, tensorflow or torch. Received: BACKEND=$(BACKEND)." >&2; exit 1;; esac
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(if $(filter torch,$(BACKEND)),$(DEMO_VENV)/bin/python $(INSTALL) "$(TORCH)")
+	$(DEMO_VENV)/bin/python $(INSTALL) -e ".[$(BACKEND),examples]"
+	touch $@

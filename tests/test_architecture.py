@@ -1,0 +1,189 @@
+"""House rules that can be read off the source: who imports whom, sizes, names."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "keras_jamba"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import of ours, itself included.  A part that is not listed fails the test, so
+# that a new part states its place here.
+MAY_IMPORT = {
+    "_backend": {"_backend"},
+    "ops": {"ops", "_backend"},
+    "presets": {"presets"},
+    "converters": {"converters", "presets"},
+    "layers": {"layers", "ops", "_backend"},
+    "models": {"models", "layers", "ops", "presets", "converters", "_backend"},
+    "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend"},
+}
+BACKENDS = {"jax", "jaxlib", "tensorflow", "torch"}
+# The parts where code may differ by backend.
+KNOWS_BACKEND = {"ops", "_backend"}
+MAX_LINES = 400
+
+
+def module_name(path):
+    """`keras_jamba/ops/scan/__init__.py` is `keras_jamba.ops.scan`."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part_of(name):
+    """`keras_jamba.ops.scan` belongs to `ops`; the package itself to ``."""
+    return (name.split(".") + [""])[1]
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(tree, path):
+    """`(line, dotted name)` of every import, those inside functions and of relative names too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module_name(path).split(".")
+                # `from .` in a/b.py means a; in a/b/__init__.py it means a.b.
+                drop = node.level - (path.name == "__init__.py")
+                base = ".".join(package[: len(package) - drop] + ([base] if base else []))
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+
+
+def dotted(node):
+    """`keras.backend.backend` as text, or None for what is not a chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        base = dotted(node.value)
+        return base and f"{base}.{node.attr}"
+    return None
+
+
+def backwards_imports(tree, path):
+    part = part_of(module_name(path))
+    # The package's own __init__ gathers the public names and may reach everything.
+    allowed = MAY_IMPORT.get(part, set()) if part else set(MAY_IMPORT)
+    return [
+        f"{line}: imports {name}"
+        for line, name in imports(tree, path)
+        if name.split(".")[0] == PACKAGE.name and part_of(name) not in allowed
+    ]
+
+
+def backend_knowledge(tree, path):
+    """Imports of a backend, and the question which backend runs, under any alias of `keras`."""
+    if part_of(module_name(path)) in KNOWS_BACKEND:
+        return []
+    found = []
+    local = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                local[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                local[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for line, name in imports(tree, path):
+        if name.split(".")[0] in BACKENDS:
+            found.append(f"{line}: imports {name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (name := dotted(node.func)):
+            head, _, rest = name.partition(".")
+            full = local.get(head, head) + (f".{rest}" if rest else "")
+            if full in {"keras.backend.backend", "keras.config.backend"}:
+                found.append(f"{node.lineno}: calls {full}()")
+    return found
+
+
+def broken(rule):
+    """`path:line: what` of every violation of one rule in the package."""
+    return [f"{path.relative_to(ROOT).as_posix()}:{what}" for path in FILES for what in rule(tree_of(path), path)]
+
+
+def test_imports_never_run_back_up():
+    assert FILES
+    assert broken(backwards_imports) == []
+
+
+def test_every_part_states_its_place():
+    parts = {part_of(module_name(path)) for path in FILES} - {""}
+    assert parts <= MAY_IMPORT.keys()
+
+
+def test_only_ops_and_backend_know_which_backend_runs():
+    assert broken(backend_knowledge) == []
+
+
+def test_the_package_has_no_assert_statement():
+    assert (
+        broken(lambda tree, path: [f"{node.lineno}: assert" for node in ast.walk(tree) if isinstance(node, ast.Assert)])
+        == []
+    )
+
+
+def test_every_file_is_under_400_lines():
+    long = {p.name: n for p in FILES if (n := p.read_text(encoding="utf-8").count("\n")) >= MAX_LINES}
+    assert long == {}
+
+
+def test_no_module_is_named_after_a_backend():
+    assert [p for p in PACKAGE.rglob("*") if p.stem in BACKENDS] == []
+
+
+def test_no_public_function_shares_its_modules_name():
+    assert (
+        broken(
+            lambda tree, path: [
+                f"{node.lineno}: {node.name}"
+                for node in tree.body
+                if isinstance(node, ast.FunctionDef)
+                and not node.name.startswith("_")
+                and node.name == module_name(path).split(".")[-1]
+            ]
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "where, source",
+    [
+        ("ops/rotary.py", "from keras_jamba.layers import MambaLayer"),
+        ("ops/rotary.py", "from keras_jamba import layers"),
+        ("ops/scan/portable.py", "from ...layers import mamba"),
+        ("layers/moe.py", "def f():\n    import keras_jamba.models.dhc_jamba"),
+        ("presets.py", "from keras_jamba.models import DHCJamba"),
+        ("_backend/on_jax.py", "from keras_jamba import ops"),
+        ("layers/moe.py", "import keras_jamba"),
+    ],
+)
+def test_the_import_rule_sees_every_way_to_write_an_import(where, source):
+    assert backwards_imports(ast.parse(source), PACKAGE / where)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.nn as nn",
+        "from jax import numpy",
+        "import keras\nkeras.backend.backend()",
+        "import keras as k\nk.config.backend()",
+        "from keras import backend\nbackend.backend()",
+        "from keras.config import backend as which\nwhich()",
+    ],
+)
+def test_the_backend_rule_sees_every_way_to_ask(source):
+    tree = ast.parse(source)
+    assert backend_knowledge(tree, PACKAGE / "layers/moe.py")
+    assert backend_knowledge(tree, PACKAGE / "ops/rotary.py") == []
