@@ -31,8 +31,9 @@ lint: $(TEST_VENV)/installed
 clean:
 	rm -rf .venv .venv-demo-* runs build dist .pytest_cache .ruff_cache
 
+# ensurepip too: Debian packages it apart from venv, and `python -m venv` fails without it.
 python:
-	@$(PYTHON) -c 'import sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
+	@$(PYTHON) -c 'import ensurepip, sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
 	  echo "keras-jamba needs Python 3.11 or newer with its venv module." >&2; \
 	  echo "Received: PYTHON=$(PYTHON), `$(PYTHON) --version 2>&1`." >&2; \
 	  echo "Install one, or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }

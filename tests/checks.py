@@ -34,3 +34,27 @@ def gradients(function, tensors):
 
 def close(actual, expected, relative=1e-4, absolute=1e-6):
     np.testing.assert_allclose(ops.convert_to_numpy(actual), expected, rtol=relative, atol=absolute)
+
+
+def variable_gradients(function, variables):
+    """Gradients of a scalar `function()` for Keras variables that it reads, as NumPy arrays."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        def stateless(values):
+            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+                return function()
+
+        grads = jax.jit(jax.grad(stateless))([v.value for v in variables])
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = function()
+        grads = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in variables])]
+    else:
+        import torch
+
+        grads = torch.autograd.grad(function(), [v.value for v in variables])
+    return [np.asarray(ops.convert_to_numpy(g)) for g in grads]

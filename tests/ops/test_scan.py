@@ -74,3 +74,32 @@ def test_every_form_equals_the_recurrence_and_its_gradients(implementation, leng
 @pytest.mark.parametrize("channels", [6, 5])
 def test_a_batch_of_one_equals_the_recurrence(channels):
     assert_equals_the_oracle(draw(1, 65, channels), "portable")
+
+
+def golden(length):
+    """Recorded inputs in our layout, (b, t, e) and (b, t, n), and all else as it was recorded."""
+    recorded = dict(np.load(GOLDEN / f"L{length}.npz"))
+    swap = lambda x: np.swapaxes(x, 1, 2).astype("float32")  # noqa: E731
+    inputs = {k: swap(recorded[k]) for k in ("u", "delta", "B", "C", "z")}
+    return inputs | {k: recorded[k].astype("float32") for k in ("A", "D", "delta_bias")}, recorded
+
+
+@pytest.mark.parametrize("length", ["1", "7", "64", "257_odd"])
+@pytest.mark.parametrize("implementation", ["portable", "associative"])
+def test_recorded_numbers_of_mamba_ssm_are_met_with_all_gradients(implementation, length):
+    inputs, recorded = golden(length)
+    names = list(inputs)
+    scan = lambda *tensors, **more: selective_scan(  # noqa: E731
+        **dict(zip(names, tensors, strict=True)), delta_softplus=True, implementation=implementation, **more
+    )
+    y, last = scan(*inputs.values(), return_last_state=True)
+    close(y, np.swapaxes(recorded["out"], 1, 2), absolute=2e-5)
+    close(last, recorded["last_state"], absolute=2e-5)
+    dy = ops.convert_to_tensor(np.swapaxes(recorded["dy"], 1, 2).astype("float32"))
+    grads = gradients(lambda *tensors: ops.sum(scan(*tensors) * dy), list(inputs.values()))
+    for name, actual in zip(names, grads, strict=True):
+        expected = recorded[f"grad_{name}"]
+        if expected.ndim == 3:
+            expected = np.swapaxes(expected, 1, 2)
+        scale = max(1, np.abs(expected).max())
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6 * scale * 10, err_msg=name)
