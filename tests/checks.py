@@ -6,7 +6,7 @@ from keras import ops
 
 
 def numpy(tree):
-    return keras.tree.map_structure(ops.convert_to_numpy, tree)
+    return keras.tree.map_structure(lambda x: ops.convert_to_numpy(ops.stop_gradient(x)), tree)
 
 
 def gradients(function, tensors):

@@ -127,12 +127,16 @@ class MoELayer(keras.layers.Layer):
         return outputs
 
     def _experts(self, tokens, gates):
-        hidden = ops.einsum("td,xdf->xtf", tokens, self.up_bank)
+        # All experts side by side are one wide perceptron: plain matrix products, the fastest there are.
+        x, d, f = self.num_experts, self.d_model, self.d_ff
+        side_by_side = lambda bank: ops.reshape(ops.transpose(bank, (1, 0, 2)), (d, x * f))  # noqa: E731
+        hidden = ops.matmul(tokens, side_by_side(self.up_bank))
         if self.use_swiglu:
-            hidden = hidden * ops.silu(ops.einsum("td,xdf->xtf", tokens, self.gate_bank))
+            hidden = hidden * ops.silu(ops.matmul(tokens, side_by_side(self.gate_bank)))
         else:
             hidden = ops.gelu(hidden, approximate=False)
-        return ops.einsum("xtf,xfd->td", hidden * ops.transpose(gates)[:, :, None], self.down_bank)
+        hidden = ops.reshape(hidden, (-1, x, f)) * gates[:, :, None]
+        return ops.matmul(ops.reshape(hidden, (-1, x * f)), ops.reshape(self.down_bank, (x * f, d)))
 
     def _report(self, logits, indices, probabilities):
         if self.balance_loss == "variance":
