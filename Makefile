@@ -10,7 +10,7 @@ TEST_VENV := .venv
 DEMO_VENV := .venv-demo-$(BACKEND)
 INSTALL = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lint clean python
+.PHONY: help demo test lint clean
 
 help:
 	@echo "make demo [BACKEND=jax|tensorflow|torch] [ARGS=...]   train an image classifier and draw how it did"
@@ -28,24 +28,28 @@ lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 
+# runs/ stays: what is in it was trained.
 clean:
-	rm -rf .venv .venv-demo-* runs build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-demo-* build dist .pytest_cache .ruff_cache
 
 # ensurepip too: Debian packages it apart from venv, and `python -m venv` fails without it.
-python:
-	@$(PYTHON) -c 'import ensurepip, sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
-	  echo "keras-jamba needs Python 3.11 or newer with its venv module." >&2; \
-	  echo "Received: PYTHON=$(PYTHON), `$(PYTHON) --version 2>&1`." >&2; \
-	  echo "Install one, or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+define CHECK_PYTHON
+$(PYTHON) -c 'import ensurepip, sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
+  echo "keras-jamba needs Python 3.11 or newer with its venv module." >&2; \
+  echo "Received: PYTHON=$(PYTHON), `$(PYTHON) --version 2>&1`." >&2; \
+  echo "Install one, or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+endef
 
 # A stamp is written last, so that an interrupted installation starts again.
-$(TEST_VENV)/installed: pyproject.toml | python
+$(TEST_VENV)/installed: pyproject.toml
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/python $(INSTALL) "$(TORCH)"
 	$(TEST_VENV)/bin/python $(INSTALL) -e ".[jax,tensorflow,torch,test]"
 	touch $@
 
-$(DEMO_VENV)/installed: pyproject.toml | python
+$(DEMO_VENV)/installed: pyproject.toml
+	@$(CHECK_PYTHON)
 	@case "$(BACKEND)" in jax|tensorflow|torch) ;; *) \
 	  echo "BACKEND must be jax, tensorflow or torch. Received: BACKEND=$(BACKEND)." >&2; exit 1;; esac
 	$(PYTHON) -m venv $(DEMO_VENV)

@@ -16,6 +16,7 @@ echo "Closing lines of the three runs:"
 for backend in jax tensorflow torch; do
     echo "$backend"
     # Some libraries still print as the process ends, after pytest's closing line.
-    grep -E '^=+ .* in [0-9.]+s.* =+$' "$logs/$backend" | tail -n 1
+    grep -E '^=+ .* in [0-9.]+s.* =+$' "$logs/$backend" | tail -n 1 | grep . ||
+        echo "no closing line: pytest did not get to its end"
 done
 exit $failed
