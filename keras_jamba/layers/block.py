@@ -47,7 +47,9 @@ class JambaBlock(keras.layers.Layer):
 
     def build(self, input_shape):
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
-            layer.build(input_shape)
+            # The caller's layers may come with weights, as they do when a model is loaded.
+            if not layer.built:
+                layer.build(input_shape)
 
     def call(self, inputs, training=None):
         x = inputs + self._dropped(self.mixer(self.mixer_norm(inputs)), training)

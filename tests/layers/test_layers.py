@@ -1,0 +1,132 @@
+"""What every layer promises: shapes, dynamic lengths, round trips, precision, errors, and its own particulars."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+from keras import ops
+
+from keras_jamba.layers import (
+    AttentionLayer,
+    FeedForward,
+    JambaBlock,
+    MambaLayer,
+    MoELayer,
+    SpatialEncoder,
+)
+
+LAYERS = {
+    "mamba": lambda **kw: MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True, **kw),
+    "attention": lambda **kw: AttentionLayer(8, num_heads=4, num_kv_heads=1, **kw),
+    "feed_forward": lambda **kw: FeedForward(8, use_swiglu=False, **kw),
+    "moe": lambda **kw: MoELayer(8, num_experts=4, balance_loss="switch", **kw),
+    "block": lambda **kw: JambaBlock(MambaLayer(8, **kw), MoELayer(8, **kw), dropout=0.1, **kw),
+}
+
+
+@pytest.fixture
+def features():
+    return np.random.default_rng(0).standard_normal((2, 7, 8)).astype("float32")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_comes_back_from_its_config_and_weights(name, features):
+    layer = LAYERS[name]()
+    outputs = numpy(layer(features))
+    twin = type(layer).from_config(layer.get_config())
+    twin.build(features.shape)
+    twin.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(numpy(twin(features)), outputs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_trains_in_a_model_of_unknown_length(name, features):
+    inputs = keras.Input((None, 8))
+    model = keras.Model(inputs, LAYERS[name]()(inputs))
+    model.compile("adam", "mse")
+    before = [numpy(v).copy() for v in model.trainable_variables]
+    for length in (7, 4):
+        model.train_on_batch(features[:, :length], features[:, :length])
+    after = [numpy(v) for v in model.trainable_variables]
+    moved = [not np.array_equal(a, b) for a, b in zip(after, before, strict=True)]
+    assert all(moved), [v.path for v, m in zip(model.trainable_variables, moved, strict=True) if not m]
+    assert all(np.isfinite(a).all() for a in after)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_trains_under_xla_where_there_is_one(name, features):
+    # On PyTorch compiling takes a minute a layer and is not Keras' default: there the eager form trains.
+    inputs = keras.Input((None, 8))
+    model = keras.Model(inputs, LAYERS[name]()(inputs))
+    model.compile("sgd", "mse", jit_compile=keras.backend.backend() != "torch")
+    assert np.isfinite(model.train_on_batch(features, features))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_layer_computes_in_mixed_precision_close_to_float32(name, policy, features):
+    layer = LAYERS[name]()
+    expected = numpy(layer(features))
+    low = LAYERS[name](dtype=policy)
+    low.build(features.shape)
+    low.set_weights(layer.get_weights())
+    actual = low(features)
+    assert keras.backend.standardize_dtype(actual.dtype) == low.compute_dtype
+    np.testing.assert_allclose(numpy(ops.cast(actual, "float32")), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_wrong_width_is_named(name):
+    with pytest.raises(ValueError, match=r"must have the shape \(b, t, 8\). Received: shape=\(2, 7, 9\)"):
+        LAYERS[name]().build((2, 7, 9))
+
+
+def test_mamba_is_causal_and_selective(features):
+    layer = MambaLayer(8)
+    outputs = numpy(layer(features))
+    changed = features.copy()
+    changed[:, 4] += 1
+    difference = np.abs(numpy(layer(changed)) - outputs).max(axis=(0, 2))
+    assert (difference[:4] == 0).all() and (difference[4:] > 0).all()
+
+
+def test_the_time_step_bias_starts_where_it_should_in_any_model():
+    inputs = keras.Input((4, 8))
+    layer = MambaLayer(8, dt_min=1e-3, dt_max=1e-1)
+    keras.Model(inputs, keras.layers.Dense(3)(layer(inputs)))
+    steps = np.log1p(np.exp(numpy(layer.dt_bias).astype("float64")))
+    assert (steps >= 0.999e-3).all() and (steps <= 1.001e-1).all() and steps.std() > 0
+    np.testing.assert_allclose(numpy(layer.A_log)[3], np.log(np.arange(1, 17)), rtol=1e-6)
+
+
+def test_causal_attention_does_not_look_ahead(features):
+    layer = AttentionLayer(8, num_heads=2)
+    outputs = numpy(layer(features))
+    changed = features.copy()
+    changed[:, 4] += 1
+    difference = np.abs(numpy(layer(changed)) - outputs).max(axis=(0, 2))
+    assert (difference[:4] < 1e-6).all() and (difference[4:] > 1e-6).all()
+
+
+def test_every_expert_gets_what_its_router_says():
+    layer = MoELayer(8, num_experts=4, num_experts_per_token=1)
+    layer.build((None, None, 8))
+    layer.router_kernel.assign(np.eye(8, 4, dtype="float32") * 50)
+    tokens = np.eye(4, 8, dtype="float32")[[0, 0, 2, 3]][None]
+    layer(tokens)
+    np.testing.assert_allclose(numpy(layer.usage), [0.5, 0, 0.25, 0.25])
+
+
+def test_auxiliary_losses_are_added_with_their_coefficients(features):
+    layer = MoELayer(8, num_experts=4, balance_coefficient=0.0, z_coefficient=2.0)
+    _, logits = layer(features, return_router_logits=True)
+    z = np.log(np.exp(numpy(logits)).sum(-1)) ** 2
+    np.testing.assert_allclose(numpy(sum(layer.losses)), 2 * z.mean(), rtol=1e-5)
+    np.testing.assert_allclose(numpy(layer.aux_loss), 2 * z.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("downsample", "side"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_the_encoder_makes_a_grid(downsample, side):
+    encoder = SpatialEncoder(6, downsample)
+    assert tuple(encoder(np.zeros((2, 8, 8, 3), "float32")).shape) == (2, side, side, 6)
+    assert encoder.compute_output_shape((2, 8, 8, 3)) == (2, side, side, 6)
