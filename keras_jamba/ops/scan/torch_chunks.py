@@ -8,7 +8,7 @@ contiguous or a broadcast over whole rows; the sums over state and channels are 
 
 import torch
 
-_CACHED_FLOATS = 1 << 18
+_CACHED_FLOATS = 1 << 19
 
 
 def recurrence(u, delta, A, B, C, initial_state):

@@ -147,5 +147,9 @@ class _Layout:
 
     def sum_channels(self, x):
         """Sum of a state-like (n, row, channel) over what B and C of one token, (b, n), are shared by."""
-        x = ops.sum(x, axis=2)
+        if _backend.platform() == "cpu":
+            # XLA adds along the innermost axis one by one on a CPU, and its matrix product does not.
+            x = ops.matmul(x, ops.ones((x.shape[2],), x.dtype))
+        else:
+            x = ops.sum(x, axis=2)
         return ops.transpose(ops.sum(x, axis=1, keepdims=True) if self.split else x)

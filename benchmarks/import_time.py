@@ -1,0 +1,38 @@
+"""How long `import keras_jamba` takes after `import keras`, on the backend that KERAS_BACKEND names.
+
+    KERAS_BACKEND=jax python benchmarks/import_time.py
+
+Every import in a process of its own; the first, which compiles byte code, does not count.
+Writes results/import_time_BACKEND.json.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+
+import measure
+
+CODE = """
+import time
+a = time.perf_counter()
+import keras
+b = time.perf_counter()
+import keras_jamba
+print(b - a, time.perf_counter() - b)
+"""
+
+
+def main(rounds=7):
+    times = []
+    for _ in range(rounds + 1):
+        done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+        times.append([float(x) for x in done.stdout.split()])
+    keras, ours = (round(statistics.median(x), 3) for x in zip(*times[1:], strict=True))
+    backend = os.environ.get("KERAS_BACKEND", "default")
+    print(f"{backend}: import keras {keras} s, import keras_jamba {ours} s more")
+    measure.record(f"import_time_{backend}", {"import_keras_s": keras, "import_keras_jamba_s": ours})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What benchmarks share: interleaved timing, peak memory, and a record of where they ran."""
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(functions, rounds):
+    """Median seconds of each of `{name: function}`, all of them once a round, after a warming call of each.
+
+    Noise of the machine that lasts longer than a round falls on all alike, so ratios hold where times drift.
+    """
+    times = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(rounds):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def extra_memory(function):
+    """MiB that `function()` takes at its peak beyond what the process had before, on Linux.
+
+    Call it in a process of its own, started with `memory_environment()`; the function is called once
+    before, to compile.
+    """
+    function()
+    time.sleep(0.5)  # compilers' runtimes free what they no longer need a little later
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is there now
+    function()
+    return (_status("VmHWM") - before) / 1024
+
+
+def memory_environment():
+    """Environment in which glibc gives freed memory back at once, so that peaks are peaks of use."""
+    return os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+
+
+def _status(field):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}.")
+
+
+def machine():
+    """Processor, cores, and the versions of what is installed."""
+    names = ("keras", "jax", "tensorflow", "torch", "numpy", "mambapy", "keras-hub", "transformers", "scikit-learn")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    widest = next((name for name in ("avx512f", "avx2") if f" {name} " in flags + " "), "no avx2")
+    return f"{model}, {widest}"
+
+
+def record(name, results):
+    """Writes `results/NAME.json`: the command, the machine, and `results`."""
+    RESULTS.mkdir(exist_ok=True)
+    arguments = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    backend = f"KERAS_BACKEND={os.environ['KERAS_BACKEND']} " if "KERAS_BACKEND" in os.environ else ""
+    document = {"command": f"{backend}python benchmarks/{arguments}", "machine": machine(), **results}
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def table(rows, columns):
+    """Rows of `{column: text}` as a Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
+    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)

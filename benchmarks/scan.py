@@ -1,0 +1,164 @@
+"""How fast the selective scan is on this CPU, on the backend that KERAS_BACKEND names, beside other ways to write it.
+
+    KERAS_BACKEND=jax python benchmarks/scan.py
+
+Every implementation is first compared with the reference, outputs and gradients; then all are timed in
+one interleaved run; then the peak memory of forward and backward is taken, each in a process of its own.
+Prints a table and writes results/scan_BACKEND.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import keras
+import measure
+import numpy as np
+from keras import ops
+from scan_peers import peers
+
+from keras_jamba.ops import implementations, selective_scan
+
+BACKEND = keras.backend.backend()
+SHAPES = [(8, 64, 256), (8, 256, 256), (2, 1024, 512), (1, 4096, 512)]
+MEMORY_SHAPES = [(1, 4096, 512), (1, 16384, 512)]
+STATE = 16
+# Longest sequence, in tokens, at which a way to write it is worth the wait, the compilation included.
+LONGEST = {"reference": 64, "keras.ops.associative_scan": 1024}
+LONGEST_IN_MEMORY = {"portable": 16384, "native": 16384, "reference": 0, "keras.ops.associative_scan": 0}
+
+
+def contestants():
+    def ours(name):
+        return lambda *tensors: selective_scan(*tensors, delta_softplus=True, implementation=name)
+
+    available = [name for name, reason in implementations().items() if reason is None]
+    return {name: ours(name) for name in available} | peers()
+
+
+def draw(batch, length, channels):
+    """u, delta, A, B, C, D, z, delta_bias, and a weight for the output, as tensors of the backend."""
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
+    sequence, state = (batch, length, channels), (batch, length, STATE)
+    A = np.tile(-np.arange(1, STATE + 1, dtype="float32"), (channels, 1))
+    arrays = (normal(*sequence), normal(*sequence) - 4, A, normal(*state), normal(*state))
+    arrays += (normal(channels), normal(*sequence), 0.1 * normal(channels), normal(*sequence))
+    return [ops.convert_to_tensor(x) for x in arrays]
+
+
+def forward_and_gradient(scan, tensors):
+    """Two functions without arguments that compute, and wait for, the output and all eight gradients."""
+    *inputs, weight = tensors
+    if BACKEND == "jax":
+        import jax
+
+        forward = jax.jit(scan)
+        gradient = jax.jit(jax.grad(lambda xs, w: (scan(*xs) * w).sum()))
+        return (
+            lambda: jax.block_until_ready(forward(*inputs)),
+            lambda: jax.block_until_ready(gradient(inputs, weight)),
+        )
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(autograph=False)
+        def gradient(inputs, weight):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                loss = tf.reduce_sum(scan(*inputs) * weight)
+            return tape.gradient(loss, inputs)
+
+        forward = tf.function(scan, autograph=False)
+        return lambda: forward(*inputs), lambda: gradient(inputs, weight)
+    import torch
+
+    leaves = [x.clone().requires_grad_(True) for x in inputs]
+
+    def forward():
+        with torch.no_grad():
+            return scan(*inputs)
+
+    return forward, lambda: torch.autograd.grad((scan(*leaves) * weight).sum(), leaves)
+
+
+def check(scans):
+    """Every way to write it against the reference: outputs and all gradients."""
+    tensors = draw(2, 65, 32)
+    expected_y, expected = (f() for f in forward_and_gradient(scans["reference"], tensors))
+    for name, scan in scans.items():
+        y, gradients = (f() for f in forward_and_gradient(scan, tensors))
+        pairs = [(y, expected_y), *zip(gradients, expected, strict=True)]
+        for actual, wanted in pairs:
+            wanted = ops.convert_to_numpy(wanted)
+            tolerance = 2e-5 * max(1.0, np.abs(wanted).max())
+            np.testing.assert_allclose(ops.convert_to_numpy(actual), wanted, atol=tolerance, rtol=1e-4, err_msg=name)
+
+
+def timings(scans, rounds):
+    results = []
+    for shape in SHAPES:
+        tensors = draw(*shape)
+        names = [name for name in scans if shape[1] <= LONGEST.get(name, shape[1])]
+        pairs = {name: forward_and_gradient(scans[name], tensors) for name in names}
+        for what in ("forward", "forward+backward"):
+            chosen = {name: pair[what != "forward"] for name, pair in pairs.items()}
+            seconds = measure.interleaved(chosen, rounds)
+            results.append({"shape": shape, "what": what, "ms": {k: round(1e3 * v, 2) for k, v in seconds.items()}})
+            print(shape, what, results[-1]["ms"], file=sys.stderr, flush=True)
+    return results
+
+
+def memory_of(scans):
+    """Peak MiB of forward and backward of each, from processes of their own."""
+    results = []
+    for shape in MEMORY_SHAPES:
+        peak = {}
+        for name in scans:
+            if shape[1] > LONGEST_IN_MEMORY.get(name, 4096):
+                continue
+            done = subprocess.run(
+                [sys.executable, __file__, "--memory", json.dumps([name, *shape])],
+                env=measure.memory_environment(),
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            peak[name] = round(float(done.stdout.split()[-1]))
+        results.append({"shape": shape, "what": "peak MiB, forward+backward", "MiB": peak})
+        print(results[-1], file=sys.stderr, flush=True)
+    return results
+
+
+def show(timed, memory, scans):
+    """A row a shape: milliseconds of the fastest that is ours, and how many times longer the others take."""
+    best = next(iter(scans))
+    rows = []
+    for row in timed + memory:
+        unit = "ms" if "ms" in row else "MiB"
+        values = row[unit]
+        ratios = {name: f"{value / values[best]:.2f}x" for name, value in values.items() if name != best}
+        rows.append({"(b, t, e)": row["shape"], "": row["what"], best: f"{values[best]} {unit}", **ratios})
+    print(measure.table(rows, ["(b, t, e)", "", *scans]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory", help="JSON [name, batch, length, channels]: print that peak alone")
+    args = parser.parse_args()
+    scans = contestants()
+    if args.memory:
+        name, *shape = json.loads(args.memory)
+        print(measure.extra_memory(forward_and_gradient(scans[name], draw(*shape))[1]))
+        return
+    check(scans)
+    timed = timings(scans, args.rounds)
+    memory = memory_of(scans)
+    show(timed, memory, scans)
+    measure.record(f"scan_{BACKEND}", {"backend": BACKEND, "d_state": STATE, "timings": timed, "memory": memory})
+
+
+if __name__ == "__main__":
+    main()
