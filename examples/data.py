@@ -92,7 +92,7 @@ class Augmented(keras.utils.PyDataset):
     NumPy: every backend trains on the very same batches.
     """
 
-    def __init__(self, images, labels, batch_size, seed, rotation=10.0, zoom=0.1, shift=0.08):
+    def __init__(self, images, labels, batch_size, seed, rotation=15.0, zoom=0.15, shift=0.1):
         super().__init__()
         self.images, self.labels = images, labels
         self.batch_size, self.seed = batch_size, seed

@@ -1,0 +1,82 @@
+"""Every example runs with --smoke, and leaves what it promises; so does the README's code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_jamba
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python(*arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"KERAS_BACKEND": keras.backend.backend(), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_image_classification_trains_and_draws(tmp_path):
+    output = python(ROOT / "examples" / "image_classification.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
+    for name in ("DHCJamba", "SVC", "kNN-3"):
+        assert re.search(rf"{name} +\d+\.\d\d % of the test images right", output)
+    for picture in ("learning_curve", "confusion_matrix", "expert_usage"):
+        assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["backend"] == keras.backend.backend() and results["dataset"] == "digits"
+    model = keras.models.load_model(tmp_path / "model.keras")
+    assert model.predict(np.zeros((2, 8, 8, 1), "float32"), verbose=0).shape == (2, 10)
+
+
+def test_image_classification_reads_a_folder_of_images(tmp_path):
+    from PIL import Image
+
+    for name, shade in (("dark", 30), ("light", 220)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(40):
+            Image.new("RGB", (9, 7), (shade, shade, i)).save(tmp_path / "data" / name / f"{i}.png")
+    arguments = ("--smoke", "--dataset", tmp_path / "data", "--output", tmp_path / "out")
+    output = python(ROOT / "examples" / "image_classification.py", *arguments, cwd=tmp_path)
+    assert "64 training images, 16 test images" in output
+
+
+def test_an_unknown_data_set_is_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "image_classification.py", "--dataset", "nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "--dataset must be digits, cifar10" in done.stderr and "Received: 'nowhere'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks
+    (tmp_path / "readme.py").write_text("\n".join(blocks), encoding="utf-8")
+    python("readme.py", cwd=tmp_path)
+    assert README[: README.index("```python")].count("\n") < 25
+
+
+@pytest.mark.parametrize("preset", keras_jamba.presets.list_presets())
+def test_the_readme_tells_each_presets_size(preset):
+    size = keras_jamba.DHCJamba.from_preset(preset).count_params()
+    assert re.search(rf"^\| `{preset}` \|.* {size:,} \|", README, re.MULTILINE)
