@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from keras import ops
+
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 FORMAT = 1
 
@@ -80,7 +82,7 @@ def build(cls, preset, load_weights, overrides):
     model = cls(**(metadata["config"] | overrides))
     if weights:
         _check_variables(model, weights["variables"], preset)
-        model.load_weights(folder / WEIGHTS)
+        _load(model, folder / WEIGHTS)
     elif metadata["weights"] is None:
         _logger.warning("The preset %r has no weights: the model starts from random ones.", str(preset))
     return model
@@ -113,8 +115,17 @@ def write(model, folder):
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _load(model, file):
+    """Loads the weights, and leaves the random number generators as the caller seeded them."""
+    weights = {id(v) for v in model.weights}
+    generators = [(v, ops.copy(v.value)) for v in model.variables if id(v) not in weights]
+    model.load_weights(file)
+    for variable, state in generators:
+        variable.assign(state)
+
+
 def _variables(model):
-    return {variable.path: list(variable.shape) for variable in model.variables}
+    return {variable.path: list(variable.shape) for variable in model.weights}
 
 
 def _check_variables(model, expected, preset):

@@ -43,7 +43,8 @@ class JambaBlock(keras.layers.Layer):
             keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
             for name in ("mixer_norm", "feed_forward_norm")
         )
-        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
+        # There whatever the rate, so that weights saved at one rate load at another.
+        self.seed_generator = keras.random.SeedGenerator()
 
     def build(self, input_shape):
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
@@ -56,7 +57,9 @@ class JambaBlock(keras.layers.Layer):
         return x + self._dropped(self.feed_forward(self.feed_forward_norm(x)), training)
 
     def _dropped(self, x, training):
-        return self.drop(x, training=training) if self.drop else x
+        if not training or not self.dropout:
+            return x
+        return keras.random.dropout(x, self.dropout, seed=self.seed_generator)
 
     def compute_output_shape(self, input_shape):
         return input_shape
