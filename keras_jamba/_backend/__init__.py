@@ -8,7 +8,8 @@ Only where a compiler runs the loops (jax, tensorflow):
 compiled, with the contract of `jax.lax.scan`: `body(carry, slices)` returns `(carry, outputs)`.
 
 `custom_gradient(forward, backward)`: a compiled function of tensors whose gradient is written by hand.
-`forward(*tensors)` returns `(outputs, residuals)`, `backward(residuals, gradients)` one gradient an input.
+`forward(*tensors)` returns `(outputs, residuals)`, `backward(residuals, gradients)` one gradient an input, None
+for an integer one; gradients are structured as the outputs are.
 """
 
 # ruff: noqa: F401, for which names there are depends on the backend

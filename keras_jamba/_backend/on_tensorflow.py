@@ -50,7 +50,7 @@ def custom_gradient(forward, backward):
     def function(*tensors):
         # A tape that follows the inputs would differentiate the compiled loops too, which it cannot.
         outputs, residuals = forward(*map(tf.stop_gradient, tensors))
-        return outputs, lambda *gradients: backward(residuals, gradients)
+        return outputs, lambda *gradients: backward(residuals, tf.nest.pack_sequence_as(outputs, gradients))
 
     return function
 

@@ -6,6 +6,7 @@ from keras import ops
 from keras_jamba.layers import _initializers
 from keras_jamba.ops import (
     _checks,
+    expert_mlp,
     expert_share,
     router_z_loss,
     switch_balance_loss,
@@ -119,24 +120,12 @@ class MoELayer(keras.layers.Layer):
         logits = ops.matmul(ops.cast(tokens, "float32"), ops.cast(self.router_kernel, "float32"))
         weights, indices, probabilities = top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
         self._report(logits, indices, probabilities)
-        chosen = ops.one_hot(indices, self.num_experts, dtype="float32")
-        gates = ops.cast(ops.sum(chosen * weights[..., None], axis=1), self.compute_dtype)
-        outputs = ops.reshape(self._experts(tokens, gates), shape)
+        gate_bank = self.gate_bank if self.use_swiglu else None
+        outputs = expert_mlp(tokens, weights, indices, self.up_bank, self.down_bank, gate_bank)
+        outputs = ops.reshape(outputs, shape)
         if return_router_logits:
             return outputs, ops.reshape(logits, (*shape[:-1], self.num_experts))
         return outputs
-
-    def _experts(self, tokens, gates):
-        # All experts side by side are one wide perceptron: plain matrix products, the fastest there are.
-        x, d, f = self.num_experts, self.d_model, self.d_ff
-        side_by_side = lambda bank: ops.reshape(ops.transpose(bank, (1, 0, 2)), (d, x * f))  # noqa: E731
-        hidden = ops.matmul(tokens, side_by_side(self.up_bank))
-        if self.use_swiglu:
-            hidden = hidden * ops.silu(ops.matmul(tokens, side_by_side(self.gate_bank)))
-        else:
-            hidden = ops.gelu(hidden, approximate=False)
-        hidden = ops.reshape(hidden, (-1, x, f)) * gates[:, :, None]
-        return ops.matmul(ops.reshape(hidden, (-1, x * f)), ops.reshape(self.down_bank, (x * f, d)))
 
     def _report(self, logits, indices, probabilities):
         if self.balance_loss == "variance":

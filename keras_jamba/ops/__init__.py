@@ -7,6 +7,7 @@ key-value heads, `c` head width, `x` experts, `v` vocabulary.
 
 from keras_jamba.ops.attention import grouped_query_attention
 from keras_jamba.ops.convolution import causal_depthwise_conv
+from keras_jamba.ops.experts import expert_mlp
 from keras_jamba.ops.rotary import rotary_embedding
 from keras_jamba.ops.routing import (
     expert_share,
@@ -19,6 +20,7 @@ from keras_jamba.ops.scan import implementations, selective_scan
 
 __all__ = [
     "causal_depthwise_conv",
+    "expert_mlp",
     "expert_share",
     "grouped_query_attention",
     "implementations",

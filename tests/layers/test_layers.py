@@ -130,3 +130,37 @@ def test_the_encoder_makes_a_grid(downsample, side):
     encoder = SpatialEncoder(6, downsample)
     assert tuple(encoder(np.zeros((2, 8, 8, 3), "float32")).shape) == (2, side, side, 6)
     assert encoder.compute_output_shape((2, 8, 8, 3)) == (2, side, side, 6)
+
+
+class Ragged(keras.utils.PyDataset):
+    """Batches of other sizes and lengths each time; `fit` compiles for unknown sizes where a backend can."""
+
+    SIZES = ((2, 7), (1, 4), (3, 5))
+
+    def __len__(self):
+        return len(self.SIZES)
+
+    def __getitem__(self, index):
+        x = np.random.default_rng(index).standard_normal((*self.SIZES[index], 8)).astype("float32")
+        return x, np.cos(x)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fit_takes_batches_of_changing_size_and_length(compiled):
+    # On PyTorch compiling unrolls the loop over the tokens, a minute a length: the eager form alone.
+    compiled = compiled and keras.backend.backend() != "torch"
+    inputs = keras.Input((None, 8))
+    layer = MambaLayer(8, d_state=4)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=compiled)
+    plain = MambaLayer(8, d_state=4, implementation="reference")
+    plain.build((None, None, 8))
+    plain.set_weights(layer.get_weights())
+    batches = [Ragged()[i] for i in range(3)]
+    errors = [((numpy(plain(x)) - y) ** 2).mean(axis=(1, 2)) for x, y in batches]
+    expected = np.concatenate(errors).mean()
+    logs = model.fit(Ragged(), epochs=1, verbose=0, shuffle=False)
+    np.testing.assert_allclose(logs.history["loss"][0], expected, rtol=1e-4)
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=compiled)
+    model.fit(Ragged(), epochs=2, verbose=0, shuffle=False)
+    assert model.evaluate(Ragged(), verbose=0) < expected

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import oracles
 import pytest
 from checks import close, gradients
 from keras import ops
+from keras.src.backend import compute_output_spec
 
 from keras_jamba.ops import implementations, selective_scan
 
@@ -103,3 +105,15 @@ def test_recorded_numbers_of_mamba_ssm_are_met_with_all_gradients(implementation
             expected = np.swapaxes(expected, 1, 2)
         scale = max(1, np.abs(expected).max())
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6 * scale * 10, err_msg=name)
+
+
+@pytest.mark.parametrize("implementation", implementations())
+def test_static_shapes_stay_static_and_the_dtype_is_that_of_u(implementation):
+    inputs = {k: v for k, v in draw(2, 7, 6).items() if k != "initial_state"}
+    symbols = [keras.KerasTensor(x.shape, "bfloat16" if k == "u" else "float32") for k, x in inputs.items()]
+    scan = lambda *tensors: selective_scan(  # noqa: E731
+        **dict(zip(inputs, tensors, strict=True)), return_last_state=True, implementation=implementation
+    )
+    y, last = compute_output_spec(scan, *symbols)
+    assert (y.shape, y.dtype) == ((2, 7, 6), "bfloat16")
+    assert (last.shape, last.dtype) == ((2, 6, 16), "float32")

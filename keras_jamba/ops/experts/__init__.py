@@ -1,0 +1,57 @@
+"""Perceptrons that each see only the tokens that were routed to them: one contract, several implementations."""
+
+from dataclasses import dataclass
+
+from keras import ops
+
+from keras_jamba.ops import _checks
+from keras_jamba.ops._implementations import choose
+from keras_jamba.ops.experts import blocks, dense, split
+
+# Fastest first where it can run; measured in benchmarks/results.
+_TABLE = {"split": split, "blocks": blocks, "dense": dense}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What an implementation may look at before it refuses."""
+
+    experts: int
+    per_token: int
+
+
+def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None, *, implementation=None):
+    """Sends every token through its k experts and sums what they make of it, weighted. No token is dropped.
+
+    An expert is `down(silu(gate(token)) * up(token))` with a gate bank (SwiGLU), else `down(gelu(up(token)))`.
+
+    Args:
+        tokens: `(s, d)`.
+        weights: `(s, k)`, the weight of each chosen expert.
+        indices: `(s, k)` integers from 0 to x - 1, the chosen experts, different in a row.
+        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None.
+        down_bank: `(x, f, d)`.
+        implementation: None for the fastest that can run, or `"dense"` (every expert on every token: the
+            definition), `"blocks"` (tokens sorted by expert, in blocks of one expert each; static shapes) or
+            `"split"` (tokens sorted by expert and split; eager PyTorch).
+
+    Returns:
+        `(s, d)` in the dtype of `tokens`. Differentiable in all but the indices.
+
+    Raises:
+        ValueError: for shapes that do not fit together, or an implementation that is unknown or cannot run.
+
+    Reference:
+        [Shazeer et al. (2017)](https://arxiv.org/abs/1701.06538); blocks of one expert each:
+        [Gale et al. (2022)](https://arxiv.org/abs/2211.15841).
+    """
+    tensors = dict(tokens=tokens, weights=weights, up_bank=up_bank, down_bank=down_bank)
+    tensors |= {} if gate_bank is None else {"gate_bank": gate_bank}
+    tensors = {name: ops.convert_to_tensor(x) for name, x in tensors.items()}
+    _checks.check_floating(tensors)
+    shapes = {"tokens": "sd", "weights": "sk", "indices": "sk", "up_bank": "xdf", "down_bank": "xfd"}
+    _checks.check_shapes(tensors | {"indices": indices}, shapes | {"gate_bank": "xdf"})
+    call = _Call(experts=tensors["up_bank"].shape[0], per_token=indices.shape[1])
+    chosen = choose("expert_mlp", _TABLE, implementation, call)
+    tensors.setdefault("gate_bank", None)
+    return chosen.run(indices=indices, **tensors)

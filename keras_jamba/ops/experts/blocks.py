@@ -1,0 +1,105 @@
+"""Tokens sorted by expert, in blocks of a few tokens of one expert each: batched products of static shape.
+
+An expert's last block is filled up with zero rows. The number of blocks is the most that any routing can
+need, so nothing is dropped and no shape depends on the routing. Everything moves by gathers, backwards too:
+the gradient of a gather is a scatter, which compilers run row by row on a CPU, but where every row goes to
+one place at most it is the gather with the inverse index.
+"""
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.ops.experts.dense import activation
+
+
+def why_not(call):
+    if keras.backend.backend() == "torch":
+        return "PyTorch runs eagerly, where 'split' does the same without padding"
+    if 2 * call.per_token >= call.experts:
+        return "half of the experts are chosen or more, where 'dense' does as little work"
+    return None
+
+
+def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
+    experts, d = up_bank.shape[:2]
+    k = indices.shape[1]
+    size = _block_size(tokens.shape[0], k, experts)
+    to_slot, to_assignment, expert_of_block = _layout(indices, experts, size)
+    repeated = ops.reshape(ops.repeat(tokens[:, None], k, axis=1), (-1, d))
+    x = ops.reshape(_moved(repeated, to_assignment, to_slot), (-1, size, d))
+    pick = lambda bank: _picked(bank, expert_of_block)  # noqa: E731
+    gate = None if gate_bank is None else ops.matmul(x, pick(gate_bank))
+    hidden = activation(ops.matmul(x, pick(up_bank)), gate)
+    y = ops.reshape(ops.matmul(hidden, pick(down_bank)), (-1, d))
+    y = ops.reshape(_moved(y, to_slot, to_assignment), (-1, k, d))
+    return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)
+
+
+def _block_size(tokens, k, experts):
+    """A power of two: large blocks waste rows, small ones copy an expert's weights more often."""
+    if tokens is None:
+        return 32
+    even = max(1, tokens * k // experts)
+    size = 1
+    while size < 128 and size * size < 4 * even:
+        size *= 2
+    return size
+
+
+def _layout(indices, experts, size):
+    """Where each assignment goes.
+
+    Returns:
+        `to_slot` `(s * k,)`, the row of the blocks that each assignment goes to; `to_assignment`, of every
+        row of the blocks, the assignment that is there, or s * k for none; `expert_of_block`.
+    """
+    expert = ops.cast(ops.reshape(indices, (-1,)), "int32")
+    total = ops.shape(expert)[0]
+    order = ops.cast(ops.argsort(expert), "int32")
+    rank = ops.cast(ops.argsort(order), "int32")
+    counts = ops.sum(ops.one_hot(expert, experts, dtype="int32"), axis=0)
+    blocks = (counts + (size - 1)) // size
+    block_end = ops.cumsum(blocks)
+    first_row, first_rank = (block_end - blocks) * size, ops.cumsum(counts) - counts
+    to_slot = ops.take(first_row, expert) + rank - ops.take(first_rank, expert)
+
+    # No routing needs more: one block an assignment, or full blocks and one more for each expert.
+    most = total // size + experts
+    most = min(most, total) if isinstance(most, int) else ops.minimum(most, total)
+    block = ops.arange(most, dtype="int32")
+    expert_of_block = ops.sum(ops.cast(block[:, None] >= block_end[None], "int32"), axis=1)
+    expert_of_block = ops.minimum(expert_of_block, experts - 1)
+    expert_of_row = ops.repeat(expert_of_block, size)
+    place = ops.arange(most * size, dtype="int32") - ops.take(first_row, expert_of_row)
+    filled = place < ops.take(counts, expert_of_row)
+    sorted_place = ops.where(filled, ops.take(first_rank, expert_of_row) + place, 0)
+    return to_slot, ops.where(filled, ops.take(order, sorted_place), total), expert_of_block
+
+
+def _gather(x, index):
+    """Rows of x; zeros where the index is one past the end."""
+    return ops.take(ops.pad(x, ((0, 1), (0, 0))), index, axis=0)
+
+
+def _move_forward(x, index, inverse):
+    return _gather(x, index), (index, inverse)
+
+
+def _move_backward(residuals, gradient):
+    return _gather(gradient, residuals[1]), None, None
+
+
+def _pick_forward(bank, expert_of_block):
+    # The bank itself is kept for its number of experts alone.
+    return ops.take(bank, expert_of_block, axis=0), (bank, expert_of_block)
+
+
+def _pick_backward(residuals, gradient):
+    bank, expert_of_block = residuals
+    return ops.segment_sum(gradient, expert_of_block, num_segments=bank.shape[0]), None
+
+
+if keras.backend.backend() != "torch":
+    _moved = _backend.custom_gradient(_move_forward, _move_backward)
+    _picked = _backend.custom_gradient(_pick_forward, _pick_backward)

@@ -1,0 +1,76 @@
+"""Experts that see only their own tokens, against every expert on every token."""
+
+import numpy as np
+import pytest
+from checks import close, gradients
+from keras import ops
+
+from keras_jamba.ops.experts import _TABLE, _Call, expert_mlp
+
+SIZES = [(1, 8, 2, 0), (40, 8, 2, 0), (40, 8, 1, 9), (33, 5, 2, 2)]
+NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
+
+
+def runnable(experts, per_token):
+    call = _Call(experts, per_token)
+    return [name for name, form in _TABLE.items() if form.why_not(call) is None]
+
+
+def draw(tokens, experts, k, skew=0.0):
+    rng = np.random.default_rng(tokens + experts)
+    normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
+    logits = rng.standard_normal((tokens, experts)) - skew * np.arange(experts)
+    indices = np.argsort(-logits, axis=1)[:, :k].astype("int32")
+    banks = [normal(experts, 6, 10), normal(experts, 10, 6), normal(experts, 6, 10)]
+    return [normal(tokens, 6), rng.random((tokens, k), "float32"), *banks], indices, normal(tokens, 6)
+
+
+def oracle(tensors, indices, swiglu):
+    tokens, weights, up, down, gate = (x.astype("float64") for x in tensors)
+    y = np.zeros_like(tokens)
+    for row, (token, chosen) in enumerate(zip(tokens, indices, strict=True)):
+        for weight, e in zip(weights[row], chosen, strict=True):
+            a, g = token @ up[e], token @ gate[e]
+            # GELU by its definition, x times the normal distribution function of x.
+            hidden = a * g / (1 + np.exp(-g)) if swiglu else a * (1 + _erf(a / np.sqrt(2))) / 2
+            y[row] += weight * hidden @ down[e]
+    return y
+
+
+def _erf(x):
+    from math import erf
+
+    return np.vectorize(erf)(x)
+
+
+@pytest.mark.parametrize("swiglu", [True, False])
+@pytest.mark.parametrize("name", runnable(8, 2))
+def test_every_form_is_the_weighted_sum_of_the_chosen_experts(name, swiglu):
+    tensors, indices, _ = draw(40, 8, 2)
+    given = dict(zip(NAMES, tensors, strict=True)) | ({} if swiglu else {"gate_bank": None})
+    y = expert_mlp(indices=ops.convert_to_tensor(indices), implementation=name, **given)
+    close(y, oracle(tensors, indices, swiglu), absolute=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "k", "skew"), [(1, 8, 2, 0), (40, 8, 2, 0), (40, 8, 1, 9), (33, 5, 2, 2)]
+)
+@pytest.mark.parametrize("name", [name for name in runnable(8, 2) if name != "dense"])
+def test_gradients_are_those_of_every_expert_on_every_token(name, tokens, experts, k, skew):
+    tensors, indices, weight = draw(tokens, experts, k, skew)
+    indices, weight = ops.convert_to_tensor(indices), ops.convert_to_tensor(weight)
+
+    def loss(implementation):
+        return lambda *xs: ops.sum(
+            weight * expert_mlp(indices=indices, implementation=implementation, **dict(zip(NAMES, xs, strict=True)))
+        )
+
+    for actual, expected in zip(gradients(loss(name), tensors), gradients(loss("dense"), tensors), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_banks_that_do_not_fit_are_named():
+    tensors, indices, _ = draw(4, 4, 2)
+    tensors[3] = tensors[3][:, :5]
+    with pytest.raises(ValueError, match=r"down_bank must have the shape \(x, f, d\).*Received: down_bank.shape"):
+        expert_mlp(indices=indices, **dict(zip(NAMES, tensors, strict=True)))

@@ -1,0 +1,110 @@
+"""Presets: one format for three backends, and what is wrong with one is said before anything is loaded or written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+
+import keras_jamba
+from keras_jamba import presets
+
+# Written on jax. Attribute and variable names are part of the format: this folder holds them fast.
+GOLDEN = Path(__file__).parent / "golden" / "preset"
+TINY = dict(num_classes=3, image_shape=(8, 8, 1), d_model=8, num_layers=1, moe_frequency=0, downsample=2)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    return Path(shutil.copytree(GOLDEN, tmp_path / "mine"))
+
+
+def edit(folder, **changes):
+    metadata = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(metadata | changes))
+
+
+def test_a_preset_saved_on_jax_gives_its_logits_on_every_backend():
+    recorded = np.load(GOLDEN / "images_and_logits.npz")
+    model = keras_jamba.DHCJamba.from_preset(GOLDEN)
+    np.testing.assert_allclose(numpy(model(recorded["images"])), recorded["logits"], rtol=0, atol=1e-5)
+
+
+def test_a_preset_written_here_is_the_same_preset(tmp_path):
+    keras_jamba.DHCJamba.from_preset(GOLDEN).save_to_preset(tmp_path / "again")
+    written, original = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "again", GOLDEN))
+    assert written["config"] == original["config"]
+    assert written["weights"]["variables"] == original["weights"]["variables"]
+
+
+def test_overrides_that_change_no_weight_keep_the_weights():
+    recorded = np.load(GOLDEN / "images_and_logits.npz")
+    model = keras_jamba.DHCJamba.from_preset(GOLDEN, dropout=0.3, z_coefficient=0.0)
+    np.testing.assert_allclose(numpy(model(recorded["images"])), recorded["logits"], rtol=0, atol=1e-5)
+    first, second = (numpy(model(recorded["images"], training=True)) for _ in range(2))
+    assert np.abs(first - second).max() > 0
+
+
+def test_loading_leaves_the_random_numbers_as_the_caller_seeded_them():
+    def drawn(seed):
+        keras.utils.set_random_seed(seed)
+        model = keras_jamba.DHCJamba.from_preset(GOLDEN, dropout=0.5)
+        return numpy(model(np.ones((1, 8, 8, 1), "float32"), training=True))
+
+    assert np.abs(drawn(1) - drawn(2)).max() > 0
+
+
+def test_a_preset_without_weights_says_so_once(caplog):
+    keras_jamba.DHCJamba.from_preset("small", **TINY)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "The preset 'small' has no weights: the model starts from random ones."
+    ]
+
+
+def test_a_preset_with_weights_can_start_from_random_ones(mine, caplog):
+    (mine / "model.weights.h5").unlink()
+    keras_jamba.DHCJamba.from_preset(mine, load_weights=False)
+    assert not caplog.records
+    with pytest.raises(ValueError, match="Received: .*no such file.*load_weights=False"):
+        keras_jamba.DHCJamba.from_preset(mine)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "config": {}}', "not json"])
+def test_a_damaged_config_is_named(mine, text):
+    (mine / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="must be JSON with format=1.*Received: .*config.json"):
+        keras_jamba.DHCJamba.from_preset(mine)
+
+
+def test_a_preset_of_another_class_is_named(mine):
+    edit(mine, class_name="JambaCausalLM")
+    with pytest.raises(ValueError, match="Received: .*JambaCausalLM, loaded by DHCJamba"):
+        keras_jamba.DHCJamba.from_preset(mine)
+
+
+def test_an_unknown_override_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match="num_layers.*Received.*'num_layer'"):
+        keras_jamba.DHCJamba.from_preset("small", num_layer=3)
+
+
+def test_nothing_is_written_over(mine):
+    before = {p.name: p.read_bytes() for p in mine.iterdir()}
+    model = keras_jamba.DHCJamba(**TINY)
+    with pytest.raises(ValueError, match="does not exist or is empty. Received"):
+        model.save_to_preset(mine)
+    assert {p.name: p.read_bytes() for p in mine.iterdir()} == before
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    model = keras_jamba.DHCJamba(**TINY)
+
+    def full(file):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(presets, "_sha256", full)
+    with pytest.raises(OSError, match="no space"):
+        model.save_to_preset(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
