@@ -105,12 +105,13 @@ def main():
     started = time.perf_counter()
     history = model.fit(batches, epochs=epochs)
     seconds = time.perf_counter() - started
+    # Before `predict`: on JAX that frees arrays which the optimizer shares with the model after an average.
+    args.output.mkdir(parents=True, exist_ok=True)
+    model.save(args.output / "model.keras")
     logits = model.predict(data.test_images, verbose=0)
     predicted = logits.argmax(axis=-1)
     accuracy = 100 * float((predicted == data.test_labels).mean())
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    model.save(args.output / "model.keras")
     draw_learning_curve(history.history, args.output / "learning_curve.png")
     draw_confusion_matrix(data, predicted, args.output / "confusion_matrix.png")
     draw_expert_usage(model, args.output / "expert_usage.png")
