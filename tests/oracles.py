@@ -52,3 +52,35 @@ def selective_scan_gradients(grad_y, grad_last, u, delta, A, B, C, D, z, delta_b
     grad_delta = grad_delta / (1 + np.exp(-biased))
     grad_D, grad_bias = (grad * u).sum((0, 1)), grad_delta.sum((0, 1))
     return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_state
+
+
+def documents_alone(run, state, length, mask=None, segment_ids=None):
+    """What masks and documents mean: every document of a row by itself, its real tokens alone.
+
+    Args:
+        run: `(tokens, state) -> (outputs, state)` of one row, `tokens` being indices.
+        state: of this row before its first document; those after it begin with zeros.
+        length: tokens of the row.
+        mask, segment_ids: `(t,)` of this row, or None.
+
+    Returns:
+        `(outputs of the row, zeros where it is masked, last state)`.
+    """
+    real = np.arange(length) if mask is None else np.flatnonzero(mask)
+    ids = np.zeros(length, int) if segment_ids is None else np.asarray(segment_ids)
+    outputs, begin = {}, 0
+    for end in range(1, len(real) + 1):
+        if end == len(real) or ids[real[end]] != ids[real[begin]]:
+            y, state = run(real[begin:end], state if begin == 0 else np.zeros_like(state))
+            outputs |= dict(zip(real[begin:end], y, strict=True))
+            begin = end
+    width = len(next(iter(outputs.values()))) if outputs else 0
+    return np.stack([outputs.get(t, np.zeros(width)) for t in range(length)]), state
+
+
+def causal_depthwise_conv(x, kernel, bias, state):
+    """One row: `(t, e)`, `(k, e)`, `(e,)`, `(k - 1, e)` to `(outputs, last state)`."""
+    window = np.concatenate([state, x]).astype("float64")
+    k = len(kernel)
+    y = np.stack([(kernel * window[t : t + k]).sum(0) + bias for t in range(len(x))])
+    return y, window[len(window) - (k - 1) :]

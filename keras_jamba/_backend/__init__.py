@@ -1,6 +1,11 @@
 """What Keras does not offer, or offers only on some backends: one file a backend.
 
-`platform()`: "cpu", "gpu" or "tpu", where new tensors go.  Every backend.
+Every backend:
+
+`platform()`: "cpu", "gpu" or "tpu", where new tensors go.
+
+`host_values(x)`: the values of a tensor as a NumPy array where they can be had without waiting for a
+device, else None: while a graph is traced, and on an accelerator.
 
 Only where a compiler runs the loops (jax, tensorflow):
 
@@ -18,11 +23,11 @@ import keras
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
-    from keras_jamba._backend.on_jax import custom_gradient, platform, scan
+    from keras_jamba._backend.on_jax import custom_gradient, host_values, platform, scan
 elif _BACKEND == "tensorflow":
-    from keras_jamba._backend.on_tensorflow import custom_gradient, platform, scan
+    from keras_jamba._backend.on_tensorflow import custom_gradient, host_values, platform, scan
 elif _BACKEND == "torch":
-    from keras_jamba._backend.on_torch import platform
+    from keras_jamba._backend.on_torch import host_values, platform
 else:
     raise ImportError(
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "

@@ -1,6 +1,7 @@
 """The functions of `_backend` on JAX."""
 
 import jax
+import numpy as np
 
 
 def scan(body, carry, inputs, reverse=False):
@@ -19,3 +20,9 @@ def custom_gradient(forward, backward):
 
 def platform():
     return jax.default_backend()
+
+
+def host_values(x):
+    if isinstance(x, jax.core.Tracer) or any(device.platform != "cpu" for device in x.devices()):
+        return None
+    return np.asarray(x)

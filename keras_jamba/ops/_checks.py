@@ -2,7 +2,10 @@
 
 import numbers
 
-from keras import backend
+import numpy as np
+from keras import backend, ops
+
+from keras_jamba import _backend
 
 
 def check_shapes(tensors, letters):
@@ -33,6 +36,49 @@ def check_floating(tensors):
                 f"{name} must be a floating-point tensor. Received: {name}.dtype={dtype}. "
                 f"Convert it first, for example keras.ops.cast({name}, 'float32')."
             )
+
+
+def check_tokens(mask, segment_ids, shape):
+    """`mask` as bool and `segment_ids` as int32 tensors, `(b, t)` as the first two of `shape`; None stays None."""
+    if mask is not None:
+        mask = ops.convert_to_tensor(mask)
+        _check_per_token("mask", mask, shape)
+        mask = ops.cast(mask, "bool")
+    if segment_ids is not None:
+        segment_ids = ops.convert_to_tensor(segment_ids)
+        _check_per_token("segment_ids", segment_ids, shape)
+        if not backend.is_int_dtype(segment_ids.dtype):
+            raise ValueError(
+                f"segment_ids must be integers. Received: segment_ids.dtype={segment_ids.dtype}. "
+                "Number the documents of a row 0, 1, 2, ..."
+            )
+        _check_in_order(segment_ids, mask)
+        segment_ids = ops.cast(segment_ids, "int32")
+    return mask, segment_ids
+
+
+def _check_in_order(segment_ids, mask):
+    """Looked at only where the values lie on the host: there is no looking while a graph is traced."""
+    ids, real = _backend.host_values(segment_ids), None if mask is None else _backend.host_values(mask)
+    if ids is None or (mask is not None and real is None):
+        return
+    real = np.ones_like(ids, bool) if real is None else real
+    for row, (values, there) in enumerate(zip(ids, real, strict=True)):
+        if np.any(np.diff(values[there]) < 0):
+            raise ValueError(
+                "segment_ids must not decrease along a row: documents stand one after the other. "
+                f"Received: segment_ids[{row}]={values.tolist()}. Sort the documents, and number them 0, 1, 2, ..."
+            )
+
+
+def _check_per_token(name, x, shape):
+    expected = tuple(shape[:2])
+    fits = len(x.shape) == 2 and all(a is None or b is None or a == b for a, b in zip(x.shape, expected, strict=True))
+    if not fits:
+        raise ValueError(
+            f"{name} must have the shape (b, t) = {expected} of the tokens. Received: {name}.shape={tuple(x.shape)}. "
+            f"Give one value a token; a mask of query and key pairs belongs elsewhere."
+        )
 
 
 def check_integer(name, value, at_least=1):

@@ -67,8 +67,9 @@ def selective_scan(
         delta_softplus: whether delta goes through a softplus, after the bias.
         initial_state: `(b, e, n)`, h before the first token; None is zeros.
         return_last_state: whether to return h after the last token too.
-        mask: must be None in this version.
-        segment_ids: must be None in this version.
+        mask: `(b, t)` bool or None. Where it is False the state is held and the output is zero.
+        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
+            Each begins with a state of zeros, but for the first, which begins with the initial state.
         implementation: None for the fastest that can run, or one of the names of `implementations()`,
             which then must run. The environment variable `KERAS_JAMBA_SCAN` names one where this is None.
 
@@ -82,12 +83,6 @@ def selective_scan(
     Reference:
         [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752), section 3 and algorithm 2.
     """
-    for name, value in (("mask", mask), ("segment_ids", segment_ids)):
-        if value is not None:
-            raise ValueError(
-                f"{name} must be None: this version scans whole, unpadded sequences. "
-                f"Received: {name} of shape {tuple(value.shape)}. Scan rows of equal length, one document each."
-            )
     tensors = dict(
         u=u,
         delta=delta,
@@ -101,11 +96,14 @@ def selective_scan(
     )
     tensors = {k: v if v is None else ops.convert_to_tensor(v) for k, v in tensors.items()}
     _check(tensors)
+    mask, segment_ids = _checks.check_tokens(mask, segment_ids, tensors["u"].shape)
     call = _Call(_backend.platform(), tensors["u"].shape[1])
     requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
     table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
+    if call.length == 1 and requested is None:
+        requested = "reference"  # nothing to loop over
     chosen = choose("selective_scan", table, requested, call)
-    y, last_state = chosen.run(**tensors, delta_softplus=delta_softplus)
+    y, last_state = chosen.run(**tensors, delta_softplus=delta_softplus, mask=mask, segment_ids=segment_ids)
     return (y, last_state) if return_last_state else y
 
 

@@ -1,20 +1,23 @@
-"""The elementwise maths around the recurrence, shared by every implementation that does not fuse it."""
+"""What surrounds the bare recurrence in every implementation: softplus, mask, documents, skip and gate, in float32."""
 
 from keras import ops
+
+from keras_jamba.ops._tokens import begins_document
 
 
 def around(recurrence):
     """Makes the whole op from a bare recurrence.
 
     Args:
-        recurrence: `(u, delta, A, B, C, initial_state) -> (y, last_state)`, all float32, with
-            `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t` and `y_t = C_t h_t`.
+        recurrence: `(u, delta, A, B, C, initial_state, reset) -> (y, last_state)`, all float32, with
+            `h_t = (1 - reset_t) exp(delta_t A) h_{t-1} + delta_t B_t u_t` and `y_t = C_t h_t`; `reset`,
+            `(b, t)`, is 1 at the first token of a document and 0 elsewhere, or None where all are 0.
 
     Returns:
         `run` with the signature that every implementation has.
     """
 
-    def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+    def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):
         dtype = u.dtype
         single = lambda x: x if x is None else ops.cast(x, "float32")  # noqa: E731
         u, delta, A, B, C, D, z, delta_bias = map(single, (u, delta, A, B, C, D, z, delta_bias))
@@ -22,13 +25,25 @@ def around(recurrence):
             delta = delta + delta_bias
         if delta_softplus:
             delta = ops.softplus(delta)
+        if mask is not None:
+            # With delta = 0 the decay is 1 and nothing enters: the state is held exactly.
+            delta = ops.where(mask[..., None], delta, 0.0)
         if initial_state is None:
             initial_state = ops.zeros((ops.shape(u)[0], *A.shape), "float32")
-        y, last_state = recurrence(u, delta, A, B, C, single(initial_state))
+        reset = None if segment_ids is None else ops.cast(begins_document(segment_ids, mask), "float32")
+        y, last_state = recurrence(u, delta, A, B, C, single(initial_state), reset)
         if D is not None:
             y = y + u * D
         if z is not None:
             y = y * ops.silu(z)
+        if mask is not None:
+            y = ops.where(mask[..., None], y, 0.0)
         return ops.cast(y, dtype), last_state
 
     return run
+
+
+def decay(delta, A, reset):
+    """`(1 - reset) exp(delta A)` of all tokens, `(b, t, e, n)`."""
+    factors = ops.exp(delta[..., None] * A)
+    return factors if reset is None else factors * (1.0 - reset)[:, :, None, None]

@@ -8,7 +8,7 @@ float32 on the default device whatever it got on PyTorch and fails in `fit` on T
 
 from keras import ops
 
-from keras_jamba.ops.scan._around import around
+from keras_jamba.ops.scan._around import around, decay
 
 
 def why_not(call):
@@ -17,11 +17,11 @@ def why_not(call):
     return None
 
 
-def _recurrence(u, delta, A, B, C, state):
-    decay = ops.exp(delta[..., None] * A)
+def _recurrence(u, delta, A, B, C, state, reset):
+    factors = decay(delta, A, reset)
     inputs = (delta * u)[..., None] * B[:, :, None, :]
-    first = inputs[:, :1] + decay[:, :1] * state[:, None]
-    states = _prefix(decay, ops.concatenate([first, inputs[:, 1:]], axis=1))
+    first = inputs[:, :1] + factors[:, :1] * state[:, None]
+    states = _prefix(factors, ops.concatenate([first, inputs[:, 1:]], axis=1))
     return ops.einsum("bten,btn->bte", states, C), states[:, -1]
 
 

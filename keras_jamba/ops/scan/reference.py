@@ -6,7 +6,7 @@ Euler's rule for B.
 
 from keras import ops
 
-from keras_jamba.ops.scan._around import around
+from keras_jamba.ops.scan._around import around, decay
 
 
 def why_not(call):
@@ -15,11 +15,11 @@ def why_not(call):
     return None
 
 
-def _recurrence(u, delta, A, B, C, state):
+def _recurrence(u, delta, A, B, C, state, reset):
+    factors = decay(delta, A, reset)
     outputs = []
     for t in range(u.shape[1]):
-        decay = ops.exp(delta[:, t, :, None] * A)
-        state = decay * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
+        state = factors[:, t] * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
         outputs.append(ops.sum(state * C[:, t, None, :], axis=-1))
     return ops.stack(outputs, axis=1), state
 

@@ -11,42 +11,43 @@ import torch
 _CACHED_FLOATS = 1 << 19
 
 
-def recurrence(u, delta, A, B, C, initial_state):
-    """`h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = C_t h_t`, float32. Returns (y, last h)."""
-    return _Recurrence.apply(u, delta, A, B, C, initial_state)
+def recurrence(u, delta, A, B, C, initial_state, reset):
+    """What `around` asks for."""
+    return _Recurrence.apply(u, delta, A, B, C, initial_state, reset)
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, initial_state):
+    def forward(ctx, u, delta, A, B, C, initial_state, reset):
         rates = A.T.contiguous()
         state = initial_state.transpose(1, 2).contiguous()
         y = torch.empty_like(u)
         first_states = []
         for span in _spans(u, A):
             first_states.append(state)
-            _, states = _states(_chunk(span, u, delta, B), rates, state)
+            _, states = _states(_chunk(span, u, delta, B), rates, state, _kept(span, reset))
             y[:, span] = _over_state(_chunk(span, C)[0], states).transpose(0, 1)
             state = states[-1].clone()
-        ctx.save_for_backward(u, delta, A, B, C, *first_states)
+        ctx.save_for_backward(u, delta, A, B, C, reset, *first_states)
         return y, state.transpose(1, 2).contiguous()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y, grad_last):
-        u, delta, A, B, C, *first_states = ctx.saved_tensors
+        u, delta, A, B, C, reset, *first_states = ctx.saved_tensors
         rates = A.T.contiguous()
         grads = tuple(torch.empty_like(x) for x in (u, delta, B, C))
         grad_rates = torch.zeros_like(rates)
         grad_state = grad_last.transpose(1, 2).contiguous()
         for span in reversed(_spans(u, A)):
             tokens = _chunk(span, u, delta, B, C, grad_y)
-            chunk_grads, grad_state, more = _chunk_gradient(tokens, rates, first_states.pop(), grad_state)
+            kept = _kept(span, reset)
+            chunk_grads, grad_state, more = _chunk_gradient(tokens, rates, first_states.pop(), grad_state, kept)
             grad_rates += more
             for whole, part in zip(grads, chunk_grads, strict=True):
                 whole[:, span] = part.transpose(0, 1)
         grad_u, grad_delta, grad_B, grad_C = grads
-        return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, grad_state.transpose(1, 2)
+        return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, grad_state.transpose(1, 2), None
 
 
 def _spans(u, A):
@@ -60,18 +61,25 @@ def _chunk(span, *tensors):
     return tuple(x[:, span].transpose(0, 1).contiguous() for x in tensors)
 
 
-def _states(tokens, rates, state):
+def _kept(span, reset):
+    """(token, b, 1, 1), 0 where a document begins; or None."""
+    return None if reset is None else (1 - _chunk(span, reset)[0])[:, :, None, None]
+
+
+def _states(tokens, rates, state, kept):
     u, delta, B = tokens
     decay = (delta.unsqueeze(2) * rates).exp_()
+    if kept is not None:
+        decay *= kept
     states = (delta * u).unsqueeze(2) * B.unsqueeze(3)
     for now, factor in zip(states.unbind(0), decay.unbind(0), strict=True):
         state = now.addcmul_(factor, state)
     return decay, states
 
 
-def _chunk_gradient(tokens, rates, first, grad_state):
+def _chunk_gradient(tokens, rates, first, grad_state, kept):
     u, delta, B, C, grad_y = tokens
-    decay, states = _states((u, delta, B), rates, first)
+    decay, states = _states((u, delta, B), rates, first, kept)
     grad_C = _over_channels(states, grad_y)
     grads = grad_y.unsqueeze(2) * C.unsqueeze(3)
     factors, slots = decay.unbind(0), grads.unbind(0)

@@ -13,14 +13,15 @@ from keras_jamba import _backend
 _LONGEST_CHUNK = 64
 
 
-def recurrence(u, delta, A, B, C, initial_state):
-    """`h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t`, `y_t = C_t h_t`, float32. Returns (y, last h)."""
-    return _differentiable(u, delta, A, B, C, initial_state)
+def recurrence(u, delta, A, B, C, initial_state, reset):
+    """What `around` asks for."""
+    resets = () if reset is None else (reset[:, :, None],)
+    return _differentiable(u, delta, A, B, C, initial_state, *resets)
 
 
-def _forward(u, delta, A, B, C, initial_state):
+def _forward(u, delta, A, B, C, initial_state, *resets):
     layout = _Layout(u, A)
-    tokens = (*map(layout.channel_chunks, (u, delta)), *map(layout.chunks, (B, C)))
+    tokens = (*map(layout.channel_chunks, (u, delta)), *map(layout.chunks, (B, C, *resets)))
     rates = layout.state(A[None])
 
     def chunk(state, tokens):
@@ -28,26 +29,21 @@ def _forward(u, delta, A, B, C, initial_state):
         return after, (y, state)
 
     def token(state, token):
-        u, delta, B, C = token
-        state = _advance(rates, state, delta, delta * u, layout.over_channels(B))
+        u, delta, B, C, *resets = token
+        decay = layout.decay(delta, rates, resets)
+        state = decay * state + (delta * u)[None] * layout.over_channels(B)
         return state, _sum_state(state * layout.over_channels(C))
 
     last, (y, first_states) = _backend.scan(chunk, layout.state(initial_state), tokens)
-    return (layout.unchunk(y, layout.channels), layout.unstate(last)), (
-        u,
-        delta,
-        A,
-        B,
-        C,
-        first_states,
-    )
+    outputs = layout.unchunk(y, layout.channels), layout.unstate(last)
+    return outputs, (u, delta, A, B, C, resets, first_states)
 
 
 def _backward(residuals, gradients):
-    u, delta, A, B, C, first_states = residuals
+    u, delta, A, B, C, resets, first_states = residuals
     grad_y, grad_last = gradients
     layout = _Layout(u, A)
-    tokens = (*map(layout.channel_chunks, (u, delta, grad_y)), *map(layout.chunks, (B, C)))
+    tokens = (*map(layout.channel_chunks, (u, delta, grad_y)), *map(layout.chunks, (B, C, *resets)))
     rates = layout.state(A[None])
 
     def chunk(carry, inputs):
@@ -56,14 +52,14 @@ def _backward(residuals, gradients):
         return _backend.scan(token, carry, (tokens, states_before), reverse=True)
 
     def replay(state, token):
-        u, delta, _, B, _ = token
-        return _advance(rates, state, delta, delta * u, layout.over_channels(B)), state
+        u, delta, _, B, _, *resets = token
+        return layout.decay(delta, rates, resets) * state + (delta * u)[None] * layout.over_channels(B), state
 
     def token(carry, inputs):
         grad_state, grad_rates = carry
-        (u, delta, grad_y, B, C), before = inputs
+        (u, delta, grad_y, B, C, *resets), before = inputs
         B, C, drive = layout.over_channels(B), layout.over_channels(C), delta * u
-        decay = ops.exp(delta[None] * rates)
+        decay = layout.decay(delta, rates, resets)
         state = decay * before + drive[None] * B
         grad_state = grad_state + grad_y[None] * C
         grad_C = layout.sum_channels(state * grad_y[None])
@@ -82,14 +78,10 @@ def _backward(residuals, gradients):
     widths = (layout.channels, layout.channels, layout.state_size, layout.state_size)
     grad_u, grad_delta, grad_B, grad_C = map(layout.unchunk, gradients, widths)
     grad_A = ops.sum(layout.unstate(grad_rates), axis=0)
-    return grad_u, grad_delta, grad_A, grad_B, grad_C, layout.unstate(grad_first)
+    return grad_u, grad_delta, grad_A, grad_B, grad_C, layout.unstate(grad_first), *(None for _ in resets)
 
 
 _differentiable = _backend.custom_gradient(_forward, _backward)
-
-
-def _advance(rates, state, delta, drive, B):
-    return ops.exp(delta[None] * rates) * state + drive[None] * B
 
 
 def _sum_state(x):
@@ -141,8 +133,13 @@ class _Layout:
         x = ops.reshape(x, (self.state_size, self.batch, self.channels))
         return ops.transpose(x, (1, 2, 0))
 
+    def decay(self, delta, rates, resets):
+        """What one token leaves of the state: `exp(delta A)`, or nothing where a document begins."""
+        factors = ops.exp(delta[None] * rates)
+        return factors * (1.0 - self.over_channels(resets[0])) if resets else factors
+
     def over_channels(self, x):
-        """B or C of one token, (b, n), to a shape that broadcasts against a state."""
+        """B or C of one token, (b, n), or its reset, (b, 1), to a shape that broadcasts against a state."""
         return ops.transpose(x)[:, :, None]
 
     def sum_channels(self, x):

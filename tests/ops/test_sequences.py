@@ -1,0 +1,171 @@
+"""States, splits, masks and documents: whatever a sequence is cut into, it is what the pieces are alone."""
+
+import hypothesis
+import numpy as np
+import oracles
+import pytest
+from checks import close, gradients, numpy
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_jamba.ops import causal_depthwise_conv, implementations, selective_scan
+
+BATCH, LENGTH, CHANNELS, STATE, WIDTH = 2, 12, 6, 4, 4
+hypothesis.settings.register_profile("here", max_examples=150, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("here")
+
+
+@st.composite
+def sequences(draw):
+    """Values from a seed; a mask, documents and cuts, each of which may be missing."""
+    tokens = lambda values: st.lists(  # noqa: E731
+        st.lists(values, min_size=LENGTH, max_size=LENGTH), min_size=BATCH, max_size=BATCH
+    )
+    mask = draw(st.none() | tokens(st.booleans()))
+    begins = draw(st.none() | tokens(st.sampled_from([0, 0, 0, 1])))
+    return {
+        "seed": draw(st.integers(0, 1000)),
+        "mask": None if mask is None else np.array(mask),
+        "segment_ids": None if begins is None else np.cumsum(begins, axis=1).astype("int32"),
+        "cuts": draw(st.sets(st.integers(1, LENGTH - 1), max_size=3)),
+        "start": draw(st.booleans()),
+    }
+
+
+def pieces(case):
+    """Slices of the tokens between the cuts. A cut between two documents would want a new state; there is none."""
+    cuts = case["cuts"] if case["segment_ids"] is None else ()
+    ends = [0, *sorted(cuts), LENGTH]
+    return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def part(x, span):
+    return None if x is None else x[:, span]
+
+
+def scan_inputs(seed):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
+    sequence, states = (BATCH, LENGTH, CHANNELS), (BATCH, LENGTH, STATE)
+    tokens = dict(
+        u=normal(*sequence), delta=normal(*sequence), B=normal(*states), C=normal(*states), z=normal(*sequence)
+    )
+    others = dict(A=-np.exp(normal(CHANNELS, STATE)), D=normal(CHANNELS), delta_bias=normal(CHANNELS))
+    return tokens, others, normal(BATCH, CHANNELS, STATE)
+
+
+def scan_alone(tokens, others, state, case):
+    def run(row):
+        def of(indices, state):
+            picked = {name: x[row : row + 1, indices] for name, x in tokens.items()}
+            y, last = oracles.selective_scan(**picked, **others, delta_softplus=True, initial_state=state[None])
+            return y[0], last[0]
+
+        return of
+
+    rows = [
+        oracles.documents_alone(run(i), state[i], LENGTH, *(part_of_row(case[k], i) for k in ("mask", "segment_ids")))
+        for i in range(BATCH)
+    ]
+    ys = [y if y.shape[1] else np.zeros((LENGTH, CHANNELS)) for y, _ in rows]
+    return np.stack(ys), np.stack([last for _, last in rows])
+
+
+def part_of_row(x, row):
+    return None if x is None else x[row]
+
+
+@pytest.mark.parametrize("implementation", implementations())
+@hypothesis.given(case=sequences())
+def test_a_scan_in_pieces_is_every_document_alone(implementation, case):
+    tokens, others, initial = scan_inputs(case["seed"])
+    initial = initial if case["start"] else np.zeros_like(initial)
+    state, outputs = (initial if case["start"] else None), []
+    for span in pieces(case):
+        given = {name: x[:, span] for name, x in tokens.items()} | others
+        y, state = selective_scan(
+            **given,
+            delta_softplus=True,
+            initial_state=state,
+            return_last_state=True,
+            mask=part(case["mask"], span),
+            segment_ids=part(case["segment_ids"], span),
+            implementation=implementation,
+        )
+        outputs.append(numpy(y))
+    expected, last = scan_alone(tokens, others, initial, case)
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=2e-5, rtol=2e-5)
+    np.testing.assert_allclose(numpy(state), last, atol=2e-5, rtol=2e-5)
+
+
+@hypothesis.given(case=sequences())
+def test_a_convolution_in_pieces_is_every_document_alone(case):
+    rng = np.random.default_rng(case["seed"])
+    normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
+    x, kernel, bias = normal(BATCH, LENGTH, CHANNELS), normal(WIDTH, CHANNELS), normal(CHANNELS)
+    initial = normal(BATCH, WIDTH - 1, CHANNELS) * case["start"]
+    state, outputs = (initial if case["start"] else None), []
+    for span in pieces(case):
+        y, state = causal_depthwise_conv(
+            x[:, span],
+            kernel,
+            bias,
+            state,
+            return_last_state=True,
+            mask=part(case["mask"], span),
+            segment_ids=part(case["segment_ids"], span),
+        )
+        outputs.append(numpy(y))
+    for row in range(BATCH):
+        run = lambda indices, state, row=row: oracles.causal_depthwise_conv(x[row, indices], kernel, bias, state)  # noqa: E731
+        given = (part_of_row(case[k], row) for k in ("mask", "segment_ids"))
+        expected, last = oracles.documents_alone(run, initial[row], LENGTH, *given)
+        expected = expected if expected.shape[1] else np.zeros((LENGTH, CHANNELS))
+        np.testing.assert_allclose(np.concatenate(outputs, axis=1)[row], expected, atol=2e-5, rtol=2e-5)
+        np.testing.assert_allclose(numpy(state)[row], last, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", [name for name in implementations() if name != "reference"])
+def test_gradients_through_masks_documents_and_states_are_the_references(implementation):
+    tokens, others, initial = scan_inputs(0)
+    arrays = tokens | others | {"initial_state": initial}
+    rng = np.random.default_rng(1)
+    mask = ops.convert_to_tensor(rng.random((BATCH, LENGTH)) > 0.3)
+    segment_ids = ops.convert_to_tensor(np.sort(rng.integers(0, 3, (BATCH, LENGTH)), axis=1).astype("int32"))
+    weights = [
+        ops.convert_to_tensor(rng.standard_normal(s).astype("float32")) for s in (tokens["u"].shape, initial.shape)
+    ]
+
+    def loss(name):
+        def function(*tensors):
+            given = dict(zip(arrays, tensors, strict=True))
+            outputs = selective_scan(
+                **given,
+                delta_softplus=True,
+                return_last_state=True,
+                mask=mask,
+                segment_ids=segment_ids,
+                implementation=name,
+            )
+            return sum(ops.sum(x * w) for x, w in zip(outputs, weights, strict=True))
+
+        return function
+
+    actual, expected = (gradients(loss(name), list(arrays.values())) for name in (implementation, "reference"))
+    for name, a, e in zip(arrays, actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("implementation", implementations())
+def test_recorded_numbers_with_an_initial_state_and_with_resets_are_met(implementation):
+    from test_scan import golden
+
+    inputs, recorded = golden("64")
+    scan = lambda **more: selective_scan(  # noqa: E731
+        **inputs, delta_softplus=True, return_last_state=True, implementation=implementation, **more
+    )
+    segment_ids = np.cumsum(recorded["reset"], axis=1).astype("int32")
+    for case, given in (("h0", {"initial_state": recorded["h0"]}), ("reset", {"segment_ids": segment_ids})):
+        y, last = scan(**given)
+        close(y, np.swapaxes(recorded[f"{case}_out_f64"], 1, 2), absolute=2e-5)
+        close(last, recorded[f"{case}_last_state_f64"], absolute=2e-5)
