@@ -74,15 +74,20 @@ def places(model, config):
 
 
 def _mamba_places(mixer, prefix):
-    for name in ("in_proj", "x_proj", "dt_proj", "out_proj"):
-        yield getattr(mixer, name).kernel, f"{prefix}{name}.weight", np.transpose
-    yield mixer.conv_kernel, prefix + "conv1d.weight", lambda w: w[:, 0].T
-    yield mixer.conv_bias_weight, prefix + "conv1d.bias", np.asarray
-    yield mixer.dt_bias, prefix + "dt_proj.bias", np.asarray
-    yield mixer.A_log, prefix + "A_log", np.asarray
-    yield mixer.D, prefix + "D", np.asarray
+    ssm = mixer.ssm
+    for dense, name in ((mixer.in_proj, "in_proj"), (mixer.out_proj, "out_proj"), (ssm.x_proj, "x_proj")):
+        yield dense.kernel, f"{prefix}{name}.weight", np.transpose
+        if dense.use_bias:
+            yield dense.bias, f"{prefix}{name}.bias", np.asarray
+    yield ssm.dt_proj.kernel, prefix + "dt_proj.weight", np.transpose
+    yield ssm.conv_kernel, prefix + "conv1d.weight", lambda w: w[:, 0].T
+    if ssm.conv_bias:
+        yield ssm.conv_bias_weight, prefix + "conv1d.bias", np.asarray
+    yield ssm.dt_bias, prefix + "dt_proj.bias", np.asarray
+    yield ssm.A_log, prefix + "A_log", np.asarray
+    yield ssm.D, prefix + "D", np.asarray
     for ours, theirs in (("dt_norm", "dt"), ("b_norm", "b"), ("c_norm", "c")):
-        yield getattr(mixer, ours).scale, f"{prefix}{theirs}_layernorm.weight", np.asarray
+        yield getattr(ssm, ours).scale, f"{prefix}{theirs}_layernorm.weight", np.asarray
 
 
 def _last_two_swapped(bank):

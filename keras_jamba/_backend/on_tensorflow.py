@@ -52,7 +52,8 @@ def custom_gradient(forward, backward):
         outputs, residuals = forward(*map(tf.stop_gradient, tensors))
         return outputs, lambda *gradients: backward(residuals, tf.nest.pack_sequence_as(outputs, gradients))
 
-    return function
+    # A variable among the inputs would be taken for one that the function has caught.
+    return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
 
 
 def platform():

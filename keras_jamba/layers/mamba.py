@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.ops import _checks, causal_depthwise_conv, selective_scan
+from keras_jamba.layers._selective_ssm import SelectiveSSM
+from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -29,16 +30,28 @@ class MambaLayer(keras.layers.Layer):
             Mamba does not.
         dt_min, dt_max: the time steps that `softplus(dt_bias)` starts between, log-uniformly.
         epsilon: of the three norms.
+        bidirectional: whether a second convolution and state space, with weights of their own, run from
+            the last token to the first, and what comes out of both is added. For inputs without an arrow
+            of time; such a layer has no states to go on from.
         implementation: of the scan; see `keras_jamba.ops.selective_scan`.
 
     Call arguments:
         inputs: `(b, t, d)`.
+        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not exist for the others.
+        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
+            None sees anything of those before it.
+        initial_state: what an earlier call returned, or `init_cache`; None is zeros.
+        return_state: whether to return the final state too.
 
     Returns:
-        `(b, t, d)`; token t depends on tokens up to t only.
+        `(b, t, d)`; unless bidirectional, token t depends on tokens up to t only. With `return_state`,
+        that and the state: `{"conv": (b, k - 1, e)` in the compute dtype, the last inputs of the
+        convolution`, "ssm": (b, e, n)` in float32`}`. Gradients flow through both states;
+        `keras.tree.map_structure(keras.ops.stop_gradient, state)` ends them.
 
     Raises:
-        ValueError: for arguments out of range or an input of another width.
+        ValueError: for arguments out of range, an input of another width, or a state of another layer,
+            batch or dtype.
 
     Example:
         >>> import keras, keras_jamba
@@ -47,7 +60,8 @@ class MambaLayer(keras.layers.Layer):
 
     Reference:
         [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752);
-        the norms: [Lieber et al. (2024)](https://arxiv.org/abs/2403.19887).
+        the norms: [Lieber et al. (2024)](https://arxiv.org/abs/2403.19887);
+        two directions: [Zhu et al. (2024)](https://arxiv.org/abs/2401.09417).
     """
 
     def __init__(
@@ -63,10 +77,12 @@ class MambaLayer(keras.layers.Layer):
         dt_min=1e-3,
         dt_max=1e-1,
         epsilon=1e-6,
+        bidirectional=False,
         implementation=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # No autocast: it would round the float32 state to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
         sizes = dict(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
         for name, value in sizes.items():
             _checks.check_integer(name, value)
@@ -75,95 +91,93 @@ class MambaLayer(keras.layers.Layer):
         _checks.check_number("dt_max", dt_max, low=1e-9)
         _checks.check_number("dt_min", dt_min, low=1e-9, high=dt_max)
         _checks.check_number("epsilon", epsilon, low=0)
-        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
-        self.conv_bias, self.proj_bias, self.mixer_rms_norm = conv_bias, proj_bias, mixer_rms_norm
-        self.dt_min, self.dt_max, self.epsilon = dt_min, dt_max, epsilon
-        self.implementation = implementation
-        self.inner = expand * d_model
-
-        def dense(units, name, initializer, use_bias=False):
-            return keras.layers.Dense(
-                units,
-                use_bias=use_bias,
-                kernel_initializer=initializer,
-                name=name,
-                dtype=self.dtype_policy,
+        self.supports_masking = True
+        self.d_model, self.expand, self.proj_bias = d_model, expand, proj_bias
+        self.bidirectional, self.inner = bidirectional, expand * d_model
+        self._ssm_config = dict(
+            d_state=d_state,
+            d_conv=d_conv,
+            dt_rank=math.ceil(d_model / 16) if dt_rank is None else dt_rank,
+            conv_bias=conv_bias,
+            mixer_rms_norm=mixer_rms_norm,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            epsilon=epsilon,
+            implementation=implementation,
+        )
+        self.in_proj = self._dense(2 * self.inner, "in_proj", gain=1.0)
+        self.out_proj = self._dense(d_model, "out_proj", gain=0.5)
+        self.ssm = SelectiveSSM(self.inner, **self._ssm_config, dtype=self.dtype_policy, name="ssm")
+        if bidirectional:
+            self.backward_ssm = SelectiveSSM(
+                self.inner, **self._ssm_config, dtype=self.dtype_policy, name="backward_ssm"
             )
 
-        self.in_proj = dense(2 * self.inner, "in_proj", _initializers.xavier(), proj_bias)
-        self.x_proj = dense(self.dt_rank + 2 * d_state, "x_proj", _initializers.xavier())
-        self.dt_proj = dense(self.inner, "dt_proj", _initializers.uniform(self.dt_rank**-0.5))
-        self.out_proj = dense(d_model, "out_proj", _initializers.xavier(0.5), proj_bias)
-        if mixer_rms_norm:
-            self.dt_norm, self.b_norm, self.c_norm = (
-                keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
-                for name in ("dt_norm", "b_norm", "c_norm")
-            )
+    def _dense(self, units, name, gain):
+        return keras.layers.Dense(
+            units,
+            use_bias=self.proj_bias,
+            kernel_initializer=_initializers.xavier(gain),
+            name=name,
+            dtype=self.dtype_policy,
+        )
 
     def build(self, input_shape):
         _checks.check_last_axis("MambaLayer", input_shape, self.d_model)
-        e, n = self.inner, self.d_state
-        bound = self.d_conv**-0.5
-        self.conv_kernel = self.add_weight((self.d_conv, e), _initializers.uniform(bound), name="conv_kernel")
-        if self.conv_bias:
-            self.conv_bias_weight = self.add_weight((e,), _initializers.uniform(bound), name="conv_bias")
-        # Kept float32 inside `call` under mixed precision: they act through exponentials.
-        self.dt_bias = self.add_weight(
-            (e,),
-            _initializers.TimeStepBias(self.dt_min, self.dt_max),
-            name="dt_bias",
-            autocast=False,
-        )
-        self.A_log = self.add_weight((e, n), _initializers.StateIndexLog(), name="A_log", autocast=False)
-        self.D = self.add_weight((e,), "ones", name="D", autocast=False)
+        inner = (None, None, self.inner)
         self.in_proj.build((None, None, self.d_model))
-        self.x_proj.build((None, None, e))
-        self.dt_proj.build((None, None, self.dt_rank))
-        self.out_proj.build((None, None, e))
-        if self.mixer_rms_norm:
-            self.dt_norm.build((None, None, self.dt_rank))
-            self.b_norm.build((None, None, n))
-            self.c_norm.build((None, None, n))
+        self.out_proj.build(inner)
+        for ssm in [self.ssm, self.backward_ssm] if self.bidirectional else [self.ssm]:
+            ssm.build(inner, inner)
 
-    def call(self, inputs):
+    def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        if initial_state is not None or return_state:
+            self._check_has_state()
+        if initial_state is not None:
+            _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
         x, z = ops.split(self.in_proj(inputs), 2, axis=-1)
-        bias = self.conv_bias_weight if self.conv_bias else None
-        x = ops.silu(causal_depthwise_conv(x, self.conv_kernel, bias))
-        r, n = self.dt_rank, self.d_state
-        low_rank, B, C = ops.split(self.x_proj(x), [r, r + n], axis=-1)
-        if self.mixer_rms_norm:
-            low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
-        y = selective_scan(
-            x,
-            self.dt_proj(low_rank),
-            -ops.exp(ops.cast(self.A_log, "float32")),
-            B,
-            C,
-            D=self.D,
-            z=z,
-            delta_bias=self.dt_bias,
-            delta_softplus=True,
-            implementation=self.implementation,
-        )
-        return self.out_proj(y)
+        y, state = self.ssm(x, z, mask=mask, segment_ids=segment_ids, initial_state=initial_state)
+        if self.bidirectional:
+            y = y + self._backward(x, z, mask, segment_ids)
+        outputs = self.out_proj(y)
+        return (outputs, state) if return_state else outputs
 
-    def compute_output_shape(self, input_shape):
-        _checks.check_last_axis("MambaLayer", input_shape, self.d_model)
-        return input_shape
+    def _backward(self, x, z, mask, segment_ids):
+        flip = lambda x: None if x is None else ops.flip(x, axis=1)  # noqa: E731
+        # Turned round, the documents' numbers would decrease.
+        ids = None if segment_ids is None else -flip(ops.convert_to_tensor(segment_ids))
+        return flip(self.backward_ssm(flip(x), flip(z), mask=flip(mask), segment_ids=ids)[0])
+
+    def init_cache(self, batch_size, max_length=None):
+        """The state before the first token: zeros. `max_length` is there for the sake of attention alone."""
+        self._check_has_state()
+        specs = self._state_specs(batch_size)
+        return {name: ops.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+
+    def step(self, inputs, cache, mask=None, segment_ids=None):
+        """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
+
+        The same as a call with `initial_state`; the cost does not depend on how many those were.
+        """
+        return self(inputs, mask=mask, segment_ids=segment_ids, initial_state=cache, return_state=True)
+
+    def _check_has_state(self):
+        if self.bidirectional:
+            raise ValueError(
+                "A bidirectional MambaLayer has no state to go on from: it needs the whole sequence at once. "
+                "Received: bidirectional=True. Build the layer with bidirectional=False."
+            )
+
+    def _state_specs(self, batch_size):
+        conv = (batch_size, self._ssm_config["d_conv"] - 1, self.inner)
+        ssm = (batch_size, self.inner, self._ssm_config["d_state"])
+        return {"conv": keras.KerasTensor(conv, self.compute_dtype), "ssm": keras.KerasTensor(ssm, "float32")}
+
+    def compute_output_spec(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        _checks.check_last_axis("MambaLayer", inputs.shape, self.d_model)
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
 
     def get_config(self):
-        return super().get_config() | {
-            "d_model": self.d_model,
-            "d_state": self.d_state,
-            "d_conv": self.d_conv,
-            "expand": self.expand,
-            "dt_rank": self.dt_rank,
-            "conv_bias": self.conv_bias,
-            "proj_bias": self.proj_bias,
-            "mixer_rms_norm": self.mixer_rms_norm,
-            "dt_min": self.dt_min,
-            "dt_max": self.dt_max,
-            "epsilon": self.epsilon,
-            "implementation": self.implementation,
-        }
+        ours = dict(d_model=self.d_model, expand=self.expand, proj_bias=self.proj_bias)
+        return super().get_config() | ours | self._ssm_config | {"bidirectional": self.bidirectional}

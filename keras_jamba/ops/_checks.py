@@ -81,6 +81,26 @@ def _check_per_token(name, x, shape):
         )
 
 
+def check_state(name, state, specs):
+    """`state` is a dict with the leaves, shapes and dtypes of `specs`."""
+    have = set(state) if isinstance(state, dict) else None
+    if have != set(specs):
+        raise ValueError(
+            f"{name} must be a dict with {sorted(specs)}. Received: {sorted(have) if have else type(state).__name__}. "
+            "Pass what init_cache or an earlier call of this layer returned."
+        )
+    for leaf, spec in specs.items():
+        shape, dtype = tuple(state[leaf].shape), backend.standardize_dtype(state[leaf].dtype)
+        fits = len(shape) == len(spec.shape) and dtype == spec.dtype
+        pairs = zip(shape, spec.shape, strict=False)
+        if not (fits and all(a is None or b is None or a == b for a, b in pairs)):
+            raise ValueError(
+                f"{name}[{leaf!r}] must have the shape {spec.shape} and the dtype {spec.dtype} of this layer and "
+                f"batch. Received: shape={shape}, dtype={dtype}. Pass what init_cache or an earlier call of this "
+                "layer returned."
+            )
+
+
 def check_integer(name, value, at_least=1):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise ValueError(

@@ -17,6 +17,7 @@ from keras_jamba.layers import (
 
 LAYERS = {
     "mamba": lambda **kw: MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True, **kw),
+    "both_ways": lambda **kw: MambaLayer(8, d_state=4, bidirectional=True, **kw),
     "attention": lambda **kw: AttentionLayer(8, num_heads=4, num_kv_heads=1, **kw),
     "feed_forward": lambda **kw: FeedForward(8, use_swiglu=False, **kw),
     "moe": lambda **kw: MoELayer(8, num_experts=4, balance_loss="switch", **kw),
@@ -94,9 +95,9 @@ def test_the_time_step_bias_starts_where_it_should_in_any_model():
     inputs = keras.Input((4, 8))
     layer = MambaLayer(8, dt_min=1e-3, dt_max=1e-1)
     keras.Model(inputs, keras.layers.Dense(3)(layer(inputs)))
-    steps = np.log1p(np.exp(numpy(layer.dt_bias).astype("float64")))
+    steps = np.log1p(np.exp(numpy(layer.ssm.dt_bias).astype("float64")))
     assert (steps >= 0.999e-3).all() and (steps <= 1.001e-1).all() and steps.std() > 0
-    np.testing.assert_allclose(numpy(layer.A_log)[3], np.log(np.arange(1, 17)), rtol=1e-6)
+    np.testing.assert_allclose(numpy(layer.ssm.A_log)[3], np.log(np.arange(1, 17)), rtol=1e-6)
 
 
 def test_causal_attention_does_not_look_ahead(features):

@@ -33,12 +33,13 @@ def assert_equal(actual, expected):
 
 def test_mamba_layer_is_theirs(recorded):
     w = load_file(FOLDER / "mamba.safetensors")
-    kernels = {f"{n}.kernel": w[f"{n}.weight"].T for n in ("in_proj", "x_proj", "dt_proj", "out_proj")}
+    kernels = {f"{n}.kernel": w[f"{n}.weight"].T for n in ("in_proj", "out_proj")}
+    kernels |= {f"ssm.{n}.kernel": w[f"{n}.weight"].T for n in ("x_proj", "dt_proj")}
     layer = built(
         MambaLayer(16, d_state=4),
         kernels
-        | {"conv_kernel": w["conv1d.weight"][:, 0].T, "conv_bias_weight": w["conv1d.bias"]}
-        | {"dt_bias": w["dt_proj.bias"], "A_log": w["A_log"], "D": w["D"]},
+        | {"ssm.conv_kernel": w["conv1d.weight"][:, 0].T, "ssm.conv_bias_weight": w["conv1d.bias"]}
+        | {"ssm.dt_bias": w["dt_proj.bias"], "ssm.A_log": w["A_log"], "ssm.D": w["D"]},
     )
     assert_equal(layer(recorded["x"]), recorded["mamba"])
 

@@ -1,0 +1,113 @@
+"""One direction of a Mamba layer: the short convolution and the state space that it feeds."""
+
+import keras
+from keras import ops
+
+from keras_jamba.layers import _initializers
+from keras_jamba.ops import causal_depthwise_conv, selective_scan
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class SelectiveSSM(keras.layers.Layer):
+    """Convolution, SiLU, the projections to delta, B and C, and the gated scan; see `MambaLayer`.
+
+    Call arguments:
+        x, z: `(b, t, e)`, what enters, and the gate.
+        mask, segment_ids: `(b, t)` or None.
+        initial_state: `{"conv": (b, k - 1, e), "ssm": (b, e, n)}` or None.
+
+    Returns:
+        `((b, t, e), final state)`.
+    """
+
+    def __init__(
+        self,
+        inner,
+        d_state,
+        d_conv,
+        dt_rank,
+        conv_bias,
+        mixer_rms_norm,
+        dt_min,
+        dt_max,
+        epsilon,
+        implementation,
+        **kwargs,
+    ):
+        # No autocast: it would round the float32 state to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        self.inner, self.d_state, self.d_conv, self.dt_rank = inner, d_state, d_conv, dt_rank
+        self.conv_bias, self.mixer_rms_norm = conv_bias, mixer_rms_norm
+        self.dt_min, self.dt_max, self.epsilon = dt_min, dt_max, epsilon
+        self.implementation = implementation
+        self.x_proj = self._dense(dt_rank + 2 * d_state, "x_proj", _initializers.xavier())
+        self.dt_proj = self._dense(inner, "dt_proj", _initializers.uniform(dt_rank**-0.5))
+        if mixer_rms_norm:
+            self.dt_norm, self.b_norm, self.c_norm = (
+                keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
+                for name in ("dt_norm", "b_norm", "c_norm")
+            )
+
+    def _dense(self, units, name, initializer):
+        return keras.layers.Dense(
+            units, use_bias=False, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
+        )
+
+    def build(self, x_shape, z_shape=None):
+        e, n = self.inner, self.d_state
+        bound = self.d_conv**-0.5
+        self.conv_kernel = self.add_weight((self.d_conv, e), _initializers.uniform(bound), name="conv_kernel")
+        if self.conv_bias:
+            self.conv_bias_weight = self.add_weight((e,), _initializers.uniform(bound), name="conv_bias")
+        # Kept float32 inside `call` under mixed precision: they act through exponentials.
+        self.dt_bias = self.add_weight(
+            (e,), _initializers.TimeStepBias(self.dt_min, self.dt_max), name="dt_bias", autocast=False
+        )
+        self.A_log = self.add_weight((e, n), _initializers.StateIndexLog(), name="A_log", autocast=False)
+        self.D = self.add_weight((e,), "ones", name="D", autocast=False)
+        self.x_proj.build((None, None, e))
+        self.dt_proj.build((None, None, self.dt_rank))
+        if self.mixer_rms_norm:
+            self.dt_norm.build((None, None, self.dt_rank))
+            self.b_norm.build((None, None, n))
+            self.c_norm.build((None, None, n))
+
+    def call(self, x, z, mask=None, segment_ids=None, initial_state=None):
+        state = {"conv": None, "ssm": None} if initial_state is None else initial_state
+        x, conv_state = causal_depthwise_conv(
+            x,
+            self.conv_kernel,
+            self.conv_bias_weight if self.conv_bias else None,
+            state["conv"],
+            return_last_state=True,
+            mask=mask,
+            segment_ids=segment_ids,
+        )
+        x = ops.silu(x)
+        r, n = self.dt_rank, self.d_state
+        low_rank, B, C = ops.split(self.x_proj(x), [r, r + n], axis=-1)
+        if self.mixer_rms_norm:
+            low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
+        y, ssm_state = selective_scan(
+            x,
+            self.dt_proj(low_rank),
+            -ops.exp(ops.cast(self.A_log, "float32")),
+            B,
+            C,
+            D=self.D,
+            z=z,
+            delta_bias=self.dt_bias,
+            delta_softplus=True,
+            initial_state=state["ssm"],
+            return_last_state=True,
+            mask=mask,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+        )
+        return y, {"conv": conv_state, "ssm": ssm_state}
+
+    def get_config(self):
+        names = ("inner", "d_state", "d_conv", "dt_rank", "conv_bias", "mixer_rms_norm", "dt_min", "dt_max")
+        names += ("epsilon", "implementation")
+        return super().get_config() | {name: getattr(self, name) for name in names}

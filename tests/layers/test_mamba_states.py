@@ -1,0 +1,129 @@
+"""MambaLayer as a sequence layer: states, pieces, padding, documents, two directions."""
+
+import keras
+import numpy as np
+import pytest
+from checks import gradients, numpy
+from keras import ops
+
+from keras_jamba.layers import MambaLayer
+
+LENGTH = 9
+
+
+@pytest.fixture
+def layer():
+    layer = MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True)
+    layer.build((None, None, 8))
+    # Biases that padding would carry into the others' convolution if it were not kept out.
+    layer.in_proj.bias.assign(np.linspace(-1, 1, 32))
+    return layer
+
+
+@pytest.fixture
+def features():
+    return np.random.default_rng(0).standard_normal((3, LENGTH, 8)).astype("float32")
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 3), (4, 5, 8), tuple(range(1, LENGTH))])
+def test_pieces_are_the_whole(layer, features, cuts):
+    outputs, last = layer(features, return_state=True)
+    cache, pieces = layer.init_cache(3), []
+    for a, b in zip((0, *cuts), (*cuts, LENGTH), strict=True):
+        y, cache = layer.step(features[:, a:b], cache)
+        pieces.append(numpy(y))
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), numpy(outputs), atol=2e-5)
+    for name in ("conv", "ssm"):
+        np.testing.assert_allclose(numpy(cache[name]), numpy(last[name]), atol=2e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_there(layer, features, side):
+    lengths = [4, 1, LENGTH]
+    mask = np.array([np.arange(LENGTH) < n for n in lengths])
+    mask = mask[:, ::-1].copy() if side == "left" else mask
+    outputs, state = layer(features, mask=mask, return_state=True)
+    for row, real in enumerate(mask):
+        alone, last = layer(features[row : row + 1, real], return_state=True)
+        np.testing.assert_allclose(numpy(outputs)[row, real], numpy(alone)[0], atol=2e-5)
+        for name in ("conv", "ssm"):
+            np.testing.assert_allclose(numpy(state[name])[row], numpy(last[name])[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_documents_are_alone(features, bidirectional):
+    layer = MambaLayer(8, d_state=4, bidirectional=bidirectional)
+    ids = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
+    packed = numpy(layer(features, segment_ids=ids))
+    for i in range(3):
+        alone = layer(features[:, ids[0] == i])
+        np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=2e-5)
+
+
+def test_keras_masks_arrive(features):
+    inputs = keras.Input((None, 8))
+    model = keras.Model(inputs, MambaLayer(8, d_state=4)(keras.layers.Masking()(inputs)))
+    padded = features.copy()
+    padded[0, :3] = 0
+    np.testing.assert_allclose(numpy(model(padded))[0, 3:], numpy(model(features[:1, 3:]))[0], atol=2e-5, rtol=1e-4)
+
+
+def test_a_bidirectional_layer_sees_both_ways_and_is_the_sum_of_its_halves(features):
+    layer = MambaLayer(8, d_state=4, bidirectional=True)
+    outputs = numpy(layer(features))
+    x, z = ops.split(layer.in_proj(features), 2, axis=-1)
+    there, _ = layer.ssm(x, z)
+    back, _ = layer.backward_ssm(ops.flip(x, 1), ops.flip(z, 1))
+    np.testing.assert_allclose(outputs, numpy(layer.out_proj(there + ops.flip(back, 1))), atol=2e-5)
+    changed = features.copy()
+    changed[:, 4] += 1
+    assert (np.abs(numpy(layer(changed)) - outputs).max(axis=(0, 2)) > 0).all()
+
+
+def test_gradients_flow_through_the_states_as_through_the_whole(layer, features):
+    def whole(x):
+        return ops.sum(layer(x) ** 2)
+
+    def truncated(x, detach):
+        y, state = layer(x[:, :5], return_state=True)
+        state = keras.tree.map_structure(ops.stop_gradient, state) if detach else state
+        return ops.sum(y**2) + ops.sum(layer(x[:, 5:], initial_state=state) ** 2)
+
+    (expected,) = gradients(whole, [features])
+    (through,) = gradients(lambda x: truncated(x, False), [features])
+    (cut,) = gradients(lambda x: truncated(x, True), [features])
+    np.testing.assert_allclose(through, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(cut[:, 5:], expected[:, 5:], rtol=1e-3, atol=1e-4)
+    assert np.abs(cut[:, :5] - expected[:, :5]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["ssm"], "must be a dict with"),
+        (lambda s: s | {"conv": s["conv"][:2]}, r"initial_state\['conv'\].*Received: shape=\(2, 3, 16\)"),
+        (lambda s: s | {"ssm": ops.cast(s["ssm"], "float16")}, r"initial_state\['ssm'\].*float32.*dtype=float16"),
+        (lambda s: s | {"key": s["ssm"]}, "must be a dict with"),
+    ],
+)
+def test_a_state_of_something_else_is_named(layer, features, change, message):
+    with pytest.raises(ValueError, match=message):
+        layer(features, initial_state=change(layer.init_cache(3)))
+
+
+def test_a_bidirectional_layer_refuses_states(features):
+    layer = MambaLayer(8, bidirectional=True)
+    for call in (lambda: layer(features, return_state=True), lambda: layer.init_cache(3)):
+        with pytest.raises(ValueError, match="bidirectional.*Received: bidirectional=True"):
+            call()
+
+
+def test_the_state_stays_float32_under_mixed_precision(features):
+    layer = MambaLayer(8, d_state=4, dtype="mixed_bfloat16")
+    _, first = layer(features[:, :5], return_state=True)
+    _, state = layer(features[:, 5:], initial_state=first, return_state=True)
+    assert {k: keras.backend.standardize_dtype(v.dtype) for k, v in state.items()} == {
+        "conv": "bfloat16",
+        "ssm": "float32",
+    }
+    assert np.abs(numpy(first["ssm"]) - numpy(ops.cast(ops.cast(first["ssm"], "bfloat16"), "float32"))).max() > 0
