@@ -3,13 +3,15 @@
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.layers import _initializers
 from keras_jamba.ops import _checks, grouped_query_attention, rotary_embedding
+from keras_jamba.ops.attention import CachedTokens
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class AttentionLayer(keras.layers.Layer):
-    """Multi-head attention with grouped key-value heads and optional rotary positions.
+    """Multi-head attention with grouped key-value heads, optional rotary positions and an optional window.
 
     Args:
         d_model: width of input and output.
@@ -19,19 +21,32 @@ class AttentionLayer(keras.layers.Layer):
         rope_theta: base of the rotary frequencies.
         rope_interleaved: pairs of neighbours (True) or of the two halves; see `ops.rotary_embedding`.
         causal: whether a token sees only itself and the tokens before it.
+        attention_window: how many tokens a token sees, itself included; None is all. Such a layer runs for
+            ever on a cache of that many tokens.
 
     Call arguments:
         inputs: `(b, t, d)`.
+        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not exist for the others.
+        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
+            None sees anything of the others.
+        initial_state: what an earlier call returned, or `init_cache`; None is no tokens.
+        return_state: whether to return the state too, which then has room for all tokens so far (with a
+            window, for that many); `step` keeps the room that there is.
 
     Returns:
-        `(b, t, d)`.
+        `(b, t, d)`, or that and the state: `{"key": (b, s, g, c), "value": (b, s, g, c)` in the compute
+        dtype, keys rotated`, "length": (b,), "start": (b,)` int32`}`: the token at position p of a row lies
+        in slot `p % s`, `length` tokens were seen, and the last document began at position `start`.
+        Gradients flow through keys and values.
 
     Raises:
-        ValueError: for head counts that do not divide, or an input of another width.
+        ValueError: for head counts that do not divide, an input of another width, a state of another
+            layer, batch or dtype, or a cache without room.
 
     Reference:
         [Ainslie et al. (2023)](https://arxiv.org/abs/2305.13245),
-        [Su et al. (2021)](https://arxiv.org/abs/2104.09864).
+        [Su et al. (2021)](https://arxiv.org/abs/2104.09864);
+        the window: [Beltagy et al. (2020)](https://arxiv.org/abs/2004.05150).
     """
 
     def __init__(
@@ -43,9 +58,12 @@ class AttentionLayer(keras.layers.Layer):
         rope_theta=10000.0,
         rope_interleaved=True,
         causal=True,
+        attention_window=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # No autocast: it would round a cache of another dtype silently on its way in.
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         sizes = dict(d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads)
         for name, value in sizes.items():
@@ -59,13 +77,15 @@ class AttentionLayer(keras.layers.Layer):
                 f"d_model={d_model}, num_heads={num_heads}. Change num_heads or pass use_rope=False."
             )
         _checks.check_number("rope_theta", rope_theta, low=1.0)
+        if attention_window is not None:
+            _checks.check_integer("attention_window", attention_window)
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
         self.use_rope, self.rope_theta, self.rope_interleaved = (
             use_rope,
             rope_theta,
             rope_interleaved,
         )
-        self.causal = causal
+        self.causal, self.attention_window = causal, attention_window
 
         def dense(units, name, gain=1.0):
             return keras.layers.Dense(
@@ -86,15 +106,92 @@ class AttentionLayer(keras.layers.Layer):
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             layer.build((None, None, self.d_model))
 
-    def call(self, inputs):
+    def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        stateful = initial_state is not None or return_state
+        if not (stateful or mask is not None or segment_ids is not None or self.attention_window):
+            return self._attend(inputs, 0, lambda key, value: (key, value, None))
+        outputs, write = self._after(inputs, initial_state, mask, segment_ids)
+        if not return_state:
+            return outputs
+        capacity = ops.shape(inputs)[1] + (0 if initial_state is None else initial_state["key"].shape[1])
+        if self.attention_window and isinstance(capacity, int):
+            capacity = min(capacity, self.attention_window)
+        return outputs, write(capacity)
+
+    def init_cache(self, batch_size, max_length=None):
+        """A cache with room for `max_length` tokens, or for the window where that is less, that has seen none."""
+        self._check_has_state()
+        room = [size for size in (max_length, self.attention_window) if size is not None]
+        if not room:
+            raise ValueError(
+                "A cache of attention without a window needs max_length, the most tokens that it shall hold. "
+                "Received: max_length=None. Pass init_cache(batch_size, max_length=1024), for example."
+            )
+        specs = self._state_specs(batch_size, min(room))
+        return {name: ops.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+
+    def step(self, inputs, cache, mask=None, segment_ids=None):
+        """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
+
+        The cache keeps its room: one shape, one compilation. Where it is full the oldest tokens make way,
+        which with a window is exact and without one an error, where the lengths can be looked at.
+        """
+        if not self.built:
+            self.build(inputs.shape)
+        capacity = cache["key"].shape[1]
+        length = _backend.host_values(cache["length"])
+        needed = None if length is None or self.attention_window else int(length.max()) + inputs.shape[1]
+        if needed is not None and mask is None and needed > capacity:
+            raise ValueError(
+                f"A cache of attention without a window must have room for all tokens. Received: room for {capacity} "
+                f"tokens, {needed} needed. Make it with a larger max_length, or set attention_window."
+            )
+        outputs, write = self._after(inputs, cache, mask, segment_ids)
+        return outputs, write(capacity)
+
+    def _after(self, inputs, state, mask, segment_ids):
+        """`(outputs, capacity -> new state)`."""
+        inputs = ops.convert_to_tensor(inputs)
+        mask, segment_ids = _checks.check_tokens(mask, segment_ids, inputs.shape)
+        batch, length = ops.shape(inputs)[:2]
+        buffers = None, None
+        seen = start = ops.zeros((batch,), "int32")
+        if state is not None:
+            self._check_has_state()
+            _checks.check_state("initial_state", state, self._state_specs(inputs.shape[0]))
+            seen, start = state["length"], state["start"]
+            buffers = state["key"], state["value"]
+        tokens = CachedTokens(mask, segment_ids, seen, start, (batch, length))
+        capacity = 0 if state is None else buffers[0].shape[1]
+        allowed = tokens.visible(capacity, self.attention_window, self.causal)
+        written = {}
+
+        def extend(key, value):
+            new = key, value
+            written.update(zip(("key", "value"), new, strict=True))
+            if state is not None:
+                key, value = (ops.concatenate(pair, axis=1) for pair in zip(buffers, new, strict=True))
+            return key, value, allowed
+
+        outputs = self._attend(inputs, tokens.positions, extend)
+
+        def write(capacity):
+            pairs = zip(("key", "value"), buffers, strict=True)
+            slots = {name: tokens.written(buffer, written[name], capacity) for name, buffer in pairs}
+            return slots | {"length": seen + tokens.count, "start": tokens.next_start()}
+
+        return outputs, write
+
+    def _attend(self, inputs, positions, extend):
+        """`extend(key, value)` gives all keys and values that there are, and which of them a query sees."""
         query = self._heads(self.q_proj(inputs), self.num_heads)
         key = self._heads(self.k_proj(inputs), self.num_kv_heads)
         value = self._heads(self.v_proj(inputs), self.num_kv_heads)
         if self.use_rope:
-            query, key = (
-                rotary_embedding(x, theta=self.rope_theta, interleaved=self.rope_interleaved) for x in (query, key)
-            )
-        mixed = grouped_query_attention(query, key, value, causal=self.causal)
+            query, key = (rotary_embedding(x, positions, self.rope_theta, self.rope_interleaved) for x in (query, key))
+        key, value, allowed = extend(key, value)
+        causal = self.causal and allowed is None
+        mixed = grouped_query_attention(query, key, value, causal=causal, mask=allowed)
         batch, length = ops.shape(inputs)[:2]
         return self.out_proj(ops.reshape(mixed, (batch, length, self.d_model)))
 
@@ -102,9 +199,22 @@ class AttentionLayer(keras.layers.Layer):
         batch, length = ops.shape(x)[:2]
         return ops.reshape(x, (batch, length, count, self.head_width))
 
-    def compute_output_shape(self, input_shape):
-        _checks.check_last_axis("AttentionLayer", input_shape, self.d_model)
-        return input_shape
+    def _check_has_state(self):
+        if not self.causal:
+            raise ValueError(
+                "Attention that is not causal has no state to go on from: earlier tokens would have to see later ones. "
+                "Received: causal=False. Build the layer with causal=True."
+            )
+
+    def _state_specs(self, batch_size, capacity=None):
+        heads = keras.KerasTensor((batch_size, capacity, self.num_kv_heads, self.head_width), self.compute_dtype)
+        count = keras.KerasTensor((batch_size,), "int32")
+        return {"key": heads, "value": heads, "length": count, "start": count}
+
+    def compute_output_spec(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
 
     def get_config(self):
         return super().get_config() | {
@@ -115,6 +225,7 @@ class AttentionLayer(keras.layers.Layer):
             "rope_theta": self.rope_theta,
             "rope_interleaved": self.rope_interleaved,
             "causal": self.causal,
+            "attention_window": self.attention_window,
         }
 
 

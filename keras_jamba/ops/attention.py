@@ -1,15 +1,21 @@
-"""Attention with fewer key-value heads than query heads."""
+"""Attention with fewer key-value heads than query heads, and the cache of its keys and values."""
 
 from keras import ops
 
+from keras_jamba.ops._tokens import compaction
 
-def grouped_query_attention(query, key, value, causal):
+
+def grouped_query_attention(query, key, value, causal=False, mask=None):
     """Scaled dot-product attention; query head i reads key-value head `i // (h / g)`.
+
+    The backend's fused form where it has one: `keras.ops.dot_product_attention` chooses.
 
     Args:
         query: `(b, t, h, c)`.
-        key, value: `(b, t, g, c)`, h a multiple of g.
-        causal: whether a token sees only itself and the tokens before it.
+        key, value: `(b, s, g, c)`, h a multiple of g.
+        causal: whether token i of the queries sees only the keys up to i; for s = t.
+        mask: `(b, t, s)` bool or None, which query sees which key. One that sees none gets a finite
+            output without meaning.
 
     Returns:
         `(b, t, h, c)`.
@@ -20,4 +26,82 @@ def grouped_query_attention(query, key, value, causal):
     if key.shape[2] == 1:
         # keras.ops.dot_product_attention repeats a single key-value head wrongly on TensorFlow.
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
-    return ops.dot_product_attention(query, key, value, is_causal=causal)
+    mask = None if mask is None else mask[:, None]
+    return ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+
+
+class CachedTokens:
+    """Where some more tokens stand after those that a cache of keys and values has seen.
+
+    A cache is a ring: the token at position p lies in slot `p % capacity`, so the newest `capacity`
+    tokens are there, whatever came before. Padding takes no position and no slot.
+
+    Args:
+        mask, segment_ids: `(b, t)` of the new tokens, or None; as in `selective_scan`.
+        length: `(b,)` int32, tokens that the cache has seen in each row.
+        start: `(b,)` int32, the position at which the cache's last document began.
+        shape: `(b, t)` of the new tokens.
+    """
+
+    def __init__(self, mask, segment_ids, length, start, shape):
+        batch, tokens = shape
+        self.length, self.start, self.segment_ids = length, start, segment_ids
+        self.mask = ops.ones((batch, tokens), "bool") if mask is None else mask
+        self.order, self.rank = compaction(self.mask)
+        self.count = ops.sum(ops.cast(self.mask, "int32"), axis=1)
+        self.positions = length[:, None] + self.rank
+
+    def visible(self, capacity, window=None, causal=True):
+        """`(b, t, capacity + t)` bool: which new token sees which slot of the cache, and which new token.
+
+        With a window a token sees itself and the `window - 1` tokens before it (on both sides, unless
+        causal).
+        """
+        old = _slot_positions(self.length, capacity)
+        documents = ops.logical_and(old >= 0, old >= self.start[:, None])[:, None, :]
+        here = self.mask[:, None, :]
+        if self.segment_ids is not None:
+            ids = self.segment_ids
+            documents = ops.logical_and(documents, ops.equal(ids, self._first_document())[:, :, None])
+            here = ops.logical_and(here, ops.equal(ids[:, :, None], ids[:, None, :]))
+        documents, here = (ops.broadcast_to(x, (*ops.shape(self.mask), ops.shape(x)[2])) for x in (documents, here))
+        allowed = ops.concatenate([documents, here], axis=2)
+        distance = self.positions[:, :, None] - ops.concatenate([old, self.positions], axis=1)[:, None, :]
+        if causal:
+            allowed = ops.logical_and(allowed, distance >= 0)
+        return allowed if window is None else ops.logical_and(allowed, ops.abs(distance) < window)
+
+    def written(self, buffer, new, capacity):
+        """The slots with the new tokens: `(b, s, g, c)` or None, and `(b, t, g, c)`, to `(b, capacity, g, c)`."""
+        slots = _slot_positions(self.length + self.count, capacity)
+        index = slots - self.length[:, None]
+        fresh = ops.take_along_axis(self.order, ops.clip(index, 0, ops.shape(new)[1] - 1), axis=1)
+        values = ops.take_along_axis(new, fresh[:, :, None, None], axis=1)
+        if buffer is not None:
+            kept = ops.mod(ops.maximum(slots, 0), buffer.shape[1])
+            kept = ops.take_along_axis(buffer, kept[:, :, None, None], axis=1)
+            values = ops.where((index >= 0)[:, :, None, None], values, kept)
+        return ops.where((slots >= 0)[:, :, None, None], values, 0.0)
+
+    def next_start(self):
+        """Where the last document begins, with the new tokens seen."""
+        if self.segment_ids is None:
+            return self.start
+        last = ops.take_along_axis(self.order, ops.maximum(self.count - 1, 0)[:, None], axis=1)
+        last = ops.take_along_axis(self.segment_ids, last, axis=1)
+        in_last = ops.logical_and(ops.equal(self.segment_ids, last), self.mask)
+        end = (self.length + self.count)[:, None]
+        begin = ops.min(ops.where(in_last, self.positions, end), axis=1)
+        same = ops.logical_or(ops.equal(last, self._first_document())[:, 0], ops.equal(self.count, 0))
+        return ops.where(same, self.start, begin)
+
+    def _first_document(self):
+        """`(b, 1)`: the document of the first real token, with which the cache's last document goes on."""
+        return ops.take_along_axis(self.segment_ids, self.order[:, :1], axis=1)
+
+
+def _slot_positions(length, capacity):
+    """`(b, capacity)` int32: the newest position below `length` in each slot; negative where there is none."""
+    slot = ops.arange(capacity, dtype="int32")[None]
+    newest = length[:, None] - 1
+    return newest - ops.mod(newest - slot, ops.maximum(capacity, 1))

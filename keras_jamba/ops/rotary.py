@@ -5,7 +5,7 @@ from keras import ops
 from keras_jamba.ops import _checks
 
 
-def rotary_embedding(x, start_index=0, theta=10000.0, interleaved=True):
+def rotary_embedding(x, positions=0, theta=10000.0, interleaved=True):
     """Turns every pair of features by an angle that grows with the position.
 
     Pair k of a head of width c at position m is the complex number that is multiplied by
@@ -13,7 +13,7 @@ def rotary_embedding(x, start_index=0, theta=10000.0, interleaved=True):
 
     Args:
         x: `(b, t, h, c)` queries or keys, c even.
-        start_index: position of the first token.
+        positions: integers `(b, t)`, the position of each token; or a number, that of the first token.
         theta: base of the frequencies.
         interleaved: whether a pair is two neighbours, features 2k and 2k + 1 (Su et al., the seed of
             this project), or features k and k + c/2 (GPT-NeoX, Llama in transformers).
@@ -36,8 +36,9 @@ def rotary_embedding(x, start_index=0, theta=10000.0, interleaved=True):
         )
     half = x.shape[-1] // 2
     frequencies = ops.power(float(theta), -ops.arange(half, dtype="float32") / half)
-    positions = ops.arange(ops.shape(x)[1], dtype="float32") + ops.cast(start_index, "float32")
-    angles = positions[:, None, None] * frequencies
+    if isinstance(positions, int):
+        positions = (ops.arange(ops.shape(x)[1]) + positions)[None]
+    angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies
     cos, sin = ops.cos(angles), ops.sin(angles)
     real, imaginary = _split(ops.cast(x, "float32"), interleaved)
     turned = real * cos - imaginary * sin, real * sin + imaginary * cos

@@ -1,0 +1,137 @@
+"""AttentionLayer as a sequence layer: caches, pieces, padding, documents, windows."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+from keras import ops
+
+from keras_jamba.layers import AttentionLayer
+
+LENGTH = 9
+
+
+@pytest.fixture(params=[None, 4], ids=["whole", "window"])
+def layer(request):
+    return AttentionLayer(8, num_heads=4, num_kv_heads=2, attention_window=request.param)
+
+
+@pytest.fixture
+def features():
+    return np.random.default_rng(0).standard_normal((3, LENGTH, 8)).astype("float32")
+
+
+def cut(cuts):
+    return list(zip((0, *cuts), (*cuts, LENGTH), strict=True))
+
+
+def test_a_window_is_attention_with_a_band(features):
+    layer = AttentionLayer(8, num_heads=2, attention_window=4, use_rope=False)
+    outputs = numpy(layer(features))
+    q, k, v = (numpy(f(features)).reshape(3, LENGTH, 2, 4) for f in (layer.q_proj, layer.k_proj, layer.v_proj))
+    scores = np.einsum("bthc,bshc->bhts", q, k) / 2
+    distance = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
+    scores = np.where((distance >= 0) & (distance < 4), scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    mixed = np.einsum("bhts,bshc->bthc", p, v).reshape(3, LENGTH, 8)
+    np.testing.assert_allclose(outputs, numpy(layer.out_proj(mixed)), atol=2e-5)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 3), (6, 7), tuple(range(1, LENGTH))])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_pieces_are_the_whole(layer, features, cuts, fixed):
+    outputs = numpy(layer(features))
+    state, pieces = layer.init_cache(3, max_length=12) if fixed else None, []
+    for a, b in cut(cuts):
+        if fixed:
+            y, state = layer.step(features[:, a:b], state)
+        else:
+            y, state = layer(features[:, a:b], initial_state=state, return_state=True)
+        pieces.append(numpy(y))
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), outputs, atol=2e-5)
+    np.testing.assert_array_equal(numpy(state["length"]), [LENGTH] * 3)
+    assert state["key"].shape[1] == min(12 if fixed else LENGTH, layer.attention_window or 99)
+
+
+@pytest.mark.parametrize("cuts", [(), (2, 5), (3, 4, 8)])
+@pytest.mark.parametrize("side", ["left", "right", "anywhere"])
+def test_padding_is_not_there(layer, features, side, cuts):
+    mask = np.array([np.arange(LENGTH) < n for n in (4, 1, LENGTH)])
+    if side == "left":
+        mask = mask[:, ::-1].copy()
+    elif side == "anywhere":
+        mask = np.random.default_rng(1).random((3, LENGTH)) > 0.4
+    cache, pieces = layer.init_cache(3, max_length=LENGTH), []
+    for a, b in cut(cuts):
+        y, cache = layer.step(features[:, a:b], cache, mask=mask[:, a:b])
+        pieces.append(numpy(y))
+    outputs = np.concatenate(pieces, axis=1)
+    assert np.isfinite(outputs).all()
+    for row, real in enumerate(mask):
+        alone, last = layer(features[row : row + 1, real], return_state=True)
+        np.testing.assert_allclose(outputs[row, real], numpy(alone)[0], atol=2e-5)
+        there = min(real.sum(), cache["key"].shape[1])
+        newest = [(real.sum() - 1 - i) for i in range(there)]
+        for name in ("key", "value"):
+            ours = numpy(cache[name])[row][[p % cache[name].shape[1] for p in newest]]
+            theirs = numpy(last[name])[0][[p % last[name].shape[1] for p in newest]]
+            np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_documents_are_alone(features, causal):
+    layer = AttentionLayer(8, num_heads=2, causal=causal)
+    ids = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
+    packed = numpy(layer(features, segment_ids=ids))
+    for i in range(3):
+        alone = layer(features[:, ids[0] == i])
+        np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=2e-5)
+
+
+def test_a_cache_goes_on_with_its_last_document(layer, features):
+    ids = np.array([[0, 0, 1, 1, 1]] * 3)
+    _, cache = layer.step(features[:, :5], layer.init_cache(3, LENGTH), segment_ids=ids)
+    np.testing.assert_array_equal(numpy(cache["start"]), [2, 2, 2])
+    more = np.array([[1, 1, 2, 2]] * 3)
+    outputs, cache = layer.step(features[:, 5:], cache, segment_ids=more)
+    np.testing.assert_allclose(numpy(outputs)[:, :2], numpy(layer(features[:, 2:7]))[:, 3:], atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[:, 2:], numpy(layer(features[:, 7:])), atol=2e-5)
+    np.testing.assert_array_equal(numpy(cache["start"]), [7, 7, 7])
+
+
+def test_attention_is_the_same_wherever_the_sequence_begins(features):
+    layer = AttentionLayer(8, num_heads=2)
+    cache = layer.init_cache(3, 16) | {"length": ops.full((3,), 1000, "int32"), "start": ops.full((3,), 1000, "int32")}
+    cache = cache | {name: ops.concatenate([cache[name]] * 70, axis=1) for name in ("key", "value")}
+    late, _ = layer.step(features, cache)
+    np.testing.assert_allclose(numpy(late), numpy(layer(features)), atol=1e-4)
+
+
+def test_a_windowed_cache_runs_for_ever(features):
+    layer = AttentionLayer(8, num_heads=2, attention_window=4, use_rope=False)
+    cache = layer.init_cache(3)
+    for i in range(3 * LENGTH):
+        y, cache = layer.step(features[:, i % LENGTH][:, None], cache)
+    assert cache["key"].shape == (3, 4, 2, 4)
+    np.testing.assert_allclose(numpy(y)[:, 0], numpy(layer(features[:, -4:]))[:, -1], atol=2e-5)
+
+
+def test_a_full_cache_is_an_error(features):
+    layer = AttentionLayer(8, num_heads=2)
+    with pytest.raises(ValueError, match="room for 4 tokens, 9 needed"):
+        layer.step(features, layer.init_cache(3, 4))
+    with pytest.raises(ValueError, match="needs max_length.*Received"):
+        layer.init_cache(3)
+    with pytest.raises(ValueError, match=r"initial_state\['key'\].*Received: shape=\(2, 4, 2, 4\)"):
+        layer(features, initial_state=layer.init_cache(2, 4))
+    with pytest.raises(ValueError, match="not causal.*Received: causal=False"):
+        AttentionLayer(8, num_heads=2, causal=False).init_cache(3, 4)
+
+
+def test_keras_masks_arrive(features):
+    inputs = keras.Input((None, 8))
+    model = keras.Model(inputs, AttentionLayer(8, num_heads=2)(keras.layers.Masking()(inputs)))
+    padded = features.copy()
+    padded[0, :3] = 0
+    np.testing.assert_allclose(numpy(model(padded))[0, 3:], numpy(model(features[:1, 3:]))[0], atol=2e-5)
