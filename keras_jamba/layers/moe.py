@@ -42,6 +42,8 @@ class MoELayer(keras.layers.Layer):
 
     Call arguments:
         inputs: `(b, t, d)`.
+        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False count neither in the losses nor in
+            the statistics.
         return_router_logits: whether to return the logits too.
 
     Returns:
@@ -71,6 +73,7 @@ class MoELayer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         d_ff = 4 * d_model if d_ff is None else d_ff
         sizes = dict(
             d_model=d_model,
@@ -114,12 +117,13 @@ class MoELayer(keras.layers.Layer):
     def _statistic(self, name, shape, value):
         return self.add_weight(shape, keras.initializers.Constant(value), name=name, trainable=False, autocast=False)
 
-    def call(self, inputs, return_router_logits=False):
+    def call(self, inputs, mask=None, return_router_logits=False):
+        mask, _ = _checks.check_tokens(mask, None, inputs.shape)
         shape = ops.shape(inputs)
         tokens = ops.reshape(inputs, (-1, self.d_model))
         logits = ops.matmul(ops.cast(tokens, "float32"), ops.cast(self.router_kernel, "float32"))
         weights, indices, probabilities = top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
-        self._report(logits, indices, probabilities)
+        self._report(logits, indices, probabilities, None if mask is None else ops.reshape(mask, (-1,)))
         gate_bank = self.gate_bank if self.use_swiglu else None
         outputs = expert_mlp(tokens, weights, indices, self.up_bank, self.down_bank, gate_bank)
         outputs = ops.reshape(outputs, shape)
@@ -127,18 +131,18 @@ class MoELayer(keras.layers.Layer):
             return outputs, ops.reshape(logits, (*shape[:-1], self.num_experts))
         return outputs
 
-    def _report(self, logits, indices, probabilities):
+    def _report(self, logits, indices, probabilities, mask):
         if self.balance_loss == "variance":
-            balance = variance_balance_loss(probabilities)
+            balance = variance_balance_loss(probabilities, mask)
         else:
-            balance = switch_balance_loss(probabilities, indices)
-        z = router_z_loss(logits, self.squared_z_loss)
+            balance = switch_balance_loss(probabilities, indices, mask)
+        z = router_z_loss(logits, self.squared_z_loss, mask)
         aux_loss = self.balance_coefficient * balance + self.z_coefficient * z
         self.add_loss(aux_loss)
         self.aux_loss.assign(ops.stop_gradient(aux_loss))
-        self.usage.assign(ops.stop_gradient(expert_share(indices, self.num_experts)))
+        self.usage.assign(ops.stop_gradient(expert_share(indices, self.num_experts, mask)))
 
-    def compute_output_spec(self, inputs, return_router_logits=False):
+    def compute_output_spec(self, inputs, mask=None, return_router_logits=False):
         _checks.check_last_axis("MoELayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         if return_router_logits:

@@ -1,4 +1,7 @@
-"""Top-k routing of tokens to experts, and the losses that keep the routing healthy."""
+"""Top-k routing of tokens to experts, and the losses that keep the routing healthy.
+
+Where a function takes `mask`, `(tokens,)` bool or None, only the tokens where it is True count.
+"""
 
 from keras import ops
 
@@ -36,18 +39,28 @@ def top_k_routing(logits, k, normalize=True):
     return weights, ops.cast(indices, "int32"), probabilities
 
 
-def expert_share(indices, num_experts):
+def mean_over_tokens(x, mask=None):
+    """Mean over the first axis, of the tokens where `mask`, `(tokens,)` bool, is True; 0 where there are none."""
+    if mask is None:
+        return ops.mean(x, axis=0)
+    real = ops.cast(mask, x.dtype)
+    # Not a product: what is not finite in the padding shall not reach the mean.
+    x = ops.where(ops.reshape(mask, (-1, *(1 for _ in x.shape[1:]))), x, 0.0)
+    return ops.sum(x, axis=0) / ops.maximum(ops.sum(real), 1.0)
+
+
+def expert_share(indices, num_experts, mask=None):
     """Share of all assignments that went to each expert, `(x,)` float32; sums to 1."""
-    return ops.mean(ops.one_hot(indices, num_experts, dtype="float32"), axis=(0, 1))
+    return mean_over_tokens(ops.mean(ops.one_hot(indices, num_experts, dtype="float32"), axis=1), mask)
 
 
-def variance_balance_loss(probabilities):
+def variance_balance_loss(probabilities, mask=None):
     """`sum over experts of (usage - 1/x)^2`, usage being the mean probability; 0 when uniform."""
-    usage = ops.mean(probabilities, axis=0)
+    usage = mean_over_tokens(probabilities, mask)
     return ops.sum(ops.square(usage - 1.0 / probabilities.shape[-1]))
 
 
-def switch_balance_loss(probabilities, indices):
+def switch_balance_loss(probabilities, indices, mask=None):
     """`x * sum over experts of f * P`; k when uniform.
 
     f is the assignments an expert got by tokens, P its mean probability.
@@ -56,11 +69,11 @@ def switch_balance_loss(probabilities, indices):
         [Fedus et al. (2021)](https://arxiv.org/abs/2101.03961), equation 4.
     """
     num_experts, k = probabilities.shape[-1], indices.shape[-1]
-    assigned = k * expert_share(indices, num_experts)
-    return num_experts * ops.sum(assigned * ops.mean(probabilities, axis=0))
+    assigned = k * expert_share(indices, num_experts, mask)
+    return num_experts * ops.sum(assigned * mean_over_tokens(probabilities, mask))
 
 
-def router_z_loss(logits, squared=True):
+def router_z_loss(logits, squared=True, mask=None):
     """Mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
 
     `squared=False` is the form without the square, which has no lower bound.
@@ -69,4 +82,4 @@ def router_z_loss(logits, squared=True):
         [Zoph et al. (2022)](https://arxiv.org/abs/2202.08906), equation 5.
     """
     size = ops.logsumexp(ops.cast(logits, "float32"), axis=-1)
-    return ops.mean(ops.square(size) if squared else size)
+    return mean_over_tokens(ops.square(size) if squared else size, mask)

@@ -118,6 +118,20 @@ def test_every_expert_gets_what_its_router_says():
     np.testing.assert_allclose(numpy(layer.usage), [0.5, 0, 0.25, 0.25])
 
 
+@pytest.mark.parametrize("balance_loss", ["variance", "switch"])
+def test_padding_counts_neither_in_the_losses_nor_in_the_usage(balance_loss, features):
+    layer = MoELayer(8, num_experts=4, balance_loss=balance_loss)
+    real = layer(features[:, :3])
+    expected = numpy(layer.aux_loss), numpy(layer.usage)
+    padded = features.copy()
+    padded[:, 3:] = 9
+    mask = np.broadcast_to(np.arange(7) < 3, (2, 7)).copy()
+    outputs = layer(padded, mask=mask)
+    np.testing.assert_allclose(numpy(outputs)[:, :3], numpy(real), atol=1e-5)
+    np.testing.assert_allclose(numpy(layer.aux_loss), expected[0], rtol=1e-5)
+    np.testing.assert_allclose(numpy(layer.usage), expected[1], rtol=1e-5)
+
+
 def test_auxiliary_losses_are_added_with_their_coefficients(features):
     layer = MoELayer(8, num_experts=4, balance_coefficient=0.0, z_coefficient=2.0)
     _, logits = layer(features, return_router_logits=True)
