@@ -16,11 +16,12 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def read(case):
-    """(config, weights, recorded arrays, recorded gradients) of a case."""
+    """(config, weights, recorded arrays and the truth in float64, recorded gradients) of a case."""
     folder = FOLDER / case
     config = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "model.safetensors")
-    return config, weights, dict(np.load(folder / "golden.npz")), dict(np.load(folder / "grads.npz"))
+    truth = {f"truth_{name}": x for name, x in np.load(folder / "truth.npz").items()}
+    return config, weights, dict(np.load(folder / "golden.npz")) | truth, dict(np.load(folder / "grads.npz"))
 
 
 def backbone(config):
@@ -42,6 +43,8 @@ def backbone(config):
         d_conv=config["mamba_d_conv"],
         expand=config["mamba_expand"],
         dt_rank=config["mamba_dt_rank"],
+        conv_bias=config["mamba_conv_bias"],
+        proj_bias=config["mamba_proj_bias"],
         normalize_top_k=False,
         balance_coefficient=0.0,
         z_coefficient=0.0,
@@ -114,5 +117,6 @@ def load(model, config, weights):
     for variable, name, how in places(model, config):
         variable.assign(how(weights[name]))
     embedding = keras.Variable(weights["model.embed_tokens.weight"], name="embedding")
-    head = keras.Variable(weights["lm_head.weight"], name="head")
-    return embedding, head
+    if config["tie_word_embeddings"]:
+        return embedding, embedding
+    return embedding, keras.Variable(weights["lm_head.weight"], name="head")

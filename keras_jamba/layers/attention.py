@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._masks import mask_of
 from keras_jamba.ops import _checks, grouped_query_attention, rotary_embedding
 from keras_jamba.ops.attention import CachedTokens
 
@@ -107,6 +108,7 @@ class AttentionLayer(keras.layers.Layer):
             layer.build((None, None, self.d_model))
 
     def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        mask = mask_of(inputs, mask)
         stateful = initial_state is not None or return_state
         if not (stateful or mask is not None or segment_ids is not None or self.attention_window):
             return self._attend(inputs, 0, lambda key, value: (key, value, None))

@@ -1,7 +1,10 @@
 """One layer of the backbone: a mixer over time and a feed-forward part, each behind a norm and in a residual."""
 
+import inspect
+
 import keras
 
+from keras_jamba.layers._masks import mask_of
 from keras_jamba.ops import _checks
 
 
@@ -10,17 +13,20 @@ class JambaBlock(keras.layers.Layer):
     """`x = x + mixer(norm(x))`, then `x = x + feed_forward(norm(x))`, with RMSNorm.
 
     Args:
-        mixer: a layer `(b, t, d)` to `(b, t, d)`: `MambaLayer`, `AttentionLayer` or your own.
+        mixer: a layer `(b, t, d)` to `(b, t, d)`: `MambaLayer`, `AttentionLayer` or your own. One of your own
+            must take those of the call arguments mask, segment_ids, initial_state and return_state that you use.
         feed_forward: a layer `(b, t, d)` to `(b, t, d)`: `FeedForward`, `MoELayer` or your own.
         dropout: share of each branch's outputs dropped in training.
         epsilon: of the norms.
 
     Call arguments:
         inputs: `(b, t, d)`.
+        mask, segment_ids, initial_state, return_state: see the mixer. A feed-forward part that takes a
+            mask gets it too.
         training: whether to drop out.
 
     Returns:
-        `(b, t, d)`.
+        `(b, t, d)`, or that and the mixer's state.
 
     Example:
         >>> from keras_jamba.layers import FeedForward, JambaBlock, MambaLayer
@@ -28,7 +34,9 @@ class JambaBlock(keras.layers.Layer):
     """
 
     def __init__(self, mixer, feed_forward, dropout=0.0, epsilon=1e-6, **kwargs):
-        super().__init__(**kwargs)
+        # No autocast: it would round a float32 state to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
         for name, layer in (("mixer", mixer), ("feed_forward", feed_forward)):
             if not isinstance(layer, keras.layers.Layer):
                 raise ValueError(
@@ -43,6 +51,8 @@ class JambaBlock(keras.layers.Layer):
             keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
             for name in ("mixer_norm", "feed_forward_norm")
         )
+        # A norm looks at one token at a time; Keras' own does not say so.
+        self.mixer_norm.supports_masking = self.feed_forward_norm.supports_masking = True
         # There whatever the rate, so that weights saved at one rate load at another.
         self.seed_generator = keras.random.SeedGenerator()
 
@@ -52,17 +62,43 @@ class JambaBlock(keras.layers.Layer):
             if not layer.built:
                 layer.build(input_shape)
 
-    def call(self, inputs, training=None):
-        x = inputs + self._dropped(self.mixer(self.mixer_norm(inputs)), training)
-        return x + self._dropped(self.feed_forward(self.feed_forward_norm(x)), training)
+    def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False, training=None):
+        mask = mask_of(inputs, mask)
+        inputs = keras.ops.cast(inputs, self.compute_dtype)
+        asked = dict(mask=mask, segment_ids=segment_ids, initial_state=initial_state)
+        asked = {name: value for name, value in asked.items() if value is not None}
+        mixed = self.mixer(self.mixer_norm(inputs), **asked, **({"return_state": True} if return_state else {}))
+        mixed, state = mixed if return_state else (mixed, None)
+        outputs = self._feed_forward(inputs + self._dropped(mixed, training), mask, training)
+        return (outputs, state) if return_state else outputs
+
+    def init_cache(self, batch_size, max_length=None):
+        """The mixer's; see there."""
+        return self.mixer.init_cache(batch_size, max_length)
+
+    def step(self, inputs, cache, mask=None, segment_ids=None):
+        """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
+        inputs = keras.ops.cast(inputs, self.compute_dtype)
+        mixed, cache = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids)
+        return self._feed_forward(inputs + mixed, mask, training=False), cache
+
+    def _feed_forward(self, x, mask, training):
+        takes_mask = "mask" in inspect.signature(self.feed_forward.call).parameters
+        given = {"mask": mask} if takes_mask and mask is not None else {}
+        return x + self._dropped(self.feed_forward(self.feed_forward_norm(x), **given), training)
 
     def _dropped(self, x, training):
         if not training or not self.dropout:
             return x
         return keras.random.dropout(x, self.dropout, seed=self.seed_generator)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
+    def compute_output_spec(
+        self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False, training=None
+    ):
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        if not return_state:
+            return outputs
+        return outputs, self.mixer.compute_output_spec(inputs, return_state=True)[1]
 
     def get_config(self):
         return super().get_config() | {

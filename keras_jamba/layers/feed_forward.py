@@ -28,6 +28,7 @@ class FeedForward(keras.layers.Layer):
 
     def __init__(self, d_model, d_ff=None, use_swiglu=True, **kwargs):
         super().__init__(**kwargs)
+        self.supports_masking = True
         d_ff = 4 * d_model if d_ff is None else d_ff
         for name, value in dict(d_model=d_model, d_ff=d_ff).items():
             _checks.check_integer(name, value)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._selective_ssm import SelectiveSSM
 from keras_jamba.ops import _checks
 
@@ -135,6 +136,7 @@ class MambaLayer(keras.layers.Layer):
             self._check_has_state()
         if initial_state is not None:
             _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
+        mask = mask_of(inputs, mask)
         x, z = ops.split(self.in_proj(inputs), 2, axis=-1)
         y, state = self.ssm(x, z, mask=mask, segment_ids=segment_ids, initial_state=initial_state)
         if self.bidirectional:

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._masks import mask_of
 from keras_jamba.ops import (
     _checks,
     expert_mlp,
@@ -118,6 +119,7 @@ class MoELayer(keras.layers.Layer):
         return self.add_weight(shape, keras.initializers.Constant(value), name=name, trainable=False, autocast=False)
 
     def call(self, inputs, mask=None, return_router_logits=False):
+        mask = mask_of(inputs, mask)
         mask, _ = _checks.check_tokens(mask, None, inputs.shape)
         shape = ops.shape(inputs)
         tokens = ops.reshape(inputs, (-1, self.d_model))

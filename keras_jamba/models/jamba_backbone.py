@@ -5,6 +5,7 @@ import inspect
 import keras
 
 from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer, MoELayer
+from keras_jamba.layers._masks import mask_of
 from keras_jamba.models._pattern import block_pattern
 from keras_jamba.models._routing_metrics import RoutedModel
 from keras_jamba.ops import _checks
@@ -17,6 +18,10 @@ class JambaBackbone(RoutedModel):
     With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
     experts, and so on; `backbone.block_pattern` shows it. Maps `(b, t, d_model)` to the same shape,
     after the final RMSNorm, for any number of tokens.
+
+    Whatever a sequence is cut into, the pieces give what the whole gives: `backbone(more, initial_state=state,
+    return_state=True)` for training on pieces, `backbone.step(more, cache)` for running on a cache of fixed
+    size. Padding and packed documents do not see each other.
 
     Args:
         d_model: width d.
@@ -33,8 +38,20 @@ class JambaBackbone(RoutedModel):
         use_rope, rope_theta, rope_interleaved, causal: see `AttentionLayer`.
         d_state, d_conv, expand, dt_rank, conv_bias, proj_bias, mixer_rms_norm: see `MambaLayer`.
         normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient: see `MoELayer`.
+        attention_window: see `AttentionLayer`. With one, a cache of bounded size runs for ever.
+        bidirectional: see `MambaLayer`; for inputs without an arrow of time, with causal=False.
         dropout: share of each residual branch dropped in training.
         epsilon: of all norms.
+
+    Call arguments:
+        features: `(b, t, d)`.
+        padding_mask: `(b, t)` bool or None; False for tokens that do not exist for the others. Keras' own
+            mask, of an `Embedding(mask_zero=True)` for example, does the same.
+        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
+        initial_state: what an earlier call returned, or `init_cache`; None is the beginning.
+        return_state: whether to return the state too: `{"block_0": state of its mixer, ...}`, plain nested
+            dicts of tensors whose leaves `MambaLayer` and `AttentionLayer` describe.
+        training: whether to drop out.
 
     Raises:
         ValueError: for arguments out of range or that do not fit together.
@@ -67,6 +84,8 @@ class JambaBackbone(RoutedModel):
         rope_theta=10000.0,
         rope_interleaved=True,
         causal=True,
+        attention_window=None,
+        bidirectional=False,
         d_state=16,
         d_conv=4,
         expand=2,
@@ -107,6 +126,7 @@ class JambaBackbone(RoutedModel):
             for i, (mixer, feed_forward) in enumerate(pattern)
         ]
         final_norm = keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name="final_norm")
+        final_norm.supports_masking = True
 
         # Functional model
         inputs = keras.Input((None, d_model), name="features")
@@ -114,6 +134,7 @@ class JambaBackbone(RoutedModel):
         for block in blocks:
             x = block(x)
         super().__init__(inputs, final_norm(x), name=name)
+        self.supports_masking = True
 
         # Config
         self.block_pattern = pattern
@@ -122,6 +143,58 @@ class JambaBackbone(RoutedModel):
         self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self._watch_routing(b.feed_forward for b in blocks)
 
+    def call(
+        self,
+        features,
+        padding_mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        training=None,
+    ):
+        mask = mask_of(features, padding_mask)
+        self._check_state(initial_state)
+        x, states = features, {}
+        for name, block in self._named_blocks():
+            state = None if initial_state is None else initial_state[name]
+            x = block(
+                x,
+                mask=mask,
+                segment_ids=segment_ids,
+                initial_state=state,
+                return_state=return_state,
+                training=training,
+            )
+            if return_state:
+                x, states[name] = x
+        outputs = self.final_norm(x)
+        return (outputs, states) if return_state else outputs
+
+    def init_cache(self, batch_size, max_length=None):
+        """The state before the first token, with room for `max_length` tokens where attention has no window."""
+        return {name: block.init_cache(batch_size, max_length) for name, block in self._named_blocks()}
+
+    def step(self, features, cache, padding_mask=None, segment_ids=None):
+        """Runs some more tokens after those that a cache has seen: a prefill, or one token at a time.
+
+        Args:
+            features: `(b, t, d)`, any t.
+            cache: what `init_cache` or an earlier step returned. It is not changed: an older one can be
+                gone back to.
+            padding_mask, segment_ids: `(b, t)` or None, as in a call.
+
+        Returns:
+            `((b, t, d), cache)`; the cache keeps its shapes.
+
+        Raises:
+            ValueError: if the cache is of another model or batch, or attention has no room left.
+        """
+        self._check_state(cache)
+        caches = {}
+        for name, block in self._named_blocks():
+            features, caches[name] = block.step(features, cache[name], mask=padding_mask, segment_ids=segment_ids)
+        return self.final_norm(features), caches
+
     def block_outputs(self, features):
         """What each block puts out, a list of `(b, t, d)`; the model's own output is `final_norm` of the last."""
         outputs = []
@@ -129,6 +202,33 @@ class JambaBackbone(RoutedModel):
             features = block(features)
             outputs.append(features)
         return outputs
+
+    def _named_blocks(self):
+        return [(f"block_{i}", block) for i, block in enumerate(self.blocks)]
+
+    def _check_state(self, state):
+        names = [name for name, _ in self._named_blocks()]
+        if state is not None and not (isinstance(state, dict) and sorted(state) == sorted(names)):
+            have = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"The state of this backbone must be a dict with {names}. Received: {have}. "
+                "Pass what init_cache, step or a call of the same model returned."
+            )
+
+    def compute_output_spec(
+        self,
+        features,
+        padding_mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        training=None,
+    ):
+        outputs = keras.KerasTensor(features.shape, self.final_norm.compute_dtype)
+        if not return_state:
+            return outputs
+        specs = {n: block.compute_output_spec(features, return_state=True)[1] for n, block in self._named_blocks()}
+        return outputs, specs
 
     def get_config(self):
         policy = keras.dtype_policies.serialize(self._policy)

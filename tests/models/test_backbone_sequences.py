@@ -1,0 +1,122 @@
+"""The backbone as a sequence model: whatever a sequence is cut into, the pieces give what the whole gives."""
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+from hypothesis import strategies as st
+from keras import ops
+
+import keras_jamba
+
+BATCH, LENGTH, WIDTH = 2, 12, 16
+
+
+@pytest.fixture(scope="module", params=[None, 5], ids=["whole", "window"])
+def backbone(request):
+    keras.utils.set_random_seed(3)
+    return keras_jamba.JambaBackbone(
+        d_model=WIDTH,
+        num_layers=3,
+        mamba_ratio=2,
+        num_heads=4,
+        num_kv_heads=2,
+        num_experts=4,
+        d_ff=24,
+        d_state=4,
+        attention_window=request.param,
+    )
+
+
+@pytest.fixture
+def features():
+    return np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
+
+
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.given(
+    cuts=st.sets(st.sampled_from([3, 6, 9])),
+    mask=st.none() | st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH),
+    seed=st.integers(0, 99),
+)
+def test_pieces_with_any_padding_are_each_row_alone(backbone, cuts, mask, seed):
+    features = np.random.default_rng(seed).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
+    mask = np.ones((BATCH, LENGTH), bool) if mask is None else np.array(mask).reshape(BATCH, LENGTH)
+    cache, pieces = backbone.init_cache(BATCH, max_length=LENGTH), []
+    for a, b in zip((0, *sorted(cuts)), (*sorted(cuts), LENGTH), strict=True):
+        y, cache = backbone.step(features[:, a:b], cache, padding_mask=mask[:, a:b])
+        pieces.append(numpy(y))
+    outputs = np.concatenate(pieces, axis=1)
+    for row, real in enumerate(mask):
+        # Moved to the front, so that one length is compiled; what stands behind cannot be seen.
+        order = np.argsort(~real, kind="stable")
+        alone = numpy(backbone(features[row : row + 1, order]))[0, : real.sum()]
+        np.testing.assert_allclose(outputs[row, real], alone, atol=1e-4)
+
+
+def test_calls_with_states_are_the_whole_too(backbone, features):
+    expected = numpy(backbone(features))
+    first, state = backbone(features[:, :7], return_state=True)
+    second, _ = backbone(features[:, 7:], initial_state=state, return_state=True)
+    np.testing.assert_allclose(np.concatenate([numpy(first), numpy(second)], axis=1), expected, atol=1e-4)
+
+
+def test_packed_documents_are_alone(backbone, features):
+    ids = np.array([[0] * 3 + [1] * 5 + [2] * 4] * BATCH)
+    packed = numpy(backbone(features, segment_ids=ids))
+    for i in range(3):
+        alone = backbone(features[:, ids[0] == i])
+        np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=1e-4)
+
+
+def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, features, tmp_path):
+    _, cache = backbone.step(features[:, :6], backbone.init_cache(BATCH, LENGTH))
+    leaves = {f"{b}/{n}": numpy(x) for b, block in cache.items() for n, x in block.items()}
+    np.savez(tmp_path / "cache.npz", **leaves)
+    stored = np.load(tmp_path / "cache.npz")
+    loaded = {b: {n: ops.convert_to_tensor(stored[f"{b}/{n}"]) for n in block} for b, block in cache.items()}
+    expected, _ = backbone.step(features[:, 6:], cache)
+    again, _ = backbone.step(features[:, 6:], loaded)
+    np.testing.assert_allclose(numpy(again), numpy(expected), atol=1e-6)
+    order = np.array([1, 0], "int32")
+    swapped = keras.tree.map_structure(lambda x: ops.take(x, order, axis=0), cache)
+    turned, _ = backbone.step(features[order, 6:], swapped)
+    np.testing.assert_allclose(numpy(turned), numpy(expected)[order], atol=1e-5)
+
+
+def test_keras_masks_of_an_embedding_arrive(backbone):
+    ids = np.array([[0, 0, 0, 4, 5, 6, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]])
+    tokens = keras.Input((None,), dtype="int32")
+    embedding = keras.layers.Embedding(7, WIDTH, mask_zero=True)
+    model = keras.Model(tokens, backbone(embedding(tokens)))
+    expected = backbone(embedding(ids), padding_mask=ids != 0)
+    np.testing.assert_allclose(numpy(model(ids))[ids != 0], numpy(expected)[ids != 0], atol=1e-5)
+    # A second tensor among the arguments, beside which Keras fills in no mask.
+    zeros = np.zeros_like(ids)
+    np.testing.assert_allclose(
+        numpy(backbone(embedding(ids), segment_ids=zeros))[ids != 0], numpy(expected)[ids != 0], atol=1e-4
+    )
+    alone = backbone(embedding(ids[:1, 3:]))
+    np.testing.assert_allclose(numpy(model(ids))[0, 3:], numpy(alone)[0], atol=1e-4)
+
+
+def test_states_keep_their_dtypes_under_mixed_precision(features):
+    model = keras_jamba.JambaBackbone(
+        d_model=WIDTH, num_layers=2, mamba_ratio=1, moe_frequency=0, num_heads=2, d_state=4, dtype="mixed_bfloat16"
+    )
+    expected = numpy(ops.cast(model(features), "float32"))
+    _, cache = model.step(features[:, :5], model.init_cache(BATCH, LENGTH))
+    dtypes = {n: keras.backend.standardize_dtype(x.dtype) for block in cache.values() for n, x in block.items()}
+    assert dtypes["ssm"] == "float32" and dtypes["key"] == "bfloat16" and dtypes["length"] == "int32"
+    outputs, _ = model.step(features[:, 5:], cache)
+    np.testing.assert_allclose(numpy(ops.cast(outputs, "float32")), expected[:, 5:], atol=0.1)
+
+
+def test_a_state_of_another_model_or_batch_is_named(backbone, features):
+    with pytest.raises(ValueError, match="must be a dict with.*Received"):
+        backbone.step(features, {"block_0": {}})
+    with pytest.raises(ValueError, match=r"initial_state\['conv'\].*Received: shape=\(3, 3, 32\)"):
+        backbone.step(features, backbone.init_cache(3, LENGTH))
+    with pytest.raises(ValueError, match=r"mask must have the shape \(b, t\)"):
+        backbone(features, padding_mask=np.ones((BATCH, LENGTH, LENGTH), bool))
