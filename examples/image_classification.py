@@ -1,8 +1,7 @@
 """Trains DHCJamba on real images and draws how it did.
 
 Default: scikit-learn's 1,797 handwritten digits, which come with it (no download).  The halves are not
-shuffled: other people wrote the test half.  About 4 minutes on 2 CPU cores on jax; its accuracy over seeds is
-measured by benchmarks/digits.py.
+shuffled: other people wrote the test half.  Its accuracy over seeds is what benchmarks/digits.py measures.
 
     python examples/image_classification.py [--dataset digits|cifar10|cifar100|mnist|FOLDER]
 

@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_jamba import _backend
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.ops import _checks, grouped_query_attention, rotary_embedding
@@ -141,17 +140,10 @@ class AttentionLayer(keras.layers.Layer):
         if not self.built:
             self.build(inputs.shape)
         capacity = cache["key"].shape[1]
-        length = _backend.host_values(cache["length"])
-        needed = None if length is None or self.attention_window else int(length.max()) + inputs.shape[1]
-        if needed is not None and mask is None and needed > capacity:
-            raise ValueError(
-                f"A cache of attention without a window must have room for all tokens. Received: room for {capacity} "
-                f"tokens, {needed} needed. Make it with a larger max_length, or set attention_window."
-            )
-        outputs, write = self._after(inputs, cache, mask, segment_ids)
+        outputs, write = self._after(inputs, cache, mask, segment_ids, must_hold=not self.attention_window)
         return outputs, write(capacity)
 
-    def _after(self, inputs, state, mask, segment_ids):
+    def _after(self, inputs, state, mask, segment_ids, must_hold=False):
         """`(outputs, capacity -> new state)`."""
         inputs = ops.convert_to_tensor(inputs)
         mask, segment_ids = _checks.check_tokens(mask, segment_ids, inputs.shape)
@@ -165,6 +157,8 @@ class AttentionLayer(keras.layers.Layer):
             buffers = state["key"], state["value"]
         tokens = CachedTokens(mask, segment_ids, seen, start, (batch, length))
         capacity = 0 if state is None else buffers[0].shape[1]
+        if must_hold:
+            tokens.check_room(capacity)
         allowed = tokens.visible(capacity, self.attention_window, self.causal)
         written = {}
 

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.ops._tokens import compaction
 
 
@@ -50,6 +51,15 @@ class CachedTokens:
         self.order, self.rank = compaction(self.mask)
         self.count = ops.sum(ops.cast(self.mask, "int32"), axis=1)
         self.positions = length[:, None] + self.rank
+
+    def check_room(self, capacity):
+        """Refuses new tokens that the cache has no slots for, where their number can be looked at."""
+        needed = _backend.host_values(self.length + self.count)
+        if needed is not None and needed.max() > capacity:
+            raise ValueError(
+                f"A cache of attention without a window must have room for all tokens. Received: room for {capacity} "
+                f"tokens, {needed.max()} needed. Make it with a larger max_length, or set attention_window."
+            )
 
     def visible(self, capacity, window=None, causal=True):
         """`(b, t, capacity + t)` bool: which new token sees which slot of the cache, and which new token.

@@ -121,6 +121,10 @@ def test_a_full_cache_is_an_error(features):
     layer = AttentionLayer(8, num_heads=2)
     with pytest.raises(ValueError, match="room for 4 tokens, 9 needed"):
         layer.step(features, layer.init_cache(3, 4))
+    mask = np.arange(LENGTH) < np.array([[4], [2], [4]])
+    layer.step(features, layer.init_cache(3, 4), mask=mask)  # padding takes no room
+    with pytest.raises(ValueError, match="room for 3 tokens, 4 needed"):
+        layer.step(features, layer.init_cache(3, 3), mask=mask)
     with pytest.raises(ValueError, match="needs max_length.*Received"):
         layer.init_cache(3)
     with pytest.raises(ValueError, match=r"initial_state\['key'\].*Received: shape=\(2, 4, 2, 4\)"):

@@ -8,7 +8,7 @@ from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops.experts import blocks, dense, split
 
-# Fastest first where it can run; measured in benchmarks/results.
+# Fastest first where it can run.
 _TABLE = {"split": split, "blocks": blocks, "dense": dense}
 
 
