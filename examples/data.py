@@ -1,5 +1,6 @@
 """Images for the examples: data sets, and batches augmented alike on every backend."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,17 +87,19 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 class Augmented(keras.utils.PyDataset):
-    """Shuffled batches of slightly turned, scaled and shifted images.
+    """Shuffled batches of images slightly turned, sheared, scaled, shifted, made paler or darker, and mixed.
 
-    Order and augmentation are a function of the seed, the epoch and the batch alone, and made in
+    Mixed: an image and its label keep at least half of their weight, the rest is the next one's
+    (MixUp, Zhang et al. 2018). Order and augmentation are a function of the seed, the epoch and the batch alone, and made in
     NumPy: every backend trains on the very same batches.
     """
 
-    def __init__(self, images, labels, batch_size, seed, rotation=15.0, zoom=0.15, shift=0.1):
+    def __init__(self, images, labels, batch_size, seed, rotation=15.0, shear=0.2, zoom=0.15, shift=0.06, gamma=0.4, mix=0.5):
         super().__init__()
         self.images, self.labels = images, labels
         self.batch_size, self.seed = batch_size, seed
-        self.rotation, self.zoom, self.shift = rotation, zoom, shift
+        self.rotation, self.shear, self.zoom, self.shift = rotation, shear, zoom, shift
+        self.gamma, self.mix = gamma, mix
         self.epoch = 0
 
     def __len__(self):
@@ -111,7 +114,8 @@ class Augmented(keras.utils.PyDataset):
         chosen = order[index * self.batch_size :][: self.batch_size]
         rng = np.random.default_rng([self.seed, self.epoch, index])
         images = np.stack([self._moved(self.images[i], rng) for i in chosen])
-        return images, self.labels[chosen]
+        share = 1 - self.mix * rng.uniform(size=(len(chosen), 1)).astype("float32")
+        return _mixed(images, share[..., None, None]), _mixed(self.labels[chosen], share)
 
     def _moved(self, image, rng):
         angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation))
@@ -119,8 +123,13 @@ class Augmented(keras.utils.PyDataset):
         height, width = image.shape[:2]
         shift = rng.uniform(-self.shift, self.shift, size=2) * (height, width)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        matrix = turn / scale
+        matrix = turn @ [[1, 0], [rng.uniform(-self.shear, self.shear), 1]] / scale
         centre = (np.array([height, width]) - 1) / 2
         offset = centre - matrix @ (centre + shift)
         planes = [ndimage.affine_transform(image[..., c], matrix, offset, order=1) for c in range(image.shape[-1])]
-        return np.stack(planes, axis=-1)
+        power = math.exp(rng.uniform(-self.gamma, self.gamma))
+        return np.stack(planes, axis=-1).clip(0, 1) ** power
+
+
+def _mixed(x, share):
+    return share * x + (1 - share) * np.roll(x, -1, axis=0)

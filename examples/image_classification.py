@@ -30,9 +30,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, mnist or a folder")
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--epochs", type=int, default=None, help="default: 80 for digits, else 30")
+    parser.add_argument("--epochs", type=int, default=None, help="default: 60 for digits, else 30")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=6e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -93,7 +93,7 @@ def main():
         data = data.validation_split(0.2)
     if args.smoke:
         data = data.first(128)
-    epochs = 1 if args.smoke else args.epochs or (80 if args.dataset == "digits" else 30)
+    epochs = 1 if args.smoke else args.epochs or (60 if args.dataset == "digits" else 30)
     labels = keras.utils.to_categorical(data.train_labels, len(data.classes))
     batches = Augmented(data.train_images, labels, args.batch_size, args.seed)
     model = build(args, data, epochs * len(batches))

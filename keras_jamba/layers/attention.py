@@ -23,6 +23,8 @@ class AttentionLayer(keras.layers.Layer):
         causal: whether a token sees only itself and the tokens before it.
         attention_window: how many tokens a token sees, itself included; None is all. Such a layer runs for
             ever on a cache of that many tokens.
+        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
+            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
 
     Call arguments:
         inputs: `(b, t, d)`.
@@ -59,6 +61,7 @@ class AttentionLayer(keras.layers.Layer):
         rope_interleaved=True,
         causal=True,
         attention_window=None,
+        residual_gain=1.0,
         **kwargs,
     ):
         # No autocast: it would round a cache of another dtype silently on its way in.
@@ -79,13 +82,14 @@ class AttentionLayer(keras.layers.Layer):
         _checks.check_number("rope_theta", rope_theta, low=1.0)
         if attention_window is not None:
             _checks.check_integer("attention_window", attention_window)
+        _checks.check_number("residual_gain", residual_gain, low=0)
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
         self.use_rope, self.rope_theta, self.rope_interleaved = (
             use_rope,
             rope_theta,
             rope_interleaved,
         )
-        self.causal, self.attention_window = causal, attention_window
+        self.causal, self.attention_window, self.residual_gain = causal, attention_window, residual_gain
 
         def dense(units, name, gain=1.0):
             return keras.layers.Dense(
@@ -99,7 +103,7 @@ class AttentionLayer(keras.layers.Layer):
         self.q_proj = dense(d_model, "q_proj")
         self.k_proj = dense(num_kv_heads * self.head_width, "k_proj")
         self.v_proj = dense(num_kv_heads * self.head_width, "v_proj")
-        self.out_proj = dense(d_model, "out_proj", gain=0.5)
+        self.out_proj = dense(d_model, "out_proj", gain=0.5 * residual_gain)
 
     def build(self, input_shape):
         _checks.check_last_axis("AttentionLayer", input_shape, self.d_model)
@@ -222,6 +226,7 @@ class AttentionLayer(keras.layers.Layer):
             "rope_interleaved": self.rope_interleaved,
             "causal": self.causal,
             "attention_window": self.attention_window,
+            "residual_gain": self.residual_gain,
         }
 
 

@@ -15,6 +15,8 @@ class FeedForward(keras.layers.Layer):
         d_model: width of input and output.
         d_ff: hidden width; None is `4 * d_model`.
         use_swiglu: which of the two.
+        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
+            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
 
     Call arguments:
         inputs: `(b, t, d)`.
@@ -26,26 +28,28 @@ class FeedForward(keras.layers.Layer):
         [Shazeer (2020)](https://arxiv.org/abs/2002.05202).
     """
 
-    def __init__(self, d_model, d_ff=None, use_swiglu=True, **kwargs):
+    def __init__(self, d_model, d_ff=None, use_swiglu=True, residual_gain=1.0, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
         d_ff = 4 * d_model if d_ff is None else d_ff
         for name, value in dict(d_model=d_model, d_ff=d_ff).items():
             _checks.check_integer(name, value)
+        _checks.check_number("residual_gain", residual_gain, low=0)
         self.d_model, self.d_ff, self.use_swiglu = d_model, d_ff, use_swiglu
+        self.residual_gain = residual_gain
 
-        def dense(units, name):
+        def dense(units, name, gain=1.0):
             return keras.layers.Dense(
                 units,
                 use_bias=False,
-                kernel_initializer=_initializers.xavier(),
+                kernel_initializer=_initializers.xavier(gain),
                 name=name,
                 dtype=self.dtype_policy,
             )
 
         if use_swiglu:
             self.gate_proj = dense(d_ff, "gate_proj")
-        self.up_proj, self.down_proj = dense(d_ff, "up_proj"), dense(d_model, "down_proj")
+        self.up_proj, self.down_proj = dense(d_ff, "up_proj"), dense(d_model, "down_proj", residual_gain)
 
     def build(self, input_shape):
         _checks.check_last_axis("FeedForward", input_shape, self.d_model)
@@ -69,4 +73,5 @@ class FeedForward(keras.layers.Layer):
             "d_model": self.d_model,
             "d_ff": self.d_ff,
             "use_swiglu": self.use_swiglu,
+            "residual_gain": self.residual_gain,
         }

@@ -34,6 +34,8 @@ class MambaLayer(keras.layers.Layer):
         bidirectional: whether a second convolution and state space, with weights of their own, run from
             the last token to the first, and what comes out of both is added. For inputs without an arrow
             of time; such a layer has no states to go on from.
+        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
+            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
         implementation: of the scan; see `keras_jamba.ops.selective_scan`.
 
     Call arguments:
@@ -79,6 +81,7 @@ class MambaLayer(keras.layers.Layer):
         dt_max=1e-1,
         epsilon=1e-6,
         bidirectional=False,
+        residual_gain=1.0,
         implementation=None,
         **kwargs,
     ):
@@ -92,9 +95,11 @@ class MambaLayer(keras.layers.Layer):
         _checks.check_number("dt_max", dt_max, low=1e-9)
         _checks.check_number("dt_min", dt_min, low=1e-9, high=dt_max)
         _checks.check_number("epsilon", epsilon, low=0)
+        _checks.check_number("residual_gain", residual_gain, low=0)
         self.supports_masking = True
         self.d_model, self.expand, self.proj_bias = d_model, expand, proj_bias
         self.bidirectional, self.inner = bidirectional, expand * d_model
+        self.residual_gain = residual_gain
         self._ssm_config = dict(
             d_state=d_state,
             d_conv=d_conv,
@@ -107,7 +112,7 @@ class MambaLayer(keras.layers.Layer):
             implementation=implementation,
         )
         self.in_proj = self._dense(2 * self.inner, "in_proj", gain=1.0)
-        self.out_proj = self._dense(d_model, "out_proj", gain=0.5)
+        self.out_proj = self._dense(d_model, "out_proj", gain=0.5 * residual_gain)
         self.ssm = SelectiveSSM(self.inner, **self._ssm_config, dtype=self.dtype_policy, name="ssm")
         if bidirectional:
             self.backward_ssm = SelectiveSSM(
@@ -182,4 +187,7 @@ class MambaLayer(keras.layers.Layer):
 
     def get_config(self):
         ours = dict(d_model=self.d_model, expand=self.expand, proj_bias=self.proj_bias)
-        return super().get_config() | ours | self._ssm_config | {"bidirectional": self.bidirectional}
+        return super().get_config() | ours | self._ssm_config | {
+            "bidirectional": self.bidirectional,
+            "residual_gain": self.residual_gain,
+        }

@@ -40,6 +40,8 @@ class MoELayer(keras.layers.Layer):
         squared_z_loss: whether the z-loss is squared; the document's literal form is not, and has no
             lower bound.
         z_coefficient: its weight, the document's beta.
+        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
+            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
 
     Call arguments:
         inputs: `(b, t, d)`.
@@ -71,6 +73,7 @@ class MoELayer(keras.layers.Layer):
         balance_coefficient=0.01,
         squared_z_loss=True,
         z_coefficient=0.001,
+        residual_gain=1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -92,11 +95,12 @@ class MoELayer(keras.layers.Layer):
         _checks.check_choice("balance_loss", balance_loss, BALANCE_LOSSES)
         _checks.check_number("balance_coefficient", balance_coefficient, low=0)
         _checks.check_number("z_coefficient", z_coefficient, low=0)
+        _checks.check_number("residual_gain", residual_gain, low=0)
         self.d_model, self.d_ff, self.use_swiglu = d_model, d_ff, use_swiglu
         self.num_experts, self.num_experts_per_token = num_experts, num_experts_per_token
         self.normalize_top_k, self.balance_loss = normalize_top_k, balance_loss
         self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
-        self.squared_z_loss = squared_z_loss
+        self.squared_z_loss, self.residual_gain = squared_z_loss, residual_gain
 
     def build(self, input_shape):
         _checks.check_last_axis("MoELayer", input_shape, self.d_model)
@@ -105,13 +109,13 @@ class MoELayer(keras.layers.Layer):
         if self.use_swiglu:
             self.gate_bank = self._bank("gate_bank", d, f)
         self.up_bank = self._bank("up_bank", d, f)
-        self.down_bank = self._bank("down_bank", f, d)
+        self.down_bank = self._bank("down_bank", f, d, self.residual_gain)
         self.usage = self._statistic("usage", (x,), 1.0 / x)
         self.aux_loss = self._statistic("aux_loss", (), 0.0)
 
-    def _bank(self, name, fan_in, fan_out):
+    def _bank(self, name, fan_in, fan_out, gain=1.0):
         # Glorot's bound of one expert: the initializer would take the experts for a receptive field.
-        bound = (6.0 / (fan_in + fan_out)) ** 0.5
+        bound = gain * (6.0 / (fan_in + fan_out)) ** 0.5
         shape = (self.num_experts, fan_in, fan_out)
         return self.add_weight(shape, _initializers.uniform(bound), name=name)
 
@@ -163,4 +167,5 @@ class MoELayer(keras.layers.Layer):
             "balance_coefficient": self.balance_coefficient,
             "squared_z_loss": self.squared_z_loss,
             "z_coefficient": self.z_coefficient,
+            "residual_gain": self.residual_gain,
         }

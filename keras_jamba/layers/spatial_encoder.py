@@ -11,8 +11,9 @@ from keras_jamba.ops import _checks
 class SpatialEncoder(keras.layers.Layer):
     """A small CNN, O(HW): 3x3 convolutions, each with a batch norm and a SiLU.
 
-    The first has half the width. Each of the `log2(downsample)` first of those after it halves height
-    and width; there are at least two.
+    Four of them, or two more than there are halvings of height and width. The first and the last keep
+    height and width, and the halvings come as late as they can: what lies between two pixels is seen
+    before it is thrown away. The first two have half the width, but 32 channels at least.
 
     Args:
         d_model: width of the features; even.
@@ -39,8 +40,8 @@ class SpatialEncoder(keras.layers.Layer):
             )
         self.d_model, self.downsample = d_model, downsample
         halvings = downsample.bit_length() - 1
-        strides = [1] + [2 if i < halvings else 1 for i in range(max(2, halvings))]
-        widths = [max(1, d_model // 2)] + [d_model] * (len(strides) - 1)
+        strides = [1] + [1] * (2 - halvings) + [2] * halvings + [1]
+        widths = [max(32, d_model // 2)] * 2 + [d_model] * (len(strides) - 2)
         self.convolutions = [
             keras.layers.Conv2D(
                 width,

@@ -108,11 +108,12 @@ class JambaBackbone(RoutedModel):
         # Layers
         _checks.check_integer("d_model", d_model)
         pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset)
+        given = dict(residual_gain=(2 * num_layers) ** -0.5, dtype=dtype)
         make = {
-            "mamba": lambda: MambaLayer(**_only(config, MambaLayer), dtype=dtype, name="mixer"),
-            "attention": lambda: AttentionLayer(**_only(config, AttentionLayer), dtype=dtype, name="mixer"),
-            "dense": lambda: FeedForward(**_only(config, FeedForward), dtype=dtype, name="feed_forward"),
-            "moe": lambda: MoELayer(**_only(config, MoELayer), dtype=dtype, name="feed_forward"),
+            "mamba": lambda: MambaLayer(**_only(config, MambaLayer), **given, name="mixer"),
+            "attention": lambda: AttentionLayer(**_only(config, AttentionLayer), **given, name="mixer"),
+            "dense": lambda: FeedForward(**_only(config, FeedForward), **given, name="feed_forward"),
+            "moe": lambda: MoELayer(**_only(config, MoELayer), **given, name="feed_forward"),
         }
         blocks = [
             JambaBlock(
