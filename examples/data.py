@@ -90,11 +90,23 @@ class Augmented(keras.utils.PyDataset):
     """Shuffled batches of images slightly turned, sheared, scaled, shifted, made paler or darker, and mixed.
 
     Mixed: an image and its label keep at least half of their weight, the rest is the next one's
-    (MixUp, Zhang et al. 2018). Order and augmentation are a function of the seed, the epoch and the batch alone, and made in
-    NumPy: every backend trains on the very same batches.
+    (MixUp, Zhang et al. 2018). Order and augmentation are a function of the seed, the epoch and the
+    batch alone, and made in NumPy: every backend trains on the very same batches.
     """
 
-    def __init__(self, images, labels, batch_size, seed, rotation=15.0, shear=0.2, zoom=0.15, shift=0.06, gamma=0.4, mix=0.5):
+    def __init__(
+        self,
+        images,
+        labels,
+        batch_size,
+        seed,
+        rotation=15.0,
+        shear=0.2,
+        zoom=0.15,
+        shift=0.06,
+        gamma=0.4,
+        mix=0.5,
+    ):
         super().__init__()
         self.images, self.labels = images, labels
         self.batch_size, self.seed = batch_size, seed

@@ -187,7 +187,12 @@ class MambaLayer(keras.layers.Layer):
 
     def get_config(self):
         ours = dict(d_model=self.d_model, expand=self.expand, proj_bias=self.proj_bias)
-        return super().get_config() | ours | self._ssm_config | {
-            "bidirectional": self.bidirectional,
-            "residual_gain": self.residual_gain,
-        }
+        return (
+            super().get_config()
+            | ours
+            | self._ssm_config
+            | {
+                "bidirectional": self.bidirectional,
+                "residual_gain": self.residual_gain,
+            }
+        )
