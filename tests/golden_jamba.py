@@ -67,7 +67,7 @@ def places(model, config):
             yield from _mamba_places(mixer, prefix + "mamba.")
         if model.block_pattern[i][1] == "moe":
             prefix += "feed_forward."
-            yield feed_forward.router_kernel, prefix + "router.weight", np.transpose
+            yield feed_forward.router.kernel, prefix + "router.weight", np.transpose
             yield feed_forward.gate_bank, prefix + "experts.gate", _last_two_swapped
             yield feed_forward.up_bank, prefix + "experts.up", _last_two_swapped
             yield feed_forward.down_bank, prefix + "experts.down_proj", _last_two_swapped

@@ -5,6 +5,7 @@ from keras_jamba.layers.block import JambaBlock
 from keras_jamba.layers.feed_forward import FeedForward
 from keras_jamba.layers.mamba import MambaLayer
 from keras_jamba.layers.moe import MoELayer
+from keras_jamba.layers.router import Router
 from keras_jamba.layers.spatial_encoder import SpatialEncoder
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "JambaBlock",
     "MambaLayer",
     "MoELayer",
+    "Router",
     "SpatialEncoder",
 ]

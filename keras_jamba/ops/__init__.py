@@ -12,6 +12,7 @@ from keras_jamba.ops.rotary import rotary_embedding
 from keras_jamba.ops.routing import (
     expert_share,
     router_z_loss,
+    routing_statistics,
     switch_balance_loss,
     top_k_routing,
     variance_balance_loss,
@@ -26,6 +27,7 @@ __all__ = [
     "implementations",
     "rotary_embedding",
     "router_z_loss",
+    "routing_statistics",
     "selective_scan",
     "switch_balance_loss",
     "top_k_routing",

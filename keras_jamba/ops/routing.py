@@ -54,6 +54,39 @@ def expert_share(indices, num_experts, mask=None):
     return mean_over_tokens(ops.mean(ops.one_hot(indices, num_experts, dtype="float32"), axis=1), mask)
 
 
+def max_load(share):
+    """Load of the busiest expert, from `(x,)` shares: 1 when balanced, x when one expert gets everything."""
+    return ops.max(share) * share.shape[0]
+
+
+def share_entropy(share):
+    """Entropy of `(x,)` shares: 1 when balanced, 0 when one expert gets everything."""
+    # x log x is 0 at 0; the logarithm of one expert's share is 0 however it is normalised.
+    entropy = -ops.sum(share * ops.log(ops.maximum(share, 1e-9)))
+    return entropy / ops.log(ops.cast(max(share.shape[0], 2), "float32"))
+
+
+def routing_statistics(indices, num_experts, mask=None, kept=None):
+    """How a routing spreads the tokens.
+
+    Args:
+        indices: `(tokens, k)`, the chosen experts.
+        num_experts: experts x.
+        mask: `(tokens,)` bool or None; True for the tokens that count.
+        kept: `(tokens, k)` bool or None; False for assignments that found no room.
+
+    Returns:
+        A dict of float32: `"expert_share"` `(x,)`, the share of assignments each expert was given, those
+        without room included; `"entropy"`, `"max_load"`, see `share_entropy` and `max_load`; `"drop_rate"`, the
+        share of assignments without room.
+    """
+    share = expert_share(indices, num_experts, mask)
+    dropped = ops.zeros((), "float32")
+    if kept is not None:
+        dropped = mean_over_tokens(1.0 - ops.mean(ops.cast(kept, "float32"), axis=1), mask)
+    return {"expert_share": share, "entropy": share_entropy(share), "max_load": max_load(share), "drop_rate": dropped}
+
+
 def variance_balance_loss(probabilities, mask=None):
     """`sum over experts of (usage - 1/x)^2`, usage being the mean probability; 0 when uniform."""
     usage = mean_over_tokens(probabilities, mask)

@@ -109,37 +109,6 @@ def test_causal_attention_does_not_look_ahead(features):
     assert (difference[:4] < 1e-6).all() and (difference[4:] > 1e-6).all()
 
 
-def test_every_expert_gets_what_its_router_says():
-    layer = MoELayer(8, num_experts=4, num_experts_per_token=1)
-    layer.build((None, None, 8))
-    layer.router_kernel.assign(np.eye(8, 4, dtype="float32") * 50)
-    tokens = np.eye(4, 8, dtype="float32")[[0, 0, 2, 3]][None]
-    layer(tokens)
-    np.testing.assert_allclose(numpy(layer.usage), [0.5, 0, 0.25, 0.25])
-
-
-@pytest.mark.parametrize("balance_loss", ["variance", "switch"])
-def test_padding_counts_neither_in_the_losses_nor_in_the_usage(balance_loss, features):
-    layer = MoELayer(8, num_experts=4, balance_loss=balance_loss)
-    real = layer(features[:, :3])
-    expected = numpy(layer.aux_loss), numpy(layer.usage)
-    padded = features.copy()
-    padded[:, 3:] = 9
-    mask = np.broadcast_to(np.arange(7) < 3, (2, 7)).copy()
-    outputs = layer(padded, mask=mask)
-    np.testing.assert_allclose(numpy(outputs)[:, :3], numpy(real), atol=1e-5)
-    np.testing.assert_allclose(numpy(layer.aux_loss), expected[0], rtol=1e-5)
-    np.testing.assert_allclose(numpy(layer.usage), expected[1], rtol=1e-5)
-
-
-def test_auxiliary_losses_are_added_with_their_coefficients(features):
-    layer = MoELayer(8, num_experts=4, balance_coefficient=0.0, z_coefficient=2.0)
-    _, logits = layer(features, return_router_logits=True)
-    z = np.log(np.exp(numpy(logits)).sum(-1)) ** 2
-    np.testing.assert_allclose(numpy(sum(layer.losses)), 2 * z.mean(), rtol=1e-5)
-    np.testing.assert_allclose(numpy(layer.aux_loss), 2 * z.mean(), rtol=1e-5)
-
-
 @pytest.mark.parametrize(("downsample", "side"), [(1, 8), (2, 4), (4, 2), (8, 1)])
 def test_the_encoder_makes_a_grid(downsample, side):
     encoder = SpatialEncoder(6, downsample)

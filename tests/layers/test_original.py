@@ -75,9 +75,9 @@ def test_moe_layer_is_theirs(recorded, swiglu):
         banks["up_bank"] = first
     layer = built(
         MoELayer(16, num_experts=4, use_swiglu=bool(swiglu), balance_coefficient=1e-3, squared_z_loss=False),
-        banks | {"router_kernel": w["gate.weight"].T},
+        banks | {"router.kernel": w["gate.weight"].T},
     )
-    outputs, logits = layer(recorded["x"], return_router_logits=True)
+    outputs, routing = layer(recorded["x"], return_routing=True)
     assert_equal(outputs, recorded[f"moe_swiglu{swiglu}"])
-    assert_equal(logits, recorded[f"moe_swiglu{swiglu}_router"])
+    assert_equal(routing["logits"], recorded[f"moe_swiglu{swiglu}_router"])
     np.testing.assert_allclose(numpy(layer.aux_loss), recorded[f"moe_swiglu{swiglu}_aux"], rtol=1e-4)

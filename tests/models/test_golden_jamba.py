@@ -29,8 +29,8 @@ def forward(model, features):
         x = x + block.mixer(block.mixer_norm(x))
         inputs = block.feed_forward_norm(x)
         if kind == "moe":
-            outputs, logits = block.feed_forward(inputs, return_router_logits=True)
-            routed.append(ops.reshape(logits, (-1, logits.shape[-1])))
+            outputs, routing = block.feed_forward(inputs, return_routing=True)
+            routed.append(ops.reshape(routing["logits"], (-1, routing["logits"].shape[-1])))
         else:
             outputs = block.feed_forward(inputs)
         x = x + outputs

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from checks import close, gradients
+from checks import close, gradients, numpy
 from keras import ops
 
 from keras_jamba.ops.experts import _TABLE, _Call, expert_mlp
@@ -67,6 +67,51 @@ def test_gradients_are_those_of_every_expert_on_every_token(name, tokens, expert
 
     for actual, expected in zip(gradients(loss(name), tensors), gradients(loss("dense"), tensors), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def room_by_hand(indices, mask, experts, room):
+    """Which assignments find room: first choices first, then earlier tokens."""
+    kept, used = np.zeros(indices.shape, bool), np.zeros(experts, int)
+    for choice in range(indices.shape[1]):
+        for row in np.flatnonzero(mask):
+            expert = indices[row, choice]
+            kept[row, choice] = used[expert] < room
+            used[expert] += 1
+    return kept
+
+
+@pytest.mark.parametrize(("factor", "room"), [(0.4, 4), (1.25, 13), (9.0, 40)])
+def test_a_capacity_drops_what_finds_no_room_and_no_more(factor, room):
+    tensors, indices, weight = draw(40, 8, 2, skew=0.3)
+    mask = np.arange(40) % 5 != 3
+    kept = room_by_hand(indices, mask, 8, room)
+    assert kept[mask].all() == (factor == 9.0)
+    given = dict(mask=ops.convert_to_tensor(mask), capacity_factor=factor, indices=ops.convert_to_tensor(indices))
+    y, found = expert_mlp(**dict(zip(NAMES, tensors, strict=True)), **given)
+    np.testing.assert_array_equal(numpy(found), kept)
+    left = [tensors[0], tensors[1] * kept, *tensors[2:]]
+    close(y, oracle(left, indices, True), absolute=1e-4)
+
+    def loss(weights_kept, **given):
+        def function(*xs):
+            xs = dict(zip(NAMES, xs, strict=True))
+            y = expert_mlp(**xs | {"weights": xs["weights"] * weights_kept}, **given)
+            return ops.sum(ops.convert_to_tensor(weight) * (y if "implementation" in given else y[0]))
+
+        return function
+
+    actual = gradients(loss(1.0, **given), tensors)
+    dense = dict(indices=given["indices"], implementation="dense")
+    expected = gradients(loss(ops.convert_to_tensor(kept.astype("float32")), **dense), tensors)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5 * max(1, np.abs(e).max()))
+
+
+def test_a_form_that_drops_nothing_refuses_a_capacity():
+    tensors, indices, _ = draw(4, 4, 2)
+    with pytest.raises(ValueError, match="it drops no token"):
+        given = dict(indices=indices, capacity_factor=1.0, implementation="dense")
+        expert_mlp(**dict(zip(NAMES, tensors, strict=True)), **given)
 
 
 def test_banks_that_do_not_fit_are_named():

@@ -6,10 +6,10 @@ from keras import ops
 
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops.experts import blocks, dense, split
+from keras_jamba.ops.experts import blocks, capacity, dense, split
 
 # Fastest first where it can run.
-_TABLE = {"split": split, "blocks": blocks, "dense": dense}
+_TABLE = {"split": split, "blocks": blocks, "dense": dense, "capacity": capacity}
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,22 @@ class _Call:
 
     experts: int
     per_token: int
+    limited: bool = False
 
 
-def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None, *, implementation=None):
-    """Sends every token through its k experts and sums what they make of it, weighted. No token is dropped.
+def expert_mlp(
+    tokens,
+    weights,
+    indices,
+    up_bank,
+    down_bank,
+    gate_bank=None,
+    *,
+    capacity_factor=None,
+    mask=None,
+    implementation=None,
+):
+    """Sends every token through its k experts and sums what they make of it, weighted.
 
     An expert is `down(silu(gate(token)) * up(token))` with a gate bank (SwiGLU), else `down(gelu(up(token)))`.
 
@@ -31,19 +43,25 @@ def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None, *, 
         indices: `(s, k)` integers from 0 to x - 1, the chosen experts, different in a row.
         up_bank, gate_bank: `(x, d, f)`; gate_bank may be None.
         down_bank: `(x, f, d)`.
+        capacity_factor: None, and no token is dropped; or how many tokens an expert has room for, as a
+            multiple of `s * k / x`. First choices come before second ones, earlier tokens before later ones.
+        mask: `(s,)` bool or None, with a capacity: tokens where it is False take no room and get zeros.
         implementation: None for the fastest that can run, or `"dense"` (every expert on every token: the
             definition), `"blocks"` (tokens sorted by expert, in blocks of one expert each; static shapes) or
-            `"split"` (tokens sorted by expert and split; eager PyTorch).
+            `"split"` (tokens sorted by expert and split: as many products as there are experts; PyTorch, and
+            TensorFlow without XLA). With a capacity there is `"capacity"` alone.
 
     Returns:
-        `(s, d)` in the dtype of `tokens`. Differentiable in all but the indices.
+        `(s, d)` in the dtype of `tokens`; with a capacity, also `(s, k)` bool, which assignments found
+        room. Differentiable in all but the indices.
 
     Raises:
         ValueError: for shapes that do not fit together, or an implementation that is unknown or cannot run.
 
     Reference:
         [Shazeer et al. (2017)](https://arxiv.org/abs/1701.06538); blocks of one expert each:
-        [Gale et al. (2022)](https://arxiv.org/abs/2211.15841).
+        [Gale et al. (2022)](https://arxiv.org/abs/2211.15841);
+        capacity: [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668).
     """
     tensors = dict(tokens=tokens, weights=weights, up_bank=up_bank, down_bank=down_bank)
     tensors |= {} if gate_bank is None else {"gate_bank": gate_bank}
@@ -51,7 +69,11 @@ def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None, *, 
     _checks.check_floating(tensors)
     shapes = {"tokens": "sd", "weights": "sk", "indices": "sk", "up_bank": "xdf", "down_bank": "xfd"}
     _checks.check_shapes(tensors | {"indices": indices}, shapes | {"gate_bank": "xdf"})
-    call = _Call(experts=tensors["up_bank"].shape[0], per_token=indices.shape[1])
+    limits = {}
+    if capacity_factor is not None:
+        _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
+        limits = dict(capacity_factor=capacity_factor, mask=mask)
+    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits))
     chosen = choose("expert_mlp", _TABLE, implementation, call)
     tensors.setdefault("gate_bank", None)
-    return chosen.run(indices=indices, **tensors)
+    return chosen.run(indices=indices, **tensors, **limits)

@@ -1,19 +1,20 @@
 """Tokens sorted by expert, in blocks of a few tokens of one expert each: batched products of static shape.
 
 An expert's last block is filled up with zero rows. The number of blocks is the most that any routing can
-need, so nothing is dropped and no shape depends on the routing. Everything moves by gathers, backwards too:
-the gradient of a gather is a scatter, which compilers run row by row on a CPU, but where every row goes to
-one place at most it is the gather with the inverse index.
+need, so nothing is dropped and no shape depends on the routing.
 """
 
 import keras
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba.ops.experts._moving import moved
 from keras_jamba.ops.experts.dense import activation
 
 
 def why_not(call):
+    if call.limited:
+        return "it drops no token"
     if keras.backend.backend() == "torch":
         return "PyTorch runs eagerly, where 'split' does the same without padding"
     if 2 * call.per_token >= call.experts:
@@ -27,12 +28,12 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     size = _block_size(tokens.shape[0], k, experts)
     to_slot, to_assignment, expert_of_block = _layout(indices, experts, size)
     repeated = ops.reshape(ops.repeat(tokens[:, None], k, axis=1), (-1, d))
-    x = ops.reshape(_moved(repeated, to_assignment, to_slot), (-1, size, d))
+    x = ops.reshape(moved(repeated, to_assignment, to_slot), (-1, size, d))
     pick = lambda bank: _picked(bank, expert_of_block)  # noqa: E731
     gate = None if gate_bank is None else ops.matmul(x, pick(gate_bank))
     hidden = activation(ops.matmul(x, pick(up_bank)), gate)
     y = ops.reshape(ops.matmul(hidden, pick(down_bank)), (-1, d))
-    y = ops.reshape(_moved(y, to_slot, to_assignment), (-1, k, d))
+    y = ops.reshape(moved(y, to_slot, to_assignment), (-1, k, d))
     return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)
 
 
@@ -77,19 +78,6 @@ def _layout(indices, experts, size):
     return to_slot, ops.where(filled, ops.take(order, sorted_place), total), expert_of_block
 
 
-def _gather(x, index):
-    """Rows of x; zeros where the index is one past the end."""
-    return ops.take(ops.pad(x, ((0, 1), (0, 0))), index, axis=0)
-
-
-def _move_forward(x, index, inverse):
-    return _gather(x, index), (index, inverse)
-
-
-def _move_backward(residuals, gradient):
-    return _gather(gradient, residuals[1]), None, None
-
-
 def _pick_forward(bank, expert_of_block):
     # The bank itself is kept for its number of experts alone.
     return ops.take(bank, expert_of_block, axis=0), (bank, expert_of_block)
@@ -101,5 +89,4 @@ def _pick_backward(residuals, gradient):
 
 
 if keras.backend.backend() != "torch":
-    _moved = _backend.custom_gradient(_move_forward, _move_backward)
     _picked = _backend.custom_gradient(_pick_forward, _pick_backward)

@@ -7,6 +7,8 @@ from keras_jamba.ops.experts.dense import activation
 
 
 def why_not(call):
+    if call.limited:
+        return "it drops no token"
     if keras.backend.backend() != "torch":
         return "its shapes depend on the routing, which a compiler does not allow"
     return None

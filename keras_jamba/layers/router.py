@@ -1,0 +1,139 @@
+"""Which experts a token goes to."""
+
+import keras
+from keras import ops
+
+from keras_jamba.layers import _initializers
+from keras_jamba.ops import (
+    _checks,
+    router_z_loss,
+    switch_balance_loss,
+    top_k_routing,
+    variance_balance_loss,
+)
+
+BALANCE_LOSSES = ("variance", "switch")
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class Router(keras.layers.Layer):
+    """Chooses k experts for every token, in float32 under every dtype policy, and adds the auxiliary losses.
+
+    For another policy subclass it and override `choose`, `auxiliary_loss` or both, register the class with
+    `keras.saving.register_keras_serializable`, and pass an instance: `MoELayer(d_model, router=MyRouter(8, 2))`.
+
+    At each call, in training and evaluation alike, the auxiliary loss is added to the losses, so that
+    `loss` and `val_loss` are the same quantity; `aux_loss`, a weight of the layer, holds its last value.
+
+    Args:
+        num_experts: experts x.
+        num_experts_per_token: experts k that a token goes through, at most num_experts.
+        normalize_top_k: whether the k weights of a token sum to 1. Jamba's checkpoints: no.
+        balance_loss: "variance", `sum((usage - 1/x)^2)` of the mean probabilities (the architecture
+            document's), or "switch" (Fedus et al.).
+        balance_coefficient: its weight, the document's alpha.
+        squared_z_loss: whether the z-loss is squared; the document's literal form is not, and has no
+            lower bound.
+        z_coefficient: its weight, the document's beta.
+
+    Call arguments:
+        inputs: `(s, d)`, tokens.
+        mask: `(s,)` bool or None. Tokens where it is False do not count in the losses.
+
+    Returns:
+        A dict: `"logits"` and `"probabilities"`, `(s, x)` float32; `"weights"` `(s, k)` float32 and
+        `"indices"` `(s, k)` int32 of the chosen experts.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Reference:
+        [Shazeer et al. (2017)](https://arxiv.org/abs/1701.06538),
+        [Fedus et al. (2021)](https://arxiv.org/abs/2101.03961),
+        [Zoph et al. (2022)](https://arxiv.org/abs/2202.08906).
+    """
+
+    def __init__(
+        self,
+        num_experts=8,
+        num_experts_per_token=2,
+        normalize_top_k=True,
+        balance_loss="variance",
+        balance_coefficient=0.01,
+        squared_z_loss=True,
+        z_coefficient=0.001,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        sizes = dict(num_experts=num_experts, num_experts_per_token=num_experts_per_token)
+        for name, value in sizes.items():
+            _checks.check_integer(name, value)
+        if num_experts_per_token > num_experts:
+            raise ValueError(
+                "num_experts_per_token must be at most num_experts. Received: num_experts_per_token="
+                f"{num_experts_per_token}, num_experts={num_experts}. Lower the first or raise the second."
+            )
+        _checks.check_choice("balance_loss", balance_loss, BALANCE_LOSSES)
+        _checks.check_number("balance_coefficient", balance_coefficient, low=0)
+        _checks.check_number("z_coefficient", z_coefficient, low=0)
+        self.num_experts, self.num_experts_per_token = num_experts, num_experts_per_token
+        self.normalize_top_k, self.balance_loss = normalize_top_k, balance_loss
+        self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
+        self.squared_z_loss = squared_z_loss
+
+    def build(self, input_shape):
+        shape = (input_shape[-1], self.num_experts)
+        self.kernel = self.add_weight(shape, _initializers.xavier(), name="kernel", dtype="float32", autocast=False)
+        zero = keras.initializers.Constant(0.0)
+        self.aux_loss = self.add_weight((), zero, name="aux_loss", dtype="float32", trainable=False, autocast=False)
+
+    def call(self, inputs, mask=None):
+        logits = ops.matmul(ops.cast(inputs, "float32"), ops.convert_to_tensor(self.kernel))
+        weights, indices, probabilities = self.choose(logits)
+        routing = dict(logits=logits, probabilities=probabilities, weights=weights, indices=indices)
+        aux_loss = self.auxiliary_loss(routing, mask)
+        self.add_loss(aux_loss)
+        self.aux_loss.assign(ops.stop_gradient(aux_loss))
+        return routing
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+    def choose(self, logits):
+        """The policy: from logits `(s, x)`, float32, `(weights, indices, probabilities)` as `ops.top_k_routing`."""
+        return top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
+
+    def auxiliary_loss(self, routing, mask):
+        """The float32 scalar that is added to the losses; `routing` is what a call returns."""
+        probabilities = routing["probabilities"]
+        if self.balance_loss == "variance":
+            balance = variance_balance_loss(probabilities, mask)
+        else:
+            balance = switch_balance_loss(probabilities, routing["indices"], mask)
+        z = router_z_loss(routing["logits"], self.squared_z_loss, mask)
+        return self.balance_coefficient * balance + self.z_coefficient * z
+
+    def compute_output_spec(self, inputs, mask=None):
+        wide, chosen = (inputs.shape[0], self.num_experts), (inputs.shape[0], self.num_experts_per_token)
+        return {
+            "logits": keras.KerasTensor(wide, "float32"),
+            "probabilities": keras.KerasTensor(wide, "float32"),
+            "weights": keras.KerasTensor(chosen, "float32"),
+            "indices": keras.KerasTensor(chosen, "int32"),
+        }
+
+    def get_config(self):
+        return super().get_config() | self.options()
+
+    def options(self):
+        """The arguments that it was made with, those of every layer apart."""
+        return {
+            "num_experts": self.num_experts,
+            "num_experts_per_token": self.num_experts_per_token,
+            "normalize_top_k": self.normalize_top_k,
+            "balance_loss": self.balance_loss,
+            "balance_coefficient": self.balance_coefficient,
+            "squared_z_loss": self.squared_z_loss,
+            "z_coefficient": self.z_coefficient,
+        }

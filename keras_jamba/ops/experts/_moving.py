@@ -1,0 +1,33 @@
+"""Rows that move to other places by gathers, backwards too.
+
+The gradient of a gather is a scatter, which compilers run row by row on a CPU; but where every row goes to
+one place at most, it is the gather with the inverse index.
+"""
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+
+
+def gathered(x, index):
+    """Rows of `x`; zeros where the index is one past the end."""
+    return ops.take(ops.pad(x, ((0, 1), (0, 0))), index, axis=0)
+
+
+def _forward(x, index, inverse):
+    return gathered(x, index), (index, inverse)
+
+
+def _backward(residuals, gradient):
+    return gathered(gradient, residuals[1]), None, None
+
+
+if keras.backend.backend() == "torch":
+
+    def moved(x, index, inverse):
+        """`gathered(x, index)`, where `inverse` says where each row of `x` went, or one past the end."""
+        return gathered(x, index)
+
+else:
+    moved = _backend.custom_gradient(_forward, _backward)
