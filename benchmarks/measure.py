@@ -29,6 +29,46 @@ def interleaved(functions, rounds):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def forward_and_gradient(function, tensors):
+    """Two functions without arguments that compute, and wait for, what `function` makes of tensors, and all gradients.
+
+    The last of the tensors is no input: it weights the output, and the weighted sum is what is differentiated.
+    """
+    import keras
+
+    *inputs, weight = tensors
+    if keras.backend.backend() == "jax":
+        import jax
+
+        forward = jax.jit(function)
+        gradient = jax.jit(jax.grad(lambda xs, w: (function(*xs) * w).sum()))
+        return (
+            lambda: jax.block_until_ready(forward(*inputs)),
+            lambda: jax.block_until_ready(gradient(inputs, weight)),
+        )
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(autograph=False)
+        def gradient(inputs, weight):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                loss = tf.reduce_sum(function(*inputs) * weight)
+            return [tf.convert_to_tensor(g) for g in tape.gradient(loss, inputs)]
+
+        forward = tf.function(function, autograph=False)
+        return lambda: forward(*inputs), lambda: gradient(inputs, weight)
+    import torch
+
+    leaves = [x.clone().requires_grad_(True) for x in inputs]
+
+    def forward():
+        with torch.no_grad():
+            return function(*inputs)
+
+    return forward, lambda: torch.autograd.grad((function(*leaves) * weight).sum(), leaves)
+
+
 def extra_memory(function):
     """MiB that `function()` takes at its peak beyond what the process had before, on Linux.
 

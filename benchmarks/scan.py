@@ -48,47 +48,12 @@ def draw(batch, length, channels):
     return [ops.convert_to_tensor(x) for x in arrays]
 
 
-def forward_and_gradient(scan, tensors):
-    """Two functions without arguments that compute, and wait for, the output and all eight gradients."""
-    *inputs, weight = tensors
-    if BACKEND == "jax":
-        import jax
-
-        forward = jax.jit(scan)
-        gradient = jax.jit(jax.grad(lambda xs, w: (scan(*xs) * w).sum()))
-        return (
-            lambda: jax.block_until_ready(forward(*inputs)),
-            lambda: jax.block_until_ready(gradient(inputs, weight)),
-        )
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function(autograph=False)
-        def gradient(inputs, weight):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                loss = tf.reduce_sum(scan(*inputs) * weight)
-            return tape.gradient(loss, inputs)
-
-        forward = tf.function(scan, autograph=False)
-        return lambda: forward(*inputs), lambda: gradient(inputs, weight)
-    import torch
-
-    leaves = [x.clone().requires_grad_(True) for x in inputs]
-
-    def forward():
-        with torch.no_grad():
-            return scan(*inputs)
-
-    return forward, lambda: torch.autograd.grad((scan(*leaves) * weight).sum(), leaves)
-
-
 def check(scans):
     """Every way to write it against the reference: outputs and all gradients."""
     tensors = draw(2, 65, 32)
-    expected_y, expected = (f() for f in forward_and_gradient(scans["reference"], tensors))
+    expected_y, expected = (f() for f in measure.forward_and_gradient(scans["reference"], tensors))
     for name, scan in scans.items():
-        y, gradients = (f() for f in forward_and_gradient(scan, tensors))
+        y, gradients = (f() for f in measure.forward_and_gradient(scan, tensors))
         pairs = [(y, expected_y), *zip(gradients, expected, strict=True)]
         for actual, wanted in pairs:
             wanted = ops.convert_to_numpy(wanted)
@@ -101,7 +66,7 @@ def timings(scans, rounds):
     for shape in SHAPES:
         tensors = draw(*shape)
         names = [name for name in scans if shape[1] <= LONGEST.get(name, shape[1])]
-        pairs = {name: forward_and_gradient(scans[name], tensors) for name in names}
+        pairs = {name: measure.forward_and_gradient(scans[name], tensors) for name in names}
         for what in ("forward", "forward+backward"):
             chosen = {name: pair[what != "forward"] for name, pair in pairs.items()}
             seconds = measure.interleaved(chosen, rounds)
@@ -151,7 +116,7 @@ def main():
     scans = contestants()
     if args.memory:
         name, *shape = json.loads(args.memory)
-        print(measure.extra_memory(forward_and_gradient(scans[name], draw(*shape))[1]))
+        print(measure.extra_memory(measure.forward_and_gradient(scans[name], draw(*shape))[1]))
         return
     check(scans)
     timed = timings(scans, args.rounds)

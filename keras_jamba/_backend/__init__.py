@@ -7,6 +7,13 @@ Every backend:
 `host_values(x)`: the values of a tensor as a NumPy array where they can be had without waiting for a
 device, else None: while a graph is traced, and on an accelerator.
 
+`compiling()`: whether a compiler takes what is being traced, which must then have shapes that do not depend on
+values. TensorFlow's own graphs need no such shapes.
+
+Only where shapes may depend on values (tensorflow, torch):
+
+`split(x, counts)`: the rows of `x`, `counts[0]` of them, `counts[1]`, ...
+
 Only where a compiler runs the loops (jax, tensorflow):
 
 `scan(body, carry, inputs, reverse=False)`: a loop over the leading axis that stays a loop when
@@ -23,11 +30,11 @@ import keras
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
-    from keras_jamba._backend.on_jax import custom_gradient, host_values, platform, scan
+    from keras_jamba._backend.on_jax import compiling, custom_gradient, host_values, platform, scan
 elif _BACKEND == "tensorflow":
-    from keras_jamba._backend.on_tensorflow import custom_gradient, host_values, platform, scan
+    from keras_jamba._backend.on_tensorflow import compiling, custom_gradient, host_values, platform, scan, split
 elif _BACKEND == "torch":
-    from keras_jamba._backend.on_torch import host_values, platform
+    from keras_jamba._backend.on_torch import compiling, host_values, platform, split
 else:
     raise ImportError(
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "

@@ -6,6 +6,9 @@ carry), hence a loop of our own.
 
 import tensorflow as tf
 
+# Public TensorFlow does not say whether XLA will compile the graph that is being traced.
+from tensorflow.python.ops import control_flow_util
+
 
 def scan(body, carry, inputs, reverse=False):
     length = tf.nest.flatten(inputs)[0].shape[0]
@@ -62,3 +65,11 @@ def platform():
 
 def host_values(x):
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
+
+
+def compiling():
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def split(x, counts):
+    return tf.split(x, counts, num=counts.shape[0])

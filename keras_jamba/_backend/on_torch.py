@@ -9,3 +9,11 @@ def platform():
 
 def host_values(x):
     return x.numpy() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None
+
+
+def compiling():
+    return torch.compiler.is_compiling()
+
+
+def split(x, counts):
+    return x.split(counts.tolist())

@@ -6,10 +6,10 @@ from keras import ops
 
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops.experts import blocks, capacity, dense, split
+from keras_jamba.ops.experts import blocks, capacity, dense, loop, split
 
 # Fastest first where it can run.
-_TABLE = {"split": split, "blocks": blocks, "dense": dense, "capacity": capacity}
+_TABLE = {"split": split, "loop": loop, "blocks": blocks, "dense": dense, "capacity": capacity}
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,13 @@ def expert_mlp(
         capacity_factor: None, and no token is dropped; or how many tokens an expert has room for, as a
             multiple of `s * k / x`. First choices come before second ones, earlier tokens before later ones.
         mask: `(s,)` bool or None, with a capacity: tokens where it is False take no room and get zeros.
-        implementation: None for the fastest that can run, or `"dense"` (every expert on every token: the
-            definition), `"blocks"` (tokens sorted by expert, in blocks of one expert each; static shapes) or
-            `"split"` (tokens sorted by expert and split: as many products as there are experts; PyTorch, and
-            TensorFlow without XLA). With a capacity there is `"capacity"` alone.
+        implementation: None for the fastest that can run, or a name.
+            `"dense"`: every expert on every token, the definition.
+            `"split"`: tokens sorted by expert and split, as many products as there are experts; PyTorch, and
+            TensorFlow without XLA.
+            `"loop"`: tokens sorted by expert, in blocks of one expert each, block after block; JAX on a CPU.
+            `"blocks"`: the same blocks side by side, in static shapes; JAX, and TensorFlow.
+            `"capacity"`: as many rows for each expert; with a capacity it is the only one.
 
     Returns:
         `(s, d)` in the dtype of `tokens`; with a capacity, also `(s, k)` bool, which assignments found

@@ -26,7 +26,7 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     experts, d = up_bank.shape[:2]
     k = indices.shape[1]
     size = _block_size(tokens.shape[0], k, experts)
-    to_slot, to_assignment, expert_of_block = _layout(indices, experts, size)
+    to_slot, to_assignment, expert_of_block, _ = layout(indices, experts, size)
     repeated = ops.reshape(ops.repeat(tokens[:, None], k, axis=1), (-1, d))
     x = ops.reshape(moved(repeated, to_assignment, to_slot), (-1, size, d))
     pick = lambda bank: _picked(bank, expert_of_block)  # noqa: E731
@@ -48,12 +48,13 @@ def _block_size(tokens, k, experts):
     return size
 
 
-def _layout(indices, experts, size):
+def layout(indices, experts, size):
     """Where each assignment goes.
 
     Returns:
         `to_slot` `(s * k,)`, the row of the blocks that each assignment goes to; `to_assignment`, of every
-        row of the blocks, the assignment that is there, or s * k for none; `expert_of_block`.
+        row of the blocks, the assignment that is there, or s * k for none; `expert_of_block`; and how many
+        blocks, the first ones, are in use.
     """
     expert = ops.cast(ops.reshape(indices, (-1,)), "int32")
     total = ops.shape(expert)[0]
@@ -75,7 +76,7 @@ def _layout(indices, experts, size):
     place = ops.arange(most * size, dtype="int32") - ops.take(first_row, expert_of_row)
     filled = place < ops.take(counts, expert_of_row)
     sorted_place = ops.where(filled, ops.take(first_rank, expert_of_row) + place, 0)
-    return to_slot, ops.where(filled, ops.take(order, sorted_place), total), expert_of_block
+    return to_slot, ops.where(filled, ops.take(order, sorted_place), total), expert_of_block, block_end[-1]
 
 
 def _pick_forward(bank, expert_of_block):

@@ -1,5 +1,7 @@
 """Every expert on every token: the definition, and the fastest form where most experts are chosen anyway."""
 
+import math
+
 from keras import ops
 
 
@@ -21,6 +23,15 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     return ops.matmul(ops.reshape(hidden, (-1, experts * f)), ops.reshape(down_bank, (experts * f, d)))
 
 
-def activation(up, gate):
+def activation(up, gate=None):
     """Between an expert's two layers: SwiGLU, or GELU where there is no gate."""
     return ops.gelu(up, approximate=False) if gate is None else ops.silu(gate) * up
+
+
+def activation_gradient(gradient, up, gate=None):
+    """Gradients for `up`, or for `up` and `gate`, from the one for `activation(up, gate)`."""
+    if gate is None:
+        density = ops.exp(-0.5 * ops.square(up)) * (2 * math.pi) ** -0.5
+        return [gradient * (0.5 * (1 + ops.erf(up * 0.5**0.5)) + up * density)]
+    opened = ops.sigmoid(gate)
+    return [gradient * opened * gate, gradient * up * opened * (1 + gate * (1 - opened))]

@@ -1,28 +1,33 @@
-"""Tokens sorted by expert and split: as many plain products as there are experts, for PyTorch's eager mode."""
+"""Tokens sorted by expert and split: as many plain products as there are experts, where shapes need not be known."""
 
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.ops.experts.dense import activation
 
 
 def why_not(call):
     if call.limited:
         return "it drops no token"
-    if keras.backend.backend() != "torch":
+    if keras.backend.backend() == "jax" or _backend.compiling():
         return "its shapes depend on the routing, which a compiler does not allow"
     return None
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     experts, k = up_bank.shape[0], indices.shape[1]
-    expert = indices.reshape(-1)
-    order = expert.argsort(stable=True)
-    counts = expert.bincount(minlength=experts).tolist()
+    expert = ops.reshape(indices, (-1,))
+    order = ops.argsort(expert)
+    counts = ops.sum(ops.one_hot(expert, experts, dtype="int32"), axis=0)
+    parts = _backend.split(ops.take(tokens, order // k, axis=0), counts)
+    # Unstacked: the gradient of bank[i] would be as large as the bank, for every i.
+    ups, downs = ops.unstack(up_bank, experts), ops.unstack(down_bank, experts)
+    gates = [None] * experts if gate_bank is None else ops.unstack(gate_bank, experts)
     outputs = []
-    for i, x in enumerate(tokens[order // k].split(counts)):
-        if len(x):
-            gate = None if gate_bank is None else x @ gate_bank[i]
-            outputs.append(activation(x @ up_bank[i], gate) @ down_bank[i])
-    y = ops.concatenate(outputs)[order.argsort()]
-    return (y.reshape(-1, k, y.shape[-1]) * weights.to(y.dtype).unsqueeze(-1)).sum(1)
+    for x, up, down, gate in zip(parts, ups, downs, gates, strict=True):
+        hidden = activation(ops.matmul(x, up), None if gate is None else ops.matmul(x, gate))
+        outputs.append(ops.matmul(hidden, down))
+    y = ops.take(ops.concatenate(outputs), ops.argsort(order), axis=0)
+    y = ops.reshape(y, (-1, k, y.shape[-1]))
+    return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)

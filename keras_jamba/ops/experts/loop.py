@@ -1,0 +1,93 @@
+"""Tokens sorted by expert, in blocks of one expert each, one block after the other: for JAX on a CPU.
+
+The layout of `blocks`, but no block's weights are copied, and blocks that no token needs are not computed. The
+gradient is written by hand, since a loop whose length depends on the routing has none.
+"""
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.ops.experts._moving import moved
+from keras_jamba.ops.experts.blocks import layout
+from keras_jamba.ops.experts.dense import activation, activation_gradient
+
+
+def why_not(call):
+    if call.limited:
+        return "it drops no token"
+    if keras.backend.backend() != "jax" or _backend.platform() != "cpu":
+        return "it is for JAX on a CPU: elsewhere one block after the other is slow"
+    if 2 * call.per_token >= call.experts:
+        return "half of the experts are chosen or more, where 'dense' does as little work"
+    return None
+
+
+def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
+    experts, d = up_bank.shape[:2]
+    k = indices.shape[1]
+    size = _block_size(tokens.shape[0], k, experts)
+    to_slot, to_assignment, expert_of_block, used = layout(indices, experts, size)
+    repeated = ops.reshape(ops.repeat(tokens[:, None], k, axis=1), (-1, d))
+    x = ops.reshape(moved(repeated, to_assignment, to_slot), (-1, size, d))
+    first_banks = (up_bank,) if gate_bank is None else (up_bank, gate_bank)
+    y = _perceptrons(x, expert_of_block, used, down_bank, *first_banks)
+    y = ops.reshape(moved(ops.reshape(y, (-1, d)), to_slot, to_assignment), (-1, k, d))
+    return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)
+
+
+def _block_size(tokens, k, experts):
+    """About half of an even share, a power of two from 16 to 128."""
+    if tokens is None:
+        return 64
+    size = 16
+    while size < 128 and 2 * size < tokens * k // experts:
+        size *= 2
+    return size
+
+
+def _forward(x, expert_of_block, used, down_bank, *first_banks):
+    """From blocks `(blocks, size, d)`; what lies behind the first `used` stays zero."""
+    wide = (*x.shape[:2], down_bank.shape[1])
+
+    def block(i, carry):
+        y, firsts = carry
+        expert = expert_of_block[i]
+        mine = [ops.matmul(x[i], bank[expert]) for bank in first_banks]
+        y = _put(y, i, ops.matmul(activation(*mine), down_bank[expert]))
+        return y, [_put(all_, i, one) for all_, one in zip(firsts, mine, strict=True)]
+
+    start = ops.zeros_like(x), [ops.zeros(wide, x.dtype) for _ in first_banks]
+    y, firsts = ops.fori_loop(0, used, block, start)
+    return y, (x, expert_of_block, used, down_bank, first_banks, firsts)
+
+
+def _backward(residuals, gradient):
+    x, expert_of_block, used, down_bank, first_banks, firsts = residuals
+
+    def block(i, carry):
+        d_x, d_down, d_banks = carry
+        expert, mine = expert_of_block[i], [first[i] for first in firsts]
+        d_down = _add(d_down, expert, ops.matmul(ops.transpose(activation(*mine)), gradient[i]))
+        d_hidden = ops.matmul(gradient[i], ops.transpose(down_bank[expert]))
+        d_mine = activation_gradient(d_hidden, *mine)
+        d_xi = sum(ops.matmul(g, ops.transpose(bank[expert])) for g, bank in zip(d_mine, first_banks, strict=True))
+        given = ops.transpose(x[i])
+        d_banks = [_add(all_, expert, ops.matmul(given, g)) for all_, g in zip(d_banks, d_mine, strict=True)]
+        return _put(d_x, i, d_xi), d_down, d_banks
+
+    start = ops.zeros_like(x), ops.zeros_like(down_bank), [ops.zeros_like(bank) for bank in first_banks]
+    d_x, d_down, d_banks = ops.fori_loop(0, used, block, start)
+    return d_x, None, None, d_down, *d_banks
+
+
+def _put(stack, i, x):
+    return ops.slice_update(stack, (i, *(0 for _ in x.shape)), x[None])
+
+
+def _add(stack, i, x):
+    return _put(stack, i, stack[i] + x)
+
+
+if keras.backend.backend() == "jax":
+    _perceptrons = _backend.custom_gradient(_forward, _backward)
