@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,33 @@ def forward_and_gradient(function, tensors):
             return function(*inputs)
 
     return forward, lambda: torch.autograd.grad((function(*leaves) * weight).sum(), leaves)
+
+
+def layer_pair(layer, x, **given):
+    """`forward_and_gradient` of a built layer: gradients for its input and all its weights."""
+    from keras import ops
+
+    state = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
+    weights = [ops.convert_to_tensor(v) for v in layer.trainable_variables]
+
+    def function(x, *weights):
+        return layer.stateless_call(list(weights), state, x, **given)[0]
+
+    x = ops.convert_to_tensor(x)
+    return forward_and_gradient(function, [x, *weights, x])
+
+
+def memory_in_a_process(script, *arguments):
+    """What `script --memory JSON` prints, in a process of its own: MiB."""
+    done = subprocess.run(
+        [sys.executable, script, "--memory", json.dumps(arguments)],
+        env=memory_environment(),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{script} --memory {arguments} failed:\n{done.stderr[-3000:]}")
+    return round(float(done.stdout.split()[-1]))
 
 
 def extra_memory(function):

@@ -9,7 +9,6 @@ Prints a table and writes results/scan_BACKEND.json.
 
 import argparse
 import json
-import subprocess
 import sys
 
 import keras
@@ -83,14 +82,7 @@ def memory_of(scans):
         for name in scans:
             if shape[1] > LONGEST_IN_MEMORY.get(name, 4096):
                 continue
-            done = subprocess.run(
-                [sys.executable, __file__, "--memory", json.dumps([name, *shape])],
-                env=measure.memory_environment(),
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            peak[name] = round(float(done.stdout.split()[-1]))
+            peak[name] = measure.memory_in_a_process(__file__, name, *shape)
         results.append({"shape": shape, "what": "peak MiB, forward+backward", "MiB": peak})
         print(results[-1], file=sys.stderr, flush=True)
     return results

@@ -10,6 +10,8 @@ device, else None: while a graph is traced, and on an accelerator.
 `compiling()`: whether a compiler takes what is being traced, which must then have shapes that do not depend on
 values. TensorFlow's own graphs need no such shapes.
 
+`can_recompute()`: whether `keras.remat` gives right gradients where it is called.
+
 Only where shapes may depend on values (tensorflow, torch):
 
 `split(x, counts)`: the rows of `x`, `counts[0]` of them, `counts[1]`, ...
@@ -30,11 +32,19 @@ import keras
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
-    from keras_jamba._backend.on_jax import compiling, custom_gradient, host_values, platform, scan
+    from keras_jamba._backend.on_jax import can_recompute, compiling, custom_gradient, host_values, platform, scan
 elif _BACKEND == "tensorflow":
-    from keras_jamba._backend.on_tensorflow import compiling, custom_gradient, host_values, platform, scan, split
+    from keras_jamba._backend.on_tensorflow import (
+        can_recompute,
+        compiling,
+        custom_gradient,
+        host_values,
+        platform,
+        scan,
+        split,
+    )
 elif _BACKEND == "torch":
-    from keras_jamba._backend.on_torch import compiling, host_values, platform, split
+    from keras_jamba._backend.on_torch import can_recompute, compiling, host_values, platform, split
 else:
     raise ImportError(
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "

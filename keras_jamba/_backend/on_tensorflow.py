@@ -73,3 +73,8 @@ def compiling():
 
 def split(x, counts):
     return tf.split(x, counts, num=counts.shape[0])
+
+
+def can_recompute():
+    # Eagerly, Keras 3.15's gives the weights no gradient.
+    return not tf.executing_eagerly()

@@ -5,6 +5,7 @@ import inspect
 import keras
 
 from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer, MoELayer
+from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.models._pattern import block_pattern
 from keras_jamba.models._routing_metrics import RoutedModel
@@ -42,6 +43,8 @@ class JambaBackbone(RoutedModel):
         bidirectional: see `MambaLayer`; for inputs without an arrow of time, with causal=False.
         dropout: share of each residual branch dropped in training.
         epsilon: of all norms.
+        gradient_checkpointing: whether a block keeps nothing but its input in training, and is computed again
+            for the gradient: less memory for more time, the same numbers. Eager TensorFlow keeps everything.
 
     Call arguments:
         features: `(b, t, d)`.
@@ -100,6 +103,7 @@ class JambaBackbone(RoutedModel):
         z_coefficient=0.001,
         dropout=0.0,
         epsilon=1e-6,
+        gradient_checkpointing=False,
         dtype=None,
         name=None,
     ):
@@ -158,14 +162,11 @@ class JambaBackbone(RoutedModel):
         x, states = features, {}
         for name, block in self._named_blocks():
             state = None if initial_state is None else initial_state[name]
-            x = block(
-                x,
-                mask=mask,
-                segment_ids=segment_ids,
-                initial_state=state,
-                return_state=return_state,
-                training=training,
-            )
+            given = dict(mask=mask, segment_ids=segment_ids, initial_state=state, return_state=return_state)
+            if training and self._config["gradient_checkpointing"]:
+                x = checkpointed(block, x, **given)
+            else:
+                x = block(x, **given, training=training)
             if return_state:
                 x, states[name] = x
         outputs = self.final_norm(x)

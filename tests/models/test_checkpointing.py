@@ -1,0 +1,86 @@
+"""Gradient checkpointing: the same numbers, and less that is kept."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+
+import keras_jamba
+
+X = np.random.default_rng(0).random((4, 8, 8, 1)).astype("float32")
+Y = np.array([0, 1, 2, 1])
+
+
+def trained(checkpointing, **compiling):
+    keras.utils.set_random_seed(0)
+    model = keras_jamba.DHCJamba(
+        num_classes=3,
+        image_shape=(8, 8, 1),
+        d_model=8,
+        num_layers=2,
+        mamba_ratio=1,
+        num_experts=4,
+        num_heads=2,
+        dropout=0.3,
+        gradient_checkpointing=checkpointing,
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, **compiling)
+    logs = [model.train_on_batch(X, Y, return_dict=True) for _ in range(2)]
+    return logs, numpy([v.value for v in model.variables])
+
+
+WAYS = [{}, {"jit_compile": True}, {"run_eagerly": True}] if keras.backend.backend() == "tensorflow" else [{}]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_loss_gradients_dropout_and_statistics_are_those_without(how):
+    plain, checkpointed = trained(False, **how), trained(True, **how)
+    for a, b in zip(plain[0], checkpointed[0], strict=True):
+        assert a.keys() == b.keys() and {"loss", "moe_aux_loss", "moe_max_load"} <= a.keys()
+        for name in a:
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, err_msg=name)
+    for a, b in zip(plain[1], checkpointed[1], strict=True):
+        np.testing.assert_allclose(b, a, atol=2e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def backbone():
+    keras.utils.set_random_seed(1)
+    sizes = dict(d_model=8, num_layers=2, mamba_ratio=1, num_experts=4, num_heads=2)
+    return keras_jamba.JambaBackbone(**sizes, gradient_checkpointing=True)
+
+
+def test_states_masks_and_documents_pass_through(backbone):
+    x = np.random.default_rng(1).standard_normal((2, 6, 8)).astype("float32")
+    mask = np.array([[True] * 6, [False] * 2 + [True] * 4])
+    ids = np.array([[0, 0, 1, 1, 1, 1]] * 2)
+    _, state = backbone(x, return_state=True)
+    given = dict(padding_mask=mask, segment_ids=ids, initial_state=state, return_state=True)
+    plain, recomputed = (numpy(backbone(x, **given, training=training)) for training in (False, True))
+    keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, recomputed)
+
+
+def test_a_backward_pass_keeps_less(backbone):
+    """Of everything between the blocks' inputs and outputs, on the backend that lets one look."""
+    if keras.backend.backend() != "torch":
+        pytest.skip(
+            "PyTorch alone says what is saved for the gradient; benchmarks/checkpointing.py measures the others"
+        )
+    import torch
+
+    x = torch.randn(2, 64, 8)
+
+    def kept(training):
+        sizes = {}
+
+        def save(tensor):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            outputs = backbone(x, training=training)
+        del outputs
+        return sum(sizes.values())
+
+    assert kept(True) < 0.5 * kept(False)
