@@ -7,6 +7,7 @@ from keras_jamba.layers.mamba import MambaLayer
 from keras_jamba.layers.moe import MoELayer
 from keras_jamba.layers.router import Router
 from keras_jamba.layers.spatial_encoder import SpatialEncoder
+from keras_jamba.layers.states import detach_state
 
 __all__ = [
     "AttentionLayer",
@@ -16,4 +17,5 @@ __all__ = [
     "MoELayer",
     "Router",
     "SpatialEncoder",
+    "detach_state",
 ]

@@ -6,8 +6,8 @@ from keras import ops
 from keras_jamba import _backend
 
 
-def checkpointed(layer, inputs, return_state=False, **given):
-    """`layer(inputs, return_state=..., training=True, **given)`, of which only inputs and outputs are kept.
+def checkpointed(layer, inputs, return_state=False, return_routing=False, **given):
+    """What `layer` gives in training, of which only inputs and outputs are kept.
 
     `keras.remat` alone would leak tracers of losses and of assigned variables on JAX, and draw another dropout
     the second time on TensorFlow and PyTorch. Hence a pure function of inputs and variables: what the layer
@@ -15,10 +15,12 @@ def checkpointed(layer, inputs, return_state=False, **given):
 
     Args:
         layer: a built layer.
-        given: tensors, nested dicts of tensors, or None.
+        return_state, return_routing: its call arguments.
+        given: its other call arguments: tensors, nested dicts of tensors, or None.
     """
+    flags = dict(return_state=return_state, return_routing=return_routing, training=True)
     if not _backend.can_recompute():
-        return layer(inputs, return_state=return_state, training=True, **given)
+        return layer(inputs, **flags, **given)
     variables = layer.non_trainable_variables
     # Copies: the variables themselves are assigned to before the gradient is taken.
     state = [ops.copy(ops.convert_to_tensor(v)) for v in variables]
@@ -28,8 +30,7 @@ def checkpointed(layer, inputs, return_state=False, **given):
 
     def pure(*tensors):
         weights, state, inputs, given = keras.tree.pack_sequence_as(everything, tensors)
-        called = dict(return_state=return_state, training=True, return_losses=True, **given)
-        result = layer.stateless_call(weights, state, inputs, **called)
+        result = layer.stateless_call(weights, state, inputs, return_losses=True, **flags, **given)
         structure[:] = [result]
         return tuple(keras.tree.flatten(result))
 

@@ -4,6 +4,7 @@ import inspect
 
 import keras
 
+from keras_jamba.layers._asked import asked
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.ops import _checks
 
@@ -23,10 +24,11 @@ class JambaBlock(keras.layers.Layer):
         inputs: `(b, t, d)`.
         mask, segment_ids, initial_state, return_state: see the mixer. A feed-forward part that takes a
             mask gets it too.
+        return_routing: see `MoELayer`; for a block with experts.
         training: whether to drop out.
 
     Returns:
-        `(b, t, d)`, or that and the mixer's state.
+        `(b, t, d)`; or a tuple of that, the mixer's state and the routing, those that were asked for.
 
     Example:
         >>> from keras_jamba.layers import FeedForward, JambaBlock, MambaLayer
@@ -62,15 +64,25 @@ class JambaBlock(keras.layers.Layer):
             if not layer.built:
                 layer.build(input_shape)
 
-    def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False, training=None):
+    def call(
+        self,
+        inputs,
+        mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        return_routing=False,
+        training=None,
+    ):
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
-        asked = dict(mask=mask, segment_ids=segment_ids, initial_state=initial_state)
-        asked = {name: value for name, value in asked.items() if value is not None}
-        mixed = self.mixer(self.mixer_norm(inputs), **asked, **({"return_state": True} if return_state else {}))
+        given = dict(mask=mask, segment_ids=segment_ids, initial_state=initial_state)
+        given = {name: value for name, value in given.items() if value is not None}
+        mixed = self.mixer(self.mixer_norm(inputs), **given, **({"return_state": True} if return_state else {}))
         mixed, state = mixed if return_state else (mixed, None)
-        outputs = self._feed_forward(inputs + self._dropped(mixed, training), mask, training)
-        return (outputs, state) if return_state else outputs
+        x = inputs + self._dropped(mixed, training)
+        outputs, routing = self._feed_forward(x, mask, training, return_routing)
+        return asked(outputs, (return_state, state), (return_routing, routing))
 
     def init_cache(self, batch_size, max_length=None):
         """The mixer's; see there."""
@@ -80,12 +92,20 @@ class JambaBlock(keras.layers.Layer):
         """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         mixed, cache = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids)
-        return self._feed_forward(inputs + mixed, mask, training=False), cache
+        return self._feed_forward(inputs + mixed, mask, training=False)[0], cache
 
-    def _feed_forward(self, x, mask, training):
-        takes_mask = "mask" in inspect.signature(self.feed_forward.call).parameters
-        given = {"mask": mask} if takes_mask and mask is not None else {}
-        return x + self._dropped(self.feed_forward(self.feed_forward_norm(x), **given), training)
+    def _feed_forward(self, x, mask, training, return_routing=False):
+        given = {} if mask is None else {"mask": mask}
+        given |= {"return_routing": True} if return_routing else {}
+        taken = inspect.signature(self.feed_forward.call).parameters
+        if return_routing and "return_routing" not in taken:
+            raise ValueError(
+                "Only a block with experts routes tokens. Received: return_routing=True for the block "
+                f"{self.name!r}, whose feed_forward is a {type(self.feed_forward).__name__}. Leave it out here."
+            )
+        result = self.feed_forward(self.feed_forward_norm(x), **{k: v for k, v in given.items() if k in taken})
+        result, routing = result if return_routing else (result, None)
+        return x + self._dropped(result, training), routing
 
     def _dropped(self, x, training):
         if not training or not self.dropout:
@@ -93,12 +113,19 @@ class JambaBlock(keras.layers.Layer):
         return keras.random.dropout(x, self.dropout, seed=self.seed_generator)
 
     def compute_output_spec(
-        self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False, training=None
+        self,
+        inputs,
+        mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        return_routing=False,
+        training=None,
     ):
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        if not return_state:
-            return outputs
-        return outputs, self.mixer.compute_output_spec(inputs, return_state=True)[1]
+        state = self.mixer.compute_output_spec(inputs, return_state=True)[1] if return_state else None
+        routing = self.feed_forward.compute_output_spec(inputs, return_routing=True)[1] if return_routing else None
+        return asked(outputs, (return_state, state), (return_routing, routing))
 
     def get_config(self):
         return super().get_config() | {

@@ -5,6 +5,7 @@ import inspect
 import keras
 
 from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer, MoELayer
+from keras_jamba.layers._asked import asked
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.models._pattern import block_pattern
@@ -54,6 +55,8 @@ class JambaBackbone(RoutedModel):
         initial_state: what an earlier call returned, or `init_cache`; None is the beginning.
         return_state: whether to return the state too: `{"block_0": state of its mixer, ...}`, plain nested
             dicts of tensors whose leaves `MambaLayer` and `AttentionLayer` describe.
+        return_routing: whether to return what the routers decided too: `{"block_1": what MoELayer returns, ...}`
+            for the blocks with experts; after the state, where that is asked for as well.
         training: whether to drop out.
 
     Raises:
@@ -155,22 +158,26 @@ class JambaBackbone(RoutedModel):
         segment_ids=None,
         initial_state=None,
         return_state=False,
+        return_routing=False,
         training=None,
     ):
         mask = mask_of(features, padding_mask)
         self._check_state(initial_state)
-        x, states = features, {}
+        x, states, routings = features, {}, {}
         for name, block in self._named_blocks():
             state = None if initial_state is None else initial_state[name]
-            given = dict(mask=mask, segment_ids=segment_ids, initial_state=state, return_state=return_state)
+            routes = return_routing and isinstance(block.feed_forward, MoELayer)
+            given = dict(mask=mask, segment_ids=segment_ids, initial_state=state)
+            given |= dict(return_state=return_state, return_routing=routes)
             if training and self._config["gradient_checkpointing"]:
                 x = checkpointed(block, x, **given)
             else:
                 x = block(x, **given, training=training)
-            if return_state:
-                x, states[name] = x
-        outputs = self.final_norm(x)
-        return (outputs, states) if return_state else outputs
+            if return_state or routes:
+                x, *extras = x
+                states |= {name: extras[0]} if return_state else {}
+                routings |= {name: extras[-1]} if routes else {}
+        return asked(self.final_norm(x), (return_state, states), (return_routing, routings))
 
     def init_cache(self, batch_size, max_length=None):
         """The state before the first token, with room for `max_length` tokens where attention has no window."""
@@ -224,13 +231,17 @@ class JambaBackbone(RoutedModel):
         segment_ids=None,
         initial_state=None,
         return_state=False,
+        return_routing=False,
         training=None,
     ):
         outputs = keras.KerasTensor(features.shape, self.final_norm.compute_dtype)
-        if not return_state:
-            return outputs
-        specs = {n: block.compute_output_spec(features, return_state=True)[1] for n, block in self._named_blocks()}
-        return outputs, specs
+        states, routings = {}, {}
+        for name, block in self._named_blocks():
+            if return_state:
+                states[name] = block.compute_output_spec(features, return_state=True)[1]
+            if return_routing and isinstance(block.feed_forward, MoELayer):
+                routings[name] = block.compute_output_spec(features, return_routing=True)[1]
+        return asked(outputs, (return_state, states), (return_routing, routings))
 
     def get_config(self):
         policy = keras.dtype_policies.serialize(self._policy)

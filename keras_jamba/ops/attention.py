@@ -1,5 +1,6 @@
 """Attention with fewer key-value heads than query heads, and the cache of its keys and values."""
 
+import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -28,7 +29,11 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
         # keras.ops.dot_product_attention repeats a single key-value head wrongly on TensorFlow.
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
     mask = None if mask is None else mask[:, None]
-    return ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+    dtype = keras.backend.standardize_dtype(query.dtype)
+    if dtype == "float16" and _backend.platform() == "cpu":
+        # XLA has no such product on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
+        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
+    return ops.cast(ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal), dtype)
 
 
 class CachedTokens:

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy
+from checks import numpy, variable_gradients
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer
@@ -131,6 +131,20 @@ def test_a_full_cache_is_an_error(features):
         layer(features, initial_state=layer.init_cache(2, 4))
     with pytest.raises(ValueError, match="not causal.*Received: causal=False"):
         AttentionLayer(8, num_heads=2, causal=False).init_cache(3, 4)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_row_of_padding_alone_is_finite_and_so_are_its_gradients(features, policy):
+    layer = AttentionLayer(8, num_heads=2, attention_window=3, dtype=policy)
+    layer.build(features.shape)
+    mask = np.ones((3, LENGTH), bool)
+    mask[1] = False
+    mask[2, :4] = False
+    x = ops.cast(features, layer.compute_dtype)
+    assert np.isfinite(numpy(ops.cast(layer(x, mask=mask), "float32"))).all()
+    loss = lambda: ops.sum(ops.square(ops.cast(layer(x, mask=mask), "float32")[0]))  # noqa: E731
+    for gradient in variable_gradients(loss, layer.trainable_variables):
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
 def test_keras_masks_arrive(features):

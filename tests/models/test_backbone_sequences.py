@@ -62,6 +62,20 @@ def test_calls_with_states_are_the_whole_too(backbone, features):
     np.testing.assert_allclose(np.concatenate([numpy(first), numpy(second)], axis=1), expected, atol=1e-4)
 
 
+def test_the_routing_of_every_layer_can_be_had_at_every_call(backbone, features):
+    mask = np.arange(LENGTH) < np.array([[LENGTH], [4]])
+    expected, state = backbone(features, padding_mask=mask, return_state=True)
+    outputs, again, routing = backbone(features, padding_mask=mask, return_state=True, return_routing=True)
+    np.testing.assert_allclose(numpy(outputs), numpy(expected), atol=1e-6)
+    assert again.keys() == state.keys() and sorted(routing) == ["block_1"]
+    routing = numpy(backbone(features, padding_mask=mask, return_routing=True)[1])["block_1"]
+    assert routing["logits"].shape == (BATCH, LENGTH, 4)
+    share = np.bincount(routing["indices"][mask].reshape(-1), minlength=4) / (2 * mask.sum())
+    np.testing.assert_allclose(routing["expert_share"], share, rtol=1e-5)
+    with pytest.raises(ValueError, match="Only a block with experts routes tokens. Received: return_routing=True"):
+        backbone.blocks[0](features, return_routing=True)
+
+
 def test_packed_documents_are_alone(backbone, features):
     ids = np.array([[0] * 3 + [1] * 5 + [2] * 4] * BATCH)
     packed = numpy(backbone(features, segment_ids=ids))

@@ -56,7 +56,7 @@ def test_states_masks_and_documents_pass_through(backbone):
     mask = np.array([[True] * 6, [False] * 2 + [True] * 4])
     ids = np.array([[0, 0, 1, 1, 1, 1]] * 2)
     _, state = backbone(x, return_state=True)
-    given = dict(padding_mask=mask, segment_ids=ids, initial_state=state, return_state=True)
+    given = dict(padding_mask=mask, segment_ids=ids, initial_state=state, return_state=True, return_routing=True)
     plain, recomputed = (numpy(backbone(x, **given, training=training)) for training in (False, True))
     keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, recomputed)
 

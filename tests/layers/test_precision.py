@@ -1,0 +1,49 @@
+"""Mixed precision, and very long sequences."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy, variable_gradients
+from keras import ops
+
+import keras_jamba
+from keras_jamba.layers import MambaLayer
+
+POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_overflows_in_65536_tokens(policy):
+    keras.utils.set_random_seed(0)
+    layer = MambaLayer(4, mixer_rms_norm=True, dtype=policy)
+    layer.build((1, None, 4))
+    x = ops.convert_to_tensor(3 * np.random.default_rng(0).standard_normal((1, 65536, 4)).astype("float32"))
+    x = ops.cast(x, layer.compute_dtype)
+    outputs, state = layer(x, return_state=True)
+    assert state["ssm"].dtype == ops.zeros(1, "float32").dtype
+    for value in (outputs, *state.values()):
+        assert np.isfinite(numpy(ops.cast(value, "float32"))).all()
+    loss = lambda: ops.mean(ops.square(ops.cast(layer(x), "float32")))  # noqa: E731
+    for gradient in variable_gradients(loss, layer.trainable_variables):
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_a_model_learns_in_mixed_precision(policy):
+    keras.utils.set_random_seed(0)
+    sizes = dict(d_model=8, num_layers=2, mamba_ratio=1, num_experts=4, num_heads=2)
+    model = keras_jamba.DHCJamba(num_classes=3, image_shape=(8, 8, 1), **sizes, dtype=policy)
+    rng = np.random.default_rng(0)
+    labels = np.arange(12) % 3
+    images = (0.2 * rng.random((12, 8, 8, 1)) + labels[:, None, None, None] * 0.3).astype("float32")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-2), loss, metrics=["accuracy"])
+    losses = model.fit(images, labels, batch_size=12, epochs=25, verbose=0).history["loss"]
+    assert np.isfinite(losses).all() and losses[-1] < 0.5 * losses[0]
+    # What must be exact is kept and computed in float32.
+    for variable in model.trainable_variables:
+        assert variable.dtype == "float32"
+    for block in model.backbone.blocks:
+        if isinstance(block.mixer, MambaLayer):
+            for name in ("A_log", "dt_bias", "D"):
+                assert getattr(block.mixer.ssm, name).value.dtype == ops.zeros(1, "float32").dtype
