@@ -76,8 +76,12 @@ def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
     assert README[: README.index("```python")].count("\n") < 25
 
 
+MILLIONS = {"small": 0.8, "medium": 2.0, "large": 8.5}
+
+
 @pytest.mark.parametrize("preset", keras_jamba.presets.list_presets())
-def test_the_readme_tells_each_presets_size(preset):
+def test_presets_have_the_size_that_they_promise_and_the_readme_tells_it(preset):
     model = keras_jamba.DHCJamba.from_preset(preset)
     size = sum(int(np.prod(v.shape)) for v in model.trainable_weights)
+    assert abs(size / (1e6 * MILLIONS[preset]) - 1) <= 0.05
     assert re.search(rf"^\| `{preset}` \|.* {size:,} \|", README, re.MULTILINE)

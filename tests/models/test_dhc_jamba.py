@@ -76,13 +76,6 @@ def test_features_of_every_stage_can_be_had(model, images):
     np.testing.assert_allclose(numpy(model.head(features["pooled"])), numpy(model(images)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("small", 0.8), ("medium", 2.0), ("large", 8.5)])
-def test_presets_have_the_size_that_they_promise(preset, millions):
-    model = keras_jamba.DHCJamba.from_preset(preset)
-    count = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    assert abs(count / (1e6 * millions) - 1) <= 0.05
-
-
 def test_a_saved_preset_gives_equal_logits(model, images, tmp_path):
     model.save_to_preset(tmp_path / "mine")
     loaded = keras_jamba.DHCJamba.from_preset(tmp_path / "mine")
