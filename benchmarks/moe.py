@@ -1,6 +1,6 @@
 """How fast a mixture of experts is on this CPU, beside keras-hub's and Hugging Face's.
 
-    pip install keras-hub==0.32 transformers==5.23.0
+    pip install keras-hub transformers torch
     KERAS_BACKEND=jax python benchmarks/moe.py
 
 Router, experts and the weighted sum, SwiGLU, d 256, hidden 1024, two experts a token, forward and
