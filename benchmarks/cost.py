@@ -69,7 +69,7 @@ def slope(values):
 
 
 def crossover(rows):
-    """The number of tokens from which the hybrid is the faster, between the lengths measured, or None."""
+    """The number of tokens from which the hybrid is the faster one; in words outside of what was measured."""
     gap = [math.log(a / h) for a, h in zip(rows["attention backbone"]["ms"], rows["JambaBackbone"]["ms"], strict=True)]
     if gap[0] > 0 or gap[-1] < 0:
         return f"{'below' if gap[0] > 0 else 'above'} {LENGTHS[0 if gap[0] > 0 else -1]}"

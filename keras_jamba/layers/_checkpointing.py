@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jamba import _backend
+from keras_jamba.ops._recomputed import recomputed
 
 
 def checkpointed(layer, inputs, return_state=False, return_routing=False, **given):
@@ -19,8 +19,6 @@ def checkpointed(layer, inputs, return_state=False, return_routing=False, **give
         given: its other call arguments: tensors, nested dicts of tensors, or None.
     """
     flags = dict(return_state=return_state, return_routing=return_routing, training=True)
-    if not _backend.can_recompute():
-        return layer(inputs, **flags, **given)
     variables = layer.non_trainable_variables
     # Copies: the variables themselves are assigned to before the gradient is taken.
     state = [ops.copy(ops.convert_to_tensor(v)) for v in variables]
@@ -34,7 +32,7 @@ def checkpointed(layer, inputs, return_state=False, return_routing=False, **give
         structure[:] = [result]
         return tuple(keras.tree.flatten(result))
 
-    results = keras.remat(pure)(*keras.tree.flatten(everything))
+    results = recomputed(pure)(*keras.tree.flatten(everything))
     outputs, assigned, losses = keras.tree.pack_sequence_as(structure[0], results)
     for variable, value in zip(variables, assigned, strict=True):
         variable.assign(value)

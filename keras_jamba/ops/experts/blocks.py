@@ -23,16 +23,26 @@ def why_not(call):
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
-    experts, d = up_bank.shape[:2]
-    k = indices.shape[1]
-    size = _block_size(tokens.shape[0], k, experts)
-    to_slot, to_assignment, expert_of_block, _ = layout(indices, experts, size)
+    def perceptrons(x, expert_of_block, used):
+        gate = None if gate_bank is None else ops.matmul(x, _picked(gate_bank, expert_of_block))
+        hidden = activation(ops.matmul(x, _picked(up_bank, expert_of_block)), gate)
+        return ops.matmul(hidden, _picked(down_bank, expert_of_block))
+
+    size = _block_size(tokens.shape[0], indices.shape[1], up_bank.shape[0])
+    return through_blocks(perceptrons, size, tokens, weights, indices, up_bank.shape[0])
+
+
+def through_blocks(perceptrons, size, tokens, weights, indices, experts):
+    """Sorts tokens into blocks of `size`, and sums, weighted, what `perceptrons` makes of them.
+
+    `perceptrons(x, expert_of_block, used)` maps `(blocks, size, d)` to the same shape; what the blocks behind the
+    first `used` hold does not matter.
+    """
+    k, d = indices.shape[1], tokens.shape[1]
+    to_slot, to_assignment, expert_of_block, used = _layout(indices, experts, size)
     repeated = ops.reshape(ops.repeat(tokens[:, None], k, axis=1), (-1, d))
     x = ops.reshape(moved(repeated, to_assignment, to_slot), (-1, size, d))
-    pick = lambda bank: _picked(bank, expert_of_block)  # noqa: E731
-    gate = None if gate_bank is None else ops.matmul(x, pick(gate_bank))
-    hidden = activation(ops.matmul(x, pick(up_bank)), gate)
-    y = ops.reshape(ops.matmul(hidden, pick(down_bank)), (-1, d))
+    y = ops.reshape(perceptrons(x, expert_of_block, used), (-1, d))
     y = ops.reshape(moved(y, to_slot, to_assignment), (-1, k, d))
     return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)
 
@@ -48,7 +58,7 @@ def _block_size(tokens, k, experts):
     return size
 
 
-def layout(indices, experts, size):
+def _layout(indices, experts, size):
     """Where each assignment goes.
 
     Returns:

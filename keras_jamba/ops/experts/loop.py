@@ -8,8 +8,7 @@ import keras
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.ops.experts._moving import moved
-from keras_jamba.ops.experts.blocks import layout
+from keras_jamba.ops.experts.blocks import through_blocks
 from keras_jamba.ops.experts.dense import activation, activation_gradient
 
 
@@ -24,16 +23,13 @@ def why_not(call):
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
-    experts, d = up_bank.shape[:2]
-    k = indices.shape[1]
-    size = _block_size(tokens.shape[0], k, experts)
-    to_slot, to_assignment, expert_of_block, used = layout(indices, experts, size)
-    repeated = ops.reshape(ops.repeat(tokens[:, None], k, axis=1), (-1, d))
-    x = ops.reshape(moved(repeated, to_assignment, to_slot), (-1, size, d))
     first_banks = (up_bank,) if gate_bank is None else (up_bank, gate_bank)
-    y = _perceptrons(x, expert_of_block, used, down_bank, *first_banks)
-    y = ops.reshape(moved(ops.reshape(y, (-1, d)), to_slot, to_assignment), (-1, k, d))
-    return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)
+
+    def perceptrons(x, expert_of_block, used):
+        return _perceptrons(x, expert_of_block, used, down_bank, *first_banks)
+
+    size = _block_size(tokens.shape[0], indices.shape[1], up_bank.shape[0])
+    return through_blocks(perceptrons, size, tokens, weights, indices, up_bank.shape[0])
 
 
 def _block_size(tokens, k, experts):
