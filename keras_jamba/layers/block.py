@@ -18,6 +18,9 @@ class JambaBlock(keras.layers.Layer):
             must take those of the call arguments mask, segment_ids, initial_state and return_state that you use.
         feed_forward: a layer `(b, t, d)` to `(b, t, d)`: `FeedForward`, `MoELayer` or your own.
         dropout: share of each branch's outputs dropped in training.
+        drop_path: share of the sequences of a batch for which a branch is left out in training, drawn for each
+            branch anew ("stochastic depth", [Huang et al., 2016](https://arxiv.org/abs/1603.09382)); the other
+            sequences' branch is scaled up by `1 / (1 - drop_path)`.
         epsilon: of the norms.
 
     Call arguments:
@@ -35,7 +38,7 @@ class JambaBlock(keras.layers.Layer):
         >>> block = JambaBlock(MambaLayer(64), FeedForward(64))
     """
 
-    def __init__(self, mixer, feed_forward, dropout=0.0, epsilon=1e-6, **kwargs):
+    def __init__(self, mixer, feed_forward, dropout=0.0, drop_path=0.0, epsilon=1e-6, **kwargs):
         # No autocast: it would round a float32 state to the compute dtype on its way in.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
@@ -45,10 +48,11 @@ class JambaBlock(keras.layers.Layer):
                     f"{name} must be a Keras layer. Received: {name}={layer!r}. "
                     "Pass for example MambaLayer(64) or FeedForward(64)."
                 )
-        _checks.check_number("dropout", dropout, low=0, high=0.99)
+        for name, share in dict(dropout=dropout, drop_path=drop_path).items():
+            _checks.check_number(name, share, low=0, high=0.99)
         _checks.check_number("epsilon", epsilon, low=0)
         self.mixer, self.feed_forward = mixer, feed_forward
-        self.dropout, self.epsilon = dropout, epsilon
+        self.dropout, self.drop_path, self.epsilon = dropout, drop_path, epsilon
         self.mixer_norm, self.feed_forward_norm = (
             keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
             for name in ("mixer_norm", "feed_forward_norm")
@@ -108,9 +112,11 @@ class JambaBlock(keras.layers.Layer):
         return x + self._dropped(result, training), routing
 
     def _dropped(self, x, training):
-        if not training or not self.dropout:
-            return x
-        return keras.random.dropout(x, self.dropout, seed=self.seed_generator)
+        # Each element by itself, then each sequence as a whole.
+        for share, noise_shape in ((self.dropout, None), (self.drop_path, (None, 1, 1))):
+            if training and share:
+                x = keras.random.dropout(x, share, noise_shape, seed=self.seed_generator)
+        return x
 
     def compute_output_spec(
         self,
@@ -132,6 +138,7 @@ class JambaBlock(keras.layers.Layer):
             "mixer": keras.saving.serialize_keras_object(self.mixer),
             "feed_forward": keras.saving.serialize_keras_object(self.feed_forward),
             "dropout": self.dropout,
+            "drop_path": self.drop_path,
             "epsilon": self.epsilon,
         }
 

@@ -42,7 +42,7 @@ class JambaBackbone(RoutedModel):
         normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient: see `MoELayer`.
         attention_window: see `AttentionLayer`. With one, a cache of bounded size runs for ever.
         bidirectional: see `MambaLayer`; for inputs without an arrow of time, with causal=False.
-        dropout: share of each residual branch dropped in training.
+        dropout, drop_path: see `JambaBlock`.
         epsilon: of all norms.
         gradient_checkpointing: whether a block keeps nothing but its input in training, and is computed again
             for the gradient: less memory for more time, the same numbers. Eager TensorFlow keeps everything.
@@ -105,6 +105,7 @@ class JambaBackbone(RoutedModel):
         squared_z_loss=True,
         z_coefficient=0.001,
         dropout=0.0,
+        drop_path=0.0,
         epsilon=1e-6,
         gradient_checkpointing=False,
         dtype=None,
@@ -127,6 +128,7 @@ class JambaBackbone(RoutedModel):
                 make[mixer](),
                 make[feed_forward](),
                 dropout,
+                drop_path,
                 epsilon,
                 dtype=dtype,
                 name=f"block_{i}",

@@ -21,7 +21,7 @@ LAYERS = {
     "attention": lambda **kw: AttentionLayer(8, num_heads=4, num_kv_heads=1, **kw),
     "feed_forward": lambda **kw: FeedForward(8, use_swiglu=False, **kw),
     "moe": lambda **kw: MoELayer(8, num_experts=4, balance_loss="switch", **kw),
-    "block": lambda **kw: JambaBlock(MambaLayer(8, **kw), MoELayer(8, **kw), dropout=0.1, **kw),
+    "block": lambda **kw: JambaBlock(MambaLayer(8, **kw), MoELayer(8, **kw), dropout=0.1, drop_path=0.1, **kw),
 }
 
 
@@ -98,6 +98,24 @@ def test_the_time_step_bias_starts_where_it_should_in_any_model():
     steps = np.log1p(np.exp(numpy(layer.ssm.dt_bias).astype("float64")))
     assert (steps >= 0.999e-3).all() and (steps <= 1.001e-1).all() and steps.std() > 0
     np.testing.assert_allclose(numpy(layer.ssm.A_log)[3], np.log(np.arange(1, 17)), rtol=1e-6)
+
+
+def test_drop_path_leaves_out_a_whole_branch_of_a_sequence(features):
+    block = JambaBlock(keras.layers.Identity(), keras.layers.Identity(), drop_path=0.75)
+    x = np.repeat(features, 64, axis=0)
+
+    def branch(x):
+        return x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + 1e-6)
+
+    once, twice = x + 4 * branch(x), x + 4 * branch(x) + 4 * branch(x + 4 * branch(x))
+    candidates = np.stack([x, once, twice])
+    outputs = numpy(block(x, training=True))
+    chosen = np.abs(candidates - outputs).max(axis=(2, 3)).argmin(axis=0)
+    np.testing.assert_allclose(outputs, candidates[chosen, np.arange(len(x))], atol=1e-5)
+    # Of 128 sequences 72 keep no branch, 48 one, 8 both, give or take.
+    counts = np.bincount(chosen, minlength=3)
+    assert 50 < counts[0] < 94 and 26 < counts[1] < 70 and 0 < counts[2] < 25, counts
+    np.testing.assert_allclose(numpy(block(x)), x + branch(x) + branch(x + branch(x)), atol=1e-5)
 
 
 def test_causal_attention_does_not_look_ahead(features):

@@ -22,6 +22,7 @@ def trained(checkpointing, **compiling):
         num_experts=4,
         num_heads=2,
         dropout=0.3,
+        drop_path=0.2,
         gradient_checkpointing=checkpointing,
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
