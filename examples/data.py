@@ -89,7 +89,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 class Augmented(keras.utils.PyDataset):
     """Shuffled batches of images slightly turned, sheared, scaled, shifted, made paler or darker, and mixed.
 
-    Mixed: an image and its label keep at least three quarters of their weight, the rest is the next one's
+    Mixed: an image and its label keep at least half of their weight, the rest is the next one's
     (MixUp, Zhang et al. 2018). Order and augmentation are a function of the seed, the epoch and the
     batch alone, and made in NumPy: every backend trains on the very same batches.
     """
@@ -105,7 +105,7 @@ class Augmented(keras.utils.PyDataset):
         zoom=0.15,
         shift=0.06,
         gamma=0.4,
-        mix=0.25,
+        mix=0.5,
     ):
         super().__init__()
         self.images, self.labels = images, labels

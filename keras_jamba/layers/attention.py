@@ -5,7 +5,9 @@ from keras import ops
 
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers.states import empty_state
 from keras_jamba.ops import _checks, grouped_query_attention, rotary_embedding
+from keras_jamba.ops._tokens import NO_DOCUMENT
 from keras_jamba.ops.attention import CachedTokens
 
 
@@ -32,13 +34,14 @@ class AttentionLayer(keras.layers.Layer):
         segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
             None sees anything of the others.
         initial_state: what an earlier call returned, or `init_cache`; None is no tokens.
-        return_state: whether to return the state too, which then has room for all tokens so far (with a
-            window, for that many); `step` keeps the room that there is.
+        return_state: whether to return the state too, which then has room for all tokens so far, or with a
+            window for that many; `step` keeps the room that there is.
 
     Returns:
         `(b, t, d)`, or that and the state: `{"key": (b, s, g, c), "value": (b, s, g, c)` in the compute
-        dtype, keys rotated`, "length": (b,), "start": (b,)` int32`}`: the token at position p of a row lies
-        in slot `p % s`, `length` tokens were seen, and the last document began at position `start`.
+        dtype, keys rotated`, "length": (b,), "start": (b,), "document": (b,)` int32`}`: the token at position p
+        of a row lies in slot `p % s`, `length` tokens were seen, and the last document, of that number (the
+        least int32 where none had one), began at position `start`.
         Gradients flow through keys and values.
 
     Raises:
@@ -113,55 +116,61 @@ class AttentionLayer(keras.layers.Layer):
     def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
         mask = mask_of(inputs, mask)
         stateful = initial_state is not None or return_state
+        if stateful:
+            self._check_has_state()
         if not (stateful or mask is not None or segment_ids is not None or self.attention_window):
             return self._attend(inputs, 0, lambda key, value: (key, value, None))
         outputs, write = self._after(inputs, initial_state, mask, segment_ids)
         if not return_state:
             return outputs
-        capacity = ops.shape(inputs)[1] + (0 if initial_state is None else initial_state["key"].shape[1])
-        if self.attention_window and isinstance(capacity, int):
-            capacity = min(capacity, self.attention_window)
-        return outputs, write(capacity)
+        room = 0 if initial_state is None else ops.shape(initial_state["key"])[1]
+        return outputs, write(self.attention_window or room + ops.shape(inputs)[1])
 
     def init_cache(self, batch_size, max_length=None):
         """A cache with room for `max_length` tokens, or for the window where that is less, that has seen none."""
         self._check_has_state()
+        _checks.check_integer("batch_size", batch_size)
+        if max_length is not None:
+            _checks.check_integer("max_length", max_length)
         room = [size for size in (max_length, self.attention_window) if size is not None]
         if not room:
             raise ValueError(
                 "A cache of attention without a window needs max_length, the most tokens that it shall hold. "
                 "Received: max_length=None. Pass init_cache(batch_size, max_length=1024), for example."
             )
-        specs = self._state_specs(batch_size, min(room))
-        return {name: ops.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+        return empty_state(self._state_specs(batch_size, min(room)))
 
     def step(self, inputs, cache, mask=None, segment_ids=None):
         """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
 
-        The cache keeps its room: one shape, one compilation. Where it is full the oldest tokens make way,
-        which with a window is exact and without one an error, where the lengths can be looked at.
+        The cache keeps its room: one shape, one compilation. Where it is full the oldest tokens make way. That is
+        exact where there is room for a window, and elsewhere an error, if the lengths can be looked at: on a CPU,
+        and not inside of a compiled function.
         """
+        self._check_has_state()
         if not self.built:
             self.build(inputs.shape)
-        capacity = cache["key"].shape[1]
-        outputs, write = self._after(inputs, cache, mask, segment_ids, must_hold=not self.attention_window)
-        return outputs, write(capacity)
+        cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
+        outputs, write = self._after(inputs, cache, mask_of(inputs, mask), segment_ids, keeps_room=True)
+        return outputs, write(ops.shape(cache["key"])[1])
 
-    def _after(self, inputs, state, mask, segment_ids, must_hold=False):
+    def _after(self, inputs, state, mask, segment_ids, keeps_room=False):
         """`(outputs, capacity -> new state)`."""
         inputs = ops.convert_to_tensor(inputs)
         mask, segment_ids = _checks.check_tokens(mask, segment_ids, inputs.shape)
+        if mask is not None:
+            # Not even what is not finite in the padding shall reach the others.
+            inputs = ops.where(mask[..., None], inputs, 0.0)
         batch, length = ops.shape(inputs)[:2]
-        buffers = None, None
-        seen = start = ops.zeros((batch,), "int32")
+        buffers, capacity = (None, None), 0
+        zeros = ops.zeros((batch,), "int32")
+        counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
         if state is not None:
-            self._check_has_state()
-            _checks.check_state("initial_state", state, self._state_specs(inputs.shape[0]))
-            seen, start = state["length"], state["start"]
-            buffers = state["key"], state["value"]
-        tokens = CachedTokens(mask, segment_ids, seen, start, (batch, length))
-        capacity = 0 if state is None else buffers[0].shape[1]
-        if must_hold:
+            state = _checks.check_state("initial_state", state, self._state_specs(inputs.shape[0]))
+            buffers, capacity = (state["key"], state["value"]), ops.shape(state["key"])[1]
+            counts = (state[name] for name in _COUNTS)
+        tokens = CachedTokens(mask, segment_ids, *counts, (batch, length))
+        if keeps_room and not (self.attention_window and capacity >= self.attention_window):
             tokens.check_room(capacity)
         allowed = tokens.visible(capacity, self.attention_window, self.causal)
         written = {}
@@ -178,7 +187,7 @@ class AttentionLayer(keras.layers.Layer):
         def write(capacity):
             pairs = zip(("key", "value"), buffers, strict=True)
             slots = {name: tokens.written(buffer, written[name], capacity) for name, buffer in pairs}
-            return slots | {"length": seen + tokens.count, "start": tokens.next_start()}
+            return slots | dict(zip(_COUNTS, tokens.next_counts(), strict=True))
 
         return outputs, write
 
@@ -207,14 +216,15 @@ class AttentionLayer(keras.layers.Layer):
             )
 
     def _state_specs(self, batch_size, capacity=None):
-        heads = keras.KerasTensor((batch_size, capacity, self.num_kv_heads, self.head_width), self.compute_dtype)
-        count = keras.KerasTensor((batch_size,), "int32")
-        return {"key": heads, "value": heads, "length": count, "start": count}
+        # Each a tensor of its own: Keras knows the outputs of a layer by their identity.
+        heads = (batch_size, capacity, self.num_kv_heads, self.head_width)
+        specs = {name: keras.KerasTensor(heads, self.compute_dtype) for name in ("key", "value")}
+        return specs | {name: keras.KerasTensor((batch_size,), "int32") for name in _COUNTS}
 
     def compute_output_spec(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
         _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
+        return (outputs, self._state_specs(inputs.shape[0], self.attention_window)) if return_state else outputs
 
     def get_config(self):
         return super().get_config() | {
@@ -228,6 +238,9 @@ class AttentionLayer(keras.layers.Layer):
             "attention_window": self.attention_window,
             "residual_gain": self.residual_gain,
         }
+
+
+_COUNTS = ("length", "start", "document")
 
 
 def _check_divides(part_name, part, whole_name, whole):

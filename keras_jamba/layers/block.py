@@ -82,7 +82,9 @@ class JambaBlock(keras.layers.Layer):
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         given = dict(mask=mask, segment_ids=segment_ids, initial_state=initial_state)
         given = {name: value for name, value in given.items() if value is not None}
-        mixed = self.mixer(self.mixer_norm(inputs), **given, **({"return_state": True} if return_state else {}))
+        given |= {"return_state": True} if return_state else {}
+        self._check_mixer_takes(given)
+        mixed = self.mixer(self.mixer_norm(inputs), **given)
         mixed, state = mixed if return_state else (mixed, None)
         x = inputs + self._dropped(mixed, training)
         outputs, routing = self._feed_forward(x, mask, training, return_routing)
@@ -94,13 +96,16 @@ class JambaBlock(keras.layers.Layer):
 
     def step(self, inputs, cache, mask=None, segment_ids=None):
         """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
+        mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         mixed, cache = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids)
-        return self._feed_forward(inputs + mixed, mask, training=False)[0], cache
+        # Nothing is assigned in a step: it can be compiled by itself.
+        return self._feed_forward(inputs + mixed, mask, training=False, record=False)[0], cache
 
-    def _feed_forward(self, x, mask, training, return_routing=False):
+    def _feed_forward(self, x, mask, training, return_routing=False, record=True):
         given = {} if mask is None else {"mask": mask}
         given |= {"return_routing": True} if return_routing else {}
+        given |= {} if record else {"record": False}
         taken = inspect.signature(self.feed_forward.call).parameters
         if return_routing and "return_routing" not in taken:
             raise ValueError(
@@ -110,6 +115,14 @@ class JambaBlock(keras.layers.Layer):
         result = self.feed_forward(self.feed_forward_norm(x), **{k: v for k, v in given.items() if k in taken})
         result, routing = result if return_routing else (result, None)
         return x + self._dropped(result, training), routing
+
+    def _check_mixer_takes(self, given):
+        missing = set(given) - set(inspect.signature(self.mixer.call).parameters)
+        if missing:
+            raise ValueError(
+                f"A call with {sorted(given)} needs a mixer whose call takes them. Received: a "
+                f"{type(self.mixer).__name__} without {sorted(missing)}. Add them to its call, or leave them out here."
+            )
 
     def _dropped(self, x, training):
         # Each element by itself, then each sequence as a whole.

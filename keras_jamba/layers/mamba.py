@@ -8,7 +8,9 @@ from keras import ops
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._selective_ssm import SelectiveSSM
+from keras_jamba.layers.states import empty_state
 from keras_jamba.ops import _checks
+from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -49,8 +51,8 @@ class MambaLayer(keras.layers.Layer):
     Returns:
         `(b, t, d)`; unless bidirectional, token t depends on tokens up to t only. With `return_state`,
         that and the state: `{"conv": (b, k - 1, e)` in the compute dtype, the last inputs of the
-        convolution`, "ssm": (b, e, n)` in float32`}`. Gradients flow through both states;
-        `keras.tree.map_structure(keras.ops.stop_gradient, state)` ends them.
+        convolution`, "ssm": (b, e, n)` in float32`, "document": (b,)` int32, the last one's number, the least int32
+        where none had one`}`. Gradients flow through the first two; `detach_state` ends them.
 
     Raises:
         ValueError: for arguments out of range, an input of another width, or a state of another layer,
@@ -137,29 +139,42 @@ class MambaLayer(keras.layers.Layer):
             ssm.build(inner, inner)
 
     def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
         if initial_state is not None or return_state:
             self._check_has_state()
-        if initial_state is not None:
-            _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
-        mask = mask_of(inputs, mask)
+        state, document = self._before(inputs, initial_state, mask, segment_ids)
         x, z = ops.split(self.in_proj(inputs), 2, axis=-1)
-        y, state = self.ssm(x, z, mask=mask, segment_ids=segment_ids, initial_state=initial_state)
+        y, state = self.ssm(x, z, mask=mask, segment_ids=segment_ids, initial_state=state)
         if self.bidirectional:
             y = y + self._backward(x, z, mask, segment_ids)
         outputs = self.out_proj(y)
-        return (outputs, state) if return_state else outputs
+        return (outputs, state | {"document": document}) if return_state else outputs
+
+    def _before(self, inputs, state, mask, segment_ids):
+        """What the convolution and the scan begin with, and the document that the tokens end in."""
+        document = ops.full(ops.shape(inputs)[:1], NO_DOCUMENT, "int32")
+        if state is not None:
+            state = _checks.check_state("initial_state", state, self._state_specs(inputs.shape[0]))
+            document = state["document"]
+            state = {name: state[name] for name in ("conv", "ssm")}
+        if segment_ids is None:
+            return state, document
+        goes_on, document = documents_at_the_ends(document, segment_ids, mask)
+        if state is not None:
+            state = {name: ops.where(goes_on[:, None, None], x, ops.zeros_like(x)) for name, x in state.items()}
+        return state, document
 
     def _backward(self, x, z, mask, segment_ids):
         flip = lambda x: None if x is None else ops.flip(x, axis=1)  # noqa: E731
         # Turned round, the documents' numbers would decrease.
-        ids = None if segment_ids is None else -flip(ops.convert_to_tensor(segment_ids))
+        ids = None if segment_ids is None else -flip(segment_ids)
         return flip(self.backward_ssm(flip(x), flip(z), mask=flip(mask), segment_ids=ids)[0])
 
     def init_cache(self, batch_size, max_length=None):
-        """The state before the first token: zeros. `max_length` is there for the sake of attention alone."""
+        """The state before the first token. `max_length` is there for the sake of attention alone."""
         self._check_has_state()
-        specs = self._state_specs(batch_size)
-        return {name: ops.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+        _checks.check_integer("batch_size", batch_size)
+        return empty_state(self._state_specs(batch_size))
 
     def step(self, inputs, cache, mask=None, segment_ids=None):
         """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
@@ -178,7 +193,8 @@ class MambaLayer(keras.layers.Layer):
     def _state_specs(self, batch_size):
         conv = (batch_size, self._ssm_config["d_conv"] - 1, self.inner)
         ssm = (batch_size, self.inner, self._ssm_config["d_state"])
-        return {"conv": keras.KerasTensor(conv, self.compute_dtype), "ssm": keras.KerasTensor(ssm, "float32")}
+        leaves = {"conv": (conv, self.compute_dtype), "ssm": (ssm, "float32"), "document": ((batch_size,), "int32")}
+        return {name: keras.KerasTensor(*leaf) for name, leaf in leaves.items()}
 
     def compute_output_spec(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
         _checks.check_last_axis("MambaLayer", inputs.shape, self.d_model)

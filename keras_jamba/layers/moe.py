@@ -26,8 +26,9 @@ class MoELayer(keras.layers.Layer):
         use_swiglu: SwiGLU experts, or perceptrons with GELU; see `FeedForward`.
         capacity_factor: None for as much room as is needed, or how many tokens an expert has room for,
             as a multiple of an even share of the assignments in a call. First choices come before second
-            ones, earlier tokens before later ones; what finds no room is left out of the sum. The same
-            tokens in other pieces can then give other outputs.
+            ones, earlier tokens before later ones; what finds no room is left out of the sum. The room is for
+            all rows of a call together, padding counted: what a token gives then depends on the others of the
+            call, later ones among them.
         residual_gain: a factor on the start of the last projection. A model of n skip connections passes
             `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
         router: a `Router` for another policy, or None.
@@ -37,6 +38,9 @@ class MoELayer(keras.layers.Layer):
         mask: `(b, t)` bool or None, Keras' own. Tokens where it is False count neither in the losses nor in
             the statistics, and take no expert's room.
         return_routing: whether to return what was decided too.
+        record: whether the auxiliary loss is added and the three statistics are kept. Where not, nothing is
+            assigned: such a call can be compiled by itself, with `jax.jit` for example.
+        training: for the router.
 
     Returns:
         `(b, t, d)`; or that and a dict: `"logits"` `(b, t, x)` float32, `"weights"` `(b, t, k)` float32 and
@@ -118,18 +122,20 @@ class MoELayer(keras.layers.Layer):
         start = keras.initializers.Constant(value)
         return self.add_weight(shape, start, name=name, dtype="float32", trainable=False, autocast=False)
 
-    def call(self, inputs, mask=None, return_routing=False):
-        mask = mask_of(inputs, mask)
-        mask, _ = _checks.check_tokens(mask, None, inputs.shape)
-        mask = None if mask is None else ops.reshape(mask, (-1,))
+    def call(self, inputs, mask=None, return_routing=False, record=True, training=None):
         shape = ops.shape(inputs)
+        mask, _ = _checks.check_tokens(mask_of(inputs, mask), None, inputs.shape)
+        mask = None if mask is None else ops.reshape(mask, (-1,))
         tokens = ops.reshape(inputs, (-1, self.d_model))
-        routing = self.router(tokens, mask=mask)
+        routing = (self.router if record else self.router.route)(tokens, mask=mask, training=training)
         outputs, kept = self._experts(tokens, routing, mask)
-        statistics = routing_statistics(routing["indices"], self.num_experts, mask, kept)
-        self.usage.assign(ops.stop_gradient(statistics["expert_share"]))
-        self.drop_rate.assign(ops.stop_gradient(statistics["drop_rate"]))
         outputs = ops.reshape(outputs, shape)
+        if not (record or return_routing):
+            return outputs
+        statistics = routing_statistics(routing["indices"], self.num_experts, mask, kept)
+        if record:
+            self.usage.assign(ops.stop_gradient(statistics["expert_share"]))
+            self.drop_rate.assign(ops.stop_gradient(statistics["drop_rate"]))
         if not return_routing:
             return outputs
         whole = {name: ops.reshape(routing[name], (*shape[:-1], -1)) for name in ("logits", "weights", "indices")}
@@ -143,7 +149,7 @@ class MoELayer(keras.layers.Layer):
             return expert_mlp(tokens, **given), None
         return expert_mlp(tokens, **given, capacity_factor=self.capacity_factor, mask=mask)
 
-    def compute_output_spec(self, inputs, mask=None, return_routing=False):
+    def compute_output_spec(self, inputs, mask=None, return_routing=False, record=True, training=None):
         _checks.check_last_axis("MoELayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         if not return_routing:

@@ -39,6 +39,7 @@ class Router(keras.layers.Layer):
     Call arguments:
         inputs: `(s, d)`, tokens.
         mask: `(s,)` bool or None. Tokens where it is False do not count in the losses.
+        training: for policies that do something else in training; this one does not.
 
     Returns:
         A dict: `"logits"` and `"probabilities"`, `(s, x)` float32; `"weights"` `(s, k)` float32 and
@@ -88,20 +89,27 @@ class Router(keras.layers.Layer):
         zero = keras.initializers.Constant(0.0)
         self.aux_loss = self.add_weight((), zero, name="aux_loss", dtype="float32", trainable=False, autocast=False)
 
-    def call(self, inputs, mask=None):
-        logits = ops.matmul(ops.cast(inputs, "float32"), ops.convert_to_tensor(self.kernel))
-        weights, indices, probabilities = self.choose(logits)
-        routing = dict(logits=logits, probabilities=probabilities, weights=weights, indices=indices)
+    def call(self, inputs, mask=None, training=None):
+        routing = self.route(inputs, mask, training)
         aux_loss = self.auxiliary_loss(routing, mask)
         self.add_loss(aux_loss)
         self.aux_loss.assign(ops.stop_gradient(aux_loss))
         return routing
 
+    def route(self, inputs, mask=None, training=False):
+        """What a call returns, without a loss: nothing is assigned."""
+        logits = ops.matmul(ops.cast(inputs, "float32"), ops.convert_to_tensor(self.kernel))
+        weights, indices, probabilities = self.choose(logits, mask, training)
+        return dict(logits=logits, probabilities=probabilities, weights=weights, indices=indices)
+
     def compute_mask(self, inputs, mask=None):
         return None
 
-    def choose(self, logits):
-        """The policy: from logits `(s, x)`, float32, `(weights, indices, probabilities)` as `ops.top_k_routing`."""
+    def choose(self, logits, mask, training):
+        """The policy: from logits `(s, x)`, float32, `(weights, indices, probabilities)` as `ops.top_k_routing`.
+
+        `mask` is `(s,)` bool or None; `training` says whether noise, for example, belongs on the logits.
+        """
         return top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
 
     def auxiliary_loss(self, routing, mask):
@@ -114,7 +122,7 @@ class Router(keras.layers.Layer):
         z = router_z_loss(routing["logits"], self.squared_z_loss, mask)
         return self.balance_coefficient * balance + self.z_coefficient * z
 
-    def compute_output_spec(self, inputs, mask=None):
+    def compute_output_spec(self, inputs, mask=None, training=None):
         wide, chosen = (inputs.shape[0], self.num_experts), (inputs.shape[0], self.num_experts_per_token)
         return {
             "logits": keras.KerasTensor(wide, "float32"),

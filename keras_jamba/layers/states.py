@@ -2,6 +2,14 @@
 
 import keras
 
+from keras_jamba.ops._tokens import NO_DOCUMENT
+
+
+def empty_state(specs):
+    """The state before the first token: zeros, and no document."""
+    fill = {"document": NO_DOCUMENT}
+    return {name: keras.ops.full(spec.shape, fill.get(name, 0), spec.dtype) for name, spec in specs.items()}
+
 
 def detach_state(state):
     """The same state, through which no gradient flows: for truncated backpropagation through time.

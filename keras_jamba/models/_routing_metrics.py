@@ -7,7 +7,7 @@ from keras_jamba.layers import MoELayer
 from keras_jamba.ops.routing import max_load, share_entropy
 
 
-class RoutedModel(keras.Model):
+class RoutingMetrics:
     """A model with `MoELayer`s: `moe_aux_loss`, `moe_max_load` and `moe_entropy` stand among its metrics.
 
     `moe_aux_loss` is what all of them add to the loss; `moe_max_load` the load of the busiest expert, 1
@@ -17,22 +17,31 @@ class RoutedModel(keras.Model):
     In the model, because a metric that a layer updates in its `call` fails on JAX.
     """
 
-    def _watch_routing(self, layers):
-        self._moe_layers = [layer for layer in layers if isinstance(layer, MoELayer)]
-        names = ["moe_aux_loss", "moe_max_load", "moe_entropy"] if self._moe_layers else []
-        if any(layer.capacity_factor is not None for layer in self._moe_layers):
+    def _watch_routing(self):
+        """To be called when the layers are there."""
+        layers = self._moe_layers()
+        names = ["moe_aux_loss", "moe_max_load", "moe_entropy"] if layers else []
+        if any(layer.capacity_factor is not None for layer in layers):
             names.append("moe_drop_rate")
-        self._moe_metrics = [keras.metrics.Mean(name=name) for name in names]
+        self._moe_metrics = {name: keras.metrics.Mean(name=name) for name in names}
+
+    def _moe_layers(self):
+        return [layer for layer in self._flatten_layers() if isinstance(layer, MoELayer)]
 
     def compute_loss(self, *args, **kwargs):
         loss = super().compute_loss(*args, **kwargs)
-        if self._moe_layers:
-            last = lambda name: [ops.convert_to_tensor(getattr(layer, name)) for layer in self._moe_layers]  # noqa: E731
+        if self._moe_metrics:
+            layers = self._moe_layers()
+            last = lambda name: [ops.convert_to_tensor(getattr(layer, name)) for layer in layers]  # noqa: E731
             shares = last("usage")
-            values = sum(last("aux_loss")), _mean(map(max_load, shares)), _mean(map(share_entropy, shares))
-            values = (*values, _mean(last("drop_rate")))[: len(self._moe_metrics)]
-            for metric, value in zip(self._moe_metrics, values, strict=True):
-                metric.update_state(value)
+            values = {
+                "moe_aux_loss": sum(last("aux_loss")),
+                "moe_max_load": _mean(map(max_load, shares)),
+                "moe_entropy": _mean(map(share_entropy, shares)),
+                "moe_drop_rate": _mean(last("drop_rate")),
+            }
+            for name, metric in self._moe_metrics.items():
+                metric.update_state(values[name])
         return loss
 
 

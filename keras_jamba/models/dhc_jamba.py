@@ -6,7 +6,7 @@ import keras
 
 from keras_jamba import presets
 from keras_jamba.layers import SpatialEncoder
-from keras_jamba.models._routing_metrics import RoutedModel
+from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 
@@ -16,7 +16,7 @@ _BACKBONE_ARGUMENTS = tuple(
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class DHCJamba(RoutedModel):
+class DHCJamba(RoutingMetrics, keras.Model):
     """An image classifier: a CNN makes a grid of tokens, Jamba mixes them, their mean is classified.
 
     The grid is read row by row into a sequence of `ceil(H / downsample) * ceil(W / downsample)`
@@ -83,9 +83,9 @@ class DHCJamba(RoutedModel):
             "downsample": downsample,
             **jamba.get_config(),
         }
-        self._watch_routing(block.feed_forward for block in jamba.blocks)
+        self._watch_routing()
 
-    def __call__(self, images, *args, **kwargs):
+    def __call__(self, images, training=None, mask=None):
         shape = tuple(getattr(images, "shape", ()))
         expected = self._config["image_shape"]
         fits = len(shape) == 4 and all(
@@ -98,7 +98,7 @@ class DHCJamba(RoutedModel):
                 "is missing, or build the model with another image_shape."
             )
         _checks.check_floating({"images": images})
-        return super().__call__(images, *args, **kwargs)
+        return super().__call__(images, training=training, mask=mask)
 
     def extract_features(self, images):
         """What the parts of the model make of images.
@@ -108,14 +108,15 @@ class DHCJamba(RoutedModel):
 
         Returns:
             A dict of tensors: `"spatial"`, the encoder's grid `(b, H', W', d)`; `"block_0"`, `"block_1"`,
-            ..., the sequence after each block `(b, t, d)`; `"pooled"`, what the head classifies, `(b, d)`.
+            ..., the sequence after each block `(b, t, d)`; `"pooled"`, what the head classifies, `(b, d)`; and
+            `"routing"`, what the routers decided, `{"block_1": what MoELayer returns, ...}`.
         """
         images = keras.ops.convert_to_tensor(images)
         spatial = self.encoder(images, training=False)
-        blocks = self.backbone.block_outputs(self.flatten(spatial))
+        blocks, routing = self.backbone.block_outputs(self.flatten(spatial))
         pooled = self.pool(self.backbone.final_norm(blocks[-1]))
         named = {f"block_{i}": block for i, block in enumerate(blocks)}
-        return {"spatial": spatial, **named, "pooled": pooled}
+        return {"spatial": spatial, **named, "pooled": pooled, "routing": routing}
 
     def get_config(self):
         return {**self._config, "name": self.name}

@@ -4,17 +4,17 @@ import inspect
 
 import keras
 
-from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer, MoELayer
+from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer, MoELayer, Router
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.models._pattern import block_pattern
-from keras_jamba.models._routing_metrics import RoutedModel
+from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaBackbone(RoutedModel):
+class JambaBackbone(RoutingMetrics, keras.Model):
     """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward parts.
 
     With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
@@ -39,7 +39,11 @@ class JambaBackbone(RoutedModel):
         num_kv_heads: key-value heads; None is num_heads.
         use_rope, rope_theta, rope_interleaved, causal: see `AttentionLayer`.
         d_state, d_conv, expand, dt_rank, conv_bias, proj_bias, mixer_rms_norm: see `MambaLayer`.
-        normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient: see `MoELayer`.
+        normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient, capacity_factor: see
+            `MoELayer`.
+        router: a `Router` for another policy, of which each layer with experts gets a copy with weights of its
+            own; or None, or its serialized form. It decides num_experts, num_experts_per_token and what else
+            is said about routing here.
         attention_window: see `AttentionLayer`. With one, a cache of bounded size runs for ever.
         bidirectional: see `MambaLayer`; for inputs without an arrow of time, with causal=False.
         dropout, drop_path: see `JambaBlock`.
@@ -104,6 +108,8 @@ class JambaBackbone(RoutedModel):
         balance_coefficient=0.01,
         squared_z_loss=True,
         z_coefficient=0.001,
+        capacity_factor=None,
+        router=None,
         dropout=0.0,
         drop_path=0.0,
         epsilon=1e-6,
@@ -111,47 +117,55 @@ class JambaBackbone(RoutedModel):
         dtype=None,
         name=None,
     ):
+        if isinstance(router, Router):
+            router = keras.saving.serialize_keras_object(router)
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "dtype", "name")}
-
-        # Layers
+        # No autocast: it would round the float32 states to the compute dtype on their way in.
+        super().__init__(name=name, dtype=dtype, autocast=False)
         _checks.check_integer("d_model", d_model)
-        pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset)
-        given = dict(residual_gain=(2 * num_layers) ** -0.5, dtype=dtype)
-        make = {
-            "mamba": lambda: MambaLayer(**_only(config, MambaLayer), **given, name="mixer"),
-            "attention": lambda: AttentionLayer(**_only(config, AttentionLayer), **given, name="mixer"),
-            "dense": lambda: FeedForward(**_only(config, FeedForward), **given, name="feed_forward"),
-            "moe": lambda: MoELayer(**_only(config, MoELayer), **given, name="feed_forward"),
-        }
-        blocks = [
+        self.supports_masking = True
+        self._config = config
+        self.block_pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset)
+        self.blocks = [
             JambaBlock(
-                make[mixer](),
-                make[feed_forward](),
+                self._mixer(mixer),
+                self._feed_forward(feed_forward),
                 dropout,
                 drop_path,
                 epsilon,
                 dtype=dtype,
                 name=f"block_{i}",
             )
-            for i, (mixer, feed_forward) in enumerate(pattern)
+            for i, (mixer, feed_forward) in enumerate(self.block_pattern)
         ]
-        final_norm = keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name="final_norm")
-        final_norm.supports_masking = True
+        self.final_norm = keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name="final_norm")
+        self.final_norm.supports_masking = True
+        self._watch_routing()
+        self.build((None, None, d_model))
 
-        # Functional model
-        inputs = keras.Input((None, d_model), name="features")
-        x = inputs
-        for block in blocks:
-            x = block(x)
-        super().__init__(inputs, final_norm(x), name=name)
-        self.supports_masking = True
+    def _mixer(self, kind):
+        layer = {"mamba": MambaLayer, "attention": AttentionLayer}[kind]
+        return layer(**self._arguments(layer), name="mixer")
 
-        # Config
-        self.block_pattern = pattern
-        self.blocks, self.final_norm = blocks, final_norm
-        self._config = config
-        self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        self._watch_routing(b.feed_forward for b in blocks)
+    def _feed_forward(self, kind):
+        if kind == "dense":
+            return FeedForward(**self._arguments(FeedForward), name="feed_forward")
+        router = self._config["router"]
+        if isinstance(router, dict):
+            router = keras.saving.deserialize_keras_object(router)
+        return MoELayer(**self._arguments(MoELayer) | {"router": router}, name="feed_forward")
+
+    def _arguments(self, layer):
+        """The arguments of `layer` among those of the model: they carry the same names."""
+        names = inspect.signature(layer.__init__).parameters
+        shared = {name: self._config[name] for name in names if name in self._config}
+        return shared | {"residual_gain": (2 * self._config["num_layers"]) ** -0.5, "dtype": self.dtype_policy}
+
+    def build(self, input_shape):
+        _checks.check_last_axis("JambaBackbone", input_shape, self._config["d_model"])
+        for layer in (*self.blocks, self.final_norm):
+            if not layer.built:
+                layer.build(input_shape)
 
     def call(
         self,
@@ -201,18 +215,26 @@ class JambaBackbone(RoutedModel):
             ValueError: if the cache is of another model or batch, or attention has no room left.
         """
         self._check_state(cache)
-        caches = {}
+        mask, caches = mask_of(features, padding_mask), {}
         for name, block in self._named_blocks():
-            features, caches[name] = block.step(features, cache[name], mask=padding_mask, segment_ids=segment_ids)
+            features, caches[name] = block.step(features, cache[name], mask=mask, segment_ids=segment_ids)
         return self.final_norm(features), caches
 
     def block_outputs(self, features):
-        """What each block puts out, a list of `(b, t, d)`; the model's own output is `final_norm` of the last."""
-        outputs = []
-        for block in self.blocks:
-            features = block(features)
+        """What each block puts out, and what the routers decided.
+
+        Returns:
+            A list of `(b, t, d)`, of whose last the model's own output is the `final_norm`; and what a call with
+            `return_routing` returns.
+        """
+        outputs, routings = [], {}
+        for name, block in self._named_blocks():
+            if isinstance(block.feed_forward, MoELayer):
+                features, routings[name] = block(features, return_routing=True)
+            else:
+                features = block(features)
             outputs.append(features)
-        return outputs
+        return outputs, routings
 
     def _named_blocks(self):
         return [(f"block_{i}", block) for i, block in enumerate(self.blocks)]
@@ -246,15 +268,9 @@ class JambaBackbone(RoutedModel):
         return asked(outputs, (return_state, states), (return_routing, routings))
 
     def get_config(self):
-        policy = keras.dtype_policies.serialize(self._policy)
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
         return {**self._config, "dtype": policy, "name": self.name}
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
-
-
-def _only(config, layer):
-    """The arguments of `layer` among those of the model: they carry the same names."""
-    names = inspect.signature(layer.__init__).parameters
-    return {name: config[name] for name in names if name in config}

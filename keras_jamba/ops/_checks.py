@@ -63,6 +63,7 @@ def _check_in_order(segment_ids, mask):
     if ids is None or (mask is not None and real is None):
         return
     real = np.ones_like(ids, bool) if real is None else real
+    ids = ids.astype("int64")  # the differences of unsigned numbers are not negative
     for row, (values, there) in enumerate(zip(ids, real, strict=True)):
         if np.any(np.diff(values[there]) < 0):
             raise ValueError(
@@ -82,13 +83,14 @@ def _check_per_token(name, x, shape):
 
 
 def check_state(name, state, specs):
-    """`state` is a dict with the leaves, shapes and dtypes of `specs`."""
+    """`state` as tensors, if it is a dict with the leaves, shapes and dtypes of `specs`."""
     have = set(state) if isinstance(state, dict) else None
     if have != set(specs):
         raise ValueError(
             f"{name} must be a dict with {sorted(specs)}. Received: {sorted(have) if have else type(state).__name__}. "
             "Pass what init_cache or an earlier call of this layer returned."
         )
+    state = {leaf: ops.convert_to_tensor(x) for leaf, x in state.items()}
     for leaf, spec in specs.items():
         shape, dtype = tuple(state[leaf].shape), backend.standardize_dtype(state[leaf].dtype)
         fits = len(shape) == len(spec.shape) and dtype == spec.dtype
@@ -99,6 +101,7 @@ def check_state(name, state, specs):
                 f"batch. Received: shape={shape}, dtype={dtype}. Pass what init_cache or an earlier call of this "
                 "layer returned."
             )
+    return state
 
 
 def check_integer(name, value, at_least=1):

@@ -33,3 +33,31 @@ def begins_document(segment_ids, mask):
     previous = ops.take_along_axis(order, ops.maximum(rank - 1, 0), axis=1)
     changes = ops.not_equal(segment_ids, ops.take_along_axis(segment_ids, previous, axis=1))
     return ops.logical_and(ops.logical_and(changes, rank > 0), mask)
+
+
+# The document of a state that has seen none with a number: whatever comes goes on with it.
+NO_DOCUMENT = -(2**31)
+
+
+def documents_at_the_ends(document, segment_ids, mask):
+    """How the documents of some more tokens join those before them.
+
+    Args:
+        document: `(b,)` int32, the document of the last real token before, or NO_DOCUMENT.
+        segment_ids: `(b, t)` int32.
+        mask: `(b, t)` bool or None.
+
+    Returns:
+        `(goes_on, last)`: `(b,)` bool, whether the first real token is of that document, and `(b,)` int32, the
+        document of the last real one. A row without a real token goes on and keeps its document.
+    """
+    if mask is None:
+        first, last = segment_ids[:, 0], segment_ids[:, -1]
+        return ops.logical_or(ops.equal(document, NO_DOCUMENT), ops.equal(first, document)), last
+    order, _ = compaction(mask)
+    count = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
+    ends = ops.concatenate([order[:, :1], ops.take_along_axis(order, ops.maximum(count - 1, 0), axis=1)], axis=1)
+    ends = ops.take_along_axis(segment_ids, ends, axis=1)
+    nothing = ops.equal(count[:, 0], 0)
+    same = ops.logical_or(ops.equal(document, NO_DOCUMENT), ops.equal(ends[:, 0], document))
+    return ops.logical_or(nothing, same), ops.where(nothing, document, ends[:, 1])

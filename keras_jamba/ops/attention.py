@@ -4,7 +4,8 @@ import keras
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.ops._tokens import compaction
+from keras_jamba.ops import _checks
+from keras_jamba.ops._tokens import compaction, documents_at_the_ends
 
 
 def grouped_query_attention(query, key, value, causal=False, mask=None):
@@ -22,13 +23,25 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
     Returns:
         `(b, t, h, c)`.
 
+    Raises:
+        ValueError: for shapes that do not fit together.
+
     Reference:
         [Ainslie et al. (2023)](https://arxiv.org/abs/2305.13245).
     """
+    tensors = {"query": query, "key": key, "value": value} | ({} if mask is None else {"mask": mask})
+    tensors = {name: ops.convert_to_tensor(x) for name, x in tensors.items()}
+    _checks.check_shapes(tensors, {"query": "bthc", "key": "bsgc", "value": "bsgc", "mask": "bts"})
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(
+            "The number of query heads must be a multiple of the key-value heads. Received: "
+            f"{query.shape[2]} and {key.shape[2]}. Repeat or drop heads."
+        )
     if key.shape[2] == 1:
         # keras.ops.dot_product_attention repeats a single key-value head wrongly on TensorFlow.
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
-    mask = None if mask is None else mask[:, None]
+    mask = None if mask is None else ops.cast(tensors["mask"], "bool")[:, None]
     dtype = keras.backend.standardize_dtype(query.dtype)
     if dtype == "float16" and _backend.platform() == "cpu":
         # XLA has no such product on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
@@ -45,13 +58,17 @@ class CachedTokens:
     Args:
         mask, segment_ids: `(b, t)` of the new tokens, or None; as in `selective_scan`.
         length: `(b,)` int32, tokens that the cache has seen in each row.
-        start: `(b,)` int32, the position at which the cache's last document began.
+        start, document: `(b,)` int32, the position at which the cache's last document began, and its number.
         shape: `(b, t)` of the new tokens.
     """
 
-    def __init__(self, mask, segment_ids, length, start, shape):
+    def __init__(self, mask, segment_ids, length, start, document, shape):
         batch, tokens = shape
-        self.length, self.start, self.segment_ids = length, start, segment_ids
+        self.length, self.start, self.document, self.segment_ids = length, start, document, segment_ids
+        if segment_ids is not None:
+            goes_on, self.document = documents_at_the_ends(document, segment_ids, mask)
+            # Another document than the cache's last sees nothing of the cache.
+            self.start = ops.where(goes_on, start, length)
         self.mask = ops.ones((batch, tokens), "bool") if mask is None else mask
         self.order, self.rank = compaction(self.mask)
         self.count = ops.sum(ops.cast(self.mask, "int32"), axis=1)
@@ -62,7 +79,7 @@ class CachedTokens:
         needed = _backend.host_values(self.length + self.count)
         if needed is not None and needed.max() > capacity:
             raise ValueError(
-                f"A cache of attention without a window must have room for all tokens. Received: room for {capacity} "
+                f"A cache must have room for all tokens, or for a whole window. Received: room for {capacity} "
                 f"tokens, {needed.max()} needed. Make it with a larger max_length, or set attention_window."
             )
 
@@ -98,17 +115,15 @@ class CachedTokens:
             values = ops.where((index >= 0)[:, :, None, None], values, kept)
         return ops.where((slots >= 0)[:, :, None, None], values, 0.0)
 
-    def next_start(self):
-        """Where the last document begins, with the new tokens seen."""
+    def next_counts(self):
+        """length, start and document with the new tokens seen."""
+        end = self.length + self.count
         if self.segment_ids is None:
-            return self.start
-        last = ops.take_along_axis(self.order, ops.maximum(self.count - 1, 0)[:, None], axis=1)
-        last = ops.take_along_axis(self.segment_ids, last, axis=1)
-        in_last = ops.logical_and(ops.equal(self.segment_ids, last), self.mask)
-        end = (self.length + self.count)[:, None]
-        begin = ops.min(ops.where(in_last, self.positions, end), axis=1)
-        same = ops.logical_or(ops.equal(last, self._first_document())[:, 0], ops.equal(self.count, 0))
-        return ops.where(same, self.start, begin)
+            return end, self.start, self.document
+        in_last = ops.logical_and(ops.equal(self.segment_ids, self.document[:, None]), self.mask)
+        begin = ops.min(ops.where(in_last, self.positions, end[:, None]), axis=1)
+        same = ops.logical_or(ops.equal(self.document, self._first_document()[:, 0]), ops.equal(self.count, 0))
+        return end, ops.where(same, self.start, begin), self.document
 
     def _first_document(self):
         """`(b, 1)`: the document of the first real token, with which the cache's last document goes on."""

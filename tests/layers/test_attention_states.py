@@ -108,13 +108,35 @@ def test_attention_is_the_same_wherever_the_sequence_begins(features):
     np.testing.assert_allclose(numpy(late), numpy(layer(features)), atol=1e-4)
 
 
-def test_a_windowed_cache_runs_for_ever(features):
-    layer = AttentionLayer(8, num_heads=2, attention_window=4, use_rope=False)
-    cache = layer.init_cache(3)
+@pytest.mark.parametrize("begin", [0, 100_000, 2**31 - 100])
+def test_a_windowed_cache_runs_for_ever(features, begin):
+    layer = AttentionLayer(8, num_heads=2, attention_window=4)
+    begin = ops.full((3,), begin, "int32")
+    cache = layer.init_cache(3) | {"length": begin, "start": begin}
     for i in range(3 * LENGTH):
         y, cache = layer.step(features[:, i % LENGTH][:, None], cache)
     assert cache["key"].shape == (3, 4, 2, 4)
-    np.testing.assert_allclose(numpy(y)[:, 0], numpy(layer(features[:, -4:]))[:, -1], atol=2e-5)
+    np.testing.assert_allclose(numpy(y)[:, 0], numpy(layer(features[:, -4:]))[:, -1], atol=1e-4)
+
+
+def test_a_window_is_whole_however_little_was_seen_first(features):
+    layer = AttentionLayer(8, num_heads=2, attention_window=6)
+    first, state = layer(features[:, :2], return_state=True)
+    rest, _ = layer.step(features[:, 2:], state)
+    outputs = np.concatenate([numpy(first), numpy(rest)], axis=1)
+    np.testing.assert_allclose(outputs, numpy(layer(features)), atol=2e-5)
+    with pytest.raises(ValueError, match="or for a whole window. Received: room for 3 tokens, 9 needed"):
+        layer.step(features, layer.init_cache(3, max_length=3))
+
+
+def test_what_is_not_finite_in_the_padding_stays_there(layer, features):
+    mask = np.arange(LENGTH) >= np.array([[4], [0], [2]])
+    spoiled = np.where(mask[..., None], features, np.nan).astype("float32")
+    outputs, state = layer(spoiled, mask=mask, return_state=True)
+    np.testing.assert_allclose(numpy(outputs)[mask], numpy(layer(features, mask=mask))[mask], atol=2e-5)
+    assert all(np.isfinite(numpy(x)).all() for x in state.values())
+    loss = lambda: ops.sum(layer(spoiled, mask=mask)[1])  # noqa: E731
+    assert all(np.isfinite(gradient).all() for gradient in variable_gradients(loss, layer.trainable_variables))
 
 
 def test_a_full_cache_is_an_error(features):
@@ -129,8 +151,14 @@ def test_a_full_cache_is_an_error(features):
         layer.init_cache(3)
     with pytest.raises(ValueError, match=r"initial_state\['key'\].*Received: shape=\(2, 4, 2, 4\)"):
         layer(features, initial_state=layer.init_cache(2, 4))
-    with pytest.raises(ValueError, match="not causal.*Received: causal=False"):
-        AttentionLayer(8, num_heads=2, causal=False).init_cache(3, 4)
+    with pytest.raises(ValueError, match="cache must be a dict with.*Received: NoneType"):
+        layer.step(features, None)
+    with pytest.raises(ValueError, match="max_length must be an integer.*Received: max_length=2.5"):
+        layer.init_cache(3, 2.5)
+    both_ways = AttentionLayer(8, num_heads=2, causal=False)
+    for call in (lambda: both_ways.init_cache(3, 4), lambda: both_ways(features, return_state=True)):
+        with pytest.raises(ValueError, match="not causal.*Received: causal=False"):
+            call()
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])

@@ -76,6 +76,22 @@ def test_a_layer_computes_in_mixed_precision_close_to_float32(name, policy, feat
     np.testing.assert_allclose(numpy(ops.cast(actual, "float32")), expected, atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["mamba", "attention", "block"])
+def test_a_state_stands_in_a_functional_model(name, features):
+    layer = LAYERS[name]()
+    inputs = keras.Input((None, 8))
+    outputs, state = layer(inputs, return_state=True)
+    expected = layer(features, return_state=True)[1]
+    for leaf, value in keras.Model(inputs, [outputs, state])(features)[1].items():
+        np.testing.assert_allclose(numpy(value), numpy(expected[leaf]), atol=1e-5, err_msg=leaf)
+
+
+def test_a_mixer_of_ones_own_must_take_what_it_is_given(features):
+    block = JambaBlock(keras.layers.Identity(), FeedForward(8))
+    with pytest.raises(ValueError, match="needs a mixer whose call takes them. Received: a Identity without"):
+        block(features, segment_ids=np.zeros((2, 7), "int32"))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_wrong_width_is_named(name):
     with pytest.raises(ValueError, match=r"must have the shape \(b, t, 8\). Received: shape=\(2, 7, 9\)"):

@@ -60,6 +60,32 @@ def test_documents_are_alone(features, bidirectional):
         np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=2e-5)
 
 
+def test_another_document_than_the_states_begins_anew(layer, features):
+    _, state = layer(features[:, :4], segment_ids=np.array([[0, 0, 1, 1]] * 3), return_state=True)
+    np.testing.assert_array_equal(numpy(state["document"]), [1, 1, 1])
+    # Row 0 goes on, row 1 begins, row 2 sees padding first, and only then another document.
+    ids, mask = np.array([[1] * 5, [2] * 5, [1, 1, 2, 2, 2]]), np.array([[True] * 5] * 2 + [[False] * 2 + [True] * 3])
+    outputs, last = layer(features[:, 4:], mask=mask, segment_ids=ids, initial_state=state, return_state=True)
+    np.testing.assert_allclose(numpy(outputs)[0], numpy(layer(features[:1, 2:]))[0, 2:], atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[1], numpy(layer(features[1:2, 4:]))[0], atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[2, 2:], numpy(layer(features[2:, 6:]))[0], atol=2e-5)
+    np.testing.assert_array_equal(numpy(last["document"]), [1, 2, 2])
+    # Tokens without numbers go on with whatever was there.
+    _, held = layer(features[:, 4:], initial_state=state, return_state=True)
+    np.testing.assert_array_equal(numpy(held["document"]), [1, 1, 1])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_documents_out_of_order_are_refused_and_lists_are_taken(features, bidirectional):
+    layer = MambaLayer(8, d_state=4, bidirectional=bidirectional)
+    ids = np.array([[3] * 5 + [1] * 4] * 3, "uint8")
+    with pytest.raises(ValueError, match="must not decrease along a row"):
+        layer(features, segment_ids=ids)
+    mask, ids = [[True] * 6 + [False] * 3] * 3, ids[:, ::-1]
+    expected = numpy(layer(features, mask=np.array(mask), segment_ids=ids.astype("int32")))
+    np.testing.assert_allclose(numpy(layer(features, mask=mask, segment_ids=ids.tolist())), expected, atol=1e-6)
+
+
 def test_keras_masks_arrive(features):
     inputs = keras.Input((None, 8))
     model = keras.Model(inputs, MambaLayer(8, d_state=4)(keras.layers.Masking()(inputs)))
@@ -125,5 +151,6 @@ def test_the_state_stays_float32_under_mixed_precision(features):
     assert {k: keras.backend.standardize_dtype(v.dtype) for k, v in state.items()} == {
         "conv": "bfloat16",
         "ssm": "float32",
+        "document": "int32",
     }
     assert np.abs(numpy(first["ssm"]) - numpy(ops.cast(ops.cast(first["ssm"], "bfloat16"), "float32"))).max() > 0

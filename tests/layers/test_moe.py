@@ -94,7 +94,7 @@ def test_a_capacity_that_suffices_changes_nothing(features):
 class InTurn(Router):
     """Token i goes to the experts i and i + 1, whatever its logits say."""
 
-    def choose(self, logits):
+    def choose(self, logits, mask, training):
         first = ops.arange(ops.shape(logits)[0])[:, None] + ops.arange(self.num_experts_per_token)[None]
         indices = ops.cast(ops.mod(first, self.num_experts), "int32")
         weights = ops.full(ops.shape(indices), 1.0 / self.num_experts_per_token)

@@ -38,21 +38,26 @@ def features():
 @hypothesis.given(
     cuts=st.sets(st.sampled_from([3, 6, 9])),
     mask=st.none() | st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH),
+    begins=st.none() | st.sets(st.sampled_from([2, 3, 6, 7]), max_size=2),
     seed=st.integers(0, 99),
 )
-def test_pieces_with_any_padding_are_each_row_alone(backbone, cuts, mask, seed):
+def test_pieces_with_any_padding_are_each_document_alone(backbone, cuts, mask, begins, seed):
     features = np.random.default_rng(seed).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
     mask = np.ones((BATCH, LENGTH), bool) if mask is None else np.array(mask).reshape(BATCH, LENGTH)
+    ids = np.stack([np.isin(np.arange(LENGTH), list(begins or ())).cumsum()] * BATCH)
     cache, pieces = backbone.init_cache(BATCH, max_length=LENGTH), []
     for a, b in zip((0, *sorted(cuts)), (*sorted(cuts), LENGTH), strict=True):
-        y, cache = backbone.step(features[:, a:b], cache, padding_mask=mask[:, a:b])
+        documents = None if begins is None else ids[:, a:b]
+        y, cache = backbone.step(features[:, a:b], cache, padding_mask=mask[:, a:b], segment_ids=documents)
         pieces.append(numpy(y))
     outputs = np.concatenate(pieces, axis=1)
-    for row, real in enumerate(mask):
-        # Moved to the front, so that one length is compiled; what stands behind cannot be seen.
-        order = np.argsort(~real, kind="stable")
-        alone = numpy(backbone(features[row : row + 1, order]))[0, : real.sum()]
-        np.testing.assert_allclose(outputs[row, real], alone, atol=1e-4)
+    for row in range(BATCH):
+        for document in np.unique(ids[row]):
+            here = mask[row] & (ids[row] == document)
+            # Moved to the front, so that one length is compiled; what stands behind cannot be seen.
+            order = np.argsort(~here, kind="stable")
+            alone = numpy(backbone(features[row : row + 1, order]))[0, : here.sum()]
+            np.testing.assert_allclose(outputs[row, here], alone, atol=1e-4)
 
 
 def test_calls_with_states_are_the_whole_too(backbone, features):
@@ -76,6 +81,50 @@ def test_the_routing_of_every_layer_can_be_had_at_every_call(backbone, features)
         backbone.blocks[0](features, return_routing=True)
 
 
+def test_a_state_stands_in_a_functional_model(backbone, features):
+    inputs = keras.Input((None, WIDTH))
+    outputs, state, routing = backbone(inputs, return_state=True, return_routing=True)
+    model = keras.Model(inputs, [outputs, state, routing])
+    expected = backbone(features, return_state=True, return_routing=True)
+    for ours, theirs in zip(*map(keras.tree.flatten, (model(features), expected)), strict=True):
+        np.testing.assert_allclose(numpy(ours), numpy(theirs), atol=1e-5)
+
+
+def test_a_clone_is_a_backbone(backbone, features):
+    clone = keras.models.clone_model(backbone)
+    clone.set_weights(backbone.get_weights())
+    mask = np.arange(LENGTH) < np.array([[LENGTH], [4]])
+    expected = numpy(backbone(features, padding_mask=mask))
+    np.testing.assert_allclose(numpy(clone(features, padding_mask=mask))[mask], expected[mask], atol=1e-5)
+
+
+def compiled(function):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)
+    return function
+
+
+def test_a_step_can_be_compiled_by_itself(backbone, features):
+    step = compiled(lambda x, cache: backbone.step(x, cache))
+    expected, experts = numpy(backbone(features)), backbone.blocks[1].feed_forward
+    before = numpy([experts.usage.value, experts.aux_loss.value])
+    cache, pieces = backbone.init_cache(BATCH, LENGTH), []
+    for i in range(3):
+        y, cache = step(ops.convert_to_tensor(features[:, i : i + 1]), cache)
+        pieces.append(numpy(y))
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected[:, :3], atol=1e-4)
+    # The steps left nothing behind, no tracer among it.
+    for a, b in zip(numpy([experts.usage.value, experts.aux_loss.value]), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(np.isfinite(numpy(loss)) for loss in backbone.losses)
+
+
 def test_packed_documents_are_alone(backbone, features):
     ids = np.array([[0] * 3 + [1] * 5 + [2] * 4] * BATCH)
     packed = numpy(backbone(features, segment_ids=ids))
@@ -89,7 +138,7 @@ def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, features, tmp
     leaves = {f"{b}/{n}": numpy(x) for b, block in cache.items() for n, x in block.items()}
     np.savez(tmp_path / "cache.npz", **leaves)
     stored = np.load(tmp_path / "cache.npz")
-    loaded = {b: {n: ops.convert_to_tensor(stored[f"{b}/{n}"]) for n in block} for b, block in cache.items()}
+    loaded = {b: {n: stored[f"{b}/{n}"] for n in block} for b, block in cache.items()}
     expected, _ = backbone.step(features[:, 6:], cache)
     again, _ = backbone.step(features[:, 6:], loaded)
     np.testing.assert_allclose(numpy(again), numpy(expected), atol=1e-6)
@@ -106,6 +155,8 @@ def test_keras_masks_of_an_embedding_arrive(backbone):
     model = keras.Model(tokens, backbone(embedding(tokens)))
     expected = backbone(embedding(ids), padding_mask=ids != 0)
     np.testing.assert_allclose(numpy(model(ids))[ids != 0], numpy(expected)[ids != 0], atol=1e-5)
+    stepped, _ = backbone.step(embedding(ids), backbone.init_cache(2, LENGTH))
+    np.testing.assert_allclose(numpy(stepped)[ids != 0], numpy(expected)[ids != 0], atol=1e-4)
     # A second tensor among the arguments, beside which Keras fills in no mask.
     zeros = np.zeros_like(ids)
     np.testing.assert_allclose(

@@ -43,6 +43,36 @@ def test_the_experts_statistics_stand_in_the_logs(model, images):
     assert 1 <= logs["moe_max_load"][0] <= 4 and 0 <= logs["moe_entropy"][0] <= 1
 
 
+@keras.saving.register_keras_serializable(package="test")
+class LastExperts(keras_jamba.layers.Router):
+    """Prefers the last experts by far."""
+
+    def choose(self, logits, mask, training):
+        return super().choose(logits + 20.0 * keras.ops.arange(self.num_experts, dtype="float32"), mask, training)
+
+
+def test_a_capacity_and_a_router_of_ones_own_reach_every_layer_and_are_saved(images, tmp_path):
+    model = keras_jamba.DHCJamba(
+        num_classes=3, image_shape=(8, 8, 1), **TINY | {"num_layers": 4}, capacity_factor=1.0, router=LastExperts(4, 2)
+    )
+    routing = numpy(model.extract_features(images)["routing"])
+    for block in routing.values():
+        np.testing.assert_allclose(block["expert_share"], [0, 0, 0.5, 0.5], atol=1e-6)
+        np.testing.assert_allclose(block["drop_rate"], 0.5, atol=1e-6)
+    logs = compiled(model).evaluate(images, np.zeros(6), verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["moe_drop_rate"], 0.5, atol=1e-6)
+    routers = [model.backbone.blocks[i].feed_forward.router for i in (1, 3)]
+    assert all(isinstance(router, LastExperts) for router in routers) and routers[0] is not routers[1]
+    assert np.abs(numpy(routers[0].kernel) - numpy(routers[1].kernel)).max() > 0
+    model.save(tmp_path / "model.keras")
+    model.save_to_preset(tmp_path / "preset")
+    for loaded in (
+        keras.models.load_model(tmp_path / "model.keras"),
+        keras_jamba.DHCJamba.from_preset(tmp_path / "preset"),
+    ):
+        np.testing.assert_array_equal(numpy(loaded(images)), numpy(model(images)))
+
+
 def test_the_auxiliary_losses_are_part_of_the_loss(model, images):
     labels = np.array([0, 1, 2, 0, 1, 2])
     logs = compiled(model).evaluate(images, labels, verbose=0, return_dict=True)
@@ -67,6 +97,8 @@ def test_the_config_holds_every_argument(model):
 
 def test_features_of_every_stage_can_be_had(model, images):
     features = numpy(model.extract_features(images))
+    routing = features.pop("routing")
+    assert routing["block_1"]["logits"].shape[:2] == (6, 16)
     assert {k: v.shape for k, v in features.items()} == {
         "spatial": (6, 4, 4, 8),
         "block_0": (6, 16, 8),
@@ -74,6 +106,11 @@ def test_features_of_every_stage_can_be_had(model, images):
         "pooled": (6, 8),
     }
     np.testing.assert_allclose(numpy(model.head(features["pooled"])), numpy(model(images)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_call_refuses_what_it_does_not_know(model, images):
+    with pytest.raises(TypeError, match="return_routing"):
+        model(images, return_routing=True)
 
 
 def test_a_saved_preset_gives_equal_logits(model, images, tmp_path):

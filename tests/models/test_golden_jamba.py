@@ -61,7 +61,7 @@ def loss(case):
 def test_hidden_states_and_logits_equal_transformers(case):
     _, model, embedding, head, recorded, _ = prepared(case)
     features = ops.take(embedding, recorded["input_ids"], axis=0)
-    hidden = model.block_outputs(features)
+    hidden, _ = model.block_outputs(features)
     np.testing.assert_allclose(numpy(ops.stack(hidden)), recorded["hidden_after_layer"], rtol=1e-4, atol=2e-5)
     out = model(features)
     np.testing.assert_allclose(numpy(out), recorded["final_norm"], rtol=1e-4, atol=2e-5)

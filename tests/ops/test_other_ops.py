@@ -58,7 +58,31 @@ def test_rotary_scores_depend_on_the_distance_only():
     np.testing.assert_allclose(numpy(scores[0]), numpy(scores[1]), atol=1e-3)
 
 
+def test_rotary_embedding_is_right_at_late_positions():
+    positions = np.array([[255, 256, 65_536, 1_000_003, 2**31 - 1]])
+    x = normal(1, 5, 1, 8)
+    z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * positions[..., None, None] * 1e4 ** -(np.arange(4) / 4))
+    expected = np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
+    close(rotary_embedding(x, positions.astype("int32")), expected, absolute=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "mask", "message"),
+    [
+        ([(1, 5, 4, 8), (1, 5, 3, 8), (1, 5, 3, 8)], None, "query heads must be a multiple.*Received: 4 and 3"),
+        ([(1, 5, 4, 8), (1, 6, 2, 8), (1, 5, 2, 8)], None, r"value must have the shape \(b, s, g, c\).*Received"),
+        ([(1, 5, 4, 8), (1, 6, 2, 8), (1, 6, 2, 8)], (5, 6), r"mask must have the shape \(b, t, s\).*Received"),
+    ],
+)
+def test_attention_refuses_shapes_that_do_not_fit(shapes, mask, message):
+    mask = None if mask is None else np.ones(mask, bool)
+    with pytest.raises(ValueError, match=message):
+        grouped_query_attention(*(normal(*shape) for shape in shapes), mask=mask)
+
+
 def test_rotary_embedding_refuses_an_odd_width():
+    with pytest.raises(ValueError, match="positions must be an integer or a tensor.*Received"):
+        rotary_embedding(normal(1, 2, 3, 4), np.arange(2))
     with pytest.raises(ValueError, match="even head width.*Received.*num_heads"):
         rotary_embedding(normal(1, 2, 3, 5))
 
