@@ -119,7 +119,7 @@ class AttentionLayer(keras.layers.Layer):
         if stateful:
             self._check_has_state()
         if not (stateful or mask is not None or segment_ids is not None or self.attention_window):
-            return self._attend(inputs, 0, lambda key, value: (key, value, None))
+            return self._attend(inputs, 0, lambda *heads: grouped_query_attention(*heads, causal=self.causal))
         outputs, write = self._after(inputs, initial_state, mask, segment_ids)
         if not return_state:
             return outputs
@@ -162,45 +162,37 @@ class AttentionLayer(keras.layers.Layer):
             # Not even what is not finite in the padding shall reach the others.
             inputs = ops.where(mask[..., None], inputs, 0.0)
         batch, length = ops.shape(inputs)[:2]
-        buffers, capacity = (None, None), 0
         zeros = ops.zeros((batch,), "int32")
         counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
+        held, capacity = None, 0
         if state is not None:
             state = _checks.check_state("initial_state", state, self._state_specs(inputs.shape[0]))
-            buffers, capacity = (state["key"], state["value"]), ops.shape(state["key"])[1]
-            counts = (state[name] for name in _COUNTS)
+            counts, held = (state[name] for name in _COUNTS), (state["key"], state["value"])
+            capacity = ops.shape(state["key"])[1]
         tokens = CachedTokens(mask, segment_ids, *counts, (batch, length))
         if keeps_room and not (self.attention_window and capacity >= self.attention_window):
             tokens.check_room(capacity)
-        allowed = tokens.visible(capacity, self.attention_window, self.causal)
-        written = {}
+        new = []
 
-        def extend(key, value):
-            new = key, value
-            written.update(zip(("key", "value"), new, strict=True))
-            if state is not None:
-                key, value = (ops.concatenate(pair, axis=1) for pair in zip(buffers, new, strict=True))
-            return key, value, allowed
+        def mix(query, key, value):
+            new.extend((key, value))
+            return tokens.attend(query, key, value, held, self.attention_window, self.causal)
 
-        outputs = self._attend(inputs, tokens.positions, extend)
+        outputs = self._attend(inputs, tokens.positions, mix)
 
         def write(capacity):
-            pairs = zip(("key", "value"), buffers, strict=True)
-            slots = {name: tokens.written(buffer, written[name], capacity) for name, buffer in pairs}
-            return slots | dict(zip(_COUNTS, tokens.next_counts(), strict=True))
+            slots = [tokens.written(*pair, capacity) for pair in zip(held or (None, None), new, strict=True)]
+            return dict(zip(("key", "value", *_COUNTS), (*slots, *tokens.next_counts()), strict=True))
 
         return outputs, write
 
-    def _attend(self, inputs, positions, extend):
-        """`extend(key, value)` gives all keys and values that there are, and which of them a query sees."""
+    def _attend(self, inputs, positions, mix):
         query = self._heads(self.q_proj(inputs), self.num_heads)
         key = self._heads(self.k_proj(inputs), self.num_kv_heads)
         value = self._heads(self.v_proj(inputs), self.num_kv_heads)
         if self.use_rope:
             query, key = (rotary_embedding(x, positions, self.rope_theta, self.rope_interleaved) for x in (query, key))
-        key, value, allowed = extend(key, value)
-        causal = self.causal and allowed is None
-        mixed = grouped_query_attention(query, key, value, causal=causal, mask=allowed)
+        mixed = mix(query, key, value)
         batch, length = ops.shape(inputs)[:2]
         return self.out_proj(ops.reshape(mixed, (batch, length, self.d_model)))
 

@@ -40,6 +40,11 @@ def check_floating(tensors):
 
 def check_tokens(mask, segment_ids, shape):
     """`mask` as bool and `segment_ids` as int32 tensors, `(b, t)` as the first two of `shape`; None stays None."""
+    if 0 in tuple(shape[:2]):
+        raise ValueError(
+            f"There must be at least one row and one token. Received: shape={tuple(shape)}. "
+            "Leave out the call: nothing changes the state."
+        )
     if mask is not None:
         mask = ops.convert_to_tensor(mask)
         _check_per_token("mask", mask, shape)

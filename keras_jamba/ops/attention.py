@@ -1,6 +1,7 @@
 """Attention with fewer key-value heads than query heads, and the cache of its keys and values."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
@@ -69,7 +70,8 @@ class CachedTokens:
             goes_on, self.document = documents_at_the_ends(document, segment_ids, mask)
             # Another document than the cache's last sees nothing of the cache.
             self.start = ops.where(goes_on, start, length)
-        self.mask = ops.ones((batch, tokens), "bool") if mask is None else mask
+        self.padded = mask is not None
+        self.mask = mask if self.padded else ops.ones((batch, tokens), "bool")
         self.order, self.rank = compaction(self.mask)
         self.count = ops.sum(ops.cast(self.mask, "int32"), axis=1)
         self.positions = length[:, None] + self.rank
@@ -83,12 +85,30 @@ class CachedTokens:
                 f"tokens, {needed.max()} needed. Make it with a larger max_length, or set attention_window."
             )
 
-    def visible(self, capacity, window=None, causal=True):
-        """`(b, t, capacity + t)` bool: which new token sees which slot of the cache, and which new token.
+    def attend(self, query, key, value, buffers=None, window=None, causal=True):
+        """Attention of the new tokens to each other and to those of the cache.
 
-        With a window a token sees itself and the `window - 1` tokens before it (on both sides, unless
-        causal).
+        Args:
+            query: `(b, t, h, c)`.
+            key, value: `(b, t, g, c)`.
+            buffers: the cache's keys and values, `(b, s, g, c)` each, or None.
+            window: None, or how many tokens a token sees: itself and those before it, or on both sides unless
+                causal.
+            causal: whether a token sees only itself and the tokens before it.
+
+        Returns:
+            `(b, t, h, c)`.
         """
+        if window is not None and query.shape[1] is not None and query.shape[1] > window:
+            return self._attend_in_blocks(query, key, value, buffers, window, causal)
+        capacity = 0
+        if buffers is not None:
+            capacity = ops.shape(buffers[0])[1]
+            key, value = (ops.concatenate(pair, axis=1) for pair in zip(buffers, (key, value), strict=True))
+        return grouped_query_attention(query, key, value, mask=self._visible(capacity, window, causal))
+
+    def _visible(self, capacity, window, causal):
+        """`(b, t, capacity + t)` bool: which new token sees which slot of the cache, and which new token."""
         old = _slot_positions(self.length, capacity)
         documents = ops.logical_and(old >= 0, old >= self.start[:, None])[:, None, :]
         here = self.mask[:, None, :]
@@ -102,6 +122,57 @@ class CachedTokens:
         if causal:
             allowed = ops.logical_and(allowed, distance >= 0)
         return allowed if window is None else ops.logical_and(allowed, ops.abs(distance) < window)
+
+    def _attend_in_blocks(self, query, key, value, buffers, window, causal):
+        """`attend` in blocks of `window` tokens, each of which sees its neighbours alone: O(t * window)."""
+        length = query.shape[1]
+        blocks, sides = -(-length // window), 1 if causal else 2
+        # In a line without padding: a window of history, the new tokens, and what fills the last block.
+        line = self._line(key, value, self._history(buffers, window, key))
+        line = {name: _filled(x, (blocks + sides - 1) * window - length) for name, x in line.items()}
+        around = {name: _neighbours(x, blocks, window, 1 + sides) for name, x in line.items()}
+        distance = window + np.arange(window)[:, None] - np.arange((1 + sides) * window)
+        near = (np.abs(distance) < window) & ((distance >= 0) | (not causal))
+        allowed = ops.logical_and(near[None], around["real"][:, None, :])
+        if self.segment_ids is not None:
+            own = ops.reshape(line["document"][:, window : (1 + blocks) * window], (-1, window))
+            allowed = ops.logical_and(allowed, ops.equal(own[:, :, None], around["document"][:, None, :]))
+        query = _filled(self._packed(query), blocks * window - length)
+        shape = ops.shape(query)
+        query = ops.reshape(query, (-1, window, *shape[2:]))
+        mixed = grouped_query_attention(query, around["key"], around["value"], mask=allowed)
+        mixed = ops.reshape(mixed, (-1, *shape[1:]))
+        return ops.take_along_axis(mixed, self.rank[:, :, None, None], axis=1) if self.padded else mixed[:, :length]
+
+    def _line(self, key, value, history):
+        """The history and then the new tokens, without padding: `"key"`, `"value"`, `"real"` and `"document"`."""
+        ids = self.segment_ids
+        new = dict(key=self._packed(key), value=self._packed(value))
+        new["real"] = ops.arange(key.shape[1], dtype="int32")[None] < self.count[:, None]
+        if ids is not None:
+            new["document"] = self._packed(ids)
+            window = history["real"].shape[1]
+            history = history | {"document": ops.repeat(self._first_document(), window, axis=1)}
+        return {name: ops.concatenate([history[name], x], axis=1) for name, x in new.items()}
+
+    def _history(self, buffers, window, like):
+        """The `window` tokens before the new ones, `"key"` and `"value"`, and which may be seen, `"real"`."""
+        positions = self.length[:, None] - window + ops.arange(window, dtype="int32")[None]
+        if buffers is None:
+            nothing = ops.zeros((ops.shape(like)[0], window, *like.shape[2:]), like.dtype)
+            return dict(key=nothing, value=nothing, real=ops.zeros_like(positions, "bool"))
+        capacity = ops.shape(buffers[0])[1]
+        slots = ops.mod(ops.maximum(positions, 0), capacity)[:, :, None, None]
+        there = ops.logical_and(positions >= self.start[:, None], positions >= self.length[:, None] - capacity)
+        key, value = (ops.take_along_axis(x, slots, axis=1) for x in buffers)
+        return dict(key=key, value=value, real=there)
+
+    def _packed(self, x):
+        """`(b, t, ...)` with the real tokens of each row in front."""
+        if not self.padded:
+            return x
+        order = ops.reshape(self.order, (*ops.shape(self.order), *(1 for _ in x.shape[2:])))
+        return ops.take_along_axis(x, order, axis=1)
 
     def written(self, buffer, new, capacity):
         """The slots with the new tokens: `(b, s, g, c)` or None, and `(b, t, g, c)`, to `(b, capacity, g, c)`."""
@@ -128,6 +199,18 @@ class CachedTokens:
     def _first_document(self):
         """`(b, 1)`: the document of the first real token, with which the cache's last document goes on."""
         return ops.take_along_axis(self.segment_ids, self.order[:, :1], axis=1)
+
+
+def _filled(x, count):
+    """`(b, t, ...)` with so many zeros behind."""
+    return ops.pad(x, [(0, count) if axis == 1 else (0, 0) for axis in range(len(x.shape))])
+
+
+def _neighbours(x, blocks, size, count):
+    """`(b, (blocks + count - 1) * size, ...)` to `(b * blocks, count * size, ...)`: each block and those after it."""
+    x = ops.reshape(x, (-1, blocks + count - 1, size, *x.shape[2:]))
+    x = ops.concatenate([x[:, i : i + blocks] for i in range(count)], axis=2)
+    return ops.reshape(x, (-1, count * size, *x.shape[3:]))
 
 
 def _slot_positions(length, capacity):

@@ -78,8 +78,13 @@ def routing_statistics(indices, num_experts, mask=None, kept=None):
     Returns:
         A dict of float32: `"expert_share"` `(x,)`, the share of assignments each expert was given, those
         without room included; `"entropy"`, `"max_load"`, see `share_entropy` and `max_load`; `"drop_rate"`, the
-        share of assignments without room.
+        share of assignments without room. All are 0 where no token counts.
+
+    Raises:
+        ValueError: for shapes that do not fit together.
     """
+    tensors = {name: x for name, x in dict(indices=indices, mask=mask, kept=kept).items() if x is not None}
+    _checks.check_shapes(tensors, {"indices": "sk", "mask": "s", "kept": "sk"})
     share = expert_share(indices, num_experts, mask)
     dropped = ops.zeros((), "float32")
     if kept is not None:

@@ -25,17 +25,45 @@ def cut(cuts):
     return list(zip((0, *cuts), (*cuts, LENGTH), strict=True))
 
 
-def test_a_window_is_attention_with_a_band(features):
-    layer = AttentionLayer(8, num_heads=2, attention_window=4, use_rope=False)
-    outputs = numpy(layer(features))
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 4, 20])
+def test_a_window_is_attention_with_a_band(features, window, causal):
+    layer = AttentionLayer(8, num_heads=2, attention_window=window, causal=causal, use_rope=False)
+    mask = np.ones((3, LENGTH), bool)
+    mask[0, [0, 4, 8]] = mask[1, 2:4] = False
+    ids = np.array([[0, 0, 0, 1, 1, 1, 1, 1, 1]] * 3)
+    outputs = numpy(layer(features, mask=mask, segment_ids=ids))
     q, k, v = (numpy(f(features)).reshape(3, LENGTH, 2, 4) for f in (layer.q_proj, layer.k_proj, layer.v_proj))
     scores = np.einsum("bthc,bshc->bhts", q, k) / 2
-    distance = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
-    scores = np.where((distance >= 0) & (distance < 4), scores, -np.inf)
+    place = np.cumsum(mask, axis=1)
+    distance = place[:, :, None] - place[:, None, :]
+    seen = (np.abs(distance) < window) & mask[:, None, :] & (ids[:, :, None] == ids[:, None, :])
+    seen &= (distance >= 0) | (not causal)
+    scores = np.where(seen[:, None], scores, -1e9)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     mixed = np.einsum("bhts,bshc->bthc", p, v).reshape(3, LENGTH, 8)
-    np.testing.assert_allclose(outputs, numpy(layer.out_proj(mixed)), atol=2e-5)
+    np.testing.assert_allclose(outputs[mask], numpy(layer.out_proj(mixed))[mask], atol=2e-5)
+
+
+def test_gradients_through_a_window_are_those_of_a_band(features):
+    def loss(layer):
+        return lambda: ops.sum(layer(features, segment_ids=np.zeros((3, LENGTH), "int32")) ** 2)
+
+    # Pieces shorter than the window are not computed in blocks.
+    layer = AttentionLayer(8, num_heads=2, attention_window=4)
+    layer.build(features.shape)
+    ours = variable_gradients(loss(layer), layer.trainable_variables)
+    pieces = lambda: sum(ops.sum(y**2) for y in stepped(layer, features))  # noqa: E731
+    for a, b in zip(ours, variable_gradients(pieces, layer.trainable_variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def stepped(layer, features):
+    state = None
+    for i in range(0, LENGTH, 3):
+        y, state = layer(features[:, i : i + 3], initial_state=state, return_state=True)
+        yield y
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2, 3), (6, 7), tuple(range(1, LENGTH))])

@@ -119,3 +119,6 @@ def test_banks_that_do_not_fit_are_named():
     tensors[3] = tensors[3][:, :5]
     with pytest.raises(ValueError, match=r"down_bank must have the shape \(x, f, d\).*Received: down_bank.shape"):
         expert_mlp(indices=indices, **dict(zip(NAMES, tensors, strict=True)))
+    tensors, indices, _ = draw(4, 4, 2)
+    with pytest.raises(ValueError, match="Only with a capacity.*Received: a mask and capacity_factor=None"):
+        expert_mlp(indices=indices, **dict(zip(NAMES, tensors, strict=True)), mask=np.ones(len(indices), bool))

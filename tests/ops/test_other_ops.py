@@ -137,3 +137,9 @@ def test_balance_losses_are_least_when_uniform():
 def test_routing_refuses_more_experts_than_there_are():
     with pytest.raises(ValueError, match="at most the number of experts. Received: k=5 with 4"):
         top_k_routing(normal(2, 4), 5)
+
+
+def test_no_tokens_are_refused():
+    for x in (np.zeros((2, 0, 3), "float32"), np.zeros((0, 2, 3), "float32")):
+        with pytest.raises(ValueError, match="at least one row and one token. Received: shape="):
+            causal_depthwise_conv(x, normal(4, 3))

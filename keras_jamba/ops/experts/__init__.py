@@ -70,8 +70,14 @@ def expert_mlp(
     tensors |= {} if gate_bank is None else {"gate_bank": gate_bank}
     tensors = {name: ops.convert_to_tensor(x) for name, x in tensors.items()}
     _checks.check_floating(tensors)
-    shapes = {"tokens": "sd", "weights": "sk", "indices": "sk", "up_bank": "xdf", "down_bank": "xfd"}
-    _checks.check_shapes(tensors | {"indices": indices}, shapes | {"gate_bank": "xdf"})
+    indices = ops.convert_to_tensor(indices)
+    others = {"indices": indices} | ({} if mask is None else {"mask": mask})
+    shapes = {"tokens": "sd", "weights": "sk", "indices": "sk", "up_bank": "xdf", "down_bank": "xfd", "mask": "s"}
+    _checks.check_shapes(tensors | others, shapes | {"gate_bank": "xdf"})
+    if mask is not None and capacity_factor is None:
+        raise ValueError(
+            "Only with a capacity does a mask change anything. Received: a mask and capacity_factor=None. Leave it out."
+        )
     limits = {}
     if capacity_factor is not None:
         _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
