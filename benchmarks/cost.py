@@ -20,7 +20,9 @@ from keras_jamba import JambaBackbone
 from keras_jamba.layers import AttentionLayer, MambaLayer, MoELayer
 
 BACKEND = keras.backend.backend()
-D, LENGTHS = 64, [1024, 2048, 4096, 8192]
+D = 64
+# JAX and TensorFlow keep the scores of all pairs of tokens on a CPU, in every layer: twice as many do not fit.
+LENGTHS = [1024, 2048, 4096, 8192] if BACKEND == "torch" else [512, 1024, 2048, 4096]
 SIZES = dict(d_model=D, num_layers=8, num_heads=4)
 HYBRID = dict(mamba_ratio=7, moe_frequency=2)
 

@@ -23,8 +23,8 @@ class AttentionLayer(keras.layers.Layer):
         rope_theta: base of the rotary frequencies.
         rope_interleaved: pairs of neighbours (True) or of the two halves; see `ops.rotary_embedding`.
         causal: whether a token sees only itself and the tokens before it.
-        attention_window: how many tokens a token sees, itself included; None is all. Such a layer runs for
-            ever on a cache of that many tokens.
+        attention_window: how many tokens a token sees, itself included, on both sides unless causal; None is
+            all. Time and memory grow with tokens times window, and a cache of that many tokens is enough for ever.
         residual_gain: a factor on the start of the last projection. A model of n skip connections passes
             `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
 
