@@ -100,11 +100,11 @@ class Augmented(keras.utils.PyDataset):
         labels,
         batch_size,
         seed,
-        rotation=15.0,
-        shear=0.2,
+        rotation=20.0,
+        shear=0.1,
         zoom=0.15,
-        shift=0.06,
-        gamma=0.4,
+        shift=0.1,
+        gamma=0.2,
         mix=0.5,
     ):
         super().__init__()

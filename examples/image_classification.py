@@ -33,7 +33,8 @@ def arguments():
     parser.add_argument("--epochs", type=int, default=None, help="default: 60 for digits, else 30")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--drop-path", type=float, default=0.4, help="stochastic depth, the same in each layer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--validation",
@@ -56,6 +57,7 @@ def build(args, data, steps):
         image_shape=(height, width, channels),
         downsample=downsample,
         dropout=args.dropout,
+        drop_path=args.drop_path,
         **small,
     )
     warmup = max(1, steps // 10)
