@@ -41,14 +41,16 @@ $(PYTHON) -c 'import ensurepip, sys, venv; assert sys.version_info >= (3, 11)' 2
 endef
 
 # A stamp is written last, so that an interrupted installation starts again.
-$(TEST_VENV)/installed: pyproject.toml
+NATIVE = hatch_build.py $(wildcard keras_jamba/_native/*.[ch])
+
+$(TEST_VENV)/installed: pyproject.toml $(NATIVE)
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/python $(INSTALL) "$(TORCH)"
 	$(TEST_VENV)/bin/python $(INSTALL) -e ".[jax,tensorflow,torch,test]"
 	touch $@
 
-$(DEMO_VENV)/installed: pyproject.toml
+$(DEMO_VENV)/installed: pyproject.toml $(NATIVE)
 	@$(CHECK_PYTHON)
 	@case "$(BACKEND)" in jax|tensorflow|torch) ;; *) \
 	  echo "BACKEND must be jax, tensorflow or torch. Received: BACKEND=$(BACKEND)." >&2; exit 1;; esac

@@ -32,19 +32,38 @@ import keras
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
-    from keras_jamba._backend.on_jax import can_recompute, compiling, custom_gradient, host_values, platform, scan
+    from keras_jamba._backend.on_jax import (
+        can_recompute,
+        compiling,
+        custom_gradient,
+        host_values,
+        native,
+        platform,
+        scan,
+        why_not_native,
+    )
 elif _BACKEND == "tensorflow":
     from keras_jamba._backend.on_tensorflow import (
         can_recompute,
         compiling,
         custom_gradient,
         host_values,
+        native,
         platform,
         scan,
         split,
+        why_not_native,
     )
 elif _BACKEND == "torch":
-    from keras_jamba._backend.on_torch import can_recompute, compiling, host_values, platform, split
+    from keras_jamba._backend.on_torch import (
+        can_recompute,
+        compiling,
+        host_values,
+        native,
+        platform,
+        split,
+        why_not_native,
+    )
 else:
     raise ImportError(
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "

@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from keras_jamba._backend.native_on_jax import native, register
+
 
 def scan(body, carry, inputs, reverse=False):
     return jax.lax.scan(body, carry, inputs, reverse=reverse)
@@ -35,3 +37,11 @@ def compiling():
 
 def can_recompute():
     return True
+
+
+register()
+
+
+def why_not_native():
+    # What is lowered for another device, or to be exported, takes the portable form by itself.
+    return None if platform() == "cpu" else "new tensors do not go to a CPU"

@@ -6,8 +6,7 @@ carry), hence a loop of our own.
 
 import tensorflow as tf
 
-# Public TensorFlow does not say whether XLA will compile the graph that is being traced.
-from tensorflow.python.ops import control_flow_util
+from keras_jamba._backend.native_on_tensorflow import compiling, native, why_not_native  # noqa: F401
 
 
 def scan(body, carry, inputs, reverse=False):
@@ -65,10 +64,6 @@ def platform():
 
 def host_values(x):
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
-
-
-def compiling():
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def split(x, counts):

@@ -2,6 +2,8 @@
 
 import torch
 
+from keras_jamba._backend.native_on_torch import native
+
 
 def platform():
     return "gpu" if torch.cuda.is_available() else "cpu"
@@ -21,3 +23,7 @@ def split(x, counts):
 
 def can_recompute():
     return True
+
+
+def why_not_native():
+    return "an exported graph must run where the library is not" if torch.compiler.is_exporting() else None

@@ -83,8 +83,8 @@ class SelectiveSSM(keras.layers.Layer):
             return_last_state=True,
             mask=mask,
             segment_ids=segment_ids,
+            activation="silu",
         )
-        x = ops.silu(x)
         r, n = self.dt_rank, self.d_state
         low_rank, B, C = ops.split(self.x_proj(x), [r, r + n], axis=-1)
         if self.mixer_rms_norm:

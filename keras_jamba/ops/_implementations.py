@@ -2,6 +2,8 @@
 
 import logging
 
+from keras import backend, ops
+
 _logger = logging.getLogger("keras_jamba")
 _logged = set()
 
@@ -31,7 +33,7 @@ def choose(op, table, requested, call):
     for name in table if requested is None else [requested]:
         reasons[name] = table[name].why_not(call)
         if reasons[name] is None:
-            _log_once(op, name)
+            _log_once(op, name, {k: v for k, v in reasons.items() if v is not None})
             return table[name]
     listing = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise ValueError(
@@ -40,7 +42,15 @@ def choose(op, table, requested, call):
     )
 
 
-def _log_once(op, name):
+def _log_once(op, name, refused):
     if (op, name) not in _logged:
         _logged.add((op, name))
-        _logger.info("%s runs as %r", op, name)
+        why = "".join(f"; not as {other!r}: {reason}" for other, reason in refused.items())
+        _logger.info("%s runs as %r%s", op, name, why)
+
+
+def in_short_or_single(x):
+    """`x` in a dtype that the native kernels read: bfloat16, float16 or float32. None stays None."""
+    if x is None or backend.standardize_dtype(x.dtype) in ("bfloat16", "float16", "float32"):
+        return x
+    return ops.cast(x, "float32")

@@ -16,11 +16,11 @@ def inputs(**changes):
 
 
 def test_all_of_them_can_run_here():
-    assert implementations() == {"portable": None, "associative": None, "reference": None}
+    assert implementations() == {"native": None, "portable": None, "associative": None, "reference": None}
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="'associative', 'portable', 'reference'.*Received.*'fastest'"):
+    with pytest.raises(ValueError, match="'associative', 'native', 'portable', 'reference'.*Received.*'fastest'"):
         selective_scan(**inputs(), implementation="fastest")
 
 

@@ -8,12 +8,12 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops.scan import associative, portable, reference
+from keras_jamba.ops.scan import associative, native, portable, reference
 
-_BY_NAME = {"portable": portable, "associative": associative, "reference": reference}
+_BY_NAME = {"native": native, "portable": portable, "associative": associative, "reference": reference}
 # A time loop wins on a CPU (benchmarks/results); on an accelerator the tree, which has few steps, goes first.
 _FASTEST_FIRST = {
-    "cpu": ("portable", "associative", "reference"),
+    "cpu": ("native", "portable", "associative", "reference"),
     "gpu": ("associative", "portable", "reference"),
     "tpu": ("associative", "portable", "reference"),
 }
@@ -100,7 +100,7 @@ def selective_scan(
     call = _Call(_backend.platform(), tensors["u"].shape[1])
     requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
     table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
-    if call.length == 1 and requested is None:
+    if call.length == 1 and requested is None and native.why_not(call):
         requested = "reference"  # nothing to loop over
     chosen = choose("selective_scan", table, requested, call)
     y, last_state = chosen.run(**tensors, delta_softplus=delta_softplus, mask=mask, segment_ids=segment_ids)

@@ -1,0 +1,130 @@
+"""Kernels of the C library on JAX: primitives that XLA's CPU compiler lowers to a call of the library.
+
+On other devices, and in what is exported, a primitive is lowered to the portable form: whether there is a CPU to run
+on is known only then.
+"""
+
+import functools
+import os
+
+import jax
+import jax.extend
+import numpy as np
+from jax import numpy as jnp
+from jax.interpreters import batching, mlir
+
+from keras_jamba import _native
+
+_TARGET = "keras_jamba"
+
+
+def register():
+    """None, or why XLA cannot call the library."""
+    if _native.why_not() is None:
+        jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_native.xla_function()), platform="cpu")
+
+
+def native(kernel, portable):
+    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
+
+    Args:
+        kernel: of `keras_jamba._native`.
+        portable: the same function in operations of Keras.
+    """
+    shown = len(kernel.outputs) - kernel.hidden
+    hidden = kernel.outputs[shown:]
+
+    def outputs(tensors, options, train):
+        shapes = {name: x.shape for name, x in zip(kernel.inputs, tensors, strict=True) if x.size}
+        return kernel.output_specs(shapes, tensors[0].dtype, train)
+
+    def gradients(tensors, options, train):
+        return [(x.shape, x.dtype) for x in tensors[: kernel.differentiable]]
+
+    def portable_forward(*tensors, options, train):
+        found = portable(_present(tensors), options)
+        specs = outputs(tensors, options, train)[shown:]
+        return [*found, *(jnp.zeros(shape, dtype) for shape, dtype in specs)]
+
+    def portable_backward(*tensors, options, train):
+        count = len(kernel.inputs)
+        function = lambda *wanted: portable(_present((*wanted, *tensors[kernel.differentiable : count])), options)  # noqa: E731
+        _, pullback = jax.vjp(lambda *wanted: tuple(function(*wanted)), *tensors[: kernel.differentiable])
+        return pullback(tuple(tensors[count + len(hidden) :]))
+
+    names = (*kernel.inputs, *hidden, *(f"grad_{name}" for name in kernel.outputs[:shown]))
+    forward = _primitive(kernel, False, kernel.inputs, kernel.outputs, outputs, portable_forward)
+    backward = _primitive(kernel, True, names, kernel.gradients, gradients, portable_backward)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+    def function(tensors, options):
+        return tuple(forward.bind(*_filled(tensors), options=options, train=False)[:shown])
+
+    def remember(tensors, options):
+        found = forward.bind(*_filled(tensors), options=options, train=True)
+        return tuple(found[:shown]), (tensors, found[shown:])
+
+    def pull_back(options, residuals, grads):
+        tensors, kept = residuals
+        found = backward.bind(*_filled(tensors), *kept, *grads, options=options, train=True)
+        found = [None if x is None else grad for x, grad in zip(tensors, found, strict=False)]
+        return ((*found, *[None] * (len(tensors) - len(found))),)
+
+    function.defvjp(remember, pull_back)
+    return jax.jit(function, static_argnums=1)
+
+
+def _filled(tensors):
+    """An empty tensor in the place of each None."""
+    return [jnp.zeros((0,), "float32") if x is None else x for x in tensors]
+
+
+def _present(tensors):
+    return [x if x.size else None for x in tensors]
+
+
+def _primitive(kernel, backward, inputs, outputs, specs, portable):
+    primitive = jax.extend.core.Primitive(f"keras_jamba_{kernel.name}_{'backward' if backward else 'forward'}")
+    primitive.multiple_results = True
+
+    def abstract(*tensors, options, train):
+        return [jax.core.ShapedArray(shape, dtype) for shape, dtype in specs(tensors, options, train)]
+
+    def lower_on_cpu(context, *operands, options, train):
+        if context.module_context.lowering_parameters.for_export:
+            return lower_portable(context, *operands, options=options, train=train)
+        layout = _layout(kernel, backward, inputs, outputs, context.avals_in, options)
+        return jax.ffi.ffi_lowering(_TARGET)(context, *operands, layout=layout)
+
+    def over_rows(tensors, axes, options, train):
+        """Under `vmap` one element after the other; the kernel uses all cores for each."""
+        mapped = [jnp.moveaxis(x, axis, 0) for x, axis in zip(tensors, axes, strict=True) if axis is not None]
+
+        def one(slices):
+            slices = iter(slices)
+            given = [x if axis is None else next(slices) for x, axis in zip(tensors, axes, strict=True)]
+            return primitive.bind(*given, options=options, train=train)
+
+        return jax.lax.map(one, mapped), [0] * len(outputs)
+
+    lower_portable = mlir.lower_fun(portable, multiple_results=True)
+    primitive.def_impl(lambda *tensors, **more: jax.jit(functools.partial(primitive.bind, **more))(*tensors))
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, lower_portable)
+    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+    batching.primitive_batchers[primitive] = over_rows
+    return primitive
+
+
+def _layout(kernel, backward, inputs, outputs, specs, options):
+    """What xla_ffi.h asks for."""
+    sizes = kernel.sizes({name: x.shape for name, x in zip(inputs, specs, strict=True) if x.size})
+    integers = [*sizes.values(), *options, _threads(), _native.instruction_set()]
+    fields = [kernel.field(name) for name in (*inputs, *outputs)]
+    codes = [2 * offset + is_tensor for offset, is_tensor in fields]
+    return np.array([2 * (kernel.name == "conv") + backward, len(integers), *integers, *codes], "int64")
+
+
+def _threads():
+    """Those of XLA's own pool: it has one a core that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,0 +1,104 @@
+"""Kernels of the C library on PyTorch: registered operators, which `torch.compile` takes as they are."""
+
+import torch
+
+from keras_jamba._native import Array
+
+
+def native(kernel, portable):
+    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient. `portable` is not needed."""
+    forward = _Operator(kernel, False)
+    backward = _Operator(kernel, True)
+    count, shown = len(kernel.inputs), len(kernel.outputs) - kernel.hidden
+
+    def setup(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:count], *_listed(output)[shown:])
+        ctx.options = inputs[count:]
+        ctx.set_materialize_grads(False)
+
+    def gradient(ctx, *grads):
+        saved = ctx.saved_tensors
+        first = torch.zeros_like(saved[0]) if grads[0] is None else grads[0]
+        found = backward.registered(*saved, first, *grads[1:shown], *ctx.options)
+        found = [None if x is None else grad for x, grad in zip(saved, _listed(found), strict=False)]
+        return (*found, *[None] * (count + len(ctx.options) - len(found)))
+
+    forward.registered.register_autograd(gradient, setup_context=setup)
+
+    def function(tensors, options):
+        train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        return _listed(forward.registered(*tensors, *options, int(train)))[:shown]
+
+    return function
+
+
+class _Operator:
+    """One direction of a kernel, registered: its tensors, any of them None, then its options, then `train`."""
+
+    def __init__(self, kernel, backward):
+        self.kernel, self.backward = kernel, backward
+        self.inputs, self.outputs = kernel.inputs, kernel.outputs
+        if backward:
+            shown = kernel.outputs[: len(kernel.outputs) - kernel.hidden]
+            self.inputs += (*kernel.outputs[len(shown) :], *(f"grad_{name}" for name in shown))
+            self.outputs = kernel.gradients
+        tensors = ", ".join(f"Tensor? {name}" for name in self.inputs)
+        integers = ", ".join(f"int {name}" for name in (*kernel.options, "train"))
+        returns = ", ".join(["Tensor"] * len(self.outputs))
+        self.registered = torch.library.custom_op(
+            f"keras_jamba::{kernel.name}_{'backward' if backward else 'forward'}",
+            self.run,
+            mutates_args=(),
+            schema=f"({tensors}, {integers}) -> ({returns})",
+        )
+        self.registered.register_fake(self.empty)
+
+    def _named(self, arguments):
+        return dict(zip(self.inputs, arguments, strict=False)), arguments[len(self.inputs) :]
+
+    def empty(self, *arguments):
+        """Outputs of the right shapes and dtypes. An operator cannot return None: what is not there is empty."""
+        tensors, (*_, train) = self._named(arguments)
+        first = arguments[0]
+        if self.backward:
+            given = arguments[: self.kernel.differentiable]
+            specs = [((0,), first.dtype) if x is None else (x.shape, x.dtype) for x in given]
+        else:
+            shapes = {name: x.shape for name, x in tensors.items() if x is not None}
+            specs = self.kernel.output_specs(shapes, first.dtype, train)
+        return _unlisted([first.new_empty(shape, dtype=_DTYPES.get(dtype, dtype)) for shape, dtype in specs])
+
+    def run(self, *arguments):
+        outputs = self.empty(*arguments)
+        if 0 in arguments[0].shape:
+            return _unlisted([torch.zeros_like(x) for x in _listed(outputs)])
+        tensors, (*options, _) = self._named(arguments)
+        # Named, so that copies live as long as the call.
+        tensors = {name: _with_rows(x) for name, x in tensors.items() if x is not None and 0 not in x.shape}
+        made = {name: x for name, x in zip(self.outputs, _listed(outputs), strict=True) if 0 not in x.shape}
+        arrays = {name: _array(x) for name, x in (tensors | made).items()}
+        options = dict(zip(self.kernel.options, options, strict=True))
+        self.kernel.run(self.backward, arrays, options, torch.get_num_threads())
+        return outputs
+
+
+_DTYPES = {"float32": torch.float32}
+
+
+def _listed(x):
+    return [x] if isinstance(x, torch.Tensor) else list(x)
+
+
+def _unlisted(x):
+    return x[0] if len(x) == 1 else tuple(x)
+
+
+def _with_rows(x):
+    """`x` itself if one step leads from each token to the next, over rows too, else a copy without gaps."""
+    regular = x.dim() == 3 and x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1)
+    return x if regular else x.contiguous()
+
+
+def _array(x):
+    row = x.stride(1) if x.dim() == 3 else 0
+    return Array(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."), row)

@@ -1,0 +1,11 @@
+/* Ends what vector.h began. */
+#undef vf
+#undef vi
+#undef vh
+#undef vfu
+#undef vhu
+#undef SHUFFLE
+#undef HALF
+#undef PARTS
+#undef SET
+#undef LANES

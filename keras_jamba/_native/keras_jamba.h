@@ -1,0 +1,55 @@
+/* What keras_jamba/_native/__init__.py calls.  Its ctypes structures mirror these field by field. */
+#ifndef KERAS_JAMBA_H
+#define KERAS_JAMBA_H
+
+#include <stdint.h>
+
+enum { KJ_FLOAT32, KJ_BFLOAT16, KJ_FLOAT16 };
+enum { KJ_FASTEST, KJ_PLAIN, KJ_AVX2, KJ_AVX512 }; /* instruction sets */
+enum { KJ_OK, KJ_NO_MEMORY, KJ_NO_SUCH_ISA };
+
+/* A tensor of one of the three dtypes; NULL data where there is none. `row` is the way from one token to the next, in
+ * elements: half of a wider matrix's columns are a tensor too. */
+typedef struct {
+  void *data;
+  int64_t dtype, row;
+} kj_tensor;
+
+/* The selective scan, as keras_jamba.ops.selective_scan defines it: b rows, t tokens, e channels, n states.
+ * float32 are all pointers to float.  `checkpoints` holds kj_scan_checkpoints(...) floats; NULL where no
+ * gradient is wanted.  The gradients' dtypes are those of what they belong to. */
+typedef struct {
+  int64_t batch, length, channels, states, softplus, threads, isa;
+  kj_tensor u, delta, B, C, z;            /* (b, t, e), (b, t, e), (b, t, n), (b, t, n), (b, t, e) or NULL */
+  const float *A, *D, *bias, *initial;    /* (e, n), (e,) or NULL, (e,) or NULL, (b, e, n) or NULL */
+  const uint8_t *mask;                    /* (b, t) or NULL */
+  const int32_t *segments;                /* (b, t) or NULL */
+  kj_tensor y;                            /* (b, t, e): written by forward */
+  float *last, *checkpoints;              /* (b, e, n) or NULL; written by forward, checkpoints read by backward */
+  kj_tensor grad_y;                       /* read by backward from here on */
+  const float *grad_last;                 /* (b, e, n) or NULL */
+  kj_tensor grad_u, grad_delta, grad_B, grad_C, grad_z; /* written by backward; grad_z NULL with z */
+  float *grad_A, *grad_D, *grad_bias, *grad_initial;    /* NULL where not wanted */
+} kj_scan;
+
+/* The causal depthwise convolution over k tokens, and SiLU after it where `silu` is set. */
+typedef struct {
+  int64_t batch, length, channels, width, silu, threads, isa;
+  kj_tensor x, initial;            /* (b, t, e), (b, k - 1, e) or NULL */
+  const float *kernel, *bias;      /* (k, e), (e,) or NULL */
+  const uint8_t *mask;             /* (b, t) or NULL */
+  const int32_t *segments;         /* (b, t) or NULL */
+  kj_tensor y;                     /* (b, t, e): written by forward */
+  kj_tensor grad_y;                /* read by backward from here on */
+  kj_tensor grad_x, grad_initial;  /* written by backward; grad_initial NULL with initial */
+  float *grad_kernel, *grad_bias;  /* (k, e), (e,) or NULL */
+} kj_conv;
+
+int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int64_t states);
+int kj_scan_forward(const kj_scan *call);
+int kj_scan_backward(const kj_scan *call);
+int kj_conv_forward(const kj_conv *call);
+int kj_conv_backward(const kj_conv *call);
+int kj_isa_available(int64_t isa);
+
+#endif

@@ -1,0 +1,106 @@
+"""The causal depthwise convolution in front of the scan: one contract, two implementations."""
+
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.ops import _checks
+from keras_jamba.ops._implementations import choose
+from keras_jamba.ops._tokens import compaction
+from keras_jamba.ops.convolution import native, portable
+
+_TABLE = {"native": native, "portable": portable}
+
+
+def causal_depthwise_conv(
+    x,
+    kernel,
+    bias=None,
+    initial_state=None,
+    return_last_state=False,
+    *,
+    mask=None,
+    segment_ids=None,
+    activation=None,
+    implementation=None,
+):
+    """Every channel convolved with its own kernel over the present and the k - 1 tokens before it.
+
+    `y_t = bias + sum over i of kernel[i] * x_{t - (k - 1) + i}`, the initial state before the first token:
+    the last row of the kernel meets the present token (a cross-correlation, as in PyTorch's `conv1d`).
+
+    Args:
+        x: `(b, t, e)`.
+        kernel: `(k, e)`.
+        bias: `(e,)` or None.
+        initial_state: `(b, k - 1, e)`, the inputs before the first token; None is zeros.
+        return_last_state: whether to return the last k - 1 inputs too.
+        mask: `(b, t)` bool or None. Tokens where it is False do not exist for the others: windows reach
+            over them to the real ones before, and the last state is that of the last real ones. The
+            output there is zero.
+        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
+            Windows do not reach into the document before. The initial state belongs to the first.
+        activation: None or "silu", of the output.
+        implementation: None for the fastest that can run, "native" (the C library, on a CPU) or "portable".
+
+    Returns:
+        `(b, t, e)` in the dtype of `x`, or that and the last state `(b, k - 1, e)` in the same dtype.
+
+    Raises:
+        ValueError: for shapes that do not fit together or dtypes that are not floating, or an implementation that is
+            unknown or cannot run.
+    """
+    tensors = {"x": x, "kernel": kernel, "bias": bias, "initial_state": initial_state}
+    tensors = {name: x if x is None else ops.convert_to_tensor(x) for name, x in tensors.items()}
+    _check(tensors)
+    _checks.check_choice("activation", activation, (None, "silu"))
+    x, width = tensors["x"], tensors["kernel"].shape[0]
+    mask, segment_ids = _checks.check_tokens(mask, segment_ids, x.shape)
+    table = _TABLE if _backend.platform() == "cpu" else {"portable": portable}
+    chosen = choose("causal_depthwise_conv", table, implementation, None)
+    y = chosen.run(**tensors, mask=mask, segment_ids=segment_ids, silu=activation == "silu")
+    if not return_last_state:
+        return y
+    return y, _last_state(x, tensors["initial_state"], mask, segment_ids, width)
+
+
+def _check(tensors):
+    present = {name: x for name, x in tensors.items() if x is not None}
+    _checks.check_floating(present)
+    state, width = tensors["initial_state"], present["kernel"].shape[0]
+    if state is not None and (len(state.shape) != 3 or state.shape[1] != width - 1):
+        raise ValueError(
+            f"initial_state must have the shape (b, k - 1, e) with k={width}. Received: initial_state.shape="
+            f"{tuple(state.shape)}. Pass the last state that a kernel of the same width returned."
+        )
+    letters = {"x": "bte", "kernel": "ke", "bias": "e", "initial_state": "bse"}
+    _checks.check_shapes(present, letters)
+
+
+def _last_state(x, initial_state, mask, segment_ids, width):
+    """The last k - 1 real inputs, zeros in the place of another document's than the last one's."""
+    if width == 1:
+        return x[:, :0]
+    if initial_state is None:
+        initial_state = ops.zeros((ops.shape(x)[0], width - 1, x.shape[2]), x.dtype)
+    initial_state = ops.cast(initial_state, x.dtype)
+    if mask is None and segment_ids is None:
+        return ops.concatenate([initial_state, x[:, 1 - width :]], axis=1)[:, 1 - width :]
+    if mask is None:
+        mask = ops.ones_like(segment_ids, "bool")
+    order, _ = compaction(mask)
+    count = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
+    # Numbers of real tokens; those below 0 lie before the row.
+    number = count + ops.arange(1 - width, 0, dtype="int32")[None]
+    inside = number >= 0
+    index = ops.take_along_axis(order, ops.maximum(number, 0), axis=1)
+    before = ops.minimum(number + width - 1, width - 2)
+    state = ops.where(
+        inside[..., None],
+        ops.take_along_axis(x, index[..., None], axis=1),
+        ops.take_along_axis(initial_state, before[..., None], axis=1),
+    )
+    if segment_ids is None:
+        return state
+    first = ops.take_along_axis(segment_ids, order[:, :1], axis=1)
+    documents = ops.where(inside, ops.take_along_axis(segment_ids, index, axis=1), first)
+    return ops.where(ops.equal(documents, documents[:, -1:])[..., None], state, 0.0)
