@@ -23,7 +23,7 @@ def command(compiler, root, output):
 
 
 def compiler():
-    """The C compiler: that of the environment variable CC, or the first of the usual names; None where there is none."""
+    """The C compiler: the environment variable CC, or the first of the usual names that is there, or None."""
     named = os.environ.get("CC")
     return named or next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
@@ -32,9 +32,9 @@ class CustomBuildHook(BuildHookInterface):
     def initialize(self, version, build_data):
         root = Path(self.root)
         output = root / LIBRARY
-        output.unlink(missing_ok=True)
         reason = self._compile(root, output)
         if reason:
+            output.unlink(missing_ok=True)  # one of an older source
             self.app.display_warning(f"keras-jamba is installed without its C library: {reason}")
             return
         build_data["artifacts"].append(f"/{LIBRARY.as_posix()}")

@@ -12,6 +12,13 @@ values. TensorFlow's own graphs need no such shapes.
 
 `can_recompute()`: whether `keras.remat` gives right gradients where it is called.
 
+`may_log()`: whether a message can be logged where it is called.
+
+`native(kernel, portable)`: a kernel of `keras_jamba._native` as a differentiable `(tensors, options) -> outputs`
+on tensors, any of which may be None; `portable` is the same function in operations of Keras.
+
+`why_not_native(shape)`: None, or why such a function cannot be called where it is asked, for an input of this shape.
+
 Only where shapes may depend on values (tensorflow, torch):
 
 `split(x, counts)`: the rows of `x`, `counts[0]` of them, `counts[1]`, ...
@@ -37,6 +44,7 @@ if _BACKEND == "jax":
         compiling,
         custom_gradient,
         host_values,
+        may_log,
         native,
         platform,
         scan,
@@ -48,6 +56,7 @@ elif _BACKEND == "tensorflow":
         compiling,
         custom_gradient,
         host_values,
+        may_log,
         native,
         platform,
         scan,
@@ -59,6 +68,7 @@ elif _BACKEND == "torch":
         can_recompute,
         compiling,
         host_values,
+        may_log,
         native,
         platform,
         split,

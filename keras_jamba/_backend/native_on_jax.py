@@ -19,7 +19,6 @@ _TARGET = "keras_jamba"
 
 
 def register():
-    """None, or why XLA cannot call the library."""
     if _native.why_not() is None:
         jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_native.xla_function()), platform="cpu")
 
@@ -35,7 +34,7 @@ def native(kernel, portable):
     hidden = kernel.outputs[shown:]
 
     def outputs(tensors, options, train):
-        shapes = {name: x.shape for name, x in zip(kernel.inputs, tensors, strict=True) if x.size}
+        shapes = {name: x.shape for name, x in zip(kernel.inputs, tensors, strict=True) if not _is_none(x)}
         return kernel.output_specs(shapes, tensors[0].dtype, train)
 
     def gradients(tensors, options, train):
@@ -75,12 +74,16 @@ def native(kernel, portable):
 
 
 def _filled(tensors):
-    """An empty tensor in the place of each None."""
+    """A vector of no length in the place of each None."""
     return [jnp.zeros((0,), "float32") if x is None else x for x in tensors]
 
 
+def _is_none(x):
+    return x.shape == (0,)
+
+
 def _present(tensors):
-    return [x if x.size else None for x in tensors]
+    return [None if _is_none(x) else x for x in tensors]
 
 
 def _primitive(kernel, backward, inputs, outputs, specs, portable):
@@ -118,7 +121,7 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable):
 
 def _layout(kernel, backward, inputs, outputs, specs, options):
     """What xla_ffi.h asks for."""
-    sizes = kernel.sizes({name: x.shape for name, x in zip(inputs, specs, strict=True) if x.size})
+    sizes = kernel.sizes({name: x.shape for name, x in zip(inputs, specs, strict=True) if not _is_none(x)})
     integers = [*sizes.values(), *options, _threads(), _native.instruction_set()]
     fields = [kernel.field(name) for name in (*inputs, *outputs)]
     codes = [2 * offset + is_tensor for offset, is_tensor in fields]

@@ -6,17 +6,17 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from keras_jamba._native import Array
-
 # Public TensorFlow does not say whether XLA will compile the graph that is being traced.
 from tensorflow.python.ops import control_flow_util
+
+from keras_jamba._native import Array
 
 
 def compiling():
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def why_not_native():
+def why_not_native(shape):
     if compiling():
         return "XLA compiles this graph and cannot call it"
     if not tf.executing_eagerly() and _being_exported():
@@ -104,7 +104,8 @@ def _call(kernel, backward, tensors, output_names, output_specs, types, options)
         kernel.run(backward, given, dict(zip(kernel.options, options, strict=True)), _threads())
         return made
 
-    return tf.numpy_function(run, list(tensors.values()), types, stateful=False)
+    found = tf.numpy_function(run, list(tensors.values()), types, stateful=False)
+    return [found] if len(types) == 1 and not isinstance(found, (list, tuple)) else list(found)
 
 
 def _array(x):

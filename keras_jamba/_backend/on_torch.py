@@ -2,7 +2,7 @@
 
 import torch
 
-from keras_jamba._backend.native_on_torch import native
+from keras_jamba._backend.native_on_torch import native  # noqa: F401
 
 
 def platform():
@@ -25,5 +25,10 @@ def can_recompute():
     return True
 
 
-def why_not_native():
+def why_not_native(shape):
     return "an exported graph must run where the library is not" if torch.compiler.is_exporting() else None
+
+
+def may_log():
+    # A line of the log would break the graph in two.
+    return not torch.compiler.is_compiling()

@@ -86,7 +86,9 @@ class SelectiveSSM(keras.layers.Layer):
             activation="silu",
         )
         r, n = self.dt_rank, self.d_state
-        low_rank, B, C = ops.split(self.x_proj(x), [r, r + n], axis=-1)
+        # Slices: PyTorch cannot export the sizes that come out of a split at given places.
+        projected = self.x_proj(x)
+        low_rank, B, C = projected[..., :r], projected[..., r : r + n], projected[..., r + n :]
         if self.mixer_rms_norm:
             low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
         y, ssm_state = selective_scan(

@@ -4,6 +4,8 @@ import logging
 
 from keras import backend, ops
 
+from keras_jamba import _backend
+
 _logger = logging.getLogger("keras_jamba")
 _logged = set()
 
@@ -43,7 +45,7 @@ def choose(op, table, requested, call):
 
 
 def _log_once(op, name, refused):
-    if (op, name) not in _logged:
+    if (op, name) not in _logged and _backend.may_log():
         _logged.add((op, name))
         why = "".join(f"; not as {other!r}: {reason}" for other, reason in refused.items())
         _logger.info("%s runs as %r%s", op, name, why)

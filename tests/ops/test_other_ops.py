@@ -140,6 +140,5 @@ def test_routing_refuses_more_experts_than_there_are():
 
 
 def test_no_tokens_are_refused():
-    for x in (np.zeros((2, 0, 3), "float32"), np.zeros((0, 2, 3), "float32")):
-        with pytest.raises(ValueError, match="at least one row and one token. Received: shape="):
-            causal_depthwise_conv(x, normal(4, 3))
+    with pytest.raises(ValueError, match="at least one token. Received: shape="):
+        causal_depthwise_conv(np.zeros((2, 0, 3), "float32"), normal(4, 3))

@@ -98,8 +98,9 @@ def test_a_scan_in_pieces_is_every_document_alone(implementation, case):
     np.testing.assert_allclose(numpy(state), last, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["native", "portable"])
 @hypothesis.given(case=sequences())
-def test_a_convolution_in_pieces_is_every_document_alone(case):
+def test_a_convolution_in_pieces_is_every_document_alone(implementation, case):
     rng = np.random.default_rng(case["seed"])
     normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
     x, kernel, bias = normal(BATCH, LENGTH, CHANNELS), normal(WIDTH, CHANNELS), normal(CHANNELS)
@@ -114,6 +115,7 @@ def test_a_convolution_in_pieces_is_every_document_alone(case):
             return_last_state=True,
             mask=part(case["mask"], span),
             segment_ids=part(case["segment_ids"], span),
+            implementation=implementation,
         )
         outputs.append(numpy(y))
     for row in range(BATCH):

@@ -1,5 +1,7 @@
 """The causal depthwise convolution in front of the scan: one contract, two implementations."""
 
+from dataclasses import dataclass
+
 from keras import ops
 
 from keras_jamba import _backend
@@ -9,6 +11,13 @@ from keras_jamba.ops._tokens import compaction
 from keras_jamba.ops.convolution import native, portable
 
 _TABLE = {"native": native, "portable": portable}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What an implementation may look at before it refuses."""
+
+    shape: tuple
 
 
 def causal_depthwise_conv(
@@ -56,7 +65,7 @@ def causal_depthwise_conv(
     x, width = tensors["x"], tensors["kernel"].shape[0]
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, x.shape)
     table = _TABLE if _backend.platform() == "cpu" else {"portable": portable}
-    chosen = choose("causal_depthwise_conv", table, implementation, None)
+    chosen = choose("causal_depthwise_conv", table, implementation, _Call(tuple(x.shape)))
     y = chosen.run(**tensors, mask=mask, segment_ids=segment_ids, silu=activation == "silu")
     if not return_last_state:
         return y

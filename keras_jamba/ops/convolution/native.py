@@ -16,7 +16,7 @@ _function = _backend.native(_native.CONVOLUTION, _portable)
 
 
 def why_not(call):
-    return _native.why_not() or _backend.why_not_native()
+    return _native.why_not() or _backend.why_not_native(call.shape)
 
 
 def run(x, kernel, bias, initial_state, mask, segment_ids, silu):

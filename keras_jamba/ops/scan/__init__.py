@@ -21,10 +21,14 @@ _FASTEST_FIRST = {
 
 @dataclass(frozen=True)
 class _Call:
-    """What an implementation may look at before it refuses. `length` is None where it is unknown."""
+    """What an implementation may look at before it refuses: where it runs, and (b, t, e), None where unknown."""
 
     platform: str
-    length: int | None
+    shape: tuple
+
+    @property
+    def length(self):
+        return self.shape[1]
 
 
 def selective_scan(
@@ -97,7 +101,7 @@ def selective_scan(
     tensors = {k: v if v is None else ops.convert_to_tensor(v) for k, v in tensors.items()}
     _check(tensors)
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, tensors["u"].shape)
-    call = _Call(_backend.platform(), tensors["u"].shape[1])
+    call = _Call(_backend.platform(), tuple(tensors["u"].shape))
     requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
     table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
     if call.length == 1 and requested is None and native.why_not(call):
@@ -110,7 +114,7 @@ def selective_scan(
 def implementations():
     """What `selective_scan` can run as here: `{name: None, or the reason why it cannot}`, fastest first."""
     platform = _backend.platform()
-    call = _Call(platform, length=1)
+    call = _Call(platform, shape=(1, 1, 1))
     return {name: _BY_NAME[name].why_not(call) for name in _FASTEST_FIRST[platform]}
 
 

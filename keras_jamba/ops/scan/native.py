@@ -17,7 +17,7 @@ _function = _backend.native(_native.SCAN, _portable)
 
 
 def why_not(call):
-    return _native.why_not() or _backend.why_not_native()
+    return _native.why_not() or _backend.why_not_native(call.shape)
 
 
 def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):

@@ -112,7 +112,7 @@ class _Layout:
         """(b, t, any) to (chunk, token, b, any). Tokens added at the end have delta = 0: they hold the state."""
         x = ops.pad(x, ((0, 0), (0, self.count * self.size - self.length), (0, 0)))
         x = ops.transpose(x, (1, 0, 2))
-        return ops.reshape(x, (self.count, self.size, self.batch, -1))
+        return ops.reshape(x, (self.count, self.size, self.batch, x.shape[-1]))
 
     def channel_chunks(self, x):
         """(b, t, e) to (chunk, token, row, channel)."""

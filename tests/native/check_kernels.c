@@ -1,0 +1,266 @@
+/* The kernels under sanitizers: the error of exp2 and its kin, and random shapes on every instruction set.
+ *
+ * Built and run by tests/ops/test_native.py.  Every array is exactly as large as it must be, so that the address
+ * sanitizer sees each step beside it; every set and number of threads must give what plain C on one thread gives. */
+
+#include "../../keras_jamba/_native/keras_jamba.c"
+
+#include <math.h>
+#include <stdio.h>
+
+static unsigned long long seed = 88172645463325252ULL;
+
+static unsigned random_number(unsigned below) { /* xorshift */
+  seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+  return (unsigned)(seed >> 33) % below;
+}
+
+static float random_float(float low, float high) { return low + (high - low) * (float)random_number(1 << 24) / (1 << 24); }
+
+static void fail(const char *what, double got, double bound) {
+  printf("%s: %g, more than %g\n", what, got, bound);
+  exit(1);
+}
+
+/* ---------------------------------------------------------------- functions of vectors */
+
+#define CHECK_FUNCTIONS(set, lanes)                                                                           \
+  static void functions_##set(void) {                                                                         \
+    double worst[4] = {0};                                                                                    \
+    for (int i = 0; i < 200000; i++) {                                                                        \
+      float x = i % 2 ? random_float(-126, 127) : random_float(-1e-3f, 1e-3f), y = random_float(-80, 80);     \
+      if (i == 0) x = y = 0;                                                                                  \
+      f_##set p = exp2_##set(splat_##set(x)), q = exp2_product_##set(splat_##set(x), splat_##set(0.992f));    \
+      f_##set s = softplus_##set(splat_##set(y)), g = sigmoid_##set(splat_##set(y));                          \
+      double found[4] = {p[lanes - 1], q[0], s[0], g[0]};                                                     \
+      double right[4] = {exp2(x), exp2((double)x * 0.992f), log1p(exp((double)y)), 1 / (1 + exp(-(double)y))}; \
+      for (int k = 0; k < 4; k++) worst[k] = fmax(worst[k], fabs(found[k] / right[k] - 1));                   \
+      if (x == 0 && (p[0] != 1 || q[0] != 1)) fail(#set " exp2(0) - 1", p[0] - 1, 0);                         \
+    }                                                                                                         \
+    printf(#set ": relative errors of exp2 %.2g, of products %.2g, softplus %.2g, sigmoid %.2g\n", worst[0],  \
+           worst[1], worst[2], worst[3]);                                                                     \
+    if (worst[0] > 2e-7) fail(#set " exp2", worst[0], 2e-7);                                                  \
+    /* without a fused multiply-add the product itself is rounded, by up to 4e-6 here */                      \
+    if (worst[1] > (lanes == 4 ? 4e-6 : 2e-7)) fail(#set " exp2_product", worst[1], 2e-7);                    \
+    if (worst[2] > 8e-6) fail(#set " softplus", worst[2], 8e-6);                                              \
+    if (worst[3] > 8e-6) fail(#set " sigmoid", worst[3], 8e-6);                                               \
+    f_##set nan = splat_##set(NAN), much = exp2_##set(splat_##set(1000)), little = exp2_##set(splat_##set(-1000)); \
+    if (exp2_##set(nan)[0] == exp2_##set(nan)[0] || softplus_##set(nan)[0] == softplus_##set(nan)[0])         \
+      fail(#set " NaN", 0, 0);                                                                                \
+    if (!(much[0] > 1e38f)) fail(#set " 2**1000", much[0], 1e38);                                             \
+    if (!(little[0] >= 0 && little[0] <= 1.2e-38f)) fail(#set " 2**-1000", little[0], 1.2e-38);               \
+  }
+
+#if defined(__clang__)
+#endif
+CHECK_FUNCTIONS(plain, 4)
+#if HAVE_X86 && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+CHECK_FUNCTIONS(avx2, 8)
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
+CHECK_FUNCTIONS(avx512, 16)
+#pragma GCC pop_options
+#endif
+
+/* Every number of 16 bits there is, there and back. */
+static void check_halves(void) {
+  for (unsigned bits = 0; bits < 1 << 16; bits++) {
+    float x = half_to_float((uint16_t)bits);
+    if (x == x && float_to_half(x) != bits) fail("a float16 there and back", bits, 0);
+    if (x != x && !((float_to_half(x) & 0x7fff) > 0x7c00)) fail("a float16 NaN", bits, 0);
+  }
+}
+
+/* ---------------------------------------------------------------- random calls */
+
+/* `count` numbers of a dtype in memory of exactly their size. */
+static kj_tensor draw(int64_t count, int64_t row, int dtype, float low, float high) {
+  kj_tensor x = {malloc(count * (dtype == KJ_FLOAT32 ? 4 : 2)), dtype, row};
+  for (int64_t i = 0; i < count; i++) put_number(x, i, random_float(low, high));
+  return x;
+}
+
+static float *draw_floats(int64_t count, float low, float high) {
+  return draw(count, 0, KJ_FLOAT32, low, high).data;
+}
+
+static void *draw_mask(int64_t count) {
+  uint8_t *mask = malloc(count);
+  for (int64_t i = 0; i < count; i++) mask[i] = random_number(4) != 0;
+  return mask;
+}
+
+static int32_t *draw_segments(int64_t batch, int64_t length) {
+  int32_t *segments = malloc(batch * length * sizeof *segments);
+  for (int64_t i = 0; i < batch * length; i++)
+    segments[i] = i % length ? segments[i - 1] + (random_number(5) == 0) : (int32_t)random_number(3);
+  return segments;
+}
+
+/* Memory for a result: NaN all over, so that what was not written shows. */
+static kj_tensor blank(int64_t count, int64_t row, int dtype) {
+  kj_tensor x = {malloc(count * (dtype == KJ_FLOAT32 ? 4 : 2)), dtype, row};
+  memset(x.data, 0xff, count * (dtype == KJ_FLOAT32 ? 4 : 2));
+  return x;
+}
+
+/* How far `found` is from `right`, beside the largest number there. */
+static void compare(const char *what, kj_tensor found, kj_tensor right, int64_t count, double bound) {
+  double worst = 0, scale = 1e-3;
+  for (int64_t i = 0; i < count; i++) {
+    double difference = fabs((double)number_at(found, i) - number_at(right, i));
+    if (!(difference < 1e30)) fail(what, NAN, bound);
+    worst = fmax(worst, difference);
+    scale = fmax(scale, fabs(number_at(right, i)));
+  }
+  if (worst > bound * scale) fail(what, worst / scale, bound);
+}
+
+typedef struct {
+  kj_tensor x[12];
+  int64_t count[12];
+  int used;
+} results;
+
+static void keep(results *all, kj_tensor x, int64_t count) {
+  all->x[all->used] = x;
+  all->count[all->used++] = count;
+}
+
+static void compare_all(const char *what, results *found, results *right, double bound) {
+  for (int i = 0; i < right->used; i++) {
+    compare(what, found->x[i], right->x[i], right->count[i], bound);
+    if (found != right) free(found->x[i].data);
+  }
+}
+
+static results run_scan(kj_scan call, int backward) {
+  int64_t b = call.batch, t = call.length, e = call.channels, n = call.states;
+  results all = {.used = 0};
+  call.y = blank(b * t * e, e, call.u.dtype);
+  call.last = blank(b * e * n, 0, KJ_FLOAT32).data;
+  call.checkpoints = backward ? blank(kj_scan_checkpoints(b, t, e, n), 0, KJ_FLOAT32).data : NULL;
+  if (kj_scan_forward(&call)) fail("kj_scan_forward", 1, 0);
+  keep(&all, call.y, b * t * e);
+  keep(&all, (kj_tensor){call.last, KJ_FLOAT32, 0}, b * e * n);
+  if (!backward) return all;
+  struct { kj_tensor *to; kj_tensor like; int64_t count; } grads[] = {
+      {&call.grad_u, call.u, b * t * e}, {&call.grad_delta, call.delta, b * t * e},
+      {&call.grad_B, call.B, b * t * n}, {&call.grad_C, call.C, b * t * n}, {&call.grad_z, call.z, b * t * e}};
+  for (int i = 0; i < 5; i++)
+    if (grads[i].like.data) {
+      *grads[i].to = blank(grads[i].count, i == 2 || i == 3 ? n : e, grads[i].like.dtype);
+      keep(&all, *grads[i].to, grads[i].count);
+    }
+  struct { float **to; const float *like; int64_t count; } floats[] = {
+      {&call.grad_A, call.A, e * n}, {&call.grad_D, call.D, e},
+      {&call.grad_bias, call.bias, e}, {&call.grad_initial, call.initial, b * e * n}};
+  for (int i = 0; i < 4; i++)
+    if (floats[i].like) {
+      *floats[i].to = blank(floats[i].count, 0, KJ_FLOAT32).data;
+      keep(&all, (kj_tensor){*floats[i].to, KJ_FLOAT32, 0}, floats[i].count);
+    }
+  if (kj_scan_backward(&call)) fail("kj_scan_backward", 1, 0);
+  free(call.checkpoints);
+  return all;
+}
+
+static void fuzz_scan(void) {
+  static const int lengths[] = {1, 2, 31, 32, 33, 64, 65, 100}, sizes[] = {1, 3, 4, 8, 16, 17, 64};
+  int64_t b = 1 + random_number(3), t = lengths[random_number(8)], e = 1 + random_number(40), n = sizes[random_number(7)];
+  int64_t wide = e + random_number(3), narrow = n + random_number(3); /* rows with something after them */
+  int dtype = random_number(3), backward = random_number(4) != 0;
+  kj_scan call = {.batch = b, .length = t, .channels = e, .states = n, .softplus = random_number(2)};
+  float high = random_number(5) ? 0.5f : 20.0f;
+  call.u = draw((b * t - 1) * wide + e, wide, dtype, -1, 1);
+  call.delta = draw((b * t - 1) * wide + e, wide, dtype, call.softplus ? -high : 1e-6f, high);
+  call.B = draw((b * t - 1) * narrow + n, narrow, dtype, -1, 1);
+  call.C = draw((b * t - 1) * narrow + n, narrow, dtype, -1, 1);
+  if (random_number(2)) call.z = draw((b * t - 1) * wide + e, wide, dtype, -2, 2);
+  call.A = draw_floats(e * n, -16, -0.1f);
+  if (random_number(2)) call.D = draw_floats(e, -1, 1);
+  if (random_number(2)) call.bias = draw_floats(e, 0, 0.1f);
+  if (random_number(2)) call.initial = draw_floats(b * e * n, -1, 1);
+  if (random_number(3) == 0) call.mask = draw_mask(b * t);
+  if (random_number(3) == 0) call.segments = draw_segments(b, t);
+  call.grad_y = draw(b * t * e, e, dtype, -1, 1);
+  if (random_number(2)) call.grad_last = draw_floats(b * e * n, -1, 1);
+  call.threads = 1;
+  call.isa = KJ_PLAIN;
+  results right = run_scan(call, backward);
+  double bound = dtype == KJ_FLOAT32 ? 2e-5 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
+  for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
+    for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
+      results found = run_scan(call, backward);
+      compare_all("a scan on another set", &found, &right, bound);
+    }
+  compare_all("a scan", &right, &right, bound);
+  for (int i = 0; i < right.used; i++) free(right.x[i].data);
+  free(call.u.data), free(call.delta.data), free(call.B.data), free(call.C.data), free(call.z.data);
+  free((void *)call.A), free((void *)call.D), free((void *)call.bias), free((void *)call.initial);
+  free((void *)call.mask), free((void *)call.segments), free(call.grad_y.data), free((void *)call.grad_last);
+}
+
+static results run_conv(kj_conv call) {
+  int64_t b = call.batch, t = call.length, e = call.channels, k = call.width;
+  results all = {.used = 0};
+  call.y = blank(b * t * e, e, call.x.dtype);
+  call.grad_x = blank(b * t * e, e, call.x.dtype);
+  call.grad_kernel = blank(k * e, 0, KJ_FLOAT32).data;
+  keep(&all, call.y, b * t * e);
+  keep(&all, call.grad_x, b * t * e);
+  keep(&all, (kj_tensor){call.grad_kernel, KJ_FLOAT32, 0}, k * e);
+  if (call.bias) {
+    call.grad_bias = blank(e, 0, KJ_FLOAT32).data;
+    keep(&all, (kj_tensor){call.grad_bias, KJ_FLOAT32, 0}, e);
+  }
+  if (call.initial.data) {
+    call.grad_initial = blank(b * (k - 1) * e, e, call.x.dtype);
+    keep(&all, call.grad_initial, b * (k - 1) * e);
+  }
+  if (kj_conv_forward(&call) || kj_conv_backward(&call)) fail("kj_conv", 1, 0);
+  return all;
+}
+
+static void fuzz_conv(void) {
+  int64_t b = 1 + random_number(3), t = 1 + random_number(40), e = 1 + random_number(40), k = 1 + random_number(6);
+  int64_t wide = e + random_number(3);
+  int dtype = random_number(3);
+  kj_conv call = {.batch = b, .length = t, .channels = e, .width = k, .silu = random_number(2)};
+  call.x = draw((b * t - 1) * wide + e, wide, dtype, -2, 2);
+  call.kernel = draw_floats(k * e, -1, 1);
+  if (random_number(2)) call.bias = draw_floats(e, -1, 1);
+  if (random_number(2)) call.initial = draw(b * (k - 1) * e, e, dtype, -1, 1);
+  if (random_number(3) == 0) call.mask = draw_mask(b * t);
+  if (random_number(3) == 0) call.segments = draw_segments(b, t);
+  call.grad_y = draw(b * t * e, e, dtype, -1, 1);
+  call.threads = 1;
+  call.isa = KJ_PLAIN;
+  results right = run_conv(call);
+  double bound = dtype == KJ_FLOAT32 ? 1e-5 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
+  for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
+    for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
+      results found = run_conv(call);
+      compare_all("a convolution on another set", &found, &right, bound);
+    }
+  compare_all("a convolution", &right, &right, bound);
+  for (int i = 0; i < right.used; i++) free(right.x[i].data);
+  free(call.x.data), free((void *)call.kernel), free((void *)call.bias), free(call.initial.data);
+  free((void *)call.mask), free((void *)call.segments), free(call.grad_y.data);
+}
+
+int main(int count, char **arguments) {
+  int rounds = count > 1 ? atoi(arguments[1]) : 300;
+  functions_plain();
+#if HAVE_X86 && !defined(__clang__)
+  if (kj_isa_available(KJ_AVX2)) functions_avx2();
+  if (kj_isa_available(KJ_AVX512)) functions_avx512();
+#endif
+  check_halves();
+  for (int i = 0; i < rounds; i++) fuzz_scan(), fuzz_conv();
+  printf("%d random scans and convolutions agree\n", rounds);
+  return 0;
+}

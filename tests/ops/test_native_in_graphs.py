@@ -1,0 +1,124 @@
+"""The C library where a backend compiles, transforms or exports what calls it."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+from keras import ops
+
+from keras_jamba.ops import causal_depthwise_conv, selective_scan
+
+BACKEND = keras.backend.backend()
+on = {name: pytest.mark.skipif(BACKEND != name, reason=f"about {name}") for name in ("jax", "tensorflow", "torch")}
+A = -ops.ones((12, 4))
+KERNEL = ops.ones((4, 12))
+
+
+def draw(*shape):
+    return ops.convert_to_tensor(np.random.default_rng(0).standard_normal(shape).astype("float32"))
+
+
+def convolve_and_scan(x, implementation="native"):
+    """Both kernels, one after the other, with slices of the input for what else the scan wants."""
+    u = causal_depthwise_conv(x, KERNEL, activation="silu", implementation=implementation)
+    return selective_scan(
+        u, x * 0.3, A, x[..., :4], x[..., 4:8], z=x, delta_softplus=True, implementation=implementation
+    )
+
+
+def squared(x, implementation="native"):
+    return ops.sum(convolve_and_scan(x, implementation) ** 2)
+
+
+@on["torch"]
+def test_torch_compiles_it_into_one_graph_with_its_gradient():
+    import torch
+
+    x, again = (draw(2, 9, 12).requires_grad_(True) for _ in range(2))
+    loss = torch.compile(squared, fullgraph=True, backend="aot_eager")(x)
+    (grad,) = torch.autograd.grad(loss, x)
+    (expected,) = torch.autograd.grad(squared(again, "portable"), again)
+    np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@on["torch"]
+def test_torch_checks_its_operators():
+    import torch
+
+    x = draw(2, 9, 12).requires_grad_(True)
+    tensors = (x, x, draw(12, 4), x[..., :4], x[..., 4:8], None, x, None, None, None, None)
+    torch.library.opcheck(torch.ops.keras_jamba.scan_forward, (*tensors, 1, 1), test_utils="test_schema")
+    torch.library.opcheck(torch.ops.keras_jamba.scan_forward, (*tensors, 1, 1), test_utils="test_faketensor")
+
+
+@on["torch"]
+def test_what_torch_exports_is_without_the_library():
+    import torch
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return convolve_and_scan(x, None)
+
+    x = draw(2, 9, 12)
+    exported = torch.export.export(Model(), (x,))
+    assert "keras_jamba" not in str(exported.graph)
+    np.testing.assert_allclose(exported.module()(x), convolve_and_scan(x), rtol=1e-4, atol=1e-4)
+
+
+@on["jax"]
+@pytest.mark.parametrize("transformation", ["jit", "vmap", "remat", "vmap of jit"])
+def test_jax_transforms_it_and_its_gradient(transformation):
+    import jax
+
+    x = draw(3, 2, 9, 12)
+    apply = {
+        "jit": lambda f: lambda x: jax.jit(jax.grad(f))(x[0]),
+        "vmap": lambda f: jax.vmap(jax.grad(f)),
+        "remat": lambda f: lambda x: jax.grad(jax.checkpoint(f))(x[0]),
+        "vmap of jit": lambda f: jax.vmap(jax.jit(jax.grad(f))),
+    }[transformation]
+    actual = apply(squared)(x)
+    expected = apply(lambda x: squared(x, "portable"))(x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@on["jax"]
+def test_jax_calls_the_library_itself_and_what_it_exports_is_without_it():
+    import jax
+
+    function, x = jax.jit(convolve_and_scan), draw(2, 9, 12)
+    calls = lambda text: [line for line in text.splitlines() if "custom_call" in line and "@keras_jamba" in line]  # noqa: E731
+    assert len(calls(function.lower(x).as_text())) == 2
+    exported = jax.export.export(function)(x)
+    assert calls(exported.mlir_module()) == []
+    np.testing.assert_allclose(exported.call(x), convolve_and_scan(x), rtol=1e-4, atol=1e-4)
+
+
+@on["tensorflow"]
+def test_a_graph_of_tensorflow_calls_the_library_and_xla_takes_the_portable_form():
+    import tensorflow as tf
+
+    x = draw(2, 9, 12)
+    graph = tf.function(lambda x: convolve_and_scan(x, None))
+    compiled = tf.function(lambda x: convolve_and_scan(x, None), jit_compile=True)
+    assert "PyFunc" in str(graph.get_concrete_function(x).graph.as_graph_def())
+    assert "PyFunc" not in str(compiled.get_concrete_function(x).graph.as_graph_def())
+    expected = numpy(convolve_and_scan(x, "portable"))
+    for function in (graph, compiled):
+        np.testing.assert_allclose(function(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@on["tensorflow"]
+def test_what_tensorflow_exports_is_without_the_library(tmp_path):
+    import tensorflow as tf
+
+    class Layer(keras.layers.Layer):
+        def call(self, x):
+            return convolve_and_scan(x, None)
+
+    inputs = keras.Input((9, 12))
+    model, x = keras.Model(inputs, Layer()(inputs)), draw(2, 9, 12)
+    model.export(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    assert "PyFunc" not in str(loaded.signatures["serve"].graph.as_graph_def())
+    np.testing.assert_allclose(loaded.serve(x), convolve_and_scan(x), rtol=1e-4, atol=1e-4)
