@@ -5,7 +5,6 @@ on is known only then.
 """
 
 import functools
-import os
 
 import jax
 import jax.extend
@@ -122,12 +121,8 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable):
 def _layout(kernel, backward, inputs, outputs, specs, options):
     """What xla_ffi.h asks for."""
     sizes = kernel.sizes({name: x.shape for name, x in zip(inputs, specs, strict=True) if not _is_none(x)})
-    integers = [*sizes.values(), *options, _threads(), _native.instruction_set()]
+    # XLA's own pool has a thread a core, too.
+    integers = [*sizes.values(), *options, _native.cores(), _native.instruction_set()]
     fields = [kernel.field(name) for name in (*inputs, *outputs)]
     codes = [2 * offset + is_tensor for offset, is_tensor in fields]
     return np.array([2 * (kernel.name == "conv") + backward, len(integers), *integers, *codes], "int64")
-
-
-def _threads():
-    """Those of XLA's own pool: it has one a core that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,6 +1,5 @@
 """Kernels of the C library on TensorFlow: Python functions inside graphs, on memory that NumPy shares with tensors."""
 
-import os
 import sys
 
 import numpy as np
@@ -9,7 +8,7 @@ import tensorflow as tf
 # Public TensorFlow does not say whether XLA will compile the graph that is being traced.
 from tensorflow.python.ops import control_flow_util
 
-from keras_jamba._native import Array
+from keras_jamba import _native
 
 
 def compiling():
@@ -109,8 +108,8 @@ def _call(kernel, backward, tensors, output_names, output_specs, types, options)
 
 
 def _array(x):
-    return Array(x.ctypes.data, x.shape, x.dtype.name, x.shape[-1] if x.ndim else 0)
+    return _native.Array(x.ctypes.data, x.shape, x.dtype.name, x.shape[-1] if x.ndim else 0)
 
 
 def _threads():
-    return tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    return tf.config.threading.get_intra_op_parallelism_threads() or _native.cores()

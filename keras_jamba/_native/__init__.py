@@ -168,6 +168,11 @@ def xla_function():
     return _library.kj_xla
 
 
+def cores():
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def instruction_set():
     """The number of the set that KERAS_JAMBA_ISA names, 0 for the fastest."""
     name = os.environ.get("KERAS_JAMBA_ISA")
