@@ -36,6 +36,24 @@ def contestants():
     return {name: ours(name) for name in available} | peers()
 
 
+def called_from_c(tensors):
+    """`measure.forward_and_gradient` of the native kernel on arrays that lie ready: what a backend's call adds to."""
+    from keras_jamba import _native
+
+    names = ("u", "delta", "A", "B", "C", "D", "z", "bias", "grad_y")
+    arrays = {name: np.array(ops.convert_to_numpy(x)) for name, x in zip(names, tensors, strict=True)}
+    specs = _native.SCAN.output_specs({name: x.shape for name, x in arrays.items()}, "float32", train=True)
+    arrays |= {name: np.empty(*spec) for name, spec in zip(_native.SCAN.outputs, specs, strict=True)}
+    arrays |= {f"grad_{name}": np.empty_like(arrays[name]) for name in names[:-1]}
+    pointers = {k: _native.Array(x.ctypes.data, x.shape, "float32", x.shape[-1]) for k, x in arrays.items()}
+
+    def run(*passes):
+        for backward in passes:
+            _native.SCAN.run(backward, pointers, {"softplus": 1}, _native.cores())
+
+    return lambda: run(False), lambda: run(False, True)
+
+
 def draw(batch, length, channels):
     """u, delta, A, B, C, D, z, delta_bias, and a weight for the output, as tensors of the backend."""
     rng = np.random.default_rng(0)
@@ -66,6 +84,8 @@ def timings(scans, rounds):
         tensors = draw(*shape)
         names = [name for name in scans if shape[1] <= LONGEST.get(name, shape[1])]
         pairs = {name: measure.forward_and_gradient(scans[name], tensors) for name in names}
+        if "native" in pairs:
+            pairs["native, from C"] = called_from_c(tensors)
         for what in ("forward", "forward+backward"):
             chosen = {name: pair[what != "forward"] for name, pair in pairs.items()}
             seconds = measure.interleaved(chosen, rounds)
@@ -97,7 +117,7 @@ def show(timed, memory, scans):
         values = row[unit]
         ratios = {name: f"{value / values[best]:.2f}x" for name, value in values.items() if name != best}
         rows.append({"(b, t, e)": row["shape"], "": row["what"], best: f"{values[best]} {unit}", **ratios})
-    print(measure.table(rows, ["(b, t, e)", "", *scans]))
+    print(measure.table(rows, ["(b, t, e)", "", *dict.fromkeys(name for row in timed for name in row["ms"])]))
 
 
 def main():

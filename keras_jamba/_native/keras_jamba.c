@@ -15,7 +15,7 @@
 
 #include "keras_jamba.h"
 
-#define CHUNK 32
+#define CHUNK 16
 #define GROUP 4         /* states that the backward pass takes through a chunk together: four, see vector.h */
 #define FORWARD_GROUP 4 /* the same for the forward pass, no fewer */
 #define WIDEST 16       /* lanes of the widest set, and a cache line of float32: channels go by so many */

@@ -169,7 +169,7 @@ static results run_scan(kj_scan call, int backward) {
 }
 
 static void fuzz_scan(void) {
-  static const int lengths[] = {1, 2, 31, 32, 33, 64, 65, 100}, sizes[] = {1, 3, 4, 8, 16, 17, 64};
+  static const int lengths[] = {1, 2, 15, 16, 17, 33, 64, 100}, sizes[] = {1, 3, 4, 8, 16, 17, 64};
   int64_t b = 1 + random_number(3), t = lengths[random_number(8)], e = 1 + random_number(40), n = sizes[random_number(7)];
   int64_t wide = e + random_number(3), narrow = n + random_number(3); /* rows with something after them */
   int dtype = random_number(3), backward = random_number(4) != 0;
