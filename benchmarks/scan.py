@@ -47,7 +47,7 @@ def called_from_c(tensors):
     arrays |= {f"grad_{name}": np.empty_like(arrays[name]) for name in names[:-1]}
     pointers = {k: _native.Array(x.ctypes.data, x.shape, "float32", x.shape[-1]) for k, x in arrays.items()}
 
-    def run(*passes):
+    def run(*passes, owner=arrays):  # the arrays live as long as this function
         for backward in passes:
             _native.SCAN.run(backward, pointers, {"softplus": 1}, _native.cores())
 
