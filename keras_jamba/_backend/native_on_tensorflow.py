@@ -76,7 +76,7 @@ def native(kernel, portable):
 
         # A variable among the inputs would be taken for one that the function has caught.
         outputs = differentiable(*map(tf.convert_to_tensor, present))
-        return [_with_shape(x, spec) for x, spec in zip(outputs, _static(kernel, tensors), strict=False)]
+        return [tf.ensure_shape(x, spec) for x, spec in zip(outputs, _static(kernel, tensors), strict=False)]
 
     return function
 
@@ -84,10 +84,6 @@ def native(kernel, portable):
 def _static(kernel, tensors):
     first, second = tensors[0].shape, [x for x, name in zip(tensors, kernel.inputs, strict=True) if name == "A"]
     return [first] + [(first[0], *x.shape) for x in second]
-
-
-def _with_shape(x, shape):
-    return tf.ensure_shape(x, shape)
 
 
 def _call(kernel, backward, tensors, output_names, output_specs, types, options):

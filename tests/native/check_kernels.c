@@ -51,8 +51,6 @@ static void fail(const char *what, double got, double bound) {
     if (!(little[0] >= 0 && little[0] <= 1.2e-38f)) fail(#set " 2**-1000", little[0], 1.2e-38);               \
   }
 
-#if defined(__clang__)
-#endif
 CHECK_FUNCTIONS(plain, 4)
 #if HAVE_X86 && !defined(__clang__)
 #pragma GCC push_options

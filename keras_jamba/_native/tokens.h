@@ -1,0 +1,66 @@
+/* The real tokens of a row, chunk by chunk, and where the states before each chunk are kept. */
+
+/* The real tokens of one row, and of them the chunk that is being worked on.  Tokens that the mask takes out are
+ * nowhere in here: for the arithmetic they do not exist. */
+typedef struct {
+  int64_t begin, all;     /* where the row begins, how many real tokens it has */
+  const int32_t *index;   /* their numbers in the row, or NULL: all of them */
+  const int32_t *segments; /* of the row, or NULL */
+  int64_t states;
+  int count;              /* of the chunk */
+  int64_t at[CHUNK];      /* begin + number */
+  float *B, *C;           /* [token][n] */
+  const float *keep;      /* 0 where a document begins, else 1; NULL where none does */
+  float kept[CHUNK];
+} kj_tokens;
+
+INLINE int64_t kj_at(const kj_tokens *tokens, int64_t i) { return tokens->begin + (tokens->index ? tokens->index[i] : i); }
+
+/* Whether real token i is of another document than the one before it. The first goes on with an initial state. */
+INLINE int kj_begins(const kj_tokens *tokens, int64_t i) {
+  if (!tokens->segments || i == 0) return 0;
+  return tokens->segments[kj_at(tokens, i) - tokens->begin] != tokens->segments[kj_at(tokens, i - 1) - tokens->begin];
+}
+
+static kj_tokens begin_row(int64_t row, int64_t length, const uint8_t *mask, const int32_t *segments, int32_t *index) {
+  kj_tokens tokens = {.begin = row * length, .all = length};
+  if (segments) tokens.segments = segments + row * length;
+  if (mask) {
+    tokens.index = index;
+    tokens.all = 0;
+    for (int64_t t = 0; t < length; t++)
+      if (mask[row * length + t]) index[tokens.all++] = (int32_t)t;
+  }
+  return tokens;
+}
+
+/* Chunk number `chunk` of the row, or 0 if there is none. */
+static int kj_chunk(const kj_scan *call, kj_tokens *tokens, int64_t chunk) {
+  int64_t first = chunk * CHUNK, n = call->states;
+  if (first >= tokens->all) return 0;
+  tokens->count = tokens->all - first < CHUNK ? (int)(tokens->all - first) : CHUNK;
+  tokens->keep = NULL;
+  for (int i = 0; i < tokens->count; i++) {
+    tokens->at[i] = kj_at(tokens, first + i);
+    tokens->kept[i] = kj_begins(tokens, first + i) ? 0.0f : 1.0f;
+    if (tokens->kept[i] == 0) tokens->keep = tokens->kept;
+    for (int64_t k = 0; k < n; k++) {
+      tokens->B[i * n + k] = number_at(call->B, tokens->at[i] * call->B.row + k);
+      tokens->C[i * n + k] = number_at(call->C, tokens->at[i] * call->C.row + k);
+    }
+  }
+  return 1;
+}
+
+static int64_t padded(int64_t channels) { return (channels + WIDEST - 1) / WIDEST * WIDEST; }
+
+static int64_t chunks_of(int64_t length) { return (length + CHUNK - 1) / CHUNK; }
+
+int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int64_t states) {
+  return batch * chunks_of(length) * padded(channels) * states;
+}
+
+static float *kj_checkpoint(const kj_scan *call, int64_t row, int64_t chunk, int64_t channel) {
+  int64_t place = row * chunks_of(call->length) + chunk;
+  return call->checkpoints + (place * padded(call->channels) + channel) * call->states;
+}
