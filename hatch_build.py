@@ -48,7 +48,7 @@ class CustomBuildHook(BuildHookInterface):
         if found is None:
             return "there is no C compiler (cc, gcc or clang)."
         # Into a file of its own first: a process that has the old library loaded keeps it.
-        made = output.with_suffix(".building")
+        made = output.with_suffix(f".building-{os.getpid()}")
         try:
             done = subprocess.run(command(found, root, made), capture_output=True, text=True)
         except OSError as error:

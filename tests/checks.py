@@ -9,6 +9,15 @@ def numpy(tree):
     return keras.tree.map_structure(lambda x: ops.convert_to_numpy(ops.stop_gradient(x)), tree)
 
 
+def whole(function):
+    """`function` as one program on JAX, which would otherwise compile every operation of every shape by itself."""
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
 def gradients(function, tensors):
     """Gradients of a scalar function of a list of tensors, as NumPy arrays."""
     backend = keras.backend.backend()
@@ -16,7 +25,7 @@ def gradients(function, tensors):
     if backend == "jax":
         import jax
 
-        grads = jax.grad(lambda xs: function(*xs))(tensors)
+        grads = whole(jax.grad(lambda xs: function(*xs)))(tensors)
     elif backend == "tensorflow":
         import tensorflow as tf
 
