@@ -1,5 +1,8 @@
 """Kernels of the C library on PyTorch: registered operators, which `torch.compile` takes as they are."""
 
+import ctypes
+import functools
+
 import torch
 
 from keras_jamba._native import Array
@@ -78,8 +81,20 @@ class _Operator:
         made = {name: x for name, x in zip(self.outputs, _listed(outputs), strict=True) if 0 not in x.shape}
         arrays = {name: _array(x) for name, x in (tensors | made).items()}
         options = dict(zip(self.kernel.options, options, strict=True))
-        self.kernel.run(self.backward, arrays, options, torch.get_num_threads())
+        self.kernel.run(self.backward, arrays, options, torch.get_num_threads(), _openmp())
         return outputs
+
+
+@functools.cache
+def _openmp():
+    """The address of `GOMP_parallel` in the OpenMP that PyTorch brought, or None.
+
+    Its threads keep their cores busy for a while after each operation, so others on the same cores would wait.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 _DTYPES = {"float32": torch.float32}

@@ -35,7 +35,7 @@ def _structure(integers, members):
     fields = [(name, ctypes.c_int64) for name in [*integers.split(), "threads", "isa"]]
     for name in members.split():
         fields.append((name[1:], ctypes.c_void_p) if name[0] == "*" else (name, _Tensor))
-    return type("Call", (ctypes.Structure,), {"_fields_": fields})
+    return type("Call", (ctypes.Structure,), {"_fields_": [*fields, ("parallel", ctypes.c_void_p)]})
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,15 @@ class Kernel:
         specs = [(shape, dtype if i == 0 else "float32") for i, shape in enumerate(self.shapes(self.sizes(shapes)))]
         return specs if train else specs[: len(specs) - self.hidden] + [((0,), "float32")] * self.hidden
 
-    def run(self, backward, arrays, options, threads):
-        """Calls the library, without Python's lock. `arrays` are inputs, outputs and gradients by name, or None."""
+    def run(self, backward, arrays, options, threads, parallel=None):
+        """Calls the library, without Python's lock.
+
+        `arrays` are inputs, outputs and gradients by name, or None; `parallel` is the address of OpenMP's
+        `GOMP_parallel` where the caller has such threads. Without it the call starts threads of its own.
+        """
         given = {name: array for name, array in arrays.items() if array is not None}
         sizes = self.sizes({name: x.shape for name, x in given.items()})
-        call = self.structure(threads=threads, isa=instruction_set(), **sizes, **options)
+        call = self.structure(threads=threads, isa=instruction_set(), parallel=parallel, **sizes, **options)
         for name, x in given.items():
             if isinstance(getattr(call, name), _Tensor):
                 setattr(call, name, _Tensor(x.address, _DTYPES[x.dtype], x.row))

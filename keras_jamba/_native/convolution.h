@@ -1,75 +1,130 @@
-/* The causal depthwise convolution and SiLU for one instruction set: one row and a range of its strips of channels.
- *
- * A window of `width` inputs moves over the real tokens of the row; where a document begins it is emptied. */
+/* The causal depthwise convolution and SiLU for one instruction set: one row and a range of its strips of channels, in
+ * chunks of tokens as the scan.  Before the tokens of a chunk stand the `past` inputs that its windows reach back to;
+ * behind their gradients, in the backward pass, those of the `past` tokens that follow. */
 
-/* The gradient of input number `source` of the row is whole: the inputs before the row have negative numbers. */
-INLINE void V(put_grad_x)(const kj_conv *call, const kj_task *task, int64_t source, int64_t first, int count, vf grad) {
-  int64_t past = call->width - 1;
-  if (source >= 0) V(store)(call->grad_x, kj_at(&task->tokens, source), first, count, grad);
-  else V(store)(call->grad_initial, task->row * past + past + source, first, count, grad);
+/* One chunk of one vector of channels. `w` and `bias`: of these channels; `x`: the inputs, the past first; `valid`: of
+ * kj_valid, NULL if all are; `out`: what is found. The second line is for the backward pass: `grad` is of y, and of y
+ * before SiLU from token `count` on; `sums` are for the kernel, then for the bias. */
+typedef struct {
+  const vf *w, *x;
+  vf bias, *out;
+  vf *grad, *sums;
+  const float *valid;
+  int count, silu;
+} V(window);
+
+/* y before SiLU, of SIDE tokens from number i on. */
+INLINE void V(slide)(const V(window) *chunk, int width, const float *valid, int i, vf *y) {
+  EACH y[k] = chunk->bias;
+  for (int j = 0; j < width; j++)
+    EACH y[k] += (valid ? chunk->w[j] * valid[(i + k) * width + j] : chunk->w[j]) * chunk->x[i + k + j];
 }
 
-INLINE void V(conv_part)(const kj_conv *call, const kj_task *task, int64_t first, int width, int backward) {
-  const kj_tokens *tokens = &task->tokens;
-  int64_t e = call->channels, valid_from = 0;
-  int count = e - first < LANES ? (int)(e - first) : LANES, past = width - 1;
-  vf locals[16]; /* registers, where the width is known to be small */
-  vf *w = width <= 4 ? locals : task->work, *window = w + width, *grad_x = window + width, *grad_w = grad_x + width;
-  vf bias = V(load_channels)(call->bias, first, count), grad_bias = {0};
-  for (int j = 0; j < width; j++) {
-    w[j] = V(load_channels)(call->kernel, j * e + first, count);
-    window[j] = grad_x[j] = grad_w[j] = (vf){0};
+INLINE void V(conv_forward)(const V(window) *chunk, int width, const float *valid) {
+  for (int i = 0; i < chunk->count; i += SIDE) {
+    vf *y = chunk->out + i, gate[SIDE];
+    V(slide)(chunk, width, valid, i, y);
+    if (!chunk->silu) continue;
+    V(sigmoid)(y, gate);
+    EACH y[k] *= gate[k];
   }
-  if (call->initial.data) {
-    for (int j = 0; j < past; j++) window[j] = V(load)(call->initial, task->row * past + j, first, count);
-    valid_from = -past;
+}
+
+INLINE void V(conv_backward)(const V(window) *chunk, int width, const float *valid) {
+  vf *grad = chunk->grad;
+  for (int i = 0; chunk->silu && i < chunk->count; i += SIDE) {
+    vf y[SIDE], gate[SIDE];
+    V(slide)(chunk, width, valid, i, y);
+    V(sigmoid)(y, gate);
+    EACH if (i + k < chunk->count) grad[i + k] *= gate[k] * (1.0f + y[k] * (1.0f - gate[k]));
   }
-  for (int64_t i = 0; i <= tokens->all; i++) {
-    if (i == tokens->all || kj_begins(tokens, i)) {
-      if (backward)
-        for (int j = 0; j < past; j++)
-          if (i - past + j >= valid_from) V(put_grad_x)(call, task, i - past + j, first, count, grad_x[j]);
-      if (i == tokens->all) break;
-      for (int j = 0; j < past; j++) window[j] = grad_x[j] = (vf){0};
-      valid_from = i;
+  for (int i = 0; i < chunk->count; i++) {
+    vf total = {0};
+    for (int j = 0; j < width; j++) {
+      int reached = i + width - 1 - j; /* the token whose tap j is input i */
+      chunk->sums[j] += (valid ? grad[i] * valid[i * width + j] : grad[i]) * chunk->x[i + j];
+      total += (valid ? chunk->w[j] * valid[reached * width + j] : chunk->w[j]) * grad[reached];
     }
-    int64_t at = kj_at(tokens, i);
-    V(prefetch)(call->x, at, first + WIDEST);
-    if (backward) V(prefetch)(call->grad_y, at, first + WIDEST);
-    window[past] = V(load)(call->x, at, first, count);
-    vf y = bias;
-    for (int j = 0; j < width; j++) y += w[j] * window[j];
-    if (!backward) {
-      if (call->silu) y *= V(sigmoid)(y);
-      V(store)(call->y, at, first, count, y);
-    } else {
-      vf grad = V(load)(call->grad_y, at, first, count);
-      if (call->silu) {
-        vf s = V(sigmoid)(y);
-        grad *= s * (1.0f + y * (1.0f - s));
-      }
-      grad_bias += grad;
-      grad_x[past] = (vf){0};
-      for (int j = 0; j < width; j++) {
-        grad_w[j] += grad * window[j];
-        grad_x[j] += grad * w[j];
-      }
-      if (i - past >= valid_from) V(put_grad_x)(call, task, i - past, first, count, grad_x[0]);
-      for (int j = 0; j < past; j++) grad_x[j] = grad_x[j + 1];
-    }
-    for (int j = 0; j < past; j++) window[j] = window[j + 1];
+    chunk->sums[width] += grad[i];
+    chunk->out[i] = total;
   }
-  if (!backward) return;
-  for (int j = 0; j < width; j++)
-    memcpy(task->rows_kernel + (task->row * width + j) * e + first, &grad_w[j], count * sizeof(float));
-  memcpy(task->rows_bias + task->row * e + first, &grad_bias, count * sizeof(float));
+}
+
+INLINE void V(conv_chunk)(const V(window) *chunk, int width, int backward) {
+  if (chunk->valid) {
+    if (backward) V(conv_backward)(chunk, width, chunk->valid);
+    else V(conv_forward)(chunk, width, chunk->valid);
+  } else if (width == 4) { /* the usual one, unrolled */
+    if (backward) V(conv_backward)(chunk, 4, NULL);
+    else V(conv_forward)(chunk, 4, NULL);
+  } else {
+    if (backward) V(conv_backward)(chunk, width, NULL);
+    else V(conv_forward)(chunk, width, NULL);
+  }
+}
+
+/* Input `number` of the row; those before the row have negative numbers. */
+INLINE vf V(input)(const kj_conv *call, const kj_task *task, int64_t number, int64_t first) {
+  int count = V(lanes)(call->channels, first);
+  int64_t past = call->width - 1;
+  if (number >= 0) return V(load)(call->x, kj_at(&task->tokens, number), first, count);
+  return call->initial.data ? V(load)(call->initial, task->row * past + past + number, first, count) : (vf){0};
+}
+
+INLINE void V(load_kernel)(const kj_conv *call, int64_t first, vf *w) {
+  for (int64_t j = 0; j < call->width; j++)
+    w[j] = V(load_channels)(call->kernel + j * call->channels, first, V(lanes)(call->channels, first));
+}
+
+/* The gradients of the inputs before the row, from those of y before SiLU of the first tokens; and the sums. */
+INLINE void V(end_row)(const kj_conv *call, const kj_task *task, int64_t first, vf *w, const float *valid,
+                       const vf *grad, const vf *sums) {
+  int64_t e = call->channels, width = call->width, past = width - 1;
+  int count = V(lanes)(e, first);
+  V(load_kernel)(call, first, w);
+  for (int64_t i = 0; i < past && call->grad_initial.data; i++) {
+    vf total = {0};
+    for (int64_t j = 0; j <= i; j++) total += (valid ? w[j] * valid[(i - j) * width + j] : w[j]) * grad[i - j];
+    V(store)(call->grad_initial, task->row * past + i, first, count, total);
+  }
+  for (int64_t j = 0; j < width; j++)
+    memcpy(task->rows_kernel + (task->row * width + j) * e + first, &sums[j], count * sizeof(float));
+  memcpy(task->rows_bias + task->row * e + first, &sums[width], count * sizeof(float));
 }
 
 static void V(conv)(const kj_conv *call, const kj_task *task, int backward) {
-  int64_t last = task->last * WIDEST < call->channels ? task->last * WIDEST : call->channels;
-  for (int64_t first = task->first * WIDEST; first < last; first += LANES) {
-    if (call->width == 4 && backward) V(conv_part)(call, task, first, 4, 1);
-    else if (call->width == 4) V(conv_part)(call, task, first, 4, 0);
-    else V(conv_part)(call, task, first, (int)call->width, backward);
+  const int64_t e = call->channels, width = call->width, past = width - 1, step = past + CHUNK;
+  const int64_t begin = task->first * WIDEST, end = task->last * WIDEST, vectors = (end - begin) / LANES;
+  const int64_t all = task->tokens.all, chunks = chunks_of(all);
+  vf *x = task->work, *grad = x + PARTS * step, *out = grad + PARTS * step, *w = out + PARTS * CHUNK;
+  vf *followed = w + width, *sums = followed + vectors * past; /* of all vectors, from chunk to chunk */
+  float *room = (float *)(sums + vectors * (width + 1));
+  const float *valid = NULL;
+  memset(followed, 0, vectors * (past + width + 1) * sizeof(vf));
+  for (int64_t done = 0; done < chunks; done++) {
+    int64_t start = (backward ? chunks - 1 - done : done) * CHUNK, at[CHUNK];
+    int count = all - start < CHUNK ? (int)(all - start) : CHUNK;
+    for (int i = 0; i < count; i++) at[i] = kj_at(&task->tokens, start + i);
+    valid = kj_valid(&task->tokens, start, count + past, width, room);
+    for (int64_t strip = begin; strip < end; strip += WIDEST) {
+      V(read_strip)(e, call->x, at, count, strip, x + past, step);
+      if (backward) V(read_strip)(e, call->grad_y, at, count, strip, grad, step);
+      for (int p = 0; p < PARTS && strip + p * LANES < e; p++) {
+        int64_t first = strip + p * LANES, number = (first - begin) / LANES;
+        vf bias = V(load_channels)(call->bias, first, V(lanes)(e, first));
+        V(window) chunk = {w, x + p * step, bias, out + p * CHUNK, grad + p * step, sums + number * (width + 1),
+                           valid, count, (int)call->silu};
+        V(load_kernel)(call, first, w);
+        for (int64_t j = 0; j < past; j++) x[p * step + j] = V(input)(call, task, start - past + j, first);
+        if (backward) memcpy(chunk.grad + count, followed + number * past, past * sizeof(vf));
+        V(conv_chunk)(&chunk, (int)width, backward);
+        if (backward) memcpy(followed + number * past, chunk.grad, past * sizeof(vf));
+      }
+      V(write_strip)(e, backward ? call->grad_x : call->y, at, count, strip, out, CHUNK);
+    }
+  }
+  for (int64_t first = begin; backward && first < end && first < e; first += LANES) {
+    int64_t number = (first - begin) / LANES;
+    V(end_row)(call, task, first, w, valid, followed + number * past, sums + number * (width + 1));
   }
 }

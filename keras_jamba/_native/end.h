@@ -5,7 +5,7 @@
 #undef vfu
 #undef vhu
 #undef SHUFFLE
-#undef HALF
 #undef PARTS
 #undef SET
 #undef LANES
+#undef AHEAD

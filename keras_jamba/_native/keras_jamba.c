@@ -1,8 +1,9 @@
 /* The selective scan and the short convolution of Mamba on a CPU: C11, libm and POSIX threads.
  *
  * This file holds the choice of an instruction set at run time, and the two kernels with their sums over rows.
- * numbers.h, tokens.h and threads.h hold what all sets share; vector.h, scan.h and convolution.h are included once for each set.  There is no global state:
- * every call starts its threads and frees its memory, so calls from several threads do not meet. */
+ * numbers.h, tokens.h and threads.h hold what all sets share; vector.h, strips.h, scan.h and convolution.h are included
+ * once for each set.  There is no global state: every call frees its memory, so calls from several threads do not
+ * meet. */
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HAVE_X86 1
@@ -15,13 +16,15 @@
 
 #include "keras_jamba.h"
 
-#define CHUNK 16
-#define GROUP 4         /* states that the backward pass takes through a chunk together: four, see vector.h */
-#define FORWARD_GROUP 4 /* the same for the forward pass, no fewer */
-#define WIDEST 16       /* lanes of the widest set, and a cache line of float32: channels go by so many */
+#define CHUNK 16   /* tokens */
+#define WIDEST 16  /* lanes of the widest set, and a cache line of float32: channels go by so many */
+#define SIDE 4     /* vectors that a function of vector.h works on side by side; CHUNK is a multiple */
+#define GROUP SIDE /* states that go through a chunk together */
+#define EACH for (int k = 0; k < SIDE; k++)
 #define LOG2E 1.44269504088896341f
 #define LN2 0.693147180559945309f
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
 #include "numbers.h"
 #include "tokens.h"
@@ -36,7 +39,7 @@ typedef struct {
   void *rates;      /* of all channels */
   void *state;      /* [vector][n][lane]: the states, or their gradient */
   void *replayed;   /* 2 [n][lane] */
-  float *sums;      /* [token][group of states][WIDEST] */
+  void *sums;       /* [token][B and C][n][lane] */
   void *grad_rates; /* [vector][n + 2][lane]: gradients of A, D and the bias */
   float *partial_B, *partial_C;          /* (b, t, n), this share of the channels */
   float *rows_A, *rows_D, *rows_bias;    /* (b, e, n), (b, e), (b, e) */
@@ -52,6 +55,7 @@ typedef struct {
 #define SET plain
 #define LANES 4
 #include "vector.h"
+#include "strips.h"
 #include "scan.h"
 #include "convolution.h"
 #include "end.h"
@@ -67,6 +71,7 @@ typedef struct {
 #define SET avx2
 #define LANES 8
 #include "vector.h"
+#include "strips.h"
 #include "scan.h"
 #include "convolution.h"
 #include "end.h"
@@ -83,6 +88,7 @@ typedef struct {
 #define SET avx512
 #define LANES 16
 #include "vector.h"
+#include "strips.h"
 #include "scan.h"
 #include "convolution.h"
 #include "end.h"
@@ -137,10 +143,10 @@ static const kj_set *set_for(int64_t isa) {
 /* ---------------------------------------------------------------- the scan */
 
 static kj_job scan_job(const kj_scan *call, const kj_set *set, int backward, int64_t *threads) {
-  int64_t n = call->states, strip = WIDEST * sizeof(float), groups = (n + GROUP - 1) / GROUP;
+  int64_t n = call->states, strip = WIDEST * sizeof(float);
   int64_t units = call->batch * call->length * call->channels * n;
   kj_job job = {.set = set, .scan = call, .backward = backward, .rows = call->batch, .length = call->length};
-  *threads = useful_threads(call->threads, backward ? 3 * units : units);
+  *threads = useful_threads(call->threads, backward ? 3 * units : units, call->parallel);
   job.strips = padded(call->channels) / WIDEST;
   job.shares = shares_for(*threads, call->batch, job.strips);
   int64_t most = (job.strips + job.shares - 1) / job.shares;
@@ -148,7 +154,7 @@ static kj_job scan_job(const kj_scan *call, const kj_set *set, int backward, int
   job.bytes[1] = rounded(most * n * strip);
   job.bytes[2] = rounded(2 * n * strip);
   if (backward) {
-    job.bytes[3] = rounded(CHUNK * groups * strip);
+    job.bytes[3] = rounded(2 * CHUNK * n * set->lanes * sizeof(float));
     job.bytes[4] = rounded(most * (n + 2) * strip);
   }
   return job;
@@ -171,7 +177,7 @@ int kj_scan_forward(const kj_scan *call) {
   kj_job job = scan_job(call, set, 0, &threads);
   float *memory = with_rates(call, &job, 0);
   if (!memory) return KJ_NO_MEMORY;
-  int error = run(&job, threads);
+  int error = run(&job, threads, call->parallel);
   free(memory);
   return error;
 }
@@ -205,7 +211,7 @@ int kj_scan_backward(const kj_scan *call) {
   job.shared.rows_bias = job.shared.rows_D + b * e;
   job.shared.partial_B = job.shared.rows_bias + b * e;
   job.shared.partial_C = job.shared.partial_B + job.shares * tokens;
-  int error = run(&job, threads);
+  int error = run(&job, threads, call->parallel);
   if (!error) {
     add_rows(call->grad_A, rows_A, b, e * n);
     add_rows(call->grad_D, job.shared.rows_D, b, e);
@@ -221,10 +227,13 @@ int kj_scan_backward(const kj_scan *call) {
 
 static kj_job conv_job(const kj_conv *call, const kj_set *set, int backward, int64_t *threads) {
   kj_job job = {.set = set, .conv = call, .backward = backward, .rows = call->batch, .length = call->length};
-  *threads = useful_threads(call->threads, call->batch * call->length * call->channels * (backward ? 4 : 2));
+  int64_t units = call->batch * call->length * call->channels;
+  *threads = useful_threads(call->threads, units * (backward ? 4 : 2), call->parallel);
   job.strips = padded(call->channels) / WIDEST;
   job.shares = shares_for(*threads, call->batch, job.strips);
-  job.bytes[0] = rounded(4 * call->width * set->lanes * sizeof(float));
+  int64_t most = (job.strips + job.shares - 1) / job.shares, step = call->width - 1 + CHUNK;
+  int64_t floats = WIDEST * (2 * step + CHUNK + 2 * most * call->width) + (set->lanes + step) * call->width;
+  job.bytes[0] = rounded(floats * sizeof(float));
   return job;
 }
 
@@ -233,7 +242,7 @@ int kj_conv_forward(const kj_conv *call) {
   if (!set) return KJ_NO_SUCH_ISA;
   int64_t threads;
   kj_job job = conv_job(call, set, 0, &threads);
-  return run(&job, threads);
+  return run(&job, threads, call->parallel);
 }
 
 int kj_conv_backward(const kj_conv *call) {
@@ -245,7 +254,7 @@ int kj_conv_backward(const kj_conv *call) {
   if (!memory) return KJ_NO_MEMORY;
   job.shared.rows_kernel = memory;
   job.shared.rows_bias = memory + b * k * e;
-  int error = run(&job, threads);
+  int error = run(&job, threads, call->parallel);
   if (!error) {
     add_rows(call->grad_kernel, job.shared.rows_kernel, b, k * e);
     add_rows(call->grad_bias, job.shared.rows_bias, b, e);

@@ -15,6 +15,10 @@ typedef struct {
   int64_t dtype, row;
 } kj_tensor;
 
+/* Calls its first argument with its second on so many threads at once, and comes back when all have: OpenMP's
+ * GOMP_parallel. */
+typedef void (*kj_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+
 /* The selective scan, as keras_jamba.ops.selective_scan defines it: b rows, t tokens, e channels, n states.
  * float32 are all pointers to float.  `checkpoints` holds kj_scan_checkpoints(...) floats; NULL where no
  * gradient is wanted.  The gradients' dtypes are those of what they belong to. */
@@ -30,6 +34,7 @@ typedef struct {
   const float *grad_last;                 /* (b, e, n) or NULL */
   kj_tensor grad_u, grad_delta, grad_B, grad_C, grad_z; /* written by backward; grad_z NULL with z */
   float *grad_A, *grad_D, *grad_bias, *grad_initial;    /* NULL where not wanted */
+  kj_parallel parallel; /* the caller's threads, or NULL: the call starts some of its own */
 } kj_scan;
 
 /* The causal depthwise convolution over k tokens, and SiLU after it where `silu` is set. */
@@ -43,6 +48,7 @@ typedef struct {
   kj_tensor grad_y;                /* read by backward from here on */
   kj_tensor grad_x, grad_initial;  /* written by backward; grad_initial NULL with initial */
   float *grad_kernel, *grad_bias;  /* (k, e), (e,) or NULL */
+  kj_parallel parallel;            /* as above */
 } kj_conv;
 
 int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int64_t states);

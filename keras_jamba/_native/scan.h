@@ -1,17 +1,16 @@
 /* The selective scan for one instruction set: forward and backward of one row and a range of its strips of channels.
  *
- * A strip is WIDEST channels, a cache line of float32, in PARTS vectors; a chunk is CHUNK tokens.  The forward pass
- * leaves the state before each chunk; the backward pass goes through the chunks from the last to the first and
- * computes each one's states again from there, so nothing of tokens x channels x state is ever kept.  Inside a chunk
- * some states at a time run over all tokens: they stay in registers, and what belongs to the chunk in the first-level
- * cache. */
+ * It goes through the row in chunks of CHUNK tokens, and through each in strips, see strips.h.  The forward pass leaves
+ * the state before each chunk; the backward pass goes through the chunks from the last to the first and computes each
+ * one's states again from there, so nothing of tokens x channels x state is ever kept.  Inside a chunk some states at a
+ * time run over all tokens: they stay in registers, and what belongs to the chunk in the first-level cache. */
 
-#define PARTS (WIDEST / LANES)
-
-/* One chunk of one vector of channels; `raw` is delta before the softplus, the second line for the backward pass. */
+/* One chunk of one vector of channels: what is read, then what is found; the last line is for the backward pass. `z`
+ * becomes the gate's slope and then z's gradient, `slope` is the softplus'. */
 typedef struct {
-  vf delta[CHUNK], drive[CHUNK], u[CHUNK], raw[CHUNK], y[CHUNK];
-  vf z[CHUNK], grad_y[CHUNK], grad_drive[CHUNK], grad_delta[CHUNK];
+  vf u[CHUNK], delta[CHUNK], z[CHUNK];
+  vf drive[CHUNK], y[CHUNK];
+  vf grad_y[CHUNK], slope[CHUNK], grad_drive[CHUNK], grad_delta[CHUNK];
 } V(part);
 
 /* ... and of a strip, with the states of the GROUP that is being worked on. */
@@ -21,13 +20,8 @@ typedef struct {
 } V(strip_work);
 
 #define part_t V(part)
+#define STEP (sizeof(part_t) / sizeof(vf))
 #define strip_t V(strip_work)
-
-/* How many of the channels from `first` on there are, up to a whole vector. */
-INLINE int V(lanes)(const kj_scan *call, int64_t first) {
-  int64_t rest = call->channels - first;
-  return rest < 0 ? 0 : rest < LANES ? (int)rest : LANES;
-}
 
 /* Between (e, n) in memory and [n][lane]. */
 INLINE void V(gather_states)(const float *from, int64_t states, int count, vf *to) {
@@ -45,51 +39,48 @@ INLINE void V(scatter_states)(float *to, int64_t states, int count, const vf *fr
 }
 
 /* delta after bias and softplus, and delta u, of one chunk. */
-INLINE void V(prepare)(const kj_scan *call, const kj_tokens *tokens, int64_t first, int count, part_t *part) {
-  vf bias = V(load_channels)(call->bias, first, count);
-  for (int i = 0; i < tokens->count; i++) {
-    int64_t at = tokens->at[i];
-    vf raw = V(load)(call->delta, at, first, count) + bias;
-    vf delta = call->softplus ? V(softplus)(raw) : raw;
-    part->raw[i] = raw;
-    part->u[i] = V(load)(call->u, at, first, count);
-    part->delta[i] = delta;
-    part->drive[i] = delta * part->u[i];
-    part->y[i] = (vf){0};
+static NOINLINE void V(prepare)(const kj_scan *call, const kj_tokens *tokens, int64_t first, int backward,
+                                part_t *part) {
+  vf bias = V(load_channels)(call->bias, first, V(lanes)(call->channels, first));
+  for (int i = 0; i < tokens->count; i += SIDE) {
+    vf *delta = part->delta + i;
+    EACH delta[k] += bias;
+    if (call->softplus) V(softplus)(delta, backward ? part->slope + i : NULL);
+    EACH part->drive[i + k] = delta[k] * part->u[i + k];
+    EACH part->y[i + k] = (vf){0};
   }
 }
 
-/* Asks for the next strip. Down a column of a matrix no processor sees by itself what comes next. */
-INLINE void V(prefetch_strip)(const kj_scan *call, const kj_tokens *tokens, int64_t first, int backward) {
-  for (int i = 0; i < tokens->count; i++) {
-    V(prefetch)(call->delta, tokens->at[i], first + WIDEST);
-    V(prefetch)(call->u, tokens->at[i], first + WIDEST);
-    V(prefetch)(call->z, tokens->at[i], first + WIDEST);
-    if (backward) V(prefetch)(call->grad_y, tokens->at[i], first + WIDEST);
+/* exp(delta A) of GROUP states from number `n` on, or of one, at the tokens of a chunk. `tame`: none of them is below
+ * 2**-126 or above 2**126. */
+static NOINLINE void V(decays)(int size, int tame, int64_t n, const kj_tokens *tokens, const vf *rates,
+                               const part_t *part, strip_t *work) {
+  for (int i = 0; size == GROUP && tame && i < tokens->count; i++)
+    V(exp2_products)(part->delta[i], rates + n, work->decays[i]);
+  for (int i = 0; !(size == GROUP && tame) && i < tokens->count; i++) {
+    vf x[SIDE] = {{0}};
+    for (int k = 0; k < size; k++) x[k] = part->delta[i] * rates[n + k];
+    V(exp2)(x);
+    EACH work->decays[i][k] = x[k];
   }
+  for (int i = 0; tokens->keep && i < tokens->count; i++) EACH work->decays[i][k] *= tokens->keep[i];
 }
 
-/* `size` states from number `n` on, over the tokens of a chunk: adds C h to y, and moves the state on. `work`: keeps
- * states and decays there, or NULL. `tame`: no decay of the chunk is below 2**-126 or above 2**126. */
-INLINE void V(forward_states)(int size, int tame, int64_t n, const kj_tokens *tokens, const vf *rates, vf *state,
-                              part_t *part, strip_t *work) {
-  const float *B = tokens->B + n, *C = tokens->C + n, *keep = tokens->keep;
+/* `size` states from number `n` on, over the tokens of a chunk: adds C h to y, and moves the state on. `all`: leaves
+ * every token's state in `work`. */
+INLINE void V(forward_states)(int size, int all, int64_t n, const kj_tokens *tokens, vf *state, part_t *part,
+                              strip_t *work) {
+  const float *B = tokens->B + n, *C = tokens->C + n;
   const int64_t states = tokens->states;
-  const int count = tokens->count;
-  vf h[FORWARD_GROUP], A[FORWARD_GROUP];
-  for (int k = 0; k < size; k++) h[k] = state[n + k], A[k] = rates[n + k];
-  for (int i = 0; i < count; i++, B += states, C += states) {
-    vf delta = part->delta[i], drive = part->drive[i], y = part->y[i];
+  vf h[GROUP];
+  for (int k = 0; k < size; k++) h[k] = state[n + k];
+  for (int i = 0; i < tokens->count; i++, B += states, C += states) {
+    vf drive = part->drive[i], y = part->y[i];
 #pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
-      vf decay = tame ? V(exp2_product)(delta, A[k]) : V(exp2)(delta * A[k]);
-      if (keep) decay *= keep[i];
-      h[k] = decay * h[k] + drive * B[k];
+      h[k] = work->decays[i][k] * h[k] + drive * B[k];
       y += h[k] * C[k];
-      if (work) {
-        work->decays[i][k] = decay;
-        work->states[i][k] = h[k];
-      }
+      if (all) work->states[i][k] = h[k];
     }
     part->y[i] = y;
   }
@@ -97,7 +88,7 @@ INLINE void V(forward_states)(int size, int tame, int64_t n, const kj_tokens *to
 }
 
 /* Whether all |delta A| of the chunk, in powers of two, are at most 126. */
-INLINE int V(is_tame)(const kj_tokens *tokens, const vf *rates, const part_t *part) {
+static NOINLINE int V(is_tame)(const kj_tokens *tokens, const vf *rates, const part_t *part) {
   vf delta = {0}, A = {0};
   for (int i = 0; i < tokens->count; i++) delta = V(larger)(delta, V(abs)(part->delta[i]));
   for (int64_t n = 0; n < tokens->states; n++) A = V(larger)(A, V(abs)(rates[n]));
@@ -108,183 +99,189 @@ INLINE int V(is_tame)(const kj_tokens *tokens, const vf *rates, const part_t *pa
 }
 
 INLINE void V(forward_part)(const kj_scan *call, const kj_tokens *tokens, int64_t first, const vf *rates, vf *state,
-                            part_t *part) {
-  int count = V(lanes)(call, first);
+                            part_t *part, strip_t *work) {
   int64_t n = 0;
-  V(prepare)(call, tokens, first, count, part);
+  V(prepare)(call, tokens, first, 0, part);
   int tame = V(is_tame)(tokens, rates, part);
-  for (; tame && n + FORWARD_GROUP <= call->states; n += FORWARD_GROUP)
-    V(forward_states)(FORWARD_GROUP, 1, n, tokens, rates, state, part, NULL);
-  for (; n < call->states; n++) V(forward_states)(1, 0, n, tokens, rates, state, part, NULL);
-  vf D = V(load_channels)(call->D, first, count);
-  for (int i = 0; i < tokens->count; i++) {
-    vf y = part->y[i] + D * part->u[i];
-    if (call->z.data) {
-      vf z = V(load)(call->z, tokens->at[i], first, count);
-      y *= z * V(sigmoid)(z);
-    }
-    V(store)(call->y, tokens->at[i], first, count, y);
+  for (; n + GROUP <= call->states; n += GROUP) {
+    V(decays)(GROUP, tame, n, tokens, rates, part, work);
+    V(forward_states)(GROUP, 0, n, tokens, state, part, work);
+  }
+  for (; n < call->states; n++) {
+    V(decays)(1, tame, n, tokens, rates, part, work);
+    V(forward_states)(1, 0, n, tokens, state, part, work);
+  }
+  vf D = V(load_channels)(call->D, first, V(lanes)(call->channels, first));
+  for (int i = 0; i < tokens->count; i += SIDE) {
+    vf gate[SIDE];
+    EACH part->y[i + k] += D * part->u[i + k];
+    if (!call->z.data) continue;
+    V(sigmoid)(part->z + i, gate);
+    EACH part->y[i + k] *= part->z[i + k] * gate[k];
   }
 }
 
 static void V(scan_forward)(const kj_scan *call, const kj_task *task) {
   strip_t *work = task->work;
+  part_t *parts = work->parts;
   int64_t states = call->states, e = call->channels, row = task->row;
   int64_t begin = task->first * WIDEST, end = task->last * WIDEST;
   kj_tokens tokens = task->tokens;
   vf *state = task->state;
   for (int64_t first = begin; first < end && first < e; first += LANES) {
     const float *initial = call->initial ? call->initial + (row * e + first) * states : NULL;
-    V(gather_states)(initial, states, V(lanes)(call, first), state + (first - begin) / LANES * states);
+    V(gather_states)(initial, states, V(lanes)(call->channels, first), state + (first - begin) / LANES * states);
   }
   for (int64_t chunk = 0; kj_chunk(call, &tokens, chunk); chunk++)
-    for (int64_t first = begin; first < end && first < e; first += LANES) {
-      vf *now = state + (first - begin) / LANES * states;
-      if (first % WIDEST == 0) V(prefetch_strip)(call, &tokens, first, 0);
-      if (call->checkpoints) memcpy(kj_checkpoint(call, row, chunk, first), now, states * sizeof(vf));
-      V(forward_part)(call, &tokens, first, (const vf *)task->rates + first / LANES * states, now, work->parts);
+    for (int64_t strip = begin; strip < end; strip += WIDEST) {
+      V(read_strip)(e, call->u, tokens.at, tokens.count, strip, parts->u, STEP);
+      V(read_strip)(e, call->delta, tokens.at, tokens.count, strip, parts->delta, STEP);
+      V(read_strip)(e, call->z, tokens.at, tokens.count, strip, parts->z, STEP);
+      for (int p = 0; p < PARTS && strip + p * LANES < e; p++) {
+        int64_t first = strip + p * LANES;
+        vf *now = state + (first - begin) / LANES * states;
+        if (call->checkpoints) memcpy(kj_checkpoint(call, row, chunk, first), now, states * sizeof(vf));
+        V(forward_part)(call, &tokens, first, (const vf *)task->rates + first / LANES * states, now, parts + p, work);
+      }
+      V(write_strip)(e, call->y, tokens.at, tokens.count, strip, parts->y, STEP);
     }
   if (!call->last) return;
   for (int64_t first = begin; first < end && first < e; first += LANES)
-    V(scatter_states)(call->last + (row * e + first) * states, states, V(lanes)(call, first),
+    V(scatter_states)(call->last + (row * e + first) * states, states, V(lanes)(call->channels, first),
                       state + (first - begin) / LANES * states);
 }
 
 /* The gradient of `size` states from number `n` on, over the tokens of a chunk, last to first. `grad` is that of the
- * state, `grad_rates` that of A; `sums` collects those of B and C over channels, see V(add_sums). */
+ * state, `grad_rates` that of A; `sums` collects those of B and C, [token][B and C][n], a sum for each lane. */
 INLINE void V(backward_states)(int size, int64_t n, const kj_tokens *tokens, const vf *rates, const vf *before,
-                               vf *grad, vf *grad_rates, float *sums, part_t *part, strip_t *work) {
-  const int64_t states = tokens->states, groups = (states + GROUP - 1) / GROUP;
-  vf g[GROUP], r[GROUP], A[GROUP];
-  for (int k = 0; k < size; k++) g[k] = grad[n + k], r[k] = (vf){0}, A[k] = rates[n + k];
+                               vf *grad, vf *grad_rates, vf *sums, part_t *part, const strip_t *work) {
+  const int64_t states = tokens->states;
+  vf g[GROUP], r[GROUP];
+  for (int k = 0; k < size; k++) g[k] = grad[n + k], r[k] = (vf){0};
   for (int i = tokens->count - 1; i >= 0; i--) {
     const float *B = tokens->B + i * states + n, *C = tokens->C + i * states + n;
     const vf *past = i ? work->states[i - 1] : before + n;
+    vf *of_B = sums + 2 * i * states + n, *of_C = of_B + states;
     vf delta = part->delta[i], drive = part->drive[i], grad_y = part->grad_y[i];
     vf grad_drive = part->grad_drive[i], grad_delta = part->grad_delta[i];
-    vf of_B[GROUP], of_C[GROUP];
 #pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
-      of_C[k] = work->states[i][k] * grad_y;
+      of_C[k] += work->states[i][k] * grad_y;
       g[k] += grad_y * C[k];
-      of_B[k] = g[k] * drive;
+      of_B[k] += g[k] * drive;
       grad_drive += g[k] * B[k];
       g[k] *= work->decays[i][k];
       vf exponent = g[k] * past[k];
-      grad_delta += exponent * A[k];
+      grad_delta += exponent * rates[n + k];
       r[k] += exponent * delta;
     }
     part->grad_drive[i] = grad_drive;
     part->grad_delta[i] = grad_delta;
-    float *sum = sums + (i * groups + n / GROUP) * WIDEST;
-    if (size == GROUP) {
-      V(add_sums)(sum, V(quads)(V(pairs)(of_B[0], of_B[1]), V(pairs)(of_B[2], of_B[3])),
-                  V(quads)(V(pairs)(of_C[0], of_C[1]), V(pairs)(of_C[2], of_C[3])));
-    } else {
-      sum[n % GROUP] += V(sum)(of_B[0]);
-      sum[HALF + n % GROUP] += V(sum)(of_C[0]);
-    }
   }
   for (int k = 0; k < size; k++) grad[n + k] = g[k], grad_rates[n + k] += r[k];
 }
 
 /* y's gradient before the gate, where the backward pass of the states begins. */
-INLINE void V(begin_backward)(const kj_scan *call, const kj_tokens *tokens, int64_t first, int count, part_t *part) {
-  for (int i = 0; i < tokens->count; i++) {
-    part->grad_y[i] = V(load)(call->grad_y, tokens->at[i], first, count);
+INLINE void V(begin_backward)(const kj_scan *call, const kj_tokens *tokens, part_t *part) {
+  for (int i = 0; i < tokens->count; i += SIDE) {
     if (call->z.data) {
-      vf z = V(load)(call->z, tokens->at[i], first, count);
-      part->z[i] = z;
-      part->grad_y[i] *= z * V(sigmoid)(z);
+      vf *z = part->z + i, *out = part->grad_y + i, gate[SIDE];
+      V(sigmoid)(z, gate);
+      EACH {
+        vf given = out[k];
+        out[k] = given * z[k] * gate[k];
+        z[k] = given * gate[k] * (1.0f + z[k] * (1.0f - gate[k]));
+      }
     }
-    part->grad_drive[i] = part->grad_delta[i] = (vf){0};
+    EACH part->grad_drive[i + k] = part->grad_delta[i + k] = (vf){0};
   }
 }
 
-/* What is left of a chunk after the states: the gate, the skip, softplus, and writing it all. */
-INLINE void V(finish_backward)(const kj_scan *call, const kj_tokens *tokens, int64_t first, int count, vf *grad_D,
-                               vf *grad_bias, part_t *part) {
-  vf D = V(load_channels)(call->D, first, count);
+/* What is left of a chunk after the states: the gate, the skip, and softplus. */
+INLINE void V(finish_backward)(const kj_scan *call, const kj_tokens *tokens, int64_t first, vf *grad_D, vf *grad_bias,
+                               part_t *part) {
+  vf D = V(load_channels)(call->D, first, V(lanes)(call->channels, first));
   for (int i = 0; i < tokens->count; i++) {
-    int64_t at = tokens->at[i];
-    vf u = part->u[i], delta = part->delta[i], grad_y = part->grad_y[i];
-    if (call->z.data) {
-      vf z = part->z[i], s = V(sigmoid)(z);
-      vf out = V(load)(call->grad_y, at, first, count);
-      V(store)(call->grad_z, at, first, count, out * (part->y[i] + D * u) * s * (1.0f + z * (1.0f - s)));
-    }
+    vf u = part->u[i], grad_y = part->grad_y[i], grad_drive = part->grad_drive[i];
+    vf grad_delta = part->grad_delta[i] * LN2 + grad_drive * u;
+    if (call->softplus) grad_delta *= part->slope[i];
+    part->z[i] *= part->y[i] + D * u;
+    part->u[i] = grad_drive * part->delta[i] + grad_y * D;
+    part->delta[i] = grad_delta;
     *grad_D += grad_y * u;
-    V(store)(call->grad_u, at, first, count, part->grad_drive[i] * delta + grad_y * D);
-    vf grad_delta = part->grad_delta[i] * LN2 + part->grad_drive[i] * u;
-    if (call->softplus) grad_delta *= V(sigmoid)(part->raw[i]);
     *grad_bias += grad_delta;
-    V(store)(call->grad_delta, at, first, count, grad_delta);
   }
 }
 
 /* One chunk of one vector of channels; `grad` is the gradient of its state, `grad_rates` [n + 2][lane] those of A, D
  * and the bias. */
 INLINE void V(backward_part)(const kj_scan *call, const kj_task *task, const kj_tokens *tokens, int64_t chunk,
-                             int64_t first, vf *grad, vf *grad_rates) {
+                             int64_t first, vf *grad, vf *grad_rates, part_t *part) {
   strip_t *work = task->work;
-  part_t *part = work->parts;
   int64_t states = call->states, n = 0;
-  int count = V(lanes)(call, first);
   const vf *rates = (const vf *)task->rates + first / LANES * states;
   vf *state = task->replayed, *before = state + states;
   memcpy(before, kj_checkpoint(call, task->row, chunk, first), states * sizeof(vf));
   memcpy(state, before, states * sizeof(vf));
-  V(prepare)(call, tokens, first, count, part);
-  V(begin_backward)(call, tokens, first, count, part);
+  V(prepare)(call, tokens, first, 1, part);
+  V(begin_backward)(call, tokens, part);
   int tame = V(is_tame)(tokens, rates, part);
   for (; n + GROUP <= states; n += GROUP) {
-    if (tame) V(forward_states)(GROUP, 1, n, tokens, rates, state, part, work);
-    else V(forward_states)(GROUP, 0, n, tokens, rates, state, part, work);
+    V(decays)(GROUP, tame, n, tokens, rates, part, work);
+    V(forward_states)(GROUP, 1, n, tokens, state, part, work);
     V(backward_states)(GROUP, n, tokens, rates, before, grad, grad_rates, task->sums, part, work);
   }
   for (; n < states; n++) {
-    V(forward_states)(1, 0, n, tokens, rates, state, part, work);
+    V(decays)(1, tame, n, tokens, rates, part, work);
+    V(forward_states)(1, 1, n, tokens, state, part, work);
     V(backward_states)(1, n, tokens, rates, before, grad, grad_rates, task->sums, part, work);
   }
-  V(finish_backward)(call, tokens, first, count, grad_rates + states, grad_rates + states + 1, part);
+  V(finish_backward)(call, tokens, first, grad_rates + states, grad_rates + states + 1, part);
 }
 
 /* The gradients of B and C of one chunk, from the sums over this task's channels. */
 INLINE void V(put_sums)(const kj_scan *call, const kj_task *task, const kj_tokens *tokens) {
-  int64_t states = call->states, groups = (states + GROUP - 1) / GROUP;
-  for (int i = 0; i < tokens->count; i++)
-    for (int64_t n = 0; n < states; n++) {
-      const float *sum = task->sums + (i * groups + n / GROUP) * WIDEST + n % GROUP;
-      float of_B = 0, of_C = 0;
-      for (int k = 0; k < HALF; k += 4) of_B += sum[k], of_C += sum[HALF + k];
-      task->partial_B[tokens->at[i] * states + n] = of_B;
-      task->partial_C[tokens->at[i] * states + n] = of_C;
-    }
+  const vf *sum = task->sums;
+  for (int i = 0; i < tokens->count; i++) {
+    V(sums)(sum, call->states, task->partial_B + tokens->at[i] * call->states);
+    V(sums)(sum + call->states, call->states, task->partial_C + tokens->at[i] * call->states);
+    sum += 2 * call->states;
+  }
 }
 
 static void V(scan_backward)(const kj_scan *call, const kj_task *task) {
   int64_t states = call->states, e = call->channels, row = task->row;
-  int64_t begin = task->first * WIDEST, end = task->last * WIDEST, groups = (states + GROUP - 1) / GROUP;
+  int64_t begin = task->first * WIDEST, end = task->last * WIDEST;
   kj_tokens tokens = task->tokens;
   vf *grad = task->state, *grad_rates = task->grad_rates;
+  part_t *parts = ((strip_t *)task->work)->parts;
   memset(grad_rates, 0, (end - begin) / LANES * (states + 2) * sizeof(vf));
   for (int64_t first = begin; first < end && first < e; first += LANES) {
     const float *last = call->grad_last ? call->grad_last + (row * e + first) * states : NULL;
-    V(gather_states)(last, states, V(lanes)(call, first), grad + (first - begin) / LANES * states);
+    V(gather_states)(last, states, V(lanes)(call->channels, first), grad + (first - begin) / LANES * states);
   }
   for (int64_t chunk = chunks_of(tokens.all) - 1; chunk >= 0; chunk--) {
     kj_chunk(call, &tokens, chunk);
-    memset(task->sums, 0, CHUNK * groups * WIDEST * sizeof(float));
-    for (int64_t first = begin; first < end && first < e; first += LANES) {
-      int64_t part = (first - begin) / LANES;
-      if (first % WIDEST == 0) V(prefetch_strip)(call, &tokens, first, 1);
-      V(backward_part)(call, task, &tokens, chunk, first, grad + part * states, grad_rates + part * (states + 2));
+    memset(task->sums, 0, 2 * CHUNK * states * sizeof(vf));
+    for (int64_t strip = begin; strip < end; strip += WIDEST) {
+      V(read_strip)(e, call->u, tokens.at, tokens.count, strip, parts->u, STEP);
+      V(read_strip)(e, call->delta, tokens.at, tokens.count, strip, parts->delta, STEP);
+      V(read_strip)(e, call->z, tokens.at, tokens.count, strip, parts->z, STEP);
+      V(read_strip)(e, call->grad_y, tokens.at, tokens.count, strip, parts->grad_y, STEP);
+      for (int p = 0; p < PARTS && strip + p * LANES < e; p++) {
+        int64_t number = (strip - begin) / LANES + p;
+        V(backward_part)(call, task, &tokens, chunk, strip + p * LANES, grad + number * states,
+                         grad_rates + number * (states + 2), parts + p);
+      }
+      V(write_strip)(e, call->grad_u, tokens.at, tokens.count, strip, parts->u, STEP);
+      V(write_strip)(e, call->grad_delta, tokens.at, tokens.count, strip, parts->delta, STEP);
+      V(write_strip)(e, call->grad_z, tokens.at, tokens.count, strip, parts->z, STEP);
     }
     V(put_sums)(call, task, &tokens);
   }
   for (int64_t first = begin; first < end && first < e; first += LANES) {
     int64_t part = (first - begin) / LANES, channel = row * e + first;
-    int count = V(lanes)(call, first);
+    int count = V(lanes)(call->channels, first);
     const vf *found = grad_rates + part * (states + 2);
     if (call->grad_initial)
       V(scatter_states)(call->grad_initial + channel * states, states, count, grad + part * states);
@@ -298,10 +295,11 @@ static void V(scan_backward)(const kj_scan *call, const kj_task *task) {
 static void V(scan_rates)(const kj_scan *call, void *rates) {
   for (int64_t first = 0; first < call->channels; first += LANES) {
     vf *to = (vf *)rates + first / LANES * call->states;
-    V(gather_states)(call->A + first * call->states, call->states, V(lanes)(call, first), to);
+    V(gather_states)(call->A + first * call->states, call->states, V(lanes)(call->channels, first), to);
     for (int64_t n = 0; n < call->states; n++) to[n] *= LOG2E;
   }
 }
 
 #undef part_t
+#undef STEP
 #undef strip_t

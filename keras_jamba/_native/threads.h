@@ -67,7 +67,7 @@ static void do_task(kj_job *job, kj_task task, int64_t number, char *memory, int
   task.row = number / job->shares;
   task.first = job->strips * share / job->shares;
   task.last = job->strips * (share + 1) / job->shares;
-  void **places[] = {&task.work, &task.state, &task.replayed, (void **)&task.sums, &task.grad_rates};
+  void **places[] = {&task.work, &task.state, &task.replayed, &task.sums, &task.grad_rates};
   for (int i = 0; i < 5; i++) {
     *places[i] = memory;
     memory += job->bytes[i];
@@ -121,6 +121,8 @@ static void work_through(kj_job *job) {
   pthread_mutex_unlock(&job->lock);
 }
 
+static void in_team(void *job) { work_through(job); }
+
 static void *helper(void *job) {
   work_through(job);
   let_go(job);
@@ -128,7 +130,7 @@ static void *helper(void *job) {
 }
 
 /* Runs all tasks on up to `threads` threads, this one among them; one that cannot be started is done without. */
-static int run(const kj_job *planned, int64_t threads) {
+static int run(const kj_job *planned, int64_t threads, kj_parallel parallel) {
   kj_job *job = malloc(sizeof *job);
   pthread_attr_t detached;
   if (!job) return KJ_NO_MEMORY;
@@ -138,6 +140,10 @@ static int run(const kj_job *planned, int64_t threads) {
   pthread_mutex_init(&job->lock, NULL);
   pthread_cond_init(&job->all_done, NULL);
   if (threads > job->tasks) threads = job->tasks;
+  if (parallel && threads > 1) {
+    parallel(in_team, job, (unsigned)threads, 0);
+    threads = 1; /* nothing is left to do */
+  }
   pthread_attr_init(&detached);
   pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
   for (int64_t i = 1; i < threads; i++) {
@@ -158,9 +164,10 @@ static int run(const kj_job *planned, int64_t threads) {
   return failed ? KJ_NO_MEMORY : KJ_OK;
 }
 
-/* As many threads as are worth their start: each has some 100 microseconds of work, at 0.4 nanoseconds a unit. */
-static int64_t useful_threads(int64_t threads, int64_t units) {
-  int64_t most = units / 250000 + 1;
+/* As many threads as are worth their start, at 0.3 nanoseconds a unit: 70 microseconds of work for one that is to be
+ * started, 7 for one that waits. */
+static int64_t useful_threads(int64_t threads, int64_t units, kj_parallel parallel) {
+  int64_t most = units / (parallel ? 25000 : 250000) + 1;
   return threads < 1 ? 1 : threads < most ? threads : most;
 }
 

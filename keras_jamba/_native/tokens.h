@@ -14,12 +14,30 @@ typedef struct {
   float kept[CHUNK];
 } kj_tokens;
 
-INLINE int64_t kj_at(const kj_tokens *tokens, int64_t i) { return tokens->begin + (tokens->index ? tokens->index[i] : i); }
+INLINE int64_t kj_at(const kj_tokens *tokens, int64_t i) {
+  return tokens->begin + (tokens->index ? tokens->index[i] : i);
+}
 
 /* Whether real token i is of another document than the one before it. The first goes on with an initial state. */
 INLINE int kj_begins(const kj_tokens *tokens, int64_t i) {
   if (!tokens->segments || i == 0) return 0;
   return tokens->segments[kj_at(tokens, i) - tokens->begin] != tokens->segments[kj_at(tokens, i - 1) - tokens->begin];
+}
+
+/* For `count` tokens from number `start` on, and each tap of a window of `width` inputs that ends at the token: 1 if
+ * that input is of the token's own document, else 0. NULL if all are. */
+static const float *kj_valid(const kj_tokens *tokens, int64_t start, int64_t count, int64_t width, float *room) {
+  int all = 1;
+  if (!tokens->segments) return NULL;
+  for (int64_t i = start; i < start + count; i++) {
+    float same = 1.0f;
+    for (int64_t j = width - 1; j >= 0; j--) {
+      room[(i - start) * width + j] = same;
+      int64_t number = i - (width - 1) + j; /* of the input */
+      if (number > 0 && number < tokens->all && kj_begins(tokens, number)) same = 0.0f, all = 0;
+    }
+  }
+  return all ? NULL : room;
 }
 
 static kj_tokens begin_row(int64_t row, int64_t length, const uint8_t *mask, const int32_t *segments, int32_t *index) {

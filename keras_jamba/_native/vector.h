@@ -37,62 +37,78 @@ INLINE vf V(larger)(vf x, vf y) { return V(choose)((x > y) | (x != x), x, y); }
 
 INLINE vf V(abs)(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
+/* The functions below do SIDE vectors at once: each is one long chain of steps that wait for each other, and a
+ * processor looks ahead no further than about one such chain. */
+
 /* 2**r for r in [-1/2, 1/2]: the best polynomial of degree 5 with p(0) = 1, 9.2e-8 off at most, relatively. */
-INLINE vf V(exp2_part)(vf r) {
-  vf p = r * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
-  p = p * r + 0x1.c6b752p-5f;
-  p = p * r + 0x1.ebf9bcp-3f;
-  p = p * r + 0x1.62e42ap-1f;
-  return p * r + 1.0f;
+INLINE void V(exp2_part)(const vf *r, vf *p) {
+  EACH p[k] = r[k] * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
+  EACH p[k] = p[k] * r[k] + 0x1.c6b752p-5f;
+  EACH p[k] = p[k] * r[k] + 0x1.ebf9bcp-3f;
+  EACH p[k] = p[k] * r[k] + 0x1.62e42ap-1f;
+  EACH p[k] = p[k] * r[k] + 1.0f;
 }
 
 /* 2**(x y) where |x y| <= 126, which must hold: NaN, too, comes out as something else. Exactly 1 for 0. */
-INLINE vf V(exp2_product)(vf x, vf y) {
-  vf moved = x * y + 12582912.0f; /* 1.5 * 2**23: rounds to an integer, which is in the lowest bits */
-  vf p = V(exp2_part)(x * y - (moved - 12582912.0f));
-  return (vf)((vi)p + ((vi)moved << 23));
+INLINE void V(exp2_products)(vf x, const vf *y, vf *to) {
+  vf moved[SIDE], r[SIDE], p[SIDE];
+  EACH moved[k] = x * y[k] + 12582912.0f; /* 1.5 * 2**23: rounds to an integer, which is in the lowest bits */
+  EACH r[k] = moved[k] - 12582912.0f;
+  EACH r[k] = x * y[k] - r[k];
+  V(exp2_part)(r, p);
+  EACH to[k] = (vf)((vi)p[k] + ((vi)moved[k] << 23));
 }
 
 /* 2**x for any x. Exactly 1 for 0, so a state is held exactly; NaN stays NaN; below 2**-126, at most 2**-126; above
  * the largest numbers AVX-512 gives infinity and the others stay at 2**127.5. */
-INLINE vf V(exp2)(vf x) {
+INLINE void V(exp2)(vf *x) {
+  vf whole[SIDE], r[SIDE], p[SIDE];
 #if defined(WITH_AVX512)
-  vf whole = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  EACH whole[k] = (vf)_mm512_roundscale_ps((__m512)x[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(WITH_AVX2)
-  x = (vf)_mm256_min_ps(_mm256_set1_ps(127.49f), (__m256)V(max)(x, -126.0f));
-  vf whole = (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  EACH x[k] = (vf)_mm256_min_ps(_mm256_set1_ps(127.49f), (__m256)V(max)(x[k], -126.0f));
+  EACH whole[k] = (vf)_mm256_round_ps((__m256)x[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  x = V(max)(x, -126.0f);
-  x = -V(max)(-x, -127.49f);
-  vf whole = (x + 12582912.0f) - 12582912.0f; /* 1.5 * 2**23: adding it rounds to an integer */
+  EACH x[k] = V(max)(x[k], -126.0f);
+  EACH x[k] = -V(max)(-x[k], -127.49f);
+  EACH whole[k] = (x[k] + 12582912.0f) - 12582912.0f; /* see above */
 #endif
-  vf p = V(exp2_part)(x - whole);
+  EACH r[k] = x[k] - whole[k];
+  V(exp2_part)(r, p);
 #if defined(WITH_AVX512)
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)whole);
+  EACH x[k] = (vf)_mm512_scalef_ps((__m512)p[k], (__m512)whole[k]);
 #else
-  return (vf)((vi)p + (__builtin_convertvector(whole, vi) << 23));
+  EACH x[k] = (vf)((vi)p[k] + (__builtin_convertvector(whole[k], vi) << 23));
 #endif
 }
 
-INLINE vf V(exp)(vf x) { return V(exp2)(x * LOG2E); }
-
-INLINE vf V(sigmoid)(vf x) { return 1.0f / (1.0f + V(exp)(-x)); }
+INLINE void V(sigmoid)(const vf *x, vf *to) {
+  vf y[SIDE];
+  EACH y[k] = x[k] * -LOG2E;
+  V(exp2)(y);
+  EACH to[k] = 1.0f / (1.0f + y[k]);
+}
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), and log1p(y) = 2 atanh(y / (2 + y)) as its series: with y <= 1 the
- * argument is at most 1/3 and ten terms leave less than half a unit in the last place. */
-INLINE vf V(softplus)(vf x) {
-  vf y = V(exp)(-V(abs)(x));
-  vf s = y / (2.0f + y), q = s * s;
-  vf p = q * (2.0f / 19) + 2.0f / 17;
-  p = p * q + 2.0f / 15;
-  p = p * q + 2.0f / 13;
-  p = p * q + 2.0f / 11;
-  p = p * q + 2.0f / 9;
-  p = p * q + 2.0f / 7;
-  p = p * q + 2.0f / 5;
-  p = p * q + 2.0f / 3;
-  p = p * q + 2.0f;
-  return V(max)(x, 0.0f) + s * p;
+ * argument is at most 1/3 and ten terms leave less than half a unit in the last place. Its slope, not asked for if
+ * NULL, is the sigmoid. */
+INLINE void V(softplus)(vf *x, vf *slope) {
+  vf y[SIDE], s[SIDE], q[SIDE], p[SIDE];
+  EACH y[k] = V(abs)(x[k]) * -LOG2E;
+  V(exp2)(y);
+  EACH s[k] = y[k] / (2.0f + y[k]);
+  if (slope) EACH slope[k] = V(choose)(x[k] < 0.0f, y[k], V(splat)(1.0f)) / (1.0f + y[k]);
+  EACH q[k] = s[k] * s[k];
+  EACH p[k] = q[k] * (2.0f / 19) + 2.0f / 17;
+  EACH p[k] = p[k] * q[k] + 2.0f / 15;
+  EACH p[k] = p[k] * q[k] + 2.0f / 13;
+  EACH p[k] = p[k] * q[k] + 2.0f / 11;
+  EACH p[k] = p[k] * q[k] + 2.0f / 9;
+  EACH p[k] = p[k] * q[k] + 2.0f / 7;
+  EACH p[k] = p[k] * q[k] + 2.0f / 5;
+  EACH p[k] = p[k] * q[k] + 2.0f / 3;
+  EACH p[k] = p[k] * q[k] + 2.0f;
+  EACH x[k] = V(max)(x[k], 0.0f) + s[k] * p[k];
 }
 
 #if defined(__clang__)
@@ -124,21 +140,6 @@ INLINE vf V(quads)(vf ab, vf cd) {
 #endif
 }
 
-/* Adds to `sums` what belongs to two such vectors: HALF floats of the one, then as many of the other, number i of them
- * a part of the sum of vector i % 4. */
-#define HALF (LANES == 16 ? 8 : 4)
-INLINE void V(add_sums)(float *sums, vf one, vf other) {
-#if LANES == 4
-  *(vfu *)sums += one;
-  *(vfu *)(sums + 4) += other;
-#elif LANES == 8
-  *(vfu *)sums += SHUFFLE(one, other, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(one, other, 4, 5, 6, 7, 12, 13, 14, 15);
-#else
-  *(vfu *)sums += SHUFFLE(one, other, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-                  SHUFFLE(one, other, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-#endif
-}
-
 INLINE float V(sum)(vf x) {
   float parts[LANES], total = 0;
   memcpy(parts, &x, sizeof x);
@@ -146,6 +147,20 @@ INLINE float V(sum)(vf x) {
     for (int i = 0; i < width; i++) parts[i] += parts[i + width];
   total = parts[0];
   return total;
+}
+
+/* The sums over the lanes of `count` vectors. */
+INLINE void V(sums)(const vf *x, int64_t count, float *to) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    vf four = V(quads)(V(pairs)(x[i], x[i + 1]), V(pairs)(x[i + 2], x[i + 3]));
+    for (int k = 0; k < 4; k++) {
+      float sum = 0;
+      for (int lane = k; lane < LANES; lane += 4) sum += four[lane];
+      to[i + k] = sum;
+    }
+  }
+  for (; i < count; i++) to[i] = V(sum)(x[i]);
 }
 
 INLINE vf V(halves_to_floats)(vh x) {
@@ -197,8 +212,15 @@ INLINE vf V(load)(kj_tensor x, int64_t token, int64_t first, int count) {
   return (vf)(__builtin_convertvector(half, vi) << 16);
 }
 
+/* Asks for a line two strips after this one, in the second-level cache. Down a column of a matrix no processor sees by
+ * itself what comes next. */
+#define AHEAD (2 * WIDEST)
 INLINE void V(prefetch)(kj_tensor x, int64_t token, int64_t first) {
-  if (x.data) __builtin_prefetch((const char *)x.data + (token * x.row + first) * (x.dtype == KJ_FLOAT32 ? 4 : 2));
+  __builtin_prefetch((const char *)x.data + (token * x.row + first + AHEAD) * (x.dtype == KJ_FLOAT32 ? 4 : 2), 0, 2);
+}
+
+INLINE void V(prefetch_to_write)(kj_tensor y, int64_t token, int64_t first) {
+  __builtin_prefetch((char *)y.data + (token * y.row + first + AHEAD) * (y.dtype == KJ_FLOAT32 ? 4 : 2), 1, 2);
 }
 
 INLINE void V(store)(kj_tensor y, int64_t token, int64_t first, int count, vf x) {

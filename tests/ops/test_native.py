@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import hatch_build  # noqa: E402
 
 BACKEND = keras.backend.backend()
+once = pytest.mark.skipif(BACKEND != "torch", reason="about the C library alone; runs on torch")
 
 
 @pytest.fixture(params=_native.instruction_sets())
@@ -157,6 +158,7 @@ def test_two_threads_train_two_models_as_each_trains_alone():
     np.testing.assert_allclose(together, alone, rtol=1e-6)
 
 
+@once
 def test_the_kernels_pass_the_address_and_the_undefined_behaviour_sanitizer(tmp_path):
     program = tmp_path / "check"
     source = ROOT / "tests" / "native" / "check_kernels.c"
@@ -188,6 +190,7 @@ def test_without_the_library_the_portable_form_runs_and_says_why(tmp_path):
     assert "selective_scan runs as 'portable'; not as 'native': its C library is not built" in done.stderr
 
 
+@once
 def test_an_install_without_a_compiler_goes_through(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
