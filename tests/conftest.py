@@ -10,6 +10,8 @@ STORE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(STORE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Half the time to compile a drawing of random weights, which each new shape needs; the numbers are others.
+os.environ.setdefault("JAX_THREEFRY_PARTITIONABLE", "0")
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
