@@ -50,10 +50,10 @@ class CustomBuildHook(BuildHookInterface):
         # Into a file of its own first: a process that has the old library loaded keeps it.
         made = output.with_suffix(f".building-{os.getpid()}")
         try:
-            done = subprocess.run(command(found, root, made), capture_output=True, text=True)
+            done = subprocess.run(command(found, root, made), capture_output=True, text=True, errors="replace")
         except OSError as error:
             return f"{found!r} cannot be run ({error})."
-        if done.returncode:
+        if done.returncode or not made.exists():
             made.unlink(missing_ok=True)
             return f"{found!r} failed:\n{done.stderr[-2000:]}"
         made.replace(output)

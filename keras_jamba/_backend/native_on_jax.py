@@ -10,7 +10,7 @@ import jax
 import jax.extend
 import numpy as np
 from jax import numpy as jnp
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 from keras_jamba import _native
 
@@ -109,8 +109,31 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable):
 
         return jax.lax.map(one, mapped), [0] * len(outputs)
 
+    @functools.cache
+    def program(options, train):
+        return jax.jit(functools.partial(primitive.bind, options=options, train=train))
+
+    def compiled(*tensors, options, train):
+        with jax.disable_jit(False):
+            return program(options, train)(*tensors)
+
+    def differentiate(tensors, tangents, options, train):
+        """Second derivatives, by way of the portable form: `custom_vjp` has the first."""
+        found = primitive.bind(*tensors, options=options, train=train)
+        wanted = [i for i, x in enumerate(tangents) if type(x) is not ad.Zero]
+
+        def function(*moved):
+            given = list(tensors)
+            for i, x in zip(wanted, moved, strict=True):
+                given[i] = x
+            return tuple(portable(*given, options=options, train=train))
+
+        _, moved = jax.jvp(function, [tensors[i] for i in wanted], [tangents[i] for i in wanted])
+        return found, list(moved)
+
+    ad.primitive_jvps[primitive] = differentiate
     lower_portable = mlir.lower_fun(portable, multiple_results=True)
-    primitive.def_impl(lambda *tensors, **more: jax.jit(functools.partial(primitive.bind, **more))(*tensors))
+    primitive.def_impl(compiled)
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, lower_portable)
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")

@@ -69,7 +69,7 @@ def native(kernel, portable):
             kept = found[shown:]
 
             def pull_back(*grads):
-                grads = backward(tensors_now, kept, grads, options)
+                grads = _once(lambda *grads: backward(tensors_now, kept, grads, options), present, grads)
                 return [*grads, *[None] * (len(present) - len(grads))]
 
             return found[:shown], pull_back
@@ -79,6 +79,25 @@ def native(kernel, portable):
         return [tf.ensure_shape(x, spec) for x, spec in zip(outputs, _static(kernel, tensors), strict=False)]
 
     return function
+
+
+def _once(gradient, present, grads):
+    """`gradient(*grads)`, whose own gradient is an error: TensorFlow would take it for zero.
+
+    It depends on `present`, the inputs, too.
+    """
+
+    @tf.custom_gradient
+    def function(*tensors):
+        def refuse(*_):
+            raise RuntimeError(
+                "The native kernels have no second derivatives. Received: a gradient of their gradient. "
+                "Compute it with implementation='reference'."
+            )
+
+        return gradient(*tensors[len(present) :]), refuse
+
+    return function(*present, *grads)
 
 
 def _static(kernel, tensors):

@@ -26,7 +26,14 @@ def native(kernel, portable):
         found = [None if x is None else grad for x, grad in zip(saved, _listed(found), strict=False)]
         return (*found, *[None] * (count + len(ctx.options) - len(found)))
 
+    def no_gradient(ctx, *grads):
+        raise RuntimeError(
+            f"The native {kernel.name} has no second derivatives. Received: a gradient of its gradient. "
+            "Compute it with implementation='reference'."
+        )
+
     forward.registered.register_autograd(gradient, setup_context=setup)
+    backward.registered.register_autograd(no_gradient)
 
     def function(tensors, options):
         train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -77,12 +84,17 @@ class _Operator:
             return _unlisted([torch.zeros_like(x) for x in _listed(outputs)])
         tensors, (*options, _) = self._named(arguments)
         # Named, so that copies live as long as the call.
-        tensors = {name: _with_rows(x) for name, x in tensors.items() if x is not None and 0 not in x.shape}
+        tensors = {name: self._readable(name, x) for name, x in tensors.items() if x is not None and 0 not in x.shape}
         made = {name: x for name, x in zip(self.outputs, _listed(outputs), strict=True) if 0 not in x.shape}
         arrays = {name: _array(x) for name, x in (tensors | made).items()}
         options = dict(zip(self.kernel.options, options, strict=True))
         self.kernel.run(self.backward, arrays, options, torch.get_num_threads(), _openmp())
         return outputs
+
+    def _readable(self, name, x):
+        """`x` itself where the library can read it, else a copy without gaps."""
+        _, with_rows = self.kernel.field(name)
+        return x if with_rows and _row(x) is not None else x.contiguous()
 
 
 @functools.cache
@@ -108,12 +120,19 @@ def _unlisted(x):
     return x[0] if len(x) == 1 else tuple(x)
 
 
-def _with_rows(x):
-    """`x` itself if one step leads from each token to the next, over rows too, else a copy without gaps."""
-    regular = x.dim() == 3 and x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1)
-    return x if regular else x.contiguous()
+def _row(x):
+    """The one step from each token to the next, over rows too; None if there is none, or gaps between channels."""
+    batch, length, channels = x.shape
+    if channels > 1 and x.stride(2) != 1:
+        return None
+    if batch * length == 1:
+        return channels
+    if length == 1:
+        return x.stride(0)
+    return x.stride(1) if batch == 1 or x.stride(0) == length * x.stride(1) else None
 
 
 def _array(x):
-    row = x.stride(1) if x.dim() == 3 else 0
-    return Array(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."), row)
+    row = _row(x) if x.dim() == 3 else 0
+    # What is without gaps may still have any stride where there is one step or none.
+    return Array(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."), x.shape[-1] if row is None else row)

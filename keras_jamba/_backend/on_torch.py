@@ -26,7 +26,12 @@ def can_recompute():
 
 
 def why_not_native(shape):
-    return "an exported graph must run where the library is not" if torch.compiler.is_exporting() else None
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return "an exported graph must run where the library is not"
+    # Where an operator has no rule for it, PyTorch takes the derivative for zero.
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "it has no forward-mode derivatives"
+    return None
 
 
 def may_log():

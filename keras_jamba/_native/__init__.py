@@ -103,9 +103,13 @@ def _scan_sizes(shapes):
     return dict(batch=batch, length=length, channels=channels, states=states)
 
 
+CHUNK, WIDEST = 16, 16  # tokens between two checkpoints, and channels of a strip, as in keras_jamba.c
+
+
 def _scan_shapes(sizes):
     batch, length, channels, states = sizes.values()
-    checkpoints = _library.kj_scan_checkpoints(batch, length, channels, states)
+    # Whole numbers that a compiler may hold as symbols.
+    checkpoints = batch * ((length + CHUNK - 1) // CHUNK) * ((channels + WIDEST - 1) // WIDEST * WIDEST) * states
     return [(batch, length, channels), (batch, channels, states), (checkpoints,)]
 
 
@@ -153,8 +157,11 @@ def _load():
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         return f"its C library cannot be loaded: {error}"
-    loaded.kj_scan_checkpoints.restype = ctypes.c_int64
-    loaded.kj_scan_checkpoints.argtypes = [ctypes.c_int64] * 4
+    numbers = (ctypes.c_int64 * 4)()
+    if hasattr(loaded, "kj_layout"):
+        loaded.kj_layout(numbers)
+    if list(numbers) != [ctypes.sizeof(SCAN.structure), ctypes.sizeof(CONVOLUTION.structure), CHUNK, WIDEST]:
+        return "its C library is of another version: install the package again"
     loaded.kj_isa_available.argtypes = [ctypes.c_int64]
     return loaded
 

@@ -9,18 +9,18 @@ typedef struct {
   const vf *w, *x;
   vf bias, *out;
   vf *grad, *sums;
-  const float *valid;
+  const uint8_t *valid;
   int count, silu;
 } V(window);
 
 /* y before SiLU, of SIDE tokens from number i on. */
-INLINE void V(slide)(const V(window) *chunk, int width, const float *valid, int i, vf *y) {
+INLINE void V(slide)(const V(window) *chunk, int width, const uint8_t *valid, int i, vf *y) {
   EACH y[k] = chunk->bias;
   for (int j = 0; j < width; j++)
-    EACH y[k] += (valid ? chunk->w[j] * valid[(i + k) * width + j] : chunk->w[j]) * chunk->x[i + k + j];
+    EACH if (!valid || valid[(i + k) * width + j]) y[k] += chunk->w[j] * chunk->x[i + k + j];
 }
 
-INLINE void V(conv_forward)(const V(window) *chunk, int width, const float *valid) {
+INLINE void V(conv_forward)(const V(window) *chunk, int width, const uint8_t *valid) {
   for (int i = 0; i < chunk->count; i += SIDE) {
     vf *y = chunk->out + i, gate[SIDE];
     V(slide)(chunk, width, valid, i, y);
@@ -30,7 +30,7 @@ INLINE void V(conv_forward)(const V(window) *chunk, int width, const float *vali
   }
 }
 
-INLINE void V(conv_backward)(const V(window) *chunk, int width, const float *valid) {
+INLINE void V(conv_backward)(const V(window) *chunk, int width, const uint8_t *valid) {
   vf *grad = chunk->grad;
   for (int i = 0; chunk->silu && i < chunk->count; i += SIDE) {
     vf y[SIDE], gate[SIDE];
@@ -42,8 +42,8 @@ INLINE void V(conv_backward)(const V(window) *chunk, int width, const float *val
     vf total = {0};
     for (int j = 0; j < width; j++) {
       int reached = i + width - 1 - j; /* the token whose tap j is input i */
-      chunk->sums[j] += (valid ? grad[i] * valid[i * width + j] : grad[i]) * chunk->x[i + j];
-      total += (valid ? chunk->w[j] * valid[reached * width + j] : chunk->w[j]) * grad[reached];
+      if (!valid || valid[i * width + j]) chunk->sums[j] += grad[i] * chunk->x[i + j];
+      if (!valid || valid[reached * width + j]) total += chunk->w[j] * grad[reached];
     }
     chunk->sums[width] += grad[i];
     chunk->out[i] = total;
@@ -77,14 +77,15 @@ INLINE void V(load_kernel)(const kj_conv *call, int64_t first, vf *w) {
 }
 
 /* The gradients of the inputs before the row, from those of y before SiLU of the first tokens; and the sums. */
-INLINE void V(end_row)(const kj_conv *call, const kj_task *task, int64_t first, vf *w, const float *valid,
+INLINE void V(end_row)(const kj_conv *call, const kj_task *task, int64_t first, vf *w, const uint8_t *valid,
                        const vf *grad, const vf *sums) {
   int64_t e = call->channels, width = call->width, past = width - 1;
   int count = V(lanes)(e, first);
   V(load_kernel)(call, first, w);
   for (int64_t i = 0; i < past && call->grad_initial.data; i++) {
     vf total = {0};
-    for (int64_t j = 0; j <= i; j++) total += (valid ? w[j] * valid[(i - j) * width + j] : w[j]) * grad[i - j];
+    for (int64_t j = 0; j <= i; j++)
+      if (!valid || valid[(i - j) * width + j]) total += w[j] * grad[i - j];
     V(store)(call->grad_initial, task->row * past + i, first, count, total);
   }
   for (int64_t j = 0; j < width; j++)
@@ -98,8 +99,8 @@ static void V(conv)(const kj_conv *call, const kj_task *task, int backward) {
   const int64_t all = task->tokens.all, chunks = chunks_of(all);
   vf *x = task->work, *grad = x + PARTS * step, *out = grad + PARTS * step, *w = out + PARTS * CHUNK;
   vf *followed = w + width, *sums = followed + vectors * past; /* of all vectors, from chunk to chunk */
-  float *room = (float *)(sums + vectors * (width + 1));
-  const float *valid = NULL;
+  uint8_t *room = (uint8_t *)(sums + vectors * (width + 1));
+  const uint8_t *valid = NULL;
   memset(followed, 0, vectors * (past + width + 1) * sizeof(vf));
   for (int64_t done = 0; done < chunks; done++) {
     int64_t start = (backward ? chunks - 1 - done : done) * CHUNK, at[CHUNK];

@@ -132,6 +132,10 @@ int kj_isa_available(int64_t isa) {
   return 0;
 }
 
+void kj_layout(int64_t *numbers) {
+  numbers[0] = sizeof(kj_scan), numbers[1] = sizeof(kj_conv), numbers[2] = CHUNK, numbers[3] = WIDEST;
+}
+
 static const kj_set *set_for(int64_t isa) {
   if (isa == KJ_FASTEST)
     for (isa = KJ_AVX512; !kj_isa_available(isa);) isa--;

@@ -57,5 +57,7 @@ int kj_scan_backward(const kj_scan *call);
 int kj_conv_forward(const kj_conv *call);
 int kj_conv_backward(const kj_conv *call);
 int kj_isa_available(int64_t isa);
+/* Four: the sizes of kj_scan and kj_conv in bytes, the tokens of a chunk, the channels of a strip. */
+void kj_layout(int64_t *numbers);
 
 #endif

@@ -140,7 +140,8 @@ static void V(scan_forward)(const kj_scan *call, const kj_task *task) {
       for (int p = 0; p < PARTS && strip + p * LANES < e; p++) {
         int64_t first = strip + p * LANES;
         vf *now = state + (first - begin) / LANES * states;
-        if (call->checkpoints) memcpy(kj_checkpoint(call, row, chunk, first), now, states * sizeof(vf));
+        for (int64_t n = 0; call->checkpoints && n < states; n++)
+          *(vfu *)(kj_checkpoint(call, row, chunk, strip) + n * WIDEST + p * LANES) = now[n];
         V(forward_part)(call, &tokens, first, (const vf *)task->rates + first / LANES * states, now, parts + p, work);
       }
       V(write_strip)(e, call->y, tokens.at, tokens.count, strip, parts->y, STEP);
@@ -221,8 +222,8 @@ INLINE void V(backward_part)(const kj_scan *call, const kj_task *task, const kj_
   int64_t states = call->states, n = 0;
   const vf *rates = (const vf *)task->rates + first / LANES * states;
   vf *state = task->replayed, *before = state + states;
-  memcpy(before, kj_checkpoint(call, task->row, chunk, first), states * sizeof(vf));
-  memcpy(state, before, states * sizeof(vf));
+  const float *kept = kj_checkpoint(call, task->row, chunk, first / WIDEST * WIDEST) + first % WIDEST;
+  for (int64_t i = 0; i < states; i++) state[i] = before[i] = *(const vfu *)(kept + i * WIDEST);
   V(prepare)(call, tokens, first, 1, part);
   V(begin_backward)(call, tokens, part);
   int tame = V(is_tame)(tokens, rates, part);

@@ -139,11 +139,11 @@ static int run(const kj_job *planned, int64_t threads, kj_parallel parallel) {
   job->users = 1;
   pthread_mutex_init(&job->lock, NULL);
   pthread_cond_init(&job->all_done, NULL);
-  if (threads > job->tasks) threads = job->tasks;
   if (parallel && threads > 1) {
     parallel(in_team, job, (unsigned)threads, 0);
     threads = 1; /* nothing is left to do */
   }
+  if (threads > job->tasks) threads = job->tasks;
   pthread_attr_init(&detached);
   pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
   for (int64_t i = 1; i < threads; i++) {
@@ -165,9 +165,10 @@ static int run(const kj_job *planned, int64_t threads, kj_parallel parallel) {
 }
 
 /* As many threads as are worth their start, at 0.3 nanoseconds a unit: 70 microseconds of work for one that is to be
- * started, 7 for one that waits. */
+ * started, 7 where a team waits. */
 static int64_t useful_threads(int64_t threads, int64_t units, kj_parallel parallel) {
-  int64_t most = units / (parallel ? 25000 : 250000) + 1;
+  int64_t most = units / 250000 + 1;
+  if (parallel) most = units > 25000 ? threads : 1; /* OpenMP ends threads that a smaller team leaves out */
   return threads < 1 ? 1 : threads < most ? threads : most;
 }
 

@@ -26,15 +26,15 @@ INLINE int kj_begins(const kj_tokens *tokens, int64_t i) {
 
 /* For `count` tokens from number `start` on, and each tap of a window of `width` inputs that ends at the token: 1 if
  * that input is of the token's own document, else 0. NULL if all are. */
-static const float *kj_valid(const kj_tokens *tokens, int64_t start, int64_t count, int64_t width, float *room) {
+static const uint8_t *kj_valid(const kj_tokens *tokens, int64_t start, int64_t count, int64_t width, uint8_t *room) {
   int all = 1;
   if (!tokens->segments) return NULL;
   for (int64_t i = start; i < start + count; i++) {
-    float same = 1.0f;
+    uint8_t same = 1;
     for (int64_t j = width - 1; j >= 0; j--) {
       room[(i - start) * width + j] = same;
       int64_t number = i - (width - 1) + j; /* of the input */
-      if (number > 0 && number < tokens->all && kj_begins(tokens, number)) same = 0.0f, all = 0;
+      if (number > 0 && number < tokens->all && kj_begins(tokens, number)) same = all = 0;
     }
   }
   return all ? NULL : room;
@@ -78,7 +78,8 @@ int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int
   return batch * chunks_of(length) * padded(channels) * states;
 }
 
-static float *kj_checkpoint(const kj_scan *call, int64_t row, int64_t chunk, int64_t channel) {
+/* That of a strip is [n][WIDEST], whatever the instruction set: another one may do the backward pass. */
+static float *kj_checkpoint(const kj_scan *call, int64_t row, int64_t chunk, int64_t strip) {
   int64_t place = row * chunks_of(call->length) + chunk;
-  return call->checkpoints + (place * padded(call->channels) + channel) * call->states;
+  return call->checkpoints + (place * padded(call->channels) + strip) * call->states;
 }

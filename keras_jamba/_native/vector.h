@@ -78,6 +78,7 @@ INLINE void V(exp2)(vf *x) {
 #if defined(WITH_AVX512)
   EACH x[k] = (vf)_mm512_scalef_ps((__m512)p[k], (__m512)whole[k]);
 #else
+  EACH whole[k] = (vf)((vi)whole[k] & (x[k] == x[k])); /* C leaves open what integer NaN becomes */
   EACH x[k] = (vf)((vi)p[k] + (__builtin_convertvector(whole[k], vi) << 23));
 #endif
 }

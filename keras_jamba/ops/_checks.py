@@ -69,6 +69,11 @@ def _check_in_order(segment_ids, mask):
         return
     real = np.ones_like(ids, bool) if real is None else real
     ids = ids.astype("int64")  # the differences of unsigned numbers are not negative
+    if ids.size and not -(2**31) < ids.min() <= ids.max() < 2**31:
+        raise ValueError(
+            f"segment_ids must fit into 32 bits. Received: values from {ids.min()} to {ids.max()}. "
+            "Number the documents of a row 0, 1, 2, ..."
+        )
     for row, (values, there) in enumerate(zip(ids, real, strict=True)):
         if np.any(np.diff(values[there]) < 0):
             raise ValueError(

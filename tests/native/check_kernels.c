@@ -82,6 +82,27 @@ static void check_halves(void) {
 
 /* ---------------------------------------------------------------- random calls */
 
+typedef struct {
+  void (*work)(void *);
+  void *data;
+} kj_member;
+
+static void *member(void *given) {
+  ((kj_member *)given)->work(((kj_member *)given)->data);
+  return NULL;
+}
+
+/* As OpenMP's: on so many threads, this one among them. */
+static void team(void (*work)(void *), void *data, unsigned threads, unsigned flags) {
+  kj_member given = {work, data};
+  pthread_t started[8];
+  (void)flags;
+  for (unsigned i = 1; i < threads; i++)
+    if (pthread_create(&started[i], NULL, member, &given)) fail("a thread", i, 0);
+  work(data);
+  for (unsigned i = 1; i < threads; i++) pthread_join(started[i], NULL);
+}
+
 /* `count` numbers of a dtype in memory of exactly their size. */
 static kj_tensor draw(int64_t count, int64_t row, int dtype, float low, float high) {
   kj_tensor x = {malloc(count * (dtype == KJ_FLOAT32 ? 4 : 2)), dtype, row};
@@ -195,6 +216,7 @@ static void fuzz_scan(void) {
   call.grad_y = draw(b * t * e, e, dtype, -1, 1);
   if (random_number(2)) call.grad_last = draw_floats(b * e * n, -1, 1);
   call.threads = 1;
+  call.parallel = random_number(2) ? team : NULL;
   call.isa = KJ_PLAIN;
   results right = run_scan(call, backward);
   double bound = dtype == KJ_FLOAT32 ? 2e-5 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
@@ -232,7 +254,7 @@ static results run_conv(kj_conv call) {
 }
 
 static void fuzz_conv(void) {
-  int64_t b = 1 + random_number(3), t = 1 + random_number(40), e = 1 + random_number(40), k = 1 + random_number(6);
+  int64_t b = 1 + random_number(3), t = 1 + random_number(40), e = 1 + random_number(40), k = 1 + random_number(random_number(4) ? 6 : 24);
   int64_t wide = e + random_number(3);
   int dtype = random_number(3);
   kj_conv call = {.batch = b, .length = t, .channels = e, .width = k, .silu = random_number(2)};
@@ -244,6 +266,7 @@ static void fuzz_conv(void) {
   if (random_number(3) == 0) call.segments = draw_segments(b, t);
   call.grad_y = draw(b * t * e, e, dtype, -1, 1);
   call.threads = 1;
+  call.parallel = random_number(2) ? team : NULL;
   call.isa = KJ_PLAIN;
   results right = run_conv(call);
   double bound = dtype == KJ_FLOAT32 ? 1e-5 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;

@@ -65,6 +65,18 @@ def test_what_torch_exports_is_without_the_library():
     np.testing.assert_allclose(exported.module()(x), convolve_and_scan(x), rtol=1e-4, atol=1e-4)
 
 
+@on["torch"]
+def test_torch_compiles_it_once_for_all_lengths():
+    import torch
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(convolve_and_scan, backend=counter, dynamic=True)
+    for length in (5, 18, 40, 65):
+        x = draw(2, length, 12)
+        np.testing.assert_allclose(compiled(x), convolve_and_scan(x), rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 1
+
+
 @on["jax"]
 @pytest.mark.parametrize("transformation", ["jit", "vmap", "remat", "vmap of jit"])
 def test_jax_transforms_it_and_its_gradient(transformation):

@@ -81,6 +81,11 @@ def _check(tensors):
             f"initial_state must have the shape (b, k - 1, e) with k={width}. Received: initial_state.shape="
             f"{tuple(state.shape)}. Pass the last state that a kernel of the same width returned."
         )
+    if width == 0:
+        raise ValueError(
+            f"kernel must reach over one token at least. Received: kernel.shape={tuple(present['kernel'].shape)}. "
+            "Give it the shape (k, e)."
+        )
     letters = {"x": "bte", "kernel": "ke", "bias": "e", "initial_state": "bse"}
     _checks.check_shapes(present, letters)
 

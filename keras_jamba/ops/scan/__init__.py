@@ -135,3 +135,8 @@ def _check(tensors):
     present = {name: x for name, x in tensors.items() if x is not None}
     _checks.check_floating(present)
     _checks.check_shapes(present, _SHAPES)
+    if present["A"].shape[1] == 0:
+        raise ValueError(
+            f"There must be at least one state a channel. Received: A.shape={tuple(present['A'].shape)}. "
+            "Give A the shape (e, n), B and C the shape (b, t, n)."
+        )
