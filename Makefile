@@ -18,8 +18,9 @@ help:
 	@echo "make lint                                             ruff"
 	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
 
+# On JAX half the time to compile a drawing of random numbers; they are others than by default.
 demo: $(DEMO_VENV)/installed
-	KERAS_BACKEND=$(BACKEND) TF_CPP_MIN_LOG_LEVEL=2 $(DEMO_VENV)/bin/python examples/image_classification.py $(ARGS)
+	JAX_THREEFRY_PARTITIONABLE=0 KERAS_BACKEND=$(BACKEND) TF_CPP_MIN_LOG_LEVEL=2 $(DEMO_VENV)/bin/python examples/image_classification.py $(ARGS)
 
 test: $(TEST_VENV)/installed
 	PYTHON=$(TEST_VENV)/bin/python bash tests/run_all.sh
