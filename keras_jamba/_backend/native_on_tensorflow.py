@@ -69,7 +69,7 @@ def native(kernel, portable):
             kept = found[shown:]
 
             def pull_back(*grads):
-                grads = _once(lambda *grads: backward(tensors_now, kept, grads, options), present, grads)
+                grads = _once(kernel, lambda *grads: backward(tensors_now, kept, grads, options), present, grads)
                 return [*grads, *[None] * (len(present) - len(grads))]
 
             return found[:shown], pull_back
@@ -81,7 +81,7 @@ def native(kernel, portable):
     return function
 
 
-def _once(gradient, present, grads):
+def _once(kernel, gradient, present, grads):
     """`gradient(*grads)`, whose own gradient is an error: TensorFlow would take it for zero.
 
     It depends on `present`, the inputs, too.
@@ -90,10 +90,7 @@ def _once(gradient, present, grads):
     @tf.custom_gradient
     def function(*tensors):
         def refuse(*_):
-            raise RuntimeError(
-                "The native kernels have no second derivatives. Received: a gradient of their gradient. "
-                "Compute it with implementation='reference'."
-            )
+            raise RuntimeError(kernel.no_second_derivative)
 
         return gradient(*tensors[len(present) :]), refuse
 

@@ -27,10 +27,7 @@ def native(kernel, portable):
         return (*found, *[None] * (count + len(ctx.options) - len(found)))
 
     def no_gradient(ctx, *grads):
-        raise RuntimeError(
-            f"The native {kernel.name} has no second derivatives. Received: a gradient of its gradient. "
-            "Compute it with implementation='reference'."
-        )
+        raise RuntimeError(kernel.no_second_derivative)
 
     forward.registered.register_autograd(gradient, setup_context=setup)
     backward.registered.register_autograd(no_gradient)

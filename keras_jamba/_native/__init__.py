@@ -52,6 +52,7 @@ class Kernel:
         sizes: the shapes of the inputs by name, to the sizes in the structure.
         shapes: sizes to the shapes of the outputs. The first has the dtype of the first input, the others float32.
         structure: the mirror of the structure in keras_jamba.h.
+        twice: the implementation of the same op that has second derivatives on all backends.
     """
 
     name: str
@@ -63,6 +64,15 @@ class Kernel:
     sizes: Callable
     shapes: Callable
     structure: type
+    twice: str
+
+    @property
+    def no_second_derivative(self):
+        """What to answer to whoever asks for one."""
+        return (
+            f"The native {self.name} has no second derivatives. Received: a gradient of its gradient. "
+            f"Compute it with implementation={self.twice!r}."
+        )
 
     @property
     def gradients(self):
@@ -132,6 +142,7 @@ SCAN = Kernel(
         "u delta B C z *A *D *bias *initial *mask *segments y *last *checkpoints "
         "grad_y *grad_last grad_u grad_delta grad_B grad_C grad_z *grad_A *grad_D *grad_bias *grad_initial",
     ),
+    twice="reference",
 )
 CONVOLUTION = Kernel(
     name="conv",
@@ -146,6 +157,7 @@ CONVOLUTION = Kernel(
         "batch length channels width silu",
         "x initial *kernel *bias *mask *segments y grad_y grad_x grad_initial *grad_kernel *grad_bias",
     ),
+    twice="portable",
 )
 
 
