@@ -8,10 +8,12 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parent.parent))  # for hatch_build
 
 
 def interleaved(functions, rounds):
@@ -124,6 +126,25 @@ def _status(field):
     raise RuntimeError(f"/proc/self/status has no {field}.")
 
 
+def machine_rates():
+    """Exponentials and bytes a second that all cores reach together, `{name: number}`, or None without a C compiler."""
+    import hatch_build
+
+    compiler = hatch_build.compiler()
+    if compiler is None:
+        return None
+    source = Path(__file__).parent / "floor.c"
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "floor"
+        flags = [flag for flag in hatch_build.FLAGS if flag not in ("-shared", "-fPIC")]
+        subprocess.run([*compiler.split(), *flags, source, "-o", program, "-lm", "-pthread"], check=True)
+        return json.loads(subprocess.run([program, str(cores())], check=True, capture_output=True).stdout)
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def machine():
     """Processor, cores, and the versions of what is installed."""
     names = ("keras", "jax", "tensorflow", "torch", "numpy", "mambapy", "keras-hub", "transformers", "scikit-learn")
@@ -135,7 +156,7 @@ def machine():
             continue
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "python": platform.python_version(),
         "versions": versions,
     }

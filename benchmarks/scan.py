@@ -4,6 +4,7 @@
 
 Every implementation is first compared with the reference, outputs and gradients; then all are timed in
 one interleaved run; then the peak memory of forward and backward is taken, each in a process of its own.
+Beside them stands the machine's own floor: the time of the exponentials and of the bytes alone, see `floor_ms`.
 Prints a table and writes results/scan_BACKEND.json.
 """
 
@@ -54,6 +55,20 @@ def called_from_c(tensors):
     return lambda: run(False), lambda: run(False, True)
 
 
+def floor_ms(shape, what, rates):
+    """What no scan in float32 can beat here: its exponentials, or its inputs read and its outputs written, once each.
+
+    The backward pass needs the decays again; both passes read u, delta, z, B and C.
+    """
+    batch, length, channels = shape
+    passes = 2 if what == "forward+backward" else 1
+    wide, narrow = (4, 2) if passes == 1 else (4 + 7, 2 + 4)  # tensors of (b, t, e) and of (b, t, n)
+    tokens = batch * length
+    exponentials = passes * tokens * channels * STATE / rates["exponentials"]
+    memory = 4 * tokens * (wide * channels + narrow * STATE) / rates["bytes"]
+    return round(1e3 * max(exponentials, memory), 2)
+
+
 def draw(batch, length, channels):
     """u, delta, A, B, C, D, z, delta_bias, and a weight for the output, as tensors of the backend."""
     rng = np.random.default_rng(0)
@@ -78,7 +93,7 @@ def check(scans):
             np.testing.assert_allclose(ops.convert_to_numpy(actual), wanted, atol=tolerance, rtol=1e-4, err_msg=name)
 
 
-def timings(scans, rounds):
+def timings(scans, rounds, rates):
     results = []
     for shape in SHAPES:
         tensors = draw(*shape)
@@ -89,7 +104,10 @@ def timings(scans, rounds):
         for what in ("forward", "forward+backward"):
             chosen = {name: pair[what != "forward"] for name, pair in pairs.items()}
             seconds = measure.interleaved(chosen, rounds)
-            results.append({"shape": shape, "what": what, "ms": {k: round(1e3 * v, 2) for k, v in seconds.items()}})
+            ms = {k: round(1e3 * v, 2) for k, v in seconds.items()}
+            if rates is not None:
+                ms["floor"] = floor_ms(shape, what, rates)
+            results.append({"shape": shape, "what": what, "ms": ms})
             print(shape, what, results[-1]["ms"], file=sys.stderr, flush=True)
     return results
 
@@ -131,10 +149,12 @@ def main():
         print(measure.extra_memory(measure.forward_and_gradient(scans[name], draw(*shape))[1]))
         return
     check(scans)
-    timed = timings(scans, args.rounds)
+    rates = measure.machine_rates()
+    timed = timings(scans, args.rounds, rates)
     memory = memory_of(scans)
     show(timed, memory, scans)
-    measure.record(f"scan_{BACKEND}", {"backend": BACKEND, "d_state": STATE, "timings": timed, "memory": memory})
+    results = {"backend": BACKEND, "d_state": STATE, "a second": rates, "timings": timed, "memory": memory}
+    measure.record(f"scan_{BACKEND}", results)
 
 
 if __name__ == "__main__":
