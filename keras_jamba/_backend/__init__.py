@@ -2,7 +2,8 @@
 
 Every backend:
 
-`platform()`: "cpu", "gpu" or "tpu", where new tensors go.
+`platform(x=None)`: "cpu", "gpu" or "tpu": where tensor `x` lies; without it, or where that is not known while a graph
+is traced, where new tensors go.
 
 `host_values(x)`: the values of a tensor as a NumPy array where they can be had without waiting for a
 device, else None: while a graph is traced, and on an accelerator.
@@ -18,6 +19,19 @@ values. TensorFlow's own graphs need no such shapes.
 on tensors, any of which may be None; `portable` is the same function in operations of Keras.
 
 `why_not_native(shape)`: None, or why such a function cannot be called where it is asked, for an input of this shape.
+
+`sum_over_replicas(tensors)`: inside a step that several replicas take on parts of a batch, the sums over all of
+them; the tensors themselves where there is one, or where they are sums already.
+
+`device_name()`: what its maker calls the device that new tensors go to; "CPU" for a CPU.
+
+`device_memory()`: `{"device_memory": bytes, "device_memory_peak": bytes}` on an accelerator that tells, else `{}`.
+
+`start_trace(folder)`: begins to write the backend's own profile there; returns the function that ends it.
+
+`out_of_memory(error)`: whether an exception says that memory ran out.
+
+`DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
 
 Only where shapes may depend on values (tensorflow, torch):
 
@@ -43,37 +57,55 @@ if _BACKEND == "jax":
         can_recompute,
         compiling,
         custom_gradient,
+        device_memory,
+        device_name,
         host_values,
         may_log,
         native,
+        out_of_memory,
         platform,
         scan,
+        start_trace,
+        sum_over_replicas,
         why_not_native,
     )
+    from keras_jamba._backend.parallel_on_jax import DataParallel
 elif _BACKEND == "tensorflow":
     from keras_jamba._backend.on_tensorflow import (
         can_recompute,
         compiling,
         custom_gradient,
+        device_memory,
+        device_name,
         host_values,
         may_log,
         native,
+        out_of_memory,
         platform,
         scan,
         split,
+        start_trace,
+        sum_over_replicas,
         why_not_native,
     )
+    from keras_jamba._backend.parallel_on_tensorflow import DataParallel
 elif _BACKEND == "torch":
     from keras_jamba._backend.on_torch import (
         can_recompute,
         compiling,
+        device_memory,
+        device_name,
         host_values,
         may_log,
         native,
+        out_of_memory,
         platform,
         split,
+        start_trace,
+        sum_over_replicas,
         why_not_native,
     )
+    from keras_jamba._backend.parallel_on_torch import DataParallel
 else:
     raise ImportError(
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "

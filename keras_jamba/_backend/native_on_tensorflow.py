@@ -1,5 +1,6 @@
 """Kernels of the C library on TensorFlow: Python functions inside graphs, on memory that NumPy shares with tensors."""
 
+import math
 import sys
 
 import numpy as np
@@ -108,7 +109,7 @@ def _call(kernel, backward, tensors, output_names, output_specs, types, options)
 
     def run(*arrays):
         arrays = dict(zip(tensors, map(np.ascontiguousarray, arrays), strict=True))
-        made = [np.empty(shape, dtype) for shape, dtype in output_specs(arrays)]
+        made = [_empty(shape, dtype) for shape, dtype in output_specs(arrays)]
         if arrays[kernel.inputs[0]].size == 0:
             return [np.zeros_like(x) for x in made]
         given = {name: _array(x) for name, x in (arrays | dict(zip(output_names, made, strict=True))).items() if x.size}
@@ -117,6 +118,15 @@ def _call(kernel, backward, tensors, output_names, output_specs, types, options)
 
     found = tf.numpy_function(run, list(tensors.values()), types, stateful=False)
     return [found] if len(types) == 1 and not isinstance(found, (list, tuple)) else list(found)
+
+
+def _empty(shape, dtype):
+    """Memory that TensorFlow takes over as it is: what does not begin at a multiple of 64 bytes it copies."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 63, "uint8")
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _array(x):

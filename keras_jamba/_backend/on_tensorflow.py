@@ -58,7 +58,9 @@ def custom_gradient(forward, backward):
     return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
 
 
-def platform():
+def platform(x=None):
+    if x is not None and tf.executing_eagerly():
+        return "cpu" if "CPU" in x.device else "gpu"
     return "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
 
 
@@ -77,3 +79,32 @@ def can_recompute():
 
 def may_log():
     return True
+
+
+def sum_over_replicas(tensors):
+    tensors = [tf.convert_to_tensor(x) for x in tensors]
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tensors
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def device_name():
+    devices = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU") if devices else "CPU"
+
+
+def device_memory():
+    if platform() == "cpu":
+        return {}
+    told = tf.config.experimental.get_memory_info("GPU:0")
+    return {"device_memory": told["current"], "device_memory_peak": told["peak"]}
+
+
+def start_trace(folder):
+    tf.profiler.experimental.start(str(folder))
+    return tf.profiler.experimental.stop
+
+
+def out_of_memory(error):
+    return isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError))

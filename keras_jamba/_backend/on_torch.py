@@ -1,11 +1,15 @@
 """The functions of `_backend` on PyTorch, where eager code needs neither compiled loops nor a gradient protocol."""
 
+from pathlib import Path
+
 import torch
 
 from keras_jamba._backend.native_on_torch import native  # noqa: F401
 
 
-def platform():
+def platform(x=None):
+    if x is not None and x.device.type != "meta":
+        return "cpu" if x.device.type == "cpu" else "gpu"
     return "gpu" if torch.cuda.is_available() else "cpu"
 
 
@@ -37,3 +41,36 @@ def why_not_native(shape):
 def may_log():
     # A line of the log would break the graph in two.
     return not torch.compiler.is_compiling()
+
+
+def sum_over_replicas(tensors):
+    return tensors
+
+
+def device_name():
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def device_memory():
+    if not torch.cuda.is_available():
+        return {}
+    return {"device_memory": torch.cuda.memory_allocated(), "device_memory_peak": torch.cuda.max_memory_allocated()}
+
+
+def start_trace(folder):
+    profiler = torch.profiler.profile()
+    profiler.start()
+
+    def stop():
+        profiler.stop()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(Path(folder) / "trace.json"))
+
+    return stop
+
+
+def out_of_memory(error):
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

@@ -2,10 +2,11 @@
 
 import logging
 
+import keras
 import numpy as np
 import pytest
 
-from keras_jamba.ops import _implementations, implementations, selective_scan
+from keras_jamba.ops import _implementations, causal_depthwise_conv, implementations, selective_scan
 
 
 def inputs(**changes):
@@ -68,3 +69,18 @@ def test_a_refusal_gives_every_reason():
 def test_bad_inputs_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         selective_scan(**inputs(**changes))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="where a tensor's device is known; runs on torch")
+def test_tensors_on_a_cpu_take_the_kernel_for_it_on_a_machine_with_a_gpu(monkeypatch, caplog):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_implementations, "_logged", set())
+    with caplog.at_level(logging.INFO, "keras_jamba"):
+        selective_scan(**{name: torch.as_tensor(x) for name, x in inputs().items()})
+        causal_depthwise_conv(torch.ones(1, 3, 4), torch.ones(2, 4))
+    assert [r.getMessage() for r in caplog.records] == [
+        "selective_scan runs as 'native'",
+        "causal_depthwise_conv runs as 'native'",
+    ]

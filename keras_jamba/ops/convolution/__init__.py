@@ -64,7 +64,7 @@ def causal_depthwise_conv(
     _checks.check_choice("activation", activation, (None, "silu"))
     x, width = tensors["x"], tensors["kernel"].shape[0]
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, x.shape)
-    table = _TABLE if _backend.platform() == "cpu" else {"portable": portable}
+    table = _TABLE if _backend.platform(x) == "cpu" else {"portable": portable}
     chosen = choose("causal_depthwise_conv", table, implementation, _Call(tuple(x.shape)))
     y = chosen.run(**tensors, mask=mask, segment_ids=segment_ids, silu=activation == "silu")
     if not return_last_state:

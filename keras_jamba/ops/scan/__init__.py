@@ -101,7 +101,7 @@ def selective_scan(
     tensors = {k: v if v is None else ops.convert_to_tensor(v) for k, v in tensors.items()}
     _check(tensors)
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, tensors["u"].shape)
-    call = _Call(_backend.platform(), tuple(tensors["u"].shape))
+    call = _Call(_backend.platform(tensors["u"]), tuple(tensors["u"].shape))
     requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
     table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
     if call.length == 1 and requested is None and native.why_not(call):
