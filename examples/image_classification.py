@@ -60,16 +60,9 @@ def build(args, data, steps):
         drop_path=args.drop_path,
         **small,
     )
-    warmup = max(1, steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), warmup_target=args.learning_rate, warmup_steps=warmup
-    )
     # The moving average of the weights is what `fit` leaves in the model.
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=0.05, global_clipnorm=1.0, use_ema=True, ema_momentum=0.98
-    )
-    optimizer.exclude_from_weight_decay(
-        var_names=["A_log", "D$", "bias", "norm", "gamma", "beta", "scale", "conv_kernel", "router"]
+    optimizer = keras_jamba.training.optimizer(
+        model, steps, args.learning_rate, weight_decay=0.05, use_ema=True, ema_momentum=0.98
     )
     model.compile(
         optimizer,

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._decay import without_decay
 from keras_jamba.ops import causal_depthwise_conv, selective_scan
 
 
@@ -57,21 +58,23 @@ class SelectiveSSM(keras.layers.Layer):
     def build(self, x_shape, z_shape=None):
         e, n = self.inner, self.d_state
         bound = self.d_conv**-0.5
-        self.conv_kernel = self.add_weight((self.d_conv, e), _initializers.uniform(bound), name="conv_kernel")
+        self.conv_kernel = self._weight("conv_kernel", (self.d_conv, e), _initializers.uniform(bound))
         if self.conv_bias:
-            self.conv_bias_weight = self.add_weight((e,), _initializers.uniform(bound), name="conv_bias")
+            self.conv_bias_weight = self._weight("conv_bias", (e,), _initializers.uniform(bound))
         # Kept float32 inside `call` under mixed precision: they act through exponentials.
-        self.dt_bias = self.add_weight(
-            (e,), _initializers.TimeStepBias(self.dt_min, self.dt_max), name="dt_bias", autocast=False
-        )
-        self.A_log = self.add_weight((e, n), _initializers.StateIndexLog(), name="A_log", autocast=False)
-        self.D = self.add_weight((e,), "ones", name="D", autocast=False)
+        start = _initializers.TimeStepBias(self.dt_min, self.dt_max)
+        self.dt_bias = self._weight("dt_bias", (e,), start, autocast=False)
+        self.A_log = self._weight("A_log", (e, n), _initializers.StateIndexLog(), autocast=False)
+        self.D = self._weight("D", (e,), "ones", autocast=False)
         self.x_proj.build((None, None, e))
         self.dt_proj.build((None, None, self.dt_rank))
         if self.mixer_rms_norm:
             self.dt_norm.build((None, None, self.dt_rank))
             self.b_norm.build((None, None, n))
             self.c_norm.build((None, None, n))
+
+    def _weight(self, name, shape, initializer, **kwargs):
+        return without_decay(self.add_weight(shape, initializer, name=name, **kwargs))
 
     def call(self, x, z, mask=None, segment_ids=None, initial_state=None):
         state = {"conv": None, "ssm": None} if initial_state is None else initial_state

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers.router import Router
 from keras_jamba.ops import _checks, expert_mlp, routing_statistics
@@ -116,7 +117,8 @@ class MoELayer(keras.layers.Layer):
     def _bank(self, name, fan_in, fan_out, gain=1.0):
         # Glorot's bound of one expert: the initializer would take the experts for a receptive field.
         bound = gain * (6.0 / (fan_in + fan_out)) ** 0.5
-        return self.add_weight((self.num_experts, fan_in, fan_out), _initializers.uniform(bound), name=name)
+        shape = (self.num_experts, fan_in, fan_out)
+        return with_decay(self.add_weight(shape, _initializers.uniform(bound), name=name))
 
     def _statistic(self, name, shape, value):
         start = keras.initializers.Constant(value)

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._decay import without_decay
 from keras_jamba.ops import (
     _checks,
     router_z_loss,
@@ -85,7 +86,9 @@ class Router(keras.layers.Layer):
 
     def build(self, input_shape):
         shape = (input_shape[-1], self.num_experts)
-        self.kernel = self.add_weight(shape, _initializers.xavier(), name="kernel", dtype="float32", autocast=False)
+        self.kernel = without_decay(
+            self.add_weight(shape, _initializers.xavier(), name="kernel", dtype="float32", autocast=False)
+        )
         zero = keras.initializers.Constant(0.0)
         self.aux_loss = self.add_weight((), zero, name="aux_loss", dtype="float32", trainable=False, autocast=False)
 

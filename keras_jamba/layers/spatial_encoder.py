@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._decay import without_decay
 from keras_jamba.ops import _checks
 
 
@@ -69,6 +70,7 @@ class SpatialEncoder(keras.layers.Layer):
             )
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             convolution.build(input_shape)
+            without_decay(convolution.kernel)
             input_shape = convolution.compute_output_shape(input_shape)
             norm.build(input_shape)
 

@@ -67,6 +67,8 @@ class DHCJamba(RoutingMetrics, keras.Model):
         # Functional model
         images = keras.Input(image_shape, name="images")
         super().__init__(images, head(pool(jamba(flatten(encoder(images))))), name=name)
+        # A functional model has the global policy: `compile` would not scale the loss of one in float16.
+        self.dtype_policy = jamba.dtype_policy
 
         # Config
         self.encoder, self.flatten, self.backbone, self.pool, self.head = (

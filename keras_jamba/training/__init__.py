@@ -1,0 +1,30 @@
+"""Training as it is really done: the optimizer, monitoring, resuming, estimates and data."""
+
+from keras_jamba.training.adamw import JambaAdamW, optimizer, schedule
+from keras_jamba.training.callbacks import (
+    ExpertUsage,
+    GradientNorm,
+    LearningRate,
+    Memory,
+    Monitor,
+    Throughput,
+    Utilisation,
+)
+from keras_jamba.training.checkpoint import Checkpoint
+from keras_jamba.training.profiling import Profile, largest_batch
+
+__all__ = [
+    "Checkpoint",
+    "ExpertUsage",
+    "GradientNorm",
+    "JambaAdamW",
+    "LearningRate",
+    "Memory",
+    "Monitor",
+    "Profile",
+    "Throughput",
+    "Utilisation",
+    "largest_batch",
+    "optimizer",
+    "schedule",
+]

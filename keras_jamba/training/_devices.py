@@ -1,0 +1,98 @@
+"""What devices can do: peak rates from their makers' data sheets, or measured; and the memory of this process."""
+
+import os
+import statistics
+import time
+
+import keras
+
+from keras_jamba import _backend
+
+# 1e12 FLOPs a second of matrix products without sparsity: (bfloat16 or, where there is none, float16; float32 without
+# TF32). A part of the device's name, the more special one first. NVIDIA's and Google's data sheets.
+_PEAKS = (
+    ("B200", 2250, 75),
+    ("H200", 989, 67),
+    ("H100 PCIe", 756, 51),
+    ("H100 NVL", 835, 60),
+    ("H100", 989, 67),
+    ("A100", 312, 19.5),
+    ("L40S", 362, 91.6),
+    ("L4", 121, 30.3),
+    ("A10", 125, 31.2),
+    ("V100", 125, 15.7),
+    ("T4", 65, 8.1),
+    ("RTX 4090", 165, 82.6),
+    ("TPU v6 lite", 918, None),
+    ("TPU v5 lite", 197, None),
+    ("TPU v5", 459, None),
+    ("TPU v4", 275, None),
+)
+
+
+def peak_flops(peak):
+    """FLOPs a second of one device: a number as it is, a dtype's entry in the table, or "measured"."""
+    if isinstance(peak, (int, float)) and not isinstance(peak, bool) and peak > 0:
+        return peak
+    if peak == "measured":
+        return _measured()
+    column = {"bfloat16": 1, "float16": 1, "float32": 2}.get(peak)
+    if column is None:
+        raise ValueError(
+            "peak must be a positive number of FLOPs a second, 'bfloat16', 'float16', 'float32' or 'measured'. "
+            f"Received: peak={peak!r}. Pass one of these."
+        )
+    name = _backend.device_name()
+    found = next((row[column] for row in _PEAKS if row[0].lower() in name.lower()), None)
+    if found is None:
+        raise ValueError(
+            f"The table of devices must know this one in {peak}. Received: {name!r}. "
+            "Pass peak as a number of FLOPs a second, or peak='measured'."
+        )
+    return found * 1e12
+
+
+def _measured(size=1024, times=9):
+    """FLOPs a second of a product of square float32 matrices, the median of some."""
+    x = keras.random.normal((size, size))
+    wait = lambda x: float(keras.ops.convert_to_numpy(x[0, 0]))  # noqa: E731
+    wait(keras.ops.matmul(x, x))
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        wait(keras.ops.matmul(x, x))
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds)
+
+
+def process_memory():
+    """`{"process_memory": bytes}` that are resident, where the system tells."""
+    try:
+        with open("/proc/self/statm") as file:
+            return {"process_memory": int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")}
+    except OSError:
+        return {}
+
+
+class PeakMemory:
+    """`with PeakMemory() as peak`: afterwards `peak.bytes`, the most that this process had resident meanwhile.
+
+    Only Linux can forget an earlier peak; elsewhere it is 0.
+    """
+
+    def __enter__(self):
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:
+            pass
+        return self
+
+    def __exit__(self, *exception):
+        self.bytes = 0
+        try:
+            with open("/proc/self/status") as file:
+                line = next(line for line in file if line.startswith("VmHWM"))
+            self.bytes = 1024 * int(line.split()[1])
+        except OSError:
+            pass

@@ -1,0 +1,153 @@
+"""The optimizer and the schedule that the architecture's authors advise."""
+
+import re
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.layers._decay import decays
+from keras_jamba.ops import _checks
+
+# On PyTorch Keras has an AdamW of its own behind this name, which updates all weights in one call.
+_AdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class JambaAdamW(_AdamW):
+    """AdamW that decays matrices only, and that keeps the norm of the last gradient.
+
+    What weight decay is for is marked where the variables of this package are made: expert banks and the kernels
+    of dense layers, but not A_log, D, the time step's bias, norms, biases, convolutions and routers. Of other
+    layers, variables that Keras calls `kernel` or `embeddings` decay. The rule is found anew wherever the optimizer
+    is built, so that a model loaded from a file trains on as it did: what
+    `AdamW.exclude_from_weight_decay` was told is not in such a file.
+
+    Args:
+        learning_rate: a number or a schedule.
+        weight_decay: the share of a weight, times the learning rate, that a step takes away.
+        global_clipnorm: the norm of the whole gradient is scaled down to this where it is above it; over all
+            replicas, where there are several. None does not clip.
+        no_decay: regular expressions. A variable whose path one of them is found in does not decay either.
+        **kwargs: of `keras.optimizers.AdamW`: beta_1, beta_2, use_ema, gradient_accumulation_steps, ...
+
+    Attributes:
+        gradient_norm: a float32 variable, the norm of the last gradient before it was clipped. Where gradients
+            are accumulated, of their mean.
+
+    Reference:
+        [Loshchilov and Hutter (2019)](https://arxiv.org/abs/1711.05101); what does not decay:
+        [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752), appendix E, and its authors' code.
+    """
+
+    def __init__(self, learning_rate=1e-4, weight_decay=0.1, global_clipnorm=1.0, no_decay=(), **kwargs):
+        super().__init__(learning_rate, weight_decay=weight_decay, global_clipnorm=global_clipnorm, **kwargs)
+        self.no_decay = [no_decay] if isinstance(no_decay, str) else list(no_decay)
+
+    def build(self, variables):
+        if self.built:
+            return
+        left_out = {self._var_key(variable) for variable in variables if not self._decays(variable)}
+        self._exclude_from_weight_decay = getattr(self, "_exclude_from_weight_decay", set()) | left_out
+        super().build(variables)
+        self.gradient_norm = self.add_variable(
+            (), dtype="float32", aggregation="only_first_replica", name="gradient_norm"
+        )
+
+    def _decays(self, variable):
+        return decays(variable) and not any(re.search(pattern, variable.path) for pattern in self.no_decay)
+
+    def decayed(self, variables):
+        """Those of `variables` that decay."""
+        return [variable for variable in variables if self._decays(variable)]
+
+    def _clip_gradients(self, grads):
+        # Keras' own takes the norm of each replica's part of the gradient by itself.
+        whole = _backend.sum_over_replicas([g for g in grads if g is not None])
+        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in whole]
+        norm = ops.sqrt(ops.sum(ops.stack(squares)))
+        self.gradient_norm.assign(norm)
+        if not self.global_clipnorm:
+            return super()._clip_gradients(grads)
+        # Like Keras: a gradient that is not finite becomes NaN as a whole, and is seen.
+        scale = self.global_clipnorm / ops.maximum(norm, self.global_clipnorm) + (norm - norm)
+        return [g if g is None else ops.multiply(g, ops.cast(scale, g.dtype)) for g in grads]
+
+    def _apply_weight_decay(self, variables):
+        # Keras' own fails on PyTorch where nothing decays.
+        if any(self._use_weight_decay(variable) for variable in variables):
+            super()._apply_weight_decay(variables)
+
+    def get_config(self):
+        return super().get_config() | {"no_decay": self.no_decay}
+
+
+def schedule(steps, learning_rate=1e-4, warmup=0.1, final=0.0):
+    """A learning rate that rises from 0 in a straight line and falls along half a cosine.
+
+    Args:
+        steps: batches that the whole training consists of.
+        learning_rate: the peak.
+        warmup: the share of the steps in which it rises.
+        final: what it falls to, as a share of the peak.
+
+    Returns:
+        A `keras.optimizers.schedules.CosineDecay`.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+    _checks.check_integer("steps", steps)
+    _checks.check_number("learning_rate", learning_rate, low=0)
+    _checks.check_number("warmup", warmup, low=0, high=1)
+    _checks.check_number("final", final, low=0, high=1)
+    rising = round(warmup * steps)
+    falling = max(1, steps - rising)
+    if not rising:
+        return keras.optimizers.schedules.CosineDecay(learning_rate, falling, alpha=final)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, falling, alpha=final, warmup_target=learning_rate, warmup_steps=rising
+    )
+
+
+def optimizer(model, steps, learning_rate=1e-4, warmup=0.1, final=0.0, weight_decay=0.1, global_clipnorm=1.0, **kwargs):
+    """The optimizer for a model: AdamW on matrices, clipping, warm-up and cosine decay.
+
+    Args:
+        model: a built model; looked at for what decays, and not changed.
+        steps: batches of the whole training, `epochs * steps_per_epoch`.
+        learning_rate, warmup, final: see `schedule`.
+        weight_decay, global_clipnorm: see `JambaAdamW`.
+        **kwargs: of `JambaAdamW`: no_decay, gradient_accumulation_steps, use_ema, beta_2, ...
+
+    Returns:
+        A `JambaAdamW`, for `model.compile`.
+
+    Raises:
+        ValueError: for numbers out of range, a model without weights, or one of whose weights none would decay.
+
+    Example:
+        >>> import keras_jamba
+        >>> model = keras_jamba.DHCJamba.from_preset("small")
+        >>> optimizer = keras_jamba.training.optimizer(model, steps=10 * 200, learning_rate=1e-3)
+        >>> model.compile(optimizer, "sparse_categorical_crossentropy")
+    """
+    _checks.check_number("weight_decay", weight_decay or 0, low=0)
+    made = JambaAdamW(
+        schedule(steps, learning_rate, warmup, final),
+        weight_decay=weight_decay,
+        global_clipnorm=global_clipnorm,
+        **kwargs,
+    )
+    if not model.trainable_variables:
+        raise ValueError(
+            "An optimizer is made for a model that has weights to train. "
+            f"Received: {model.name!r}, built={model.built}. Build it, or call it on a batch, first."
+        )
+    if weight_decay and not made.decayed(model.trainable_variables):
+        raise ValueError(
+            "Weight decay must have something to act on. "
+            f"Received: weight_decay={weight_decay} for {model.name!r}, whose variables are all left out. "
+            "Pass weight_decay=None, or change no_decay."
+        )
+    return made

@@ -1,0 +1,133 @@
+"""The optimizer: what decays, how it clips and warms up, and what a saved model remembers."""
+
+import keras
+import numpy as np
+import pytest
+from checks import close, numpy
+
+import keras_jamba
+from keras_jamba import training
+
+NEVER = ("A_log", "/D", "dt_bias", "conv_", "norm", "bias", "router", "gamma", "beta")
+
+
+def small_model(**changes):
+    keras.utils.set_random_seed(0)
+    arguments = dict(d_model=16, num_layers=2, mamba_ratio=1, num_experts=2, num_heads=2, image_shape=(8, 8, 1))
+    return keras_jamba.DHCJamba(num_classes=3, **arguments | changes)
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.random((4, 8, 8, 1), "float32"), np.array([0, 1, 2, 0])
+
+
+def compiled(model, **arguments):
+    optimizer = training.optimizer(model, **dict(steps=10) | arguments)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_matrices_decay_and_nothing_else_does():
+    model = small_model(conv_bias=True, proj_bias=True)
+    optimizer = training.optimizer(model, steps=10)
+    decayed = {v.path for v in optimizer.decayed(model.trainable_variables)}
+    others = {v.path for v in model.trainable_variables} - decayed
+    ends = {path.rsplit("/", 2)[-2] if path.endswith("kernel") else path.rsplit("/", 1)[-1] for path in decayed}
+    assert ends == {
+        *("in_proj", "x_proj", "dt_proj", "out_proj", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+        *("down_proj", "gate_bank", "up_bank", "down_bank", "head"),
+    }
+    assert all(any(part in path for part in NEVER) for path in others)
+
+
+def test_a_step_shrinks_what_decays_and_leaves_the_rest():
+    """With a gradient of zero Adam does not move; only the decay does."""
+    model = small_model()
+    optimizer = training.JambaAdamW(learning_rate=0.5, weight_decay=0.1)
+    optimizer.build(model.trainable_variables)
+    before = [numpy(v) for v in model.trainable_variables]
+    optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables])
+    decayed = {id(v) for v in optimizer.decayed(model.trainable_variables)}
+    assert 0 < len(decayed) < len(before)
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        close(variable, old * (1 - 0.5 * 0.1 if id(variable) in decayed else 1))
+
+
+def test_a_loaded_model_decays_what_it_decayed(tmp_path):
+    model = compiled(small_model(), no_decay=["head"])
+    model.train_on_batch(*batch())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, training.JambaAdamW)
+    left_out = [v.path for v in model.trainable_variables if not model.optimizer._use_weight_decay(v)]
+    again = [v.path for v in loaded.trainable_variables if not loaded.optimizer._use_weight_decay(v)]
+    assert left_out == again and "head/kernel" in again[-2] + again[-1]
+    for trained in (model, loaded):
+        trained.train_on_batch(*batch())
+    for a, e in zip(loaded.weights, model.weights, strict=True):
+        close(a, e, absolute=1e-6)
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_the_norm_of_the_whole_gradient_is_kept_and_clipped(accumulated):
+    variable = keras.Variable(np.zeros((2, 2), "float32"), name="kernel")
+    optimizer = training.JambaAdamW(1.0, global_clipnorm=1.0, gradient_accumulation_steps=accumulated)
+    optimizer.build([variable])
+    seen = []
+    update = optimizer.update_step if keras.backend.backend() != "torch" else None
+    assert update is None or callable(update)
+    clip = optimizer._clip_gradients
+    optimizer._clip_gradients = lambda grads: seen.append(clip(grads)) or seen[-1]
+    gradients = [np.full((2, 2), 2, "float32"), np.full((2, 2), 4, "float32")]
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)])
+    mean = np.mean(gradients, axis=0) if accumulated else gradients[-1]
+    close(optimizer.gradient_norm, np.linalg.norm(mean))
+    if keras.backend.backend() != "tensorflow" or not accumulated:
+        close(seen[-1][0], mean / np.linalg.norm(mean))
+
+
+def test_a_gradient_of_a_sparse_embedding_is_clipped_too():
+    model = keras.Sequential([keras.layers.Embedding(7, 4), keras.layers.Flatten(), keras.layers.Dense(3)])
+    model.build((None, 2))
+    compiled(model).train_on_batch(np.array([[1, 2], [3, 3]]), np.array([0, 1]))
+    assert 0 < float(model.optimizer.gradient_norm) < 10
+
+
+def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_along_a_cosine():
+    rate = training.schedule(100, learning_rate=2.0, final=0.25)
+    found = [float(rate(step)) for step in (0, 5, 10, 55, 100)]
+    close(np.array(found), np.array([0, 1, 2, 2 * (0.25 + 0.75 / 2), 0.5]))
+
+
+def test_the_defaults_are_the_documents():
+    config = training.optimizer(small_model(), steps=100).get_config()
+    rate = config["learning_rate"]["config"]
+    assert config["global_clipnorm"] == 1.0
+    assert (rate["warmup_target"], rate["warmup_steps"], rate["decay_steps"]) == (1e-4, 10, 90)
+
+
+def test_mixed_float16_scales_the_loss_around_it():
+    model = small_model(dtype="mixed_float16")
+    compiled(model).train_on_batch(*batch())
+    assert np.isfinite(float(model.optimizer.inner_optimizer.gradient_norm))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be.*Received: steps=0"),
+        ({"steps": 10, "warmup": 2}, "warmup must be.*Received: warmup=2"),
+        ({"steps": 10, "weight_decay": -1}, "weight_decay must be.*Received: weight_decay=-1"),
+        ({"steps": 10, "no_decay": "."}, "something to act on.*Received: weight_decay=0.1.*no_decay"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        training.optimizer(small_model(), **arguments)
+
+
+def test_a_model_without_weights_is_refused():
+    with pytest.raises(ValueError, match="has weights to train.*Received.*built=False.*Build it"):
+        training.optimizer(keras.Sequential([keras.layers.Dense(3)]), steps=10)
