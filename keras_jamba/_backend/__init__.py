@@ -29,6 +29,8 @@ them; the tensors themselves where there is one, or where they are sums already.
 
 `start_trace(folder)`: begins to write the backend's own profile there; returns the function that ends it.
 
+`random_states()`, `set_random_states(states)`: of the backend's own global generators, arrays of bytes.
+
 `out_of_memory(error)`: whether an exception says that memory ran out.
 
 `DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
@@ -64,7 +66,9 @@ if _BACKEND == "jax":
         native,
         out_of_memory,
         platform,
+        random_states,
         scan,
+        set_random_states,
         start_trace,
         sum_over_replicas,
         why_not_native,
@@ -82,7 +86,9 @@ elif _BACKEND == "tensorflow":
         native,
         out_of_memory,
         platform,
+        random_states,
         scan,
+        set_random_states,
         split,
         start_trace,
         sum_over_replicas,
@@ -100,6 +106,8 @@ elif _BACKEND == "torch":
         native,
         out_of_memory,
         platform,
+        random_states,
+        set_random_states,
         split,
         start_trace,
         sum_over_replicas,

@@ -74,3 +74,15 @@ def out_of_memory(error):
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+def random_states():
+    # Keras' dropout draws from these, whatever seed it is given.
+    return [torch.get_rng_state().numpy(), *(state.numpy() for state in torch.cuda.get_rng_state_all())]
+
+
+def set_random_states(states):
+    first, *others = (torch.from_numpy(state) for state in states)
+    torch.set_rng_state(first)
+    for device, state in enumerate(others[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)

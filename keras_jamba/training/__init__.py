@@ -11,16 +11,22 @@ from keras_jamba.training.callbacks import (
     Utilisation,
 )
 from keras_jamba.training.checkpoint import Checkpoint
+from keras_jamba.training.data import Batches, ImageFolder, PackedText
+from keras_jamba.training.parallel import DataParallel
 from keras_jamba.training.profiling import Profile, largest_batch
 
 __all__ = [
+    "Batches",
     "Checkpoint",
+    "DataParallel",
     "ExpertUsage",
     "GradientNorm",
+    "ImageFolder",
     "JambaAdamW",
     "LearningRate",
     "Memory",
     "Monitor",
+    "PackedText",
     "Profile",
     "Throughput",
     "Utilisation",

@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.training import _snapshots
 
@@ -19,8 +20,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     A save holds the model's variables (states of random generators and statistics of routers among them), the
     optimizer's with its step, on which the schedule depends, the metrics' so far, the place in the data, and the
-    states of Python's and NumPy's global generators. It appears whole or not at all: it is written beside its
-    place, flushed to the disk and renamed.
+    states of the global random generators of Python, NumPy and PyTorch. It appears whole or not at all: it is
+    written beside its place, flushed to the disk and renamed.
 
     Args:
         folder: where saves are kept, `step_00001200` and so on.
@@ -52,9 +53,12 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder, self.data, self.every, self.keep = folder, data, every, keep
         self._begin(epoch=0, step_in_epoch=0)
 
-    def _begin(self, epoch, step_in_epoch, metrics=None):
-        """Where the epoch that comes starts: after so many of its steps, with the metrics so far."""
-        self._epoch, self._skipped, self._metrics = epoch, step_in_epoch, metrics
+    def _begin(self, epoch, step_in_epoch, metrics=None, generators=None):
+        """Where the epoch that comes starts: after so many of its steps, with the metrics so far.
+
+        `generators` are states of the backend's own for its first step.
+        """
+        self._epoch, self._skipped, self._metrics, self._generators = epoch, step_in_epoch, metrics, generators
         self._last, self._quiet = self._step(step_in_epoch), None
 
     def _step(self, step_in_epoch):
@@ -86,10 +90,18 @@ class Checkpoint(keras.callbacks.Callback):
             self._quiet.__enter__()
             warnings.filterwarnings("ignore", message="Your input ran out of data")
 
+    def on_train_batch_begin(self, batch, logs=None):
+        # Between two epochs PyTorch's loaders draw numbers, and how many depends on how an epoch ended.
+        if self._generators:
+            _backend.set_random_states(self._generators)
+        self._generators = None
+
     def on_train_batch_end(self, batch, logs=None):
         done = self._skipped + batch + 1
         if done < self.data.steps_per_epoch and self._is_due(self._step(done)):
             self._save(done)
+        if done == self.data.steps_per_epoch:
+            self._generators = _backend.random_states()
 
     def on_epoch_end(self, epoch, logs=None):
         if self._quiet:
@@ -113,21 +125,25 @@ class Checkpoint(keras.callbacks.Callback):
             "epoch": self._epoch,
             "step_in_epoch": step_in_epoch,
             "data": self._data_signature(),
+            "variables": len(variables) + len(metrics),
             "python": random.getstate(),
             "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         }
         arrays = [keras.ops.convert_to_numpy(variable) for variable in (*variables, *metrics)]
-        _snapshots.write(self.folder, step, arrays, state, self.keep)
+        _snapshots.write(
+            self.folder, step, [*arrays, *(self._generators or _backend.random_states())], state, self.keep
+        )
 
     def _load(self, step):
         arrays, state = _snapshots.read(self.folder, step)
+        arrays, generators = arrays[: state["variables"]], arrays[state["variables"] :]
         variables, metrics = self._variables()
         self._check(arrays, [*variables, *metrics], state)
         self._assign(variables, arrays[: len(variables)])
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         np.random.set_state(tuple(state["numpy"]))
-        self._begin(state["epoch"], state["step_in_epoch"], arrays[len(variables) :])
+        self._begin(state["epoch"], state["step_in_epoch"], arrays[len(variables) :], generators)
         self.model._initial_epoch = state["epoch"]  # as Keras' own BackupAndRestore has it
 
     def _check(self, arrays, variables, state):

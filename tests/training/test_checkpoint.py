@@ -1,0 +1,126 @@
+"""Resuming: what is killed goes on in the middle of an epoch and ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tiny_run
+
+from keras_jamba import training
+from keras_jamba.training import _snapshots
+
+BACKEND = keras.backend.backend()
+SCRIPT = Path(__file__).parent / "tiny_run.py"
+
+
+def run(folder, *step):
+    """The script in a process of its own; its exit code."""
+    done = subprocess.run([sys.executable, SCRIPT, folder, *map(str, step)], capture_output=True, text=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
+
+
+def end(folder):
+    with np.load(Path(folder) / "end.npz") as file:
+        return [file[f"arr_{i}"] for i in range(len(file.files))]
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for a, e in zip(found, expected, strict=True):
+        if BACKEND == "tensorflow":
+            np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(a, e)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert run(folder) == 0
+    return end(folder)
+
+
+def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbroken_one(unbroken, tmp_path):
+    # Within an epoch, and at the end of one; benchmarks/resuming.py kills at 20 random steps.
+    for step in (7, 22):
+        assert run(tmp_path, step) == -signal.SIGKILL
+    assert run(tmp_path) == 0
+    assert_equal(end(tmp_path), unbroken)
+    assert _snapshots.steps(tmp_path) == [30, 33]
+    # Once more: there is nothing left to do.
+    assert run(tmp_path) == 0
+    assert_equal(end(tmp_path)[:-1], unbroken[:-1])
+
+
+def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
+    program = (
+        "import numpy as np; from keras_jamba.training import _snapshots\n"
+        f"for i in range(10**6): _snapshots.write({str(tmp_path)!r}, i, [np.full(10**5, i)], {{'step': i}}, keep=2)"
+    )
+    rng = np.random.default_rng(0)
+    environment = os.environ | {"KERAS_BACKEND": BACKEND}
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", program], env=environment)
+        before = set(_snapshots.steps(tmp_path))
+        while set(_snapshots.steps(tmp_path)) <= before or len(_snapshots.steps(tmp_path)) < 2:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.wait()
+        for step in _snapshots.steps(tmp_path):
+            arrays, state = _snapshots.read(tmp_path, step)
+            assert state["step"] == step and (arrays[0] == step).all()
+
+
+def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
+    import ml_dtypes
+
+    arrays = [np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), np.array(7, "int64"), np.zeros((0, 2), "float32")]
+    _snapshots.write(tmp_path, 1, arrays, {}, keep=1)
+    found, _ = _snapshots.read(tmp_path, 1)
+    for a, e in zip(found, arrays, strict=True):
+        assert a.dtype == e.dtype and a.shape == e.shape and (a == e).all()
+
+
+def fit(folder, model=None, data=None, **arguments):
+    model, data = model or tiny_run.model(), data or tiny_run.batches()
+    checkpoint = training.Checkpoint(folder, data, **dict(every=100) | arguments)
+    model.fit(data, epochs=1, verbose=0, callbacks=[checkpoint])
+    return model
+
+
+def test_what_does_not_fit_is_refused_and_nothing_loaded(tmp_path):
+    fit(tmp_path)
+    other = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    other.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="model, the optimizer and the metrics.*Received: .*first that differs"):
+        fit(tmp_path, model=other)
+    longer = tiny_run.batches()
+    longer.seed = 6
+    with pytest.raises(ValueError, match="data that it was saved with.*Received.*'seed': 6.*where.*'seed': 5"):
+        fit(tmp_path, data=longer)
+    (save,) = [path for path in tmp_path.iterdir() if path.name.startswith("step_")]
+    content = bytearray((save / _snapshots.ARRAYS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (save / _snapshots.ARRAYS).write_bytes(content)
+    with pytest.raises(ValueError, match="as it was written.*Received.*step_00000011.*Remove it"):
+        fit(tmp_path)
+
+
+def test_bad_arguments_are_named(tmp_path):
+    with pytest.raises(ValueError, match="function of the step.*Received: data=tuple.*Batches"):
+        training.Checkpoint(tmp_path, (1, 2))
+    with pytest.raises(ValueError, match="every must be.*Received: every=0"):
+        training.Checkpoint(tmp_path, tiny_run.batches(), every=0)
+    unbuilt = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
+    unbuilt.compile("sgd", "sparse_categorical_crossentropy")
+    if BACKEND == "jax":  # the others build a model when fit begins
+        return
+    fit(tmp_path / "a", model=unbuilt)

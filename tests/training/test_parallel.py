@@ -1,0 +1,67 @@
+"""Replicas that share a batch end with the weights of one that sees it whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_jamba import training
+
+BACKEND = keras.backend.backend()
+SCRIPT = Path(__file__).parent / "parallel_run.py"
+REPLICAS = {"jax": 4, "tensorflow": 2, "torch": 2}[BACKEND]
+
+
+def run(output, which, replicas):
+    command = [sys.executable]
+    if BACKEND == "torch" and replicas > 1:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(replicas), "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, SCRIPT, output, which, str(replicas)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(output) as file:
+        return [file[f"arr_{i}"] for i in range(len(file.files))]
+
+
+# Batch norm and the experts' losses are about a replica's part of the batch where a step is not one program.
+@pytest.mark.parametrize("which", ["backbone", "images"] if BACKEND == "jax" else ["backbone"])
+def test_losses_norms_and_weights_are_those_of_one_device(tmp_path, which):
+    losses, norm, count, *weights = run(tmp_path / "one.npz", which, 1)
+    parallel_losses, parallel_norm, replicas, *parallel_weights = run(tmp_path / "many.npz", which, REPLICAS)
+    assert (count, replicas) == (1, REPLICAS)
+    # The clipping is tested too: the gradient is longer than the 0.1 that it is clipped to.
+    assert norm > 0.1
+    np.testing.assert_allclose(parallel_norm, norm, rtol=1e-4)
+    if BACKEND != "torch":  # where each process logs its own part
+        np.testing.assert_allclose(parallel_losses, losses, atol=1e-5)
+    for found, expected in zip(parallel_weights, weights, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_model_without_variables_is_refused(monkeypatch):
+    for name, value in dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29555").items():
+        monkeypatch.setenv(name, value)
+    model = keras.Sequential([keras.layers.Dense(3)])
+    with training.DataParallel() as parallel, pytest.raises(ValueError, match="must have its variables.*Received"):
+        parallel.prepare(model)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="about torchrun; runs on torch")
+def test_outside_of_torchrun_pytorch_says_how_to_start():
+    with pytest.raises(RuntimeError, match="Received: an environment without.*RANK.*torchrun"), training.DataParallel():
+        pass
+    with pytest.raises(ValueError, match="Received: devices=.*Leave it out"), training.DataParallel(["cuda:0"]):
+        pass
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about mirrored variables; runs on tensorflow")
+def test_tensorflow_refuses_a_model_that_was_made_outside():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    with training.DataParallel(["CPU:0"]) as parallel, pytest.raises(ValueError, match="made outside.*Make it inside"):
+        parallel.prepare(model)
