@@ -12,6 +12,7 @@ from keras_jamba.training.callbacks import (
 )
 from keras_jamba.training.checkpoint import Checkpoint
 from keras_jamba.training.data import Batches, ImageFolder, PackedText
+from keras_jamba.training.estimators import kv_cache_bytes, model_report
 from keras_jamba.training.parallel import DataParallel
 from keras_jamba.training.profiling import Profile, largest_batch
 
@@ -30,7 +31,9 @@ __all__ = [
     "Profile",
     "Throughput",
     "Utilisation",
+    "kv_cache_bytes",
     "largest_batch",
+    "model_report",
     "optimizer",
     "schedule",
 ]

@@ -50,7 +50,7 @@ def main(output, which, replicas):
     with context as parallel:
         model = {"backbone": backbone, "images": images}[which]()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(training.optimizer(model, STEPS, learning_rate=0.01, global_clipnorm=0.1), loss)
+        model.compile(training.optimizer(model, STEPS, learning_rate=1e-3, global_clipnorm=0.1), loss)
         if parallel:
             parallel.prepare(model)
         rng = np.random.default_rng(0)

@@ -1,0 +1,115 @@
+"""How evenly the experts of the digits model are used, with the auxiliary losses and without.
+
+    KERAS_BACKEND=jax python benchmarks/load_balance.py
+
+The model, images and recipe of examples/image_classification.py, for fewer epochs; the same seeds with both. Prints the
+mean over seeds of the last epoch's usage, measured over the whole training set, the loss without what the experts
+add, and the accuracy on the test half; writes results/load_balance_BACKEND.json and .png.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import keras
+import matplotlib
+import measure
+import numpy as np
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from data import Augmented, load  # noqa: E402
+
+import keras_jamba  # noqa: E402
+from keras_jamba import training  # noqa: E402
+
+matplotlib.use("Agg")
+FORMS = {"with": {}, "without": {"balance_coefficient": 0.0, "z_coefficient": 0.0}}
+BATCH = 32
+
+
+def train(data, seed, epochs, coefficients):
+    """The trained model, and its load over time: `{layer: (measurements, experts)}`."""
+    keras.utils.set_random_seed(seed)
+    batches = Augmented(data.train_images, keras.utils.to_categorical(data.train_labels, 10), BATCH, seed)
+    model = keras_jamba.DHCJamba.from_preset(
+        "small", image_shape=(8, 8, 1), downsample=2, dropout=0.2, drop_path=0.4, **coefficients
+    )
+    optimizer = training.optimizer(
+        model, epochs * len(batches), learning_rate=4e-3, weight_decay=0.05, use_ema=True, ema_momentum=0.98
+    )
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    usage = training.ExpertUsage()
+    model.fit(batches, epochs=epochs, verbose=0, callbacks=[training.Monitor([usage], every=10)])
+    return model, {name: np.array(shares) for name, shares in usage.history.items()}
+
+
+def usage_of(model, images):
+    """Each layer's shares over many images at once, `(layers, experts)`."""
+    routing = model.extract_features(images)["routing"]
+    return np.array([keras.ops.convert_to_numpy(layer["expert_share"]) for layer in routing.values()])
+
+
+def figures(model, data):
+    shares = usage_of(model, data.train_images)
+    load = shares * shares.shape[1]
+    entropy = -(shares * np.log(shares + 1e-30)).sum(axis=1) / np.log(shares.shape[1])
+    logits = model.predict(data.test_images, verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return {
+        "entropy": float(entropy.mean()),
+        "max_load": float(load.max(axis=1).mean()),
+        "dead_experts": int((load < 0.01).sum()),
+        "train_loss": float(loss(data.train_labels, model.predict(data.train_images, verbose=0))),
+        "test_loss": float(loss(data.test_labels, logits)),
+        "test_accuracy": 100 * float((logits.argmax(axis=-1) == data.test_labels).mean()),
+    }
+
+
+def draw(histories, file):
+    """Load of the experts over time, a column a form, a row a layer, of the first seed."""
+    from matplotlib import pyplot
+
+    layers = list(histories["with"])
+    grid, panels = pyplot.subplots(
+        len(layers), 2, sharex=True, sharey=True, figsize=(9, 1 + 1.5 * len(layers)), layout="constrained"
+    )
+    for column, form in enumerate(FORMS):
+        for row, layer in enumerate(layers):
+            load = histories[form][layer].T * histories[form][layer].shape[1]
+            image = panels[row, column].imshow(load, aspect="auto", vmin=0, vmax=3, interpolation="nearest")
+            panels[row, column].set(ylabel=f"{layer.split('/')[0]}\nexpert" if not column else "")
+        panels[0, column].set(title=f"{form} auxiliary losses")
+        panels[-1, column].set(xlabel="10 steps")
+    grid.colorbar(image, ax=panels, label="load, 1 is even, from 3 on the same colour")
+    grid.savefig(file, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=20)
+    args = parser.parse_args()
+    data, runs, histories = load("digits"), [], {}
+    for seed in args.seeds:
+        for form, coefficients in FORMS.items():
+            model, history = train(data, seed, args.epochs, coefficients)
+            histories.setdefault(form, history)
+            runs.append({"seed": seed, "auxiliary losses": form} | figures(model, data))
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in runs[-1].items()}, flush=True)
+    names = [name for name in runs[0] if name not in ("seed", "auxiliary losses")]
+    means = {
+        form: {
+            name: round(statistics.mean(r[name] for r in runs if r["auxiliary losses"] == form), 4) for name in names
+        }
+        for form in FORMS
+    }
+    print(measure.table([{"auxiliary losses": form} | means[form] for form in FORMS], ["auxiliary losses", *names]))
+    name = f"load_balance_{keras.backend.backend()}"
+    measure.record(name, {"epochs": args.epochs, "means": means, "runs": runs})
+    draw(histories, measure.RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

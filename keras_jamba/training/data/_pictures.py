@@ -1,0 +1,104 @@
+"""Pictures and clips on disk: which there are, and their pixels."""
+
+import re
+from contextlib import contextmanager
+
+import numpy as np
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MODES = {1: "L", 3: "RGB"}
+
+
+class Pictures:
+    """One example for an integer: `(pixels, label)`.
+
+    Args:
+        paths: of picture files or, for clips, folders of frames or animated files.
+        labels: an integer for each.
+        image_size: `(h, w)` in pixels.
+        channels: 1 or 3.
+        frames: T of a clip; None for pictures.
+    """
+
+    def __init__(self, paths, labels, image_size, channels, frames):
+        self._paths, self._labels = paths, np.asarray(labels, "int32")
+        self._size, self._mode, self._frames = image_size, MODES[channels], frames
+
+    def __len__(self):
+        return len(self._paths)
+
+    def __getitem__(self, index):
+        path = self._paths[index]
+        pixels = self._picture(path) if self._frames is None else self._clip(path)
+        return pixels.astype("float32") / 255, self._labels[index]
+
+    def _picture(self, path):
+        with opened(path) as image:
+            return self._pixels(image)
+
+    def _clip(self, path):
+        if path.is_dir():
+            files = sorted((file for file in path.iterdir() if is_picture(file)), key=_by_number)
+            return np.stack([self._picture(files[i]) for i in _evenly(len(files), self._frames)])
+        with opened(path) as image:
+            frames = []
+            for i in _evenly(getattr(image, "n_frames", 1), self._frames):
+                image.seek(int(i))
+                frames.append(self._pixels(image))
+            return np.stack(frames)
+
+    def _pixels(self, image):
+        """`(h, w, channels)` uint8, stretched to the size, turned as the camera was held."""
+        from PIL import Image, ImageOps
+
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"the pixels are of mode {image.mode}, not 8 bits a channel")
+        height, width = self._size
+        image = ImageOps.exif_transpose(image).convert(self._mode)
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+@contextmanager
+def opened(path):
+    """An open picture whose errors name its file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # pillow's decoders raise errors of many kinds
+        raise ValueError(
+            f"Each picture must be a file that pillow reads, of 8 bits a channel. Received: {str(path)!r}, "
+            f"{type(error).__name__}: {error}. Replace the file or remove it."
+        ) from error
+
+
+def check_pillow():
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"Pictures are read with pillow. Received: {error}. Install it: pip install 'keras-jamba[examples]'."
+        ) from error
+
+
+def is_picture(path):
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def is_clip(path):
+    """A folder with a picture, or a file."""
+    if path.is_dir():
+        return not path.name.startswith(".") and any(is_picture(file) for file in path.iterdir())
+    return is_picture(path)
+
+
+def _evenly(count, frames):
+    """The middle frame of each of `frames` equal parts; some more than once where there are fewer."""
+    return ((2 * np.arange(frames) + 1) * count) // (2 * frames)
+
+
+def _by_number(path):
+    """`frame_2` before `frame_10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
