@@ -138,6 +138,10 @@ class Checkpoint(keras.callbacks.Callback):
         arrays, state = _snapshots.read(self.folder, step)
         arrays, generators = arrays[: state["variables"]], arrays[state["variables"] :]
         variables, metrics = self._variables()
+        if len(variables) + len(metrics) < len(arrays):
+            # On TensorFlow metrics have no variables before the first step.
+            self.model.test_on_batch(*self.data.batch(0))
+            variables, metrics = self._variables()
         self._check(arrays, [*variables, *metrics], state)
         self._assign(variables, arrays[: len(variables)])
         version, internal, gauss = state["python"]

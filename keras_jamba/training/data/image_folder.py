@@ -43,8 +43,8 @@ class ImageFolder(Batches):
             it draws from the global generator on PyTorch. None for no augmentation.
         split: `(low, high)`, shares from 0 to 1: of each class the examples from one to the other, in an order of
             its own that no argument changes; `(0, 0.8)` for training and `(0.8, 1)` for validation. None for all.
-        seed, shuffle, transform, drop_last, workers, max_queue_size, shard: see `Batches`. The transform comes after the
-            augmentation.
+        seed, shuffle, transform, drop_last, workers, max_queue_size, shard: see `Batches`. The transform comes after
+            the augmentation.
 
     Attributes:
         class_names: names of the classes; label i is that of the i-th.

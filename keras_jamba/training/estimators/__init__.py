@@ -1,0 +1,11 @@
+"""What a model will cost before it runs: parameters, floating-point operations, and memory.
+
+Everything follows from the constructor arguments. Nothing is built, so that a model too large for the machine has
+a report too.
+"""
+
+from keras_jamba.training.estimators.caches import kv_cache_bytes
+from keras_jamba.training.estimators.operations import scan_flops
+from keras_jamba.training.estimators.report import LayerReport, ModelReport, model_report
+
+__all__ = ["LayerReport", "ModelReport", "kv_cache_bytes", "model_report", "scan_flops"]

@@ -1,0 +1,182 @@
+"""What the estimators need to know of a model, from the model or from its constructor arguments."""
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import keras
+
+from keras_jamba.models import DHCJamba, JambaBackbone
+from keras_jamba.models._pattern import block_pattern
+from keras_jamba.ops import _checks
+
+_IMAGE = ("num_classes", "image_shape", "downsample")
+_LANGUAGE = ("vocab_size", "tie_embeddings")
+_SIZES = ("d_model", "num_experts", "num_experts_per_token", "d_ff", "num_heads", "num_kv_heads", "d_state", "d_conv")
+_SIZES += ("expand", "dt_rank")
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes under the letters of `keras_jamba.ops`, and what else decides about costs.
+
+    Attributes:
+        pattern: one `(mixer, feed_forward)` a block.
+        d, f, e, n, k, r, h, g, x: widths and counts; f is d_ff. c is d / h.
+        chosen: experts a token.
+        config: the backbone's arguments, defaults filled in.
+        image: `(num_classes, (H, W, C), downsample)` or None.
+        vocabulary: `(v, tied)` or None.
+        dtype: the dtype policy, or None where none was given.
+    """
+
+    pattern: tuple
+    d: int
+    f: int
+    e: int
+    n: int
+    k: int
+    r: int
+    h: int
+    g: int
+    x: int
+    chosen: int
+    config: dict
+    image: tuple | None
+    vocabulary: tuple | None
+    dtype: object
+
+    @property
+    def c(self):
+        return self.d // self.h
+
+
+def plan_of(model):
+    """The plan of a `JambaBackbone`, a `DHCJamba` or a dict of constructor arguments."""
+    if isinstance(model, (JambaBackbone, DHCJamba)):
+        given = model.get_config()
+    elif isinstance(model, dict):
+        given = dict(model)
+    else:
+        raise ValueError(
+            "model must be a JambaBackbone, a DHCJamba or a dict of constructor arguments. Received: "
+            f"{type(model).__name__}. Pass for example dict(d_model=4096, num_layers=32, vocab_size=65536)."
+        )
+    backbone = _defaults(JambaBackbone)
+    allowed = [*backbone, *_IMAGE, *_LANGUAGE]
+    for name in given:
+        _checks.check_choice("a constructor argument", name, allowed)
+    image, vocabulary = _image_of(given), _vocabulary_of(given)
+    if image and vocabulary:
+        raise ValueError(
+            "A model must read images or words. Received: "
+            f"{sorted(set(given) & {*_IMAGE, *_LANGUAGE})}. Leave out the arguments of one of the two."
+        )
+    config = backbone | {name: value for name, value in given.items() if name in backbone}
+    dtype = config.pop("dtype")
+    return Plan(**_letters(config), config=config, image=image, vocabulary=vocabulary, dtype=dtype)
+
+
+def _defaults(cls):
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _image_of(given):
+    if not set(given) & set(_IMAGE):
+        return None
+    defaults = _defaults(DHCJamba)
+    num_classes, shape, downsample = (given.get(name, defaults[name]) for name in _IMAGE)
+    _checks.check_integer("num_classes", num_classes)
+    _checks.check_integer("downsample", downsample)
+    return num_classes, tuple(shape), downsample
+
+
+def _vocabulary_of(given):
+    if "vocab_size" not in given:
+        if "tie_embeddings" in given:
+            raise ValueError(
+                "Only a language model has embeddings to tie. Received: tie_embeddings without vocab_size. "
+                "Pass vocab_size too, or leave it out."
+            )
+        return None
+    _checks.check_integer("vocab_size", given["vocab_size"])
+    return given["vocab_size"], bool(given.get("tie_embeddings", False))
+
+
+def _letters(config):
+    pattern = block_pattern(
+        *(config[name] for name in ("num_layers", "mamba_ratio", "attention_offset", "moe_frequency", "moe_offset"))
+    )
+    for name in _SIZES:
+        if config[name] is not None:
+            _checks.check_integer(name, config[name])
+    router = config["router"]
+    if isinstance(router, dict):
+        router = keras.saving.deserialize_keras_object(router)
+    d, h = config["d_model"], config["num_heads"]
+    # A backbone without attention may have any number of heads.
+    if d % h and any(mixer == "attention" for mixer, _ in pattern):
+        raise ValueError(f"num_heads must divide d_model. Received: num_heads={h}, d_model={d}. Change one of the two.")
+    return dict(
+        pattern=pattern,
+        d=d,
+        f=config["d_ff"] or 4 * d,
+        e=config["expand"] * d,
+        n=config["d_state"],
+        k=config["d_conv"],
+        r=config["dt_rank"] or math.ceil(d / 16),
+        h=h,
+        g=config["num_kv_heads"] or h,
+        x=router.num_experts if router else config["num_experts"],
+        chosen=router.num_experts_per_token if router else config["num_experts_per_token"],
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a model runs.
+
+    Attributes:
+        b, t: batch and tokens of a sequence.
+        stored, computed: bytes of a number as variables are stored, and as is computed with.
+        platform: "cpu", "gpu" or "tpu".
+        scan, convolution: names of the implementations of the two.
+        grid: `[(height, width)]` of an image before and after each convolution of the encoder; empty without images.
+    """
+
+    b: int
+    t: int
+    stored: int
+    computed: int
+    platform: str
+    scan: str
+    convolution: str
+    grid: tuple = ()
+
+    @property
+    def s(self):
+        """Tokens of the whole batch."""
+        return self.b * self.t
+
+    @property
+    def cast(self):
+        """Whether there are two copies of what a layer computes with, one of them float32."""
+        return self.computed < 4
+
+
+def bytes_of(dtype):
+    """Bytes of one number."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    _checks.check_choice("dtype", dtype, _BYTES)
+    return _BYTES[dtype]
+
+
+def encoder_convolutions(plan):
+    """`[(in channels, out channels, stride)]` of `SpatialEncoder`."""
+    _, (_, _, channels), downsample = plan.image
+    halvings = downsample.bit_length() - 1
+    strides = [1] + [1] * (2 - halvings) + [2] * halvings + [1]
+    widths = [max(32, plan.d // 2)] * 2 + [plan.d] * (len(strides) - 2)
+    return list(zip([channels, *widths], widths, strides, strict=False))

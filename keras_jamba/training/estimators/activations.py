@@ -1,0 +1,178 @@
+"""Memory that the backward pass needs of the forward pass, layer by layer.
+
+Counted are the tensors that PyTorch's autograd keeps for the operations of our layers, run eagerly. A compiler may
+keep less. A tensor that several operations keep counts once, where it is made, with one exception: the input of a
+block is counted by the block's norm, which keeps it in float32.
+"""
+
+import math
+
+from keras_jamba.training.estimators._plan import encoder_convolutions
+from keras_jamba.training.estimators.operations import attended
+
+_CHUNK = 16  # tokens between two states that the native scan keeps
+_CACHED_NUMBERS, _LONGEST_CHUNK = 1 << 19, 64  # the chunks of ops/scan/torch_chunks.py
+
+
+def block(run, plan, mixer, feed_forward):
+    """Bytes that one block keeps, its copies of weights included."""
+    first, second = _norm(run, run.s, plan.d), _norm(run, run.s, plan.d)
+    dropped = 2 * run.s * plan.d * (run.computed if run.platform == "cpu" else 1) if plan.config["dropout"] else 0
+    return first + second + dropped + _MIXERS[mixer](run, plan) + _FEED_FORWARDS[feed_forward](run, plan)
+
+
+def given(plan, run):
+    """Bytes that the first block keeps less where its input is the caller's: nobody asks for its gradient."""
+    return 4 * run.s * plan.d if run.platform == "cpu" or not run.cast else 0
+
+
+def _norm(run, rows, width):
+    """An RMSNorm keeps its input in float32; on a CPU, where it is several operations, what is scaled too."""
+    return 4 * rows * width * (2 if run.platform == "cpu" else 1) + 4 * rows
+
+
+def _copies(run, numbers):
+    """Weights in the dtype that is computed with, where they are stored in another."""
+    return numbers * run.computed if run.computed != run.stored else 0
+
+
+def _mamba(run, plan):
+    s, a, d, e = run.s, run.computed, plan.d, plan.e
+    directions = 1 + plan.config["bidirectional"]
+    kept = s * d * a + s * e * a + _copies(run, 3 * d * e)
+    if not (run.cast and run.scan != "native" and run.convolution == "portable"):
+        # Both halves of the projection are views of it, unless convolution and scan make copies of their own.
+        kept += 2 * s * e * a
+    if run.scan == "native" or not run.cast:
+        kept += (directions - 1) * s * e * a  # z turned round
+    kept += (directions - 1) * s * e * a if run.convolution == "native" else 0  # x turned round
+    return kept + directions * (_ssm(run, plan) + SCANS[run.scan](run, e, plan.n))
+
+
+def _ssm(run, plan):
+    """Convolution and projections of one direction."""
+    s, a, e, n, r = run.s, run.computed, plan.e, plan.n, plan.r
+    kept = s * e * a
+    if run.convolution == "portable":
+        kept += run.b * (run.t + plan.k - 1) * e * a + s * e * a
+    kept += _copies(run, 2 * e * (r + n)) + 2 * 4 * e * n + s * (r + 2 * n) * a
+    return kept + (_norm(run, s, r + 2 * n) + 8 * s if plan.config["mixer_rms_norm"] else 0)
+
+
+def _native(run, e, n):
+    """delta, and a state every 16 tokens."""
+    channels = math.ceil(e / _CHUNK) * _CHUNK
+    return run.s * e * run.computed + 4 * run.b * math.ceil(run.t / _CHUNK) * channels * n
+
+
+def _around(run, e, n):
+    """delta before and after the softplus, the gate, and the outputs before it; what came in, as float32."""
+    return 4 * (4 * run.s * e + (2 * run.s * (e + n) if run.cast else 0))
+
+
+def chunk_of(run, e, n):
+    """Tokens of a chunk of "portable"."""
+    return max(1, min(_LONGEST_CHUNK, _CACHED_NUMBERS // (run.b * e * n)))
+
+
+def _portable(run, e, n):
+    """A state a chunk."""
+    return _around(run, e, n) + 4 * run.b * e * n * math.ceil(run.t / chunk_of(run, e, n))
+
+
+def _associative(run, e, n):
+    """Decay, inputs and results at each level of the tree, of half as many tokens each, and the states."""
+    return _around(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * (_tree(run.t) + run.t)
+
+
+def _reference(run, e, n):
+    """Decay and state of each token."""
+    return _around(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * 2 * run.t
+
+
+def _tree(length):
+    """Tokens of all levels whose decay, inputs and results the tree of `associative` keeps."""
+    kept = 0
+    while length > 1:
+        kept += 2 * length + length // 2
+        length //= 2
+    return kept
+
+
+# Bytes that one scan keeps besides u, z, B and C as they come in: of `(run, e, n)`, by implementation.
+SCANS = {"native": _native, "portable": _portable, "associative": _associative, "reference": _reference}
+
+
+def _attention(run, plan):
+    s, a, d = run.s, run.computed, plan.d
+    queries, keys = attended(run, plan)
+    window = plan.config["attention_window"]
+    blocks = queries // window if window and run.t > window else 1
+    kept = s * d * a + _copies(run, 2 * d * d + 2 * d * plan.g * plan.c)
+    # Queries and outputs, keys and values for every query head, and the logarithm of each softmax's sum.
+    kept += run.b * (2 * queries + 2 * blocks * keys) * d * a + 4 * run.b * plan.h * queries
+    # What is projected back: a copy on a CPU, whose kernel puts heads before tokens.
+    kept += s * d * a if run.platform == "cpu" or blocks > 1 else 0
+    if window:
+        kept += run.b * queries * keys * a
+    if plan.config["use_rope"]:
+        kept += 4 * 4 * (run.b if window else 1) * run.t * plan.c // 2
+    return kept
+
+
+def _hidden(run, plan, rows):
+    """What a perceptron keeps of its hidden layer: gate, its SiLU, the other half and the product; or two."""
+    return (4 if plan.config["use_swiglu"] else 2) * rows * plan.f * run.computed
+
+
+def _perceptron(plan):
+    return (3 if plan.config["use_swiglu"] else 2) * plan.d * plan.f
+
+
+def _dense(run, plan):
+    return run.s * plan.d * run.computed + _hidden(run, plan, run.s) + _copies(run, _perceptron(plan))
+
+
+def _moe(run, plan):
+    s, a, d, x = run.s, run.computed, plan.d, plan.x
+    assignments = rows = s * plan.chosen
+    if plan.config["capacity_factor"] is not None:
+        rows = x * min(s, max(1, math.ceil(assignments * plan.config["capacity_factor"] / x)))
+    # The router: tokens in float32, probabilities and logits, weights and indices.
+    router = 4 * s * (d + 2 * x + 2) + assignments * (4 + 8)
+    # Tokens sorted by expert, what the experts make of them in the order of before, and both orders.
+    experts = rows * d * a + _hidden(run, plan, rows) + assignments * (d * a + a + 16)
+    return router + experts + _copies(run, x * _perceptron(plan))
+
+
+_MIXERS = {"mamba": _mamba, "attention": _attention}
+_FEED_FORWARDS = {"dense": _dense, "moe": _moe}
+
+
+def encoder(run, plan):
+    """Input of each convolution, with its padding; its output in float32, the same centred; the SiLU's input."""
+    kept = 0
+    for i, (channels, width, stride) in enumerate(encoder_convolutions(plan)):
+        (height, wide), after = run.grid[i : i + 2]
+        odd = stride - 1
+        kept += run.b * (height + odd) * (wide + odd) * channels * run.computed
+        kept += run.b * after[0] * after[1] * width * (4 + 4 + run.computed)
+        kept += 9 * channels * width * run.computed  # the kernel, turned round
+    return kept
+
+
+def final_norm(run, plan):
+    return _norm(run, run.s, plan.d)
+
+
+def head(run, plan):
+    """The head's input; of a language model also the logits and what a cross-entropy keeps of them, in float32."""
+    if plan.image:
+        return 4 * run.b * (plan.d + 2 * plan.image[0])
+    words = plan.vocabulary[0]
+    return run.s * plan.d * run.computed + 2 * 4 * run.s * words + _copies(run, plan.d * words)
+
+
+def embedding(run, plan):
+    """The numbers of the words."""
+    return 4 * run.s

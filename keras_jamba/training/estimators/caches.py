@@ -1,0 +1,45 @@
+"""Memory of the states that running on from earlier tokens needs."""
+
+from keras_jamba.ops import _checks
+from keras_jamba.training.estimators._plan import bytes_of
+
+
+def kv_cache_bytes(num_attention_layers, num_kv_heads, head_width, context, batch_size=1, dtype="bfloat16"):
+    """Memory of the keys and values of attention.
+
+    Args:
+        num_attention_layers: layers that attend.
+        num_kv_heads: key-value heads g of each.
+        head_width: width c of a head.
+        context: tokens that are kept.
+        batch_size: sequences b.
+        dtype: of keys and values.
+
+    Returns:
+        Bytes: `2 * layers * b * context * g * c` numbers.
+
+    Example:
+        >>> from keras_jamba.training.estimators import kv_cache_bytes
+        >>> kv_cache_bytes(4, 8, 128, context=256 * 1024) / 2**30  # Jamba-v0.1
+        4.0
+
+    Reference:
+        [Lieber et al. (2024)](https://arxiv.org/abs/2403.19887), table 1.
+    """
+    sizes = dict(num_kv_heads=num_kv_heads, head_width=head_width, context=context, batch_size=batch_size)
+    _checks.check_integer("num_attention_layers", num_attention_layers, at_least=0)
+    for name, value in sizes.items():
+        _checks.check_integer(name, value)
+    return 2 * num_attention_layers * batch_size * context * num_kv_heads * head_width * bytes_of(dtype)
+
+
+def cache_bytes(plan, run, mixer):
+    """Bytes of what the mixer's `init_cache` holds, by kind; nothing where a layer has no state to go on from."""
+    nothing = dict(kv_cache=0, conv_cache=0, ssm_cache=0, counters=0)
+    if plan.image or (plan.config["bidirectional"] if mixer == "mamba" else not plan.config["causal"]):
+        return nothing
+    if mixer == "mamba":
+        conv = run.b * (plan.k - 1) * plan.e * run.computed
+        return nothing | dict(conv_cache=conv, ssm_cache=4 * run.b * plan.e * plan.n, counters=4 * run.b)
+    room = min(run.t, plan.config["attention_window"] or run.t)
+    return nothing | dict(kv_cache=2 * run.b * room * plan.g * plan.c * run.computed, counters=12 * run.b)

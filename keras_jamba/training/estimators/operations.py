@@ -1,0 +1,161 @@
+"""Floating-point operations of the layers, forward and backward.
+
+A multiply-add is two operations; exponentials and the like are none, as in XLA's own count (which takes the erf of a
+GELU for the polynomial that it is on a CPU, some 60 operations). Scores that a causal mask throws away are counted:
+the products are made whole, but in kernels that skip them. What an implementation computes twice to save memory is
+not counted, neither inside a scan nor inside of attention.
+"""
+
+from typing import NamedTuple
+
+from keras_jamba.training.estimators._plan import encoder_convolutions
+
+# A number through an activation, forward and backward, the product with the other half included for SwiGLU.
+_SILU, _SWIGLU, _GELU = (4, 6), (5, 8), (4, 8)
+_SOFTMAX = (6, 5)
+_BATCH_NORM = (8, 12)
+
+
+class Flops(NamedTuple):
+    """Operations forward and backward."""
+
+    forward: int
+    backward: int
+
+    def __add__(self, other):
+        return Flops(self.forward + other.forward, self.backward + other.backward)
+
+
+def matmul(rows, width, columns):
+    """`(rows, width)` times `(width, columns)`; backward there are two such products."""
+    count = 2 * rows * width * columns
+    return Flops(count, 2 * count)
+
+
+def _each(count, forward, backward):
+    """So many operations for each of `count` numbers."""
+    return Flops(count * forward, count * backward)
+
+
+def _norm(rows, width):
+    """RMSNorm: square, sum, divide by the root, scale."""
+    return _each(rows * width, 4, 9)
+
+
+def scan_flops(batch_size, length, channels, d_state):
+    """Operations of `selective_scan` with skip, gate, bias and softplus, counted by hand.
+
+    Forward, for each token, channel and state: `delta A` 1, `(delta u) B` 1, decay times state 1, plus the input 1,
+    times C 1, the sum over states 1. For each token and channel: `delta u` 1, less 1 since n numbers have n - 1 sums;
+    `D u` and its sum 2, the gate's SiLU 4 and product 1, bias 1, softplus 6.
+
+    Backward, for each token, channel and state: the state's gradient, from `y C` and the next token's, 2; for C, a
+    product and its sum over channels, 2; for B 2; for `delta u`, a product and its sum over states, 2; for the
+    decay 1, through the exponential 1, from there for delta 2 and for A 2; on to the token before 1. For each token
+    and channel: from `delta u` 3, less 2 for two sums over states; from `D u` 4, gate 8, bias and softplus 7.
+
+    Args:
+        batch_size: sequences b.
+        length: tokens t.
+        channels: e.
+        d_state: states n of a channel.
+
+    Returns:
+        `(forward, backward)`, a pair of integers. Exponentials are not counted, and neither are the states that
+        the kernels compute a second time in the backward pass.
+    """
+    points = batch_size * length * channels
+    return Flops(points * (6 * d_state + 14), points * (15 * d_state + 20))
+
+
+def block(run, plan, mixer, feed_forward):
+    norms = _norm(run.s, plan.d) + _norm(run.s, plan.d)
+    residuals = _each(run.s * plan.d, 2, 2)
+    return norms + residuals + _MIXERS[mixer](run, plan) + _FEED_FORWARDS[feed_forward](run, plan)
+
+
+def _mamba(run, plan):
+    s, d, e, n, k, r = run.s, plan.d, plan.e, plan.n, plan.k, plan.r
+    convolution = _each(s * e, 2 * k, 4 * k) + _each(s * e, *_SILU)
+    ssm = convolution + matmul(s, e, r + 2 * n) + matmul(s, r, e) + scan_flops(run.b, run.t, e, n)
+    if plan.config["mixer_rms_norm"]:
+        ssm += _norm(s, r + 2 * n)
+    if plan.config["bidirectional"]:
+        ssm += ssm + _each(s * e, 1, 1)
+    return matmul(s, d, 2 * e) + ssm + matmul(s, e, d)
+
+
+def _attention(run, plan):
+    s, d, kv = run.s, plan.d, plan.g * plan.c
+    queries, keys = attended(run, plan)
+    scores = run.b * plan.h * queries * keys
+    total = matmul(s, d, d + 2 * kv) + matmul(s, d, d) + _each(scores, *_SOFTMAX)
+    total += matmul(scores, plan.c, 1) + matmul(scores, plan.c, 1)
+    return total + _each(s * (d + kv), 3, 3) if plan.config["use_rope"] else total
+
+
+def attended(run, plan):
+    """Queries, and keys that each is multiplied with: with a window, whole blocks of it and those beside them."""
+    window = plan.config["attention_window"]
+    if window is None or run.t <= window:
+        return run.t, run.t
+    blocks = -(-run.t // window)
+    return blocks * window, (2 if plan.config["causal"] else 3) * window
+
+
+def _perceptron(plan, rows):
+    d, f = plan.d, plan.f
+    if plan.config["use_swiglu"]:
+        return matmul(rows, d, 2 * f) + _each(rows * f, *_SWIGLU) + matmul(rows, f, d)
+    return matmul(rows, d, f) + _each(rows * f, *_GELU) + matmul(rows, f, d)
+
+
+def _dense(run, plan):
+    return _perceptron(plan, run.s)
+
+
+def _moe(run, plan):
+    assignments = run.s * plan.chosen
+    router = matmul(run.s, plan.d, plan.x) + _each(run.s * plan.x, 8, 8)
+    return router + _perceptron(plan, assignments) + _each(assignments * plan.d, 2, 3)
+
+
+_MIXERS = {"mamba": _mamba, "attention": _attention}
+_FEED_FORWARDS = {"dense": _dense, "moe": _moe}
+
+
+def encoder(run, plan):
+    total = Flops(0, 0)
+    for i, (channels, width, stride) in enumerate(encoder_convolutions(plan)):
+        before, after = run.grid[i : i + 2]
+        taps = run.b * _taps(before[0], stride) * _taps(before[1], stride)
+        product = matmul(taps, channels, width)
+        if i == 0:
+            # Nobody asks for the gradient of the pixels.
+            product = Flops(product.forward, product.forward)
+        numbers = run.b * after[0] * after[1] * width
+        total += product + _each(numbers, *_BATCH_NORM) + _each(numbers, *_SILU)
+    return total
+
+
+def _taps(size, stride):
+    """Pairs of an output and a pixel under its kernel of three, along one axis, with the padding "same"."""
+    outputs = -(-size // stride)
+    before = max((outputs - 1) * stride + 3 - size, 0) // 2
+    starts = (i * stride - before for i in range(outputs))
+    return sum(min(start + 3, size) - max(start, 0) for start in starts)
+
+
+def final_norm(run, plan):
+    return _norm(run.s, plan.d)
+
+
+def head(run, plan):
+    if plan.image:
+        return _each(run.s * plan.d, 1, 1) + matmul(run.b, plan.d, plan.image[0])
+    return matmul(run.s, plan.d, plan.vocabulary[0])
+
+
+def embedding(run, plan):
+    """Rows that are looked up, and whose gradients are added to the table's."""
+    return _each(run.s * plan.d, 0, 1)

@@ -1,0 +1,117 @@
+"""Memory that a layer works with while it runs: forward where nothing is kept, and backward besides what is kept."""
+
+import math
+
+from keras_jamba.training.estimators._plan import encoder_convolutions
+from keras_jamba.training.estimators.activations import chunk_of
+from keras_jamba.training.estimators.operations import attended
+
+
+def block(run, plan, mixer, feed_forward):
+    """The residual stream, its norm, and the part that needs more."""
+    stream = 2 * run.s * plan.d * run.computed
+    return stream + max(_MIXERS[mixer](run, plan), _FEED_FORWARDS[feed_forward](run, plan))
+
+
+def _mamba(run, plan):
+    s, a, e, n, r = run.s, run.computed, plan.e, plan.n, plan.r
+    # Both halves of the projection, the convolution's output, delta and y; in two directions once more.
+    wide = 5 + 4 * plan.config["bidirectional"]
+    return wide * s * e * a + s * (r + 2 * n) * a + SCANS[run.scan](run, e, n)
+
+
+def _float32(run, e, n):
+    """u, z, B and C, delta, its softplus and the outputs."""
+    return 4 * run.s * (3 * e + (2 * e + 2 * n if run.cast else 0))
+
+
+def _chunk(run, e, n):
+    """One tensor of the states of a chunk of "portable"."""
+    return 4 * run.b * e * n * min(run.t, chunk_of(run, e, n))
+
+
+# Of one scan, besides what comes in and goes out: of `(run, e, n)`, by implementation.
+SCANS = {
+    "native": lambda run, e, n: 0,
+    # Decay and states of a chunk and of the one before.
+    "portable": lambda run, e, n: _float32(run, e, n) + 4 * _chunk(run, e, n),
+    # Decay, inputs twice, and the results of the topmost level in halves and as a whole.
+    "associative": lambda run, e, n: _float32(run, e, n) + 5 * 4 * run.s * e * n,
+    "reference": lambda run, e, n: _float32(run, e, n) + 2 * 4 * run.s * e * n,
+}
+# The same of its backward pass, besides what is kept. Measured, where it is no whole number of tensors.
+SCANS_BACKWARD = {
+    "native": lambda run, e, n: 0,
+    "portable": lambda run, e, n: 3 * _chunk(run, e, n),
+    "associative": lambda run, e, n: 14 * run.s * e * n,
+    "reference": lambda run, e, n: 2 * 4 * run.s * e * n,
+}
+
+
+def backward(run, plan, freed):
+    """Bytes of a training step that are neither weights nor kept: gradients of features, and a scan's.
+
+    `freed` is what was kept of the layers behind the last scan, whose turn comes before.
+    """
+    scans = any(mixer == "mamba" for mixer, _ in plan.pattern)
+    scan = SCANS_BACKWARD[run.scan](run, plan.e, plan.n) if scans else 0
+    return 4 * run.s * plan.d * run.computed + max(0, scan - freed)
+
+
+def _attention(run, plan):
+    s, a, d = run.s, run.computed, plan.d
+    queries, keys = attended(run, plan)
+    blocks = max(1, queries // keys)
+    # Queries, keys and values as projected, as multiplied, and the outputs twice; the mask of a window.
+    mask = run.b * queries * keys * a if plan.config["attention_window"] else 0
+    return s * (d + 2 * plan.g * plan.c) * a + run.b * (2 * queries + 2 * blocks * keys) * d * a + s * d * a + mask
+
+
+def _hidden(run, plan, rows):
+    """Of the hidden layer: gate, its SiLU, the other half and the product; or two."""
+    return (4 if plan.config["use_swiglu"] else 2) * rows * plan.f * run.computed
+
+
+def _dense(run, plan):
+    return _hidden(run, plan, run.s)
+
+
+def _moe(run, plan):
+    """Tokens sorted by expert, outputs sorted, together, and in order; the hidden layer of one expert at a time.
+
+    Where weights are stored in another dtype than is computed with, all of them are copied first.
+    """
+    rows = one = run.s * plan.chosen
+    if plan.config["capacity_factor"] is None:
+        one = math.ceil(rows / plan.x)
+    router = 4 * run.s * (plan.d if run.cast else 0) + 4 * run.s * 3 * plan.x
+    banks = plan.x * (3 if plan.config["use_swiglu"] else 2) * plan.d * plan.f
+    copies = banks * run.computed if run.computed != run.stored else 0
+    return router + copies + 4 * rows * plan.d * run.computed + _hidden(run, plan, one)
+
+
+_MIXERS = {"mamba": _mamba, "attention": _attention}
+_FEED_FORWARDS = {"dense": _dense, "moe": _moe}
+
+
+def encoder(run, plan):
+    """Input and output of one convolution, and the float32 that its batch norm works in."""
+    most = 0
+    for i, (channels, width, _) in enumerate(encoder_convolutions(plan)):
+        before, after = (run.b * math.prod(size) for size in run.grid[i : i + 2])
+        most = max(most, before * channels * run.computed + after * width * (run.computed + 8))
+    return most
+
+
+def embedding(run, plan):
+    return run.s * plan.d * run.computed
+
+
+def final_norm(run, plan):
+    return 2 * run.s * plan.d * run.computed + (8 * run.s * plan.d if run.cast else 0)
+
+
+def head(run, plan):
+    if plan.image:
+        return 4 * run.b * (plan.d + plan.image[0])
+    return run.s * (plan.d + plan.vocabulary[0]) * run.computed
