@@ -59,7 +59,7 @@ class Checkpoint(keras.callbacks.Callback):
         `generators` are states of the backend's own for its first step.
         """
         self._epoch, self._skipped, self._metrics, self._generators = epoch, step_in_epoch, metrics, generators
-        self._last, self._quiet = self._step(step_in_epoch), None
+        self._last, self._quiet, self._held = self._step(step_in_epoch), None, None
 
     def _step(self, step_in_epoch):
         return self._epoch * self.data.steps_per_epoch + step_in_epoch
@@ -102,8 +102,23 @@ class Checkpoint(keras.callbacks.Callback):
             self._save(done)
         if done == self.data.steps_per_epoch:
             self._generators = _backend.random_states()
+            if self._skipped:
+                self._held = [keras.ops.convert_to_numpy(variable).copy() for variable in self._variables()[0]]
+
+    def on_test_begin(self, logs=None):
+        self._undo_broken_step()
+
+    def _undo_broken_step(self):
+        """Keras finds the end of a shorter epoch by a step without data.
+
+        In a graph of TensorFlow what does not depend on the data has been done by then: seeds move on, weights decay.
+        """
+        if self._held is not None:
+            self._assign(self._variables()[0], self._held)
+            self._held = None
 
     def on_epoch_end(self, epoch, logs=None):
+        self._undo_broken_step()
         if self._quiet:
             self._quiet.__exit__(None, None, None)
         self._epoch, self._skipped, self._quiet = epoch + 1, 0, None
