@@ -11,7 +11,10 @@ device, else None: while a graph is traced, and on an accelerator.
 `compiling()`: whether a compiler takes what is being traced, which must then have shapes that do not depend on
 values. TensorFlow's own graphs need no such shapes.
 
-`can_recompute()`: whether `keras.remat` gives right gradients where it is called.
+`recomputed(function)`: a function of tensors of which only inputs and outputs are kept for the gradient, and which is
+computed again for it; the function itself where the backend cannot.
+
+`without_autocast()`: a context in which variables are read as they are stored, in mixed precision too.
 
 `may_log()`: whether a message can be logged where it is called.
 
@@ -51,12 +54,12 @@ for an integer one; gradients are structured as the outputs are.
 
 # ruff: noqa: F401, for which names there are depends on the backend
 import keras
+from keras.src.backend import AutocastScope
 
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
     from keras_jamba._backend.on_jax import (
-        can_recompute,
         compiling,
         custom_gradient,
         device_memory,
@@ -67,6 +70,7 @@ if _BACKEND == "jax":
         out_of_memory,
         platform,
         random_states,
+        recomputed,
         scan,
         set_random_states,
         start_trace,
@@ -76,7 +80,6 @@ if _BACKEND == "jax":
     from keras_jamba._backend.parallel_on_jax import DataParallel
 elif _BACKEND == "tensorflow":
     from keras_jamba._backend.on_tensorflow import (
-        can_recompute,
         compiling,
         custom_gradient,
         device_memory,
@@ -87,6 +90,7 @@ elif _BACKEND == "tensorflow":
         out_of_memory,
         platform,
         random_states,
+        recomputed,
         scan,
         set_random_states,
         split,
@@ -97,7 +101,6 @@ elif _BACKEND == "tensorflow":
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
 elif _BACKEND == "torch":
     from keras_jamba._backend.on_torch import (
-        can_recompute,
         compiling,
         device_memory,
         device_name,
@@ -107,6 +110,7 @@ elif _BACKEND == "torch":
         out_of_memory,
         platform,
         random_states,
+        recomputed,
         set_random_states,
         split,
         start_trace,
@@ -119,3 +123,7 @@ else:
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
         f"Received: KERAS_BACKEND={_BACKEND!r}. Set KERAS_BACKEND to one of the three before importing keras."
     )
+
+
+def without_autocast():
+    return AutocastScope(None)

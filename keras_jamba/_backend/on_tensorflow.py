@@ -4,6 +4,7 @@
 carry), hence a loop of our own.
 """
 
+import keras
 import tensorflow as tf
 
 from keras_jamba._backend.native_on_tensorflow import compiling, native, why_not_native  # noqa: F401
@@ -72,9 +73,9 @@ def split(x, counts):
     return tf.split(x, counts, num=counts.shape[0])
 
 
-def can_recompute():
+def recomputed(function):
     # Eagerly, Keras 3.15's gives the weights no gradient.
-    return not tf.executing_eagerly()
+    return function if tf.executing_eagerly() else keras.remat(function)
 
 
 def may_log():

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jamba.ops._recomputed import recomputed
+from keras_jamba._backend import recomputed, without_autocast
 
 
 def checkpointed(layer, inputs, return_state=False, return_routing=False, **given):
@@ -21,15 +21,17 @@ def checkpointed(layer, inputs, return_state=False, return_routing=False, **give
     flags = dict(return_state=return_state, return_routing=return_routing, training=True)
     variables = layer.non_trainable_variables
     # Copies: the variables themselves are assigned to before the gradient is taken.
-    state = [ops.copy(ops.convert_to_tensor(v)) for v in variables]
-    weights = [ops.convert_to_tensor(v) for v in layer.trainable_variables]
+    # As they are stored: in mixed precision a copy of each in the compute dtype would be kept.
+    with without_autocast():
+        state = [ops.copy(ops.convert_to_tensor(v)) for v in variables]
+        weights = [ops.convert_to_tensor(v) for v in layer.trainable_variables]
     everything = [weights, state, inputs, {name: x for name, x in given.items() if x is not None}]
     structure = []
 
     def pure(*tensors):
         weights, state, inputs, given = keras.tree.pack_sequence_as(everything, tensors)
         result = layer.stateless_call(weights, state, inputs, return_losses=True, **flags, **given)
-        structure[:] = [result]
+        structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
         return tuple(keras.tree.flatten(result))
 
     results = recomputed(pure)(*keras.tree.flatten(everything))
