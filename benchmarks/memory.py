@@ -3,8 +3,8 @@
     KERAS_BACKEND=torch python benchmarks/memory.py [--measured FILE]
 
 Three backbones in mixed bfloat16, with and without gradient checkpointing: three steps of training each, the peak of
-the last two as PyTorch's allocator counts it. `--measured` takes the peaks from an earlier run's results instead, on a
-machine without a GPU. Prints a table and writes results/memory_torch.json.
+the last two as PyTorch's allocator counts it. `--measured` takes the peaks from an earlier run's results instead, on
+a machine without a GPU. Prints a table and writes results/memory_torch.json.
 """
 
 import argparse
@@ -72,8 +72,9 @@ def main():
             rows.append(row)
             print(row, flush=True)
     print(measure.table(rows, list(rows[0])))
-    device = earlier["device"] if earlier else keras_jamba._backend.device_name()
-    measure.record("memory_torch", {"device": device, "policy": POLICY, "peaks": rows})
+    earlier = earlier or {"device": keras_jamba._backend.device_name(), "measured on": measure.machine()}
+    results = {name: earlier[name] for name in ("device", "measured on")}
+    measure.record("memory_torch", results | {"policy": POLICY, "peaks": rows})
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ SCANS = {
 SCANS_BACKWARD = {
     "native": lambda run, e, n: 0,
     "portable": lambda run, e, n: 3 * _chunk(run, e, n),
-    "associative": lambda run, e, n: 14 * run.s * e * n,
+    "associative": lambda run, e, n: 20 * run.s * e * n,
     "reference": lambda run, e, n: 2 * 4 * run.s * e * n,
 }
 
