@@ -38,9 +38,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     backend = os.environ.get("KERAS_BACKEND", "jax")
-    # In rising order: a run that is killed never comes to an earlier step again than its last save.
-    generator = random.Random(args.seed)
-    steps = sorted(generator.choices(range(1, LAST), k=args.kills))
+    # In rising order: a run that is killed never comes again to a step that was saved.
+    steps = sorted(random.Random(args.seed).sample(range(1, LAST), args.kills))
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as broken:
         assert run(whole) == 0
         for step in steps:

@@ -32,6 +32,8 @@ them; the tensors themselves where there is one, or where they are sums already.
 
 `start_trace(folder)`: begins to write the backend's own profile there; returns the function that ends it.
 
+`process_index()`: the number of this process among those that train together.
+
 `random_states()`, `set_random_states(states)`: of the backend's own global generators, arrays of bytes.
 
 `out_of_memory(error)`: whether an exception says that memory ran out.
@@ -69,6 +71,7 @@ if _BACKEND == "jax":
         native,
         out_of_memory,
         platform,
+        process_index,
         random_states,
         recomputed,
         scan,
@@ -89,6 +92,7 @@ elif _BACKEND == "tensorflow":
         native,
         out_of_memory,
         platform,
+        process_index,
         random_states,
         recomputed,
         scan,
@@ -109,6 +113,7 @@ elif _BACKEND == "torch":
         native,
         out_of_memory,
         platform,
+        process_index,
         random_states,
         recomputed,
         set_random_states,

@@ -84,3 +84,7 @@ def random_states():
 
 def set_random_states(states):
     pass
+
+
+def process_index():
+    return jax.process_index()

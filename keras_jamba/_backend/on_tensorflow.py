@@ -117,3 +117,7 @@ def random_states():
 
 def set_random_states(states):
     pass
+
+
+def process_index():
+    return 0

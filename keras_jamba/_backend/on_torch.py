@@ -93,3 +93,7 @@ def set_random_states(states):
     torch.set_rng_state(first)
     for device, state in enumerate(others[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)
+
+
+def process_index():
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

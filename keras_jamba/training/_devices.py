@@ -52,17 +52,21 @@ def peak_flops(peak):
     return found * 1e12
 
 
-def _measured(size=1024, times=9):
-    """FLOPs a second of a product of square float32 matrices, the median of some."""
-    x = keras.random.normal((size, size))
-    wait = lambda x: float(keras.ops.convert_to_numpy(x[0, 0]))  # noqa: E731
-    wait(keras.ops.matmul(x, x))
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        wait(keras.ops.matmul(x, x))
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(seconds)
+def _measured(times=7):
+    """FLOPs a second of a product of square float32 matrices, so large that a product takes some milliseconds."""
+    size, seconds = 512, 0.0
+    while seconds < 5e-3 and size < 16384:
+        size *= 2
+        x = keras.random.normal((size, size))
+        _timed_product(x)
+        seconds = _timed_product(x)
+    return 2 * size**3 / statistics.median(_timed_product(x) for _ in range(times))
+
+
+def _timed_product(x):
+    started = time.perf_counter()
+    keras.ops.convert_to_numpy(keras.ops.matmul(x, x)[0, 0])
+    return time.perf_counter() - started
 
 
 def process_memory():
@@ -77,22 +81,26 @@ def process_memory():
 class PeakMemory:
     """`with PeakMemory() as peak`: afterwards `peak.bytes`, the most that this process had resident meanwhile.
 
-    Only Linux can forget an earlier peak; elsewhere it is 0.
+    Only Linux can forget an earlier peak. Elsewhere it is an error where it is `needed`, and else 0.
     """
 
+    def __init__(self, needed):
+        self.needed, self.bytes = needed, 0
+
     def __enter__(self):
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-        except OSError:
-            pass
+        if self.needed:
+            try:
+                with open("/proc/self/clear_refs", "w") as file:
+                    file.write("5")
+            except OSError as error:
+                raise ValueError(
+                    "A bound for the process needs a system that tells its peak of memory, Linux. "
+                    f"Received: {error}. Leave memory out."
+                ) from error
         return self
 
     def __exit__(self, *exception):
-        self.bytes = 0
-        try:
+        if self.needed:
             with open("/proc/self/status") as file:
                 line = next(line for line in file if line.startswith("VmHWM"))
             self.bytes = 1024 * int(line.split()[1])
-        except OSError:
-            pass

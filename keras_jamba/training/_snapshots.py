@@ -11,7 +11,7 @@ import numpy as np
 
 ARRAYS, STATE = "arrays.npz", "state.json"
 FORMAT = 1
-_PREFIX = "step_"
+_PREFIX, _UNFINISHED = "step_", ".unfinished-"
 
 
 def steps(folder):
@@ -32,7 +32,7 @@ def write(folder, step, arrays, state, keep):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
     try:
         with open(staging / ARRAYS, "wb") as file:
             np.savez(file, *map(_bytes, arrays))
@@ -43,7 +43,8 @@ def write(folder, step, arrays, state, keep):
             _flush(file)
         staging.chmod(0o755)
         place = folder / f"{_PREFIX}{step:08d}"
-        shutil.rmtree(place, ignore_errors=True)  # of a run whose later steps were thrown away
+        if place.exists():  # of a run whose later steps were thrown away
+            os.replace(place, folder / f"{_UNFINISHED}{step:08d}")
         os.replace(staging, place)
         _flush_folder(folder)
     finally:
@@ -101,9 +102,10 @@ def _flush_folder(folder):
 
 
 def _remove_old(folder, keep):
+    # Renamed first: what is killed while it removes files leaves nothing that looks whole.
     for step in steps(folder)[:-keep]:
-        shutil.rmtree(folder / f"{_PREFIX}{step:08d}", ignore_errors=True)
-    for unfinished in folder.glob(".unfinished-*"):
+        os.replace(folder / f"{_PREFIX}{step:08d}", folder / f"{_UNFINISHED}{step:08d}")
+    for unfinished in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
 
 

@@ -1,6 +1,8 @@
 """Watching a training: experts, speed, memory, gradients; to a CSV file and to TensorBoard."""
 
 import csv
+import logging
+import math
 import time
 from pathlib import Path
 
@@ -12,26 +14,30 @@ from keras_jamba.layers import MoELayer
 from keras_jamba.ops import _checks
 from keras_jamba.ops.routing import share_entropy
 from keras_jamba.training import _devices
+from keras_jamba.training.adamw import JambaAdamW
+
+_logger = logging.getLogger("keras_jamba")
 
 
 class Monitor(keras.callbacks.Callback):
     """Measures something every so many steps, and writes it down.
 
     The probes are asked all at once, so that the device is waited for once; the last values of an epoch stand among
-    its logs too, where `History` and Keras' own callbacks find them.
+    its logs too, where `History` and Keras' own callbacks find them. The first step of all, which is compiled, is not
+    timed, and neither is validation. Where processes train together the first one writes.
 
     Args:
         probes: any of `ExpertUsage`, `Throughput`, `Utilisation`, `Memory`, `GradientNorm`, `LearningRate`, or
             objects of your own with `begin(model)`, and `measure(model, steps, seconds)`, which returns
-            `{name: number}` for the steps since the last time.
+            `{name: number}` for the steps since the last time, always the same names.
         every: steps between two measurements.
-        csv: a file that gets one row a measurement, with its step, epoch and the model's own logs; an
-            older one of the same columns is gone on with.
+        csv: a file that gets one row a measurement, with its step (batches, whatever gradients are accumulated),
+            epoch and the model's own logs. One of the same columns is gone on with; beside one of others, another is
+            begun, `log-1.csv`. Steps that a resumed training took twice stand there twice.
         tensorboard: a folder for TensorBoard, written by tensorboardX, of the extra `monitoring`.
 
     Raises:
-        ValueError: for arguments out of range; in `fit`, for a probe that the model has nothing for, or a CSV file with
-            other columns.
+        ValueError: for arguments out of range; in `fit`, for a probe that the model has nothing for.
         ImportError: for `tensorboard` without tensorboardX.
 
     Example:
@@ -46,30 +52,36 @@ class Monitor(keras.callbacks.Callback):
         super().__init__()
         _checks.check_integer("every", every)
         self.probes, self.every = list(probes), every
-        self._sinks = [] if csv is None else [_Table(csv)]
-        self._sinks += [] if tensorboard is None else [_Board(tensorboard)]
+        writes = _backend.process_index() == 0
+        self._sinks = [_Table(csv)] if writes and csv is not None else []
+        self._sinks += [_Board(tensorboard)] if writes and tensorboard is not None else []
 
     def on_train_begin(self, logs=None):
         for probe in self.probes:
             probe.begin(self.model)
-        self._values = {}
+        self._count, self._compiled = None, False
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch, self._steps, self._started = epoch, 0, None
+        if self._count is None:  # after all callbacks have loaded what they load
+            self._count = self._wait() * (self.model.optimizer.gradient_accumulation_steps or 1)
+        self._epoch, self._before, self._values, self._logs = epoch, self._count, {}, {}
+        # The first step of all is compiled: the clock starts when it has ended.
+        self._restart(0 if self._compiled else None)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._started is None:
-            # The first step may have been compiled: the clock starts when it has ended.
+        # Several steps at once may reach beyond the end of the epoch.
+        done = batch + 1 if self.params["steps"] is None else min(batch + 1, self.params["steps"])
+        self._count, self._logs = self._before + done, logs or {}
+        if not self._compiled:
+            self._compiled = True
             self._wait()
-            self._batch, self._started = batch, time.perf_counter()
-        self._steps = batch - self._batch
-        if self._steps >= self.every:
-            self._measure(logs)
-            self._batch = batch
+            self._restart(self._count - self._before)
+        elif self._count - self._before - self._timed_from >= self.every:
+            self._measure()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._steps:
-            self._measure({name: value for name, value in (logs or {}).items() if not name.startswith("val_")})
+        if self._count > self._before + self._timed_from or not self._values:
+            self._measure()
         if logs is not None:
             logs.update(self._values)
 
@@ -77,20 +89,24 @@ class Monitor(keras.callbacks.Callback):
         for sink in self._sinks:
             sink.close()
 
-    def _wait(self):
-        """Until the step has been computed. The model that a callback sees is up to date."""
-        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+    def _restart(self, timed_from):
+        """The clock, after so many steps of the epoch; None: not yet."""
+        self._timed_from, self._started = timed_from or 0, time.perf_counter()
 
-    def _measure(self, logs):
-        step = self._wait()
-        seconds = time.perf_counter() - self._started
+    def _wait(self):
+        """Until the steps have been computed: the optimizer's own, where a model that a callback sees is up to date."""
+        return int(_numbers(self.model.optimizer.iterations))
+
+    def _measure(self):
+        self._wait()
+        steps, seconds = self._count - self._before - self._timed_from, time.perf_counter() - self._started
         self._values = {}
         for probe in self.probes:
-            self._values |= probe.measure(self.model, self._steps, seconds)
-        row = {name: float(value) for name, value in (logs or {}).items()} | self._values
+            self._values |= probe.measure(self.model, steps, seconds)
+        row = _scalars(self._logs) | self._values
         for sink in self._sinks:
-            sink.write(step, self._epoch, row)
-        self._steps, self._started = 0, time.perf_counter()
+            sink.write(self._count, self._epoch, row)
+        self._restart(self._count - self._before)
 
 
 class ExpertUsage:
@@ -179,7 +195,7 @@ class Throughput:
         pass
 
     def measure(self, model, steps, seconds):
-        rate = steps / seconds
+        rate = steps / seconds if steps else math.nan
         values = {"steps_per_second": rate, "examples_per_second": rate * self.batch_size}
         return values | ({"tokens_per_second": rate * self.batch_size * self.tokens} if self.tokens else {})
 
@@ -192,7 +208,8 @@ class Utilisation:
     Args:
         flops_per_step: of forward and backward, such as `model_report(...).flops_per_step`.
         peak: FLOPs a second of a device; a dtype, "bfloat16", "float16" or "float32", for what the table of devices
-            says of matrices in it; or "measured", for a product of large float32 matrices here.
+            says of matrices in it, without TF32, which JAX and TensorFlow use for float32 by themselves; or "measured",
+            for a product of large float32 matrices here.
         devices: how many of them share a step.
 
     Raises:
@@ -212,7 +229,7 @@ class Utilisation:
         pass
 
     def measure(self, model, steps, seconds):
-        return {"model_flops_utilisation": self.flops_per_step * steps / seconds / self.peak}
+        return {"model_flops_utilisation": self.flops_per_step * steps / seconds / self.peak if steps else math.nan}
 
 
 class Memory:
@@ -226,11 +243,11 @@ class Memory:
 
 
 class GradientNorm:
-    """`gradient_norm`, before clipping, that a `JambaAdamW` keeps."""
+    """`gradient_norm`, before clipping, that a `JambaAdamW` keeps: of the last update, 0 before the first."""
 
     def begin(self, model):
         self._optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        if not hasattr(type(self._optimizer), "decayed"):
+        if not isinstance(self._optimizer, JambaAdamW):
             raise ValueError(
                 "GradientNorm is for an optimizer that keeps the norm. "
                 f"Received: {type(self._optimizer).__name__}. Compile with keras_jamba.training.optimizer(...)."
@@ -265,25 +282,30 @@ class _Table:
 
     def _open(self, columns):
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        there = self.file.exists() and self.file.stat().st_size > 0
-        if there:
-            with open(self.file, newline="", encoding="utf-8") as stream:
-                have = next(csv.reader(stream))
-            if set(have) != set(columns):
-                raise ValueError(
-                    f"A CSV file that is gone on with must have the columns {columns}. Received: {str(self.file)!r} "
-                    f"with {have}. Name another file, or remove this one."
-                )
-            columns = have
-        self._stream = open(self.file, "a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._stream, columns, restval="", extrasaction="ignore")
-        if not there:
+        file, number = self.file, 0
+        while (have := _columns(file)) is not None and set(have) != set(columns):
+            number += 1
+            file = self.file.with_stem(f"{self.file.stem}-{number}")
+        if number:
+            _logger.warning("Monitor writes to %s: what is in %s has other columns.", file, self.file)
+        self._stream = open(file, "a", newline="", encoding="utf-8")
+        # Later rows may lack a column; one that the first did not have is left out.
+        self._writer = csv.DictWriter(self._stream, have or columns, restval="", extrasaction="ignore")
+        if have is None:
             self._writer.writeheader()
 
     def close(self):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _columns(file):
+    """Of a CSV file; None where there is nothing in it."""
+    if not file.exists():
+        return None
+    with open(file, newline="", encoding="utf-8") as stream:
+        return next(csv.reader(stream), None)
 
 
 class _Board:
@@ -299,8 +321,21 @@ class _Board:
         self._writer.flush()
 
 
+def _numbers(x):
+    return keras.ops.convert_to_numpy(x)
+
+
 def _number(x):
-    return float(keras.ops.convert_to_numpy(x))
+    return float(_numbers(x))
+
+
+def _scalars(logs):
+    """What the model logs, as numbers; those of a metric with several have one after their name."""
+    row = {}
+    for name, value in logs.items():
+        values = np.ravel(_numbers(value))
+        row |= {name: float(values[0])} if values.size == 1 else {f"{name}_{i}": float(x) for i, x in enumerate(values)}
+    return row
 
 
 def _imported(module, package, wanted):

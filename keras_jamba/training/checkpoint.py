@@ -1,7 +1,9 @@
 """Saving a training every so many steps, and going on from the last save in the middle of an epoch."""
 
+import logging
 import random
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,18 +12,23 @@ from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.training import _snapshots
 
+_logger = logging.getLogger("keras_jamba")
+
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves everything that a training consists of every so many steps, and goes on from the last save.
+    """Saves everything that a model's training consists of every so many steps, and goes on from the last save.
 
     Pass it to `fit` and, after a crash, run the same program again: `fit` then begins at the step that was saved last,
     in the middle of its epoch, and ends with the weights of a run that was never broken, bit for bit where the
-    backend's own arithmetic is reproducible. A program that had come to its end does nothing more.
+    backend's own arithmetic is reproducible. A program that had come to its end, or that a callback had stopped, does
+    nothing more.
 
     A save holds the model's variables (states of random generators and statistics of routers among them), the
     optimizer's with its step, on which the schedule depends, the metrics' so far, the place in the data, and the
-    states of the global random generators of Python, NumPy and PyTorch. It appears whole or not at all: it is
-    written beside its place, flushed to the disk and renamed.
+    states of the global random generators of Python, NumPy and PyTorch. What other callbacks remember is theirs. A
+    save appears whole or not at all: it is written beside its place, flushed to the disk and renamed. Weights that are
+    not finite are not saved. Where processes train together each has a folder of its own in `folder`, and all go on
+    from the last save that all have.
 
     Args:
         folder: where saves are kept, `step_00001200` and so on.
@@ -32,8 +39,8 @@ class Checkpoint(keras.callbacks.Callback):
         keep: how many saves are kept.
 
     Raises:
-        ValueError: for arguments out of range; in `fit`, for a model that is not built or not the one that was saved,
-            data of another length or seed, and a save that was damaged later.
+        ValueError: for arguments out of range; in `fit`, for a model that is not built, not the one that was saved, or
+            further than what was saved; for other data; and for a save that was damaged later.
 
     Example:
         >>> batches = keras_jamba.training.Batches((images, labels), batch_size=64)
@@ -50,7 +57,11 @@ class Checkpoint(keras.callbacks.Callback):
                 "The order of the data must be a function of the step. "
                 f"Received: data={type(data).__name__}. Pass a keras_jamba.training.Batches, and fit on it."
             )
-        self.folder, self.data, self.every, self.keep = folder, data, every, keep
+        self.data, self.every, self.keep = data, every, keep
+        index, count = data.shard
+        self.folders = [Path(folder) / f"process_{i}" for i in range(count)] if count > 1 else [Path(folder)]
+        self.folder = self.folders[index]
+        self._quiet = None
         self._begin(epoch=0, step_in_epoch=0)
 
     def _begin(self, epoch, step_in_epoch, metrics=None, generators=None):
@@ -58,14 +69,17 @@ class Checkpoint(keras.callbacks.Callback):
 
         `generators` are states of the backend's own for its first step.
         """
-        self._epoch, self._skipped, self._metrics, self._generators = epoch, step_in_epoch, metrics, generators
-        self._last, self._quiet, self._held = self._step(step_in_epoch), None, None
+        self._epoch, self._skipped, self._done = epoch, step_in_epoch, step_in_epoch
+        self._metrics, self._generators, self._held = metrics, generators, None
+        self._last = self._step(step_in_epoch)
 
     def _step(self, step_in_epoch):
         return self._epoch * self.data.steps_per_epoch + step_in_epoch
 
     def on_train_begin(self, logs=None):
         model = self.model
+        self._end_quiet()
+        model._initial_epoch = None  # of a fit that found nothing to do
         if not model.built:
             raise ValueError(
                 "A model must have its variables before a checkpoint is loaded into them. "
@@ -74,15 +88,17 @@ class Checkpoint(keras.callbacks.Callback):
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._begin(epoch=0, step_in_epoch=0)
-        steps = _snapshots.steps(self.folder)
-        if steps:
-            self._load(steps[-1])
+        self._saved_as_stopped = False
+        shared = set.intersection(*(set(_snapshots.steps(folder)) for folder in self.folders))
+        if shared:
+            self._load(max(shared))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.model._initial_epoch = None  # Keras would keep it for the next fit
         if epoch != self._epoch:
             self._begin(epoch, step_in_epoch=0)
         self.data.begin_epoch(epoch, self._skipped)
+        self._done = self._skipped
         if self._skipped:
             self._assign(self.model.metrics_variables, self._metrics)
             # The rest of an epoch is shorter than Keras was told.
@@ -97,16 +113,34 @@ class Checkpoint(keras.callbacks.Callback):
         self._generators = None
 
     def on_train_batch_end(self, batch, logs=None):
-        done = self._skipped + batch + 1
-        if done < self.data.steps_per_epoch and self._is_due(self._step(done)):
-            self._save(done)
-        if done == self.data.steps_per_epoch:
-            self._generators = _backend.random_states()
-            if self._skipped:
-                self._held = [keras.ops.convert_to_numpy(variable).copy() for variable in self._variables()[0]]
+        # Several steps at once may reach beyond the end of the epoch.
+        self._done = min(self._skipped + batch + 1, self.data.steps_per_epoch)
+        if self._done < self.data.steps_per_epoch:
+            if self._is_due():
+                self._save()
+            return
+        self._generators = _backend.random_states()
+        if self._skipped:
+            self._held = [keras.ops.convert_to_numpy(variable).copy() for variable in self._variables()[0]]
 
     def on_test_begin(self, logs=None):
         self._undo_broken_step()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._undo_broken_step()
+        self._end_quiet()
+        if self._done == self.data.steps_per_epoch:
+            self._epoch, self._done = epoch + 1, 0
+        self._skipped = 0
+        if self._is_due() or epoch + 1 == self.params["epochs"] or self.model.stop_training:
+            self._save()
+
+    def on_train_end(self, logs=None):
+        self._end_quiet()
+        self.model._initial_epoch = None
+        # Callbacks that come later in the list stop a training after this one has seen the epoch's end.
+        if self.model.stop_training and not self._saved_as_stopped:
+            self._save()
 
     def _undo_broken_step(self):
         """Keras finds the end of a shorter epoch by a step without data.
@@ -117,37 +151,38 @@ class Checkpoint(keras.callbacks.Callback):
             self._assign(self._variables()[0], self._held)
             self._held = None
 
-    def on_epoch_end(self, epoch, logs=None):
-        self._undo_broken_step()
-        if self._quiet:
+    def _end_quiet(self):
+        if self._quiet is not None:
             self._quiet.__exit__(None, None, None)
-        self._epoch, self._skipped, self._quiet = epoch + 1, 0, None
-        if self._is_due(self._step(0)) or epoch + 1 == self.params["epochs"] or self.model.stop_training:
-            self._save(0)
+            self._quiet = None
 
-    def _is_due(self, step):
-        return step // self.every > self._last // self.every
+    def _is_due(self):
+        return self._step(self._done) // self.every > self._last // self.every
 
     def _variables(self):
-        # Metrics last: an epoch begins by setting them back.
+        # Metrics apart: an epoch begins by setting them back.
         model = self.model
         return [*model.variables, *model.optimizer.variables], list(model.metrics_variables)
 
-    def _save(self, step_in_epoch):
+    def _save(self):
         variables, metrics = self._variables()
-        step = self._last = self._step(step_in_epoch)
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in (*variables, *metrics)]
+        if not all(np.isfinite(x.astype("float32")).all() for x in arrays[: len(self.model.trainable_variables)]):
+            _logger.warning("Checkpoint keeps the save before: the weights are not finite.")
+            return
+        step = self._last = self._step(self._done)
+        self._saved_as_stopped = bool(self.model.stop_training)
         state = {
             "epoch": self._epoch,
-            "step_in_epoch": step_in_epoch,
+            "step_in_epoch": self._done,
+            "stopped": self._saved_as_stopped,
             "data": self._data_signature(),
-            "variables": len(variables) + len(metrics),
+            "variables": len(arrays),
             "python": random.getstate(),
             "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         }
-        arrays = [keras.ops.convert_to_numpy(variable) for variable in (*variables, *metrics)]
-        _snapshots.write(
-            self.folder, step, [*arrays, *(self._generators or _backend.random_states())], state, self.keep
-        )
+        generators = self._generators or _backend.random_states()
+        _snapshots.write(self.folder, step, [*arrays, *generators], state, self.keep)
 
     def _load(self, step):
         arrays, state = _snapshots.read(self.folder, step)
@@ -155,23 +190,25 @@ class Checkpoint(keras.callbacks.Callback):
         variables, metrics = self._variables()
         if len(variables) + len(metrics) < len(arrays):
             # On TensorFlow metrics have no variables before the first step.
-            self.model.test_on_batch(*self.data.batch(0))
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(self.data.batch(0))
+            self.model.test_on_batch(x, y, weight)
             variables, metrics = self._variables()
         self._check(arrays, [*variables, *metrics], state)
+        self._check_not_further(variables, arrays, step)
         self._assign(variables, arrays[: len(variables)])
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         np.random.set_state(tuple(state["numpy"]))
         self._begin(state["epoch"], state["step_in_epoch"], arrays[len(variables) :], generators)
-        self.model._initial_epoch = state["epoch"]  # as Keras' own BackupAndRestore has it
+        # As Keras' own BackupAndRestore has it.
+        self.model._initial_epoch = self.params["epochs"] if state["stopped"] else state["epoch"]
 
     def _check(self, arrays, variables, state):
         have = [tuple(variable.shape) for variable in variables]
         saved = [x.shape for x in arrays]
         if have != saved:
-            differ = [
-                f"{v.path} {shape}" for v, shape, other in zip(variables, have, saved, strict=False) if shape != other
-            ]
+            pairs = zip(variables, have, saved, strict=False)
+            differ = [f"{variable.path} {shape}" for variable, shape, other in pairs if shape != other]
             raise ValueError(
                 "A training goes on with the model, the optimizer and the metrics that it was saved with. Received: "
                 f"{len(have)} variables where {len(saved)} were saved in {str(self.folder)!r}; "
@@ -185,8 +222,20 @@ class Checkpoint(keras.callbacks.Callback):
                 "Make the batches as they were, or save into another folder."
             )
 
+    def _check_not_further(self, variables, arrays, step):
+        """Training between two fits with a checkpoint would be lost without a word."""
+        iterations = self.model.optimizer._iterations
+        place = next(i for i, variable in enumerate(variables) if variable is iterations)
+        if int(keras.ops.convert_to_numpy(iterations)) > int(arrays[place]):
+            raise ValueError(
+                "A save is loaded into a model that has not gone further. Received: a model after "
+                f"{int(keras.ops.convert_to_numpy(iterations))} steps, and step {step} in {str(self.folder)!r}. "
+                "Give this fit a folder of its own, or make the model anew."
+            )
+
     def _data_signature(self):
-        return {"steps_per_epoch": self.data.steps_per_epoch, "seed": self.data.seed}
+        names = ("num_examples", "batch_size", "steps_per_epoch", "shuffle", "seed")
+        return {name: getattr(self.data, name) for name in names}
 
     @staticmethod
     def _assign(variables, arrays):

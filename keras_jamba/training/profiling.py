@@ -1,5 +1,6 @@
 """Where the time goes, and how large a batch may be."""
 
+import logging
 from pathlib import Path
 
 import keras
@@ -8,6 +9,8 @@ import numpy as np
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.training import _devices
+
+_logger = logging.getLogger("keras_jamba")
 
 
 class Profile(keras.callbacks.Callback):
@@ -30,9 +33,12 @@ class Profile(keras.callbacks.Callback):
         _checks.check_integer("first", first, at_least=0)
         _checks.check_integer("steps", steps)
         self.folder, self.first, self.steps = Path(folder), first, steps
+        self._seen, self._stop = 0, None
 
     def on_train_begin(self, logs=None):
-        self._seen, self._stop = 0, None
+        if self._stop is not None:  # a fit that was broken off
+            self._end()
+        self._seen = 0
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._seen == self.first:
@@ -47,6 +53,8 @@ class Profile(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self._stop is not None:
             self._end()
+        elif self._seen <= self.first:
+            _logger.warning("Profile recorded nothing: the training had %d steps, first=%d.", self._seen, self.first)
 
     def _end(self):
         self._wait()
@@ -62,7 +70,8 @@ def largest_batch(model, example, at_most=4096, memory=None):
     """The largest batch that a step of training has memory for.
 
     Doubles the batch until memory runs out, then halves the gap. Each size is a step of training of its own, compiled
-    where the backend compiles; weights, optimizer and random generators are put back as they were.
+    where the backend compiles. Weights, optimizer, metrics and random generators wait in the host's memory, and are put
+    back after each try.
 
     Args:
         model: compiled.
@@ -76,7 +85,7 @@ def largest_batch(model, example, at_most=4096, memory=None):
         The size, found to within an eighth; 0 where not even one example fits.
 
     Raises:
-        ValueError: for a model that is not compiled, or arguments out of range.
+        ValueError: for a model that is not compiled, arguments out of range, or a bound that cannot be watched here.
     """
     _checks.check_integer("at_most", at_most)
     if not model.compiled:
@@ -90,29 +99,33 @@ def largest_batch(model, example, at_most=4096, memory=None):
         )
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    kept = [(v, keras.ops.copy(v.value)) for v in (*model.variables, *model.optimizer.variables)]
-    try:
-        fits = lambda size: _fits(model, example, size, memory)  # noqa: E731
-        low, high = 0, 1
-        while high <= at_most and fits(high):
-            low, high = high, 2 * high
-        high = min(high, at_most + 1)
-        while high - low > max(1, low // 8):
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
-    finally:
-        for variable, value in kept:
-            variable.assign(value)
+    fits = lambda size: _fits(model, example, size, memory)  # noqa: E731
+    low, high = 0, 1
+    while high <= at_most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, at_most + 1)
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _fits(model, example, size, memory):
     batch = keras.tree.map_structure(lambda x: np.repeat(np.asarray(x), size, axis=0), tuple(example))
+    variables = (*model.variables, *model.optimizer.variables, *model.metrics_variables)
+    kept = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
+    generators = _backend.random_states()
     try:
-        with _devices.PeakMemory() as peak:
+        with _devices.PeakMemory(needed=memory is not None) as peak:
             model.train_on_batch(*batch)
     except Exception as error:
         if _backend.out_of_memory(error):
             return False
         raise
+    finally:
+        # What ran out of memory may have given away the arrays of the variables.
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+        if generators:
+            _backend.set_random_states(generators)
     return memory is None or peak.bytes <= memory

@@ -2,13 +2,14 @@
 
     python parallel_run.py OUTPUT MODEL REPLICAS
 
-MODEL is backbone, a sequence model without batch norm, or images, DHCJamba with experts. Writes the losses and
-all weights to OUTPUT.
+MODEL is backbone, a sequence model without batch norm, or images, DHCJamba with experts. Each process writes its loss
+and all weights to a file of its own in OUTPUT.
 """
 
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 if os.environ["KERAS_BACKEND"] == "jax":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
@@ -57,10 +58,10 @@ def main(output, which, replicas):
         data = rng.random((STEPS * BATCH, *model.input_shape[1:]), "float32"), rng.integers(0, 3, STEPS * BATCH)
         shard = parallel.shard if parallel else (0, 1)
         losses = model.fit(training.Batches(data, BATCH, shard=shard), epochs=1, verbose=0).history["loss"]
-    if shard[0] == 0:
-        norm = keras.ops.convert_to_numpy(model.optimizer.gradient_norm)
-        count = parallel.replicas if parallel else 1
-        np.savez(output, np.array(losses), norm, np.array(count), *map(keras.ops.convert_to_numpy, model.weights))
+    norm = keras.ops.convert_to_numpy(model.optimizer.gradient_norm)
+    count = parallel.replicas if parallel else 1
+    weights = map(keras.ops.convert_to_numpy, model.weights)
+    np.savez(Path(output) / f"{shard[0]}.npz", np.array(losses), norm, np.array(count), *weights)
 
 
 if __name__ == "__main__":

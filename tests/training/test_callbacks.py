@@ -77,13 +77,29 @@ def test_an_expert_that_nobody_chooses_is_dead():
     assert values["block_1/feed_forward/entropy"] == pytest.approx(0.5, abs=1e-5)
 
 
-def test_a_table_is_gone_on_with_and_another_one_refused(tmp_path):
+def test_a_table_is_gone_on_with_and_beside_another_one_a_new_one_begun(tmp_path):
     file = tmp_path / "log.csv"
     for _ in range(2):
         fit([training.Monitor([training.GradientNorm()], csv=file)], steps=3)
     assert len(file.read_text().splitlines()) == 3
-    with pytest.raises(ValueError, match="must have the columns.*Received.*log.csv.*another file"):
-        fit([training.Monitor([training.LearningRate()], csv=file)], steps=3)
+    fit([training.Monitor([training.LearningRate()], csv=file)], steps=3)
+    assert len(file.read_text().splitlines()) == 3
+    assert "learning_rate" in (tmp_path / "log-1.csv").read_text()
+
+
+def test_epochs_of_one_step_and_metrics_of_several_numbers_are_written(tmp_path):
+    x, y = batch()
+    model = perceptron()
+    optimizer = training.optimizer(model, 10, gradient_accumulation_steps=2)
+    f1 = keras.metrics.F1Score(average=None, name="f1")
+    model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[f1])
+    monitor = training.Monitor([training.Throughput(4), training.GradientNorm()], every=1, csv=tmp_path / "log.csv")
+    model.fit(x, keras.utils.to_categorical(y, 3), epochs=4, verbose=0, callbacks=[monitor])
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and {"f1_0", "f1_1", "f1_2"} <= rows[0].keys()
+    assert rows[0]["steps_per_second"] == "nan" and float(rows[1]["steps_per_second"]) > 0
+    assert [float(row["gradient_norm"]) > 0 for row in rows] == [False, True, True, True]
 
 
 def test_probes_say_what_they_miss():

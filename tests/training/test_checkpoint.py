@@ -89,11 +89,78 @@ def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
         assert a.dtype == e.dtype and a.shape == e.shape and (a == e).all()
 
 
-def fit(folder, model=None, data=None, **arguments):
+def fit(folder, model=None, data=None, epochs=1, callbacks=(), after=(), **arguments):
     model, data = model or tiny_run.model(), data or tiny_run.batches()
     checkpoint = training.Checkpoint(folder, data, **dict(every=100) | arguments)
-    model.fit(data, epochs=1, verbose=0, callbacks=[checkpoint])
+    model.fit(data, epochs=epochs, verbose=0, callbacks=[*callbacks, checkpoint, *after])
     return model
+
+
+def steps_of(model):
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+
+
+class Stops(keras.callbacks.Callback):
+    """Within an epoch, or at its end."""
+
+    def __init__(self, batch=None):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self.batch:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.batch is None:
+            self.model.stop_training = True
+
+
+@pytest.mark.parametrize(("stops", "steps"), [(dict(callbacks=[Stops(4)]), 5), (dict(after=[Stops()]), 11)])
+def test_a_training_that_a_callback_stopped_stays_stopped_where_it_was(tmp_path, stops, steps):
+    model = fit(tmp_path, epochs=3, **stops)
+    assert steps_of(model) == steps and _snapshots.steps(tmp_path) == [steps]
+    again = fit(tmp_path, epochs=3)
+    assert steps_of(again) == steps
+    for a, e in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, e)))
+
+
+def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
+    fit(tmp_path / "first")
+    model = fit(tmp_path / "first")
+    assert steps_of(model) == 11
+    data = tiny_run.batches()
+    model.fit(data, epochs=1, verbose=0)
+    assert steps_of(model) == 22
+    with pytest.raises(ValueError, match="has not gone further. Received: a model after 22 steps, and step 11"):
+        fit(tmp_path / "first", model=model)
+
+
+def test_weights_that_are_not_finite_do_not_take_the_place_of_a_save(tmp_path, caplog):
+    model = fit(tmp_path, every=5, epochs=1)
+    assert _snapshots.steps(tmp_path) == [10, 11]
+    model.trainable_variables[0].assign(model.trainable_variables[0] * np.nan)
+    checkpoint = training.Checkpoint(tmp_path, tiny_run.batches())
+    checkpoint.set_model(model)
+    checkpoint._done = 7
+    checkpoint._save()
+    assert _snapshots.steps(tmp_path) == [10, 11] and "not finite" in caplog.text
+
+
+def test_processes_that_train_together_go_on_from_the_last_save_that_all_have(tmp_path):
+    data = [tiny_run.batches(shard=(index, 2)) for index in range(2)]
+    for index, epochs in ((0, 2), (1, 1)):
+        fit(tmp_path, data=data[index], epochs=epochs)
+    assert [_snapshots.steps(tmp_path / f"process_{i}") for i in range(2)] == [[22], [11]]
+    fit(tmp_path, data=data[0], epochs=1)  # none that both have: begins anew
+    assert _snapshots.steps(tmp_path / "process_0") == [11, 22]
+    model = tiny_run.model()
+    checkpoint = training.Checkpoint(tmp_path, data[0])
+    checkpoint.set_model(model)
+    checkpoint.set_params({"epochs": 2})
+    checkpoint.on_train_begin()
+    assert steps_of(model) == 11
 
 
 def test_what_does_not_fit_is_refused_and_nothing_loaded(tmp_path):
@@ -102,10 +169,10 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(tmp_path):
     other.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="model, the optimizer and the metrics.*Received: .*first that differs"):
         fit(tmp_path, model=other)
-    longer = tiny_run.batches()
-    longer.seed = 6
     with pytest.raises(ValueError, match="data that it was saved with.*Received.*'seed': 6.*where.*'seed': 5"):
-        fit(tmp_path, data=longer)
+        fit(tmp_path, data=tiny_run.batches(seed=6))
+    with pytest.raises(ValueError, match="data that it was saved with.*Received.*'shuffle': False.*where"):
+        fit(tmp_path, data=tiny_run.batches(shuffle=False))
     (save,) = [path for path in tmp_path.iterdir() if path.name.startswith("step_")]
     content = bytearray((save / _snapshots.ARRAYS).read_bytes())
     content[len(content) // 2] ^= 1

@@ -276,3 +276,5 @@ def test_shards_are_parts_of_the_whole_batch():
         np.testing.assert_array_equal(x, whole.batch(step)[0])
     with pytest.raises(ValueError, match=r"shard must be.*Received: shard=\(0, 4\), batch_size=6"):
         Batches(data, batch_size=6, shard=(0, 4))
+    with pytest.raises(ValueError, match="equal parts.*Received: .*drop_last=False"):
+        Batches(data, batch_size=6, shard=(0, 3), drop_last=False)

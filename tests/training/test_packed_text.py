@@ -145,3 +145,16 @@ def test_fit_learns_from_packed_text():
 def test_errors_give_the_rule_what_was_received_and_the_remedy(documents, arguments, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         PackedText(documents, **{"length": 4, "batch_size": 1} | arguments)
+
+
+def test_shards_of_packed_text_are_parts_of_the_whole_batch():
+    documents = documents_of([5, 9, 2, 14, 7, 1])
+    whole = PackedText(documents, length=8, batch_size=4)
+    parts = [PackedText(documents, length=8, batch_size=4, shard=(index, 2)) for index in range(2)]
+    for step in range(len(whole)):
+        expected, _, _ = whole.batch(step)
+        for index, part in enumerate(parts):
+            inputs, _, _ = part.batch(step)
+            real = inputs["token_ids"].shape[0]
+            assert real == 2
+            np.testing.assert_array_equal(inputs["token_ids"], expected["token_ids"][index::2])

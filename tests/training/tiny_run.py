@@ -48,11 +48,11 @@ def model():
     return made
 
 
-def batches():
+def batches(**changes):
     rng = np.random.default_rng(1)
     noise = lambda batch, rng: (batch[0] + rng.normal(0, 0.1, batch[0].shape).astype("float32"), batch[1])  # noqa: E731
     data = rng.random((EXAMPLES, 8, 8, 1), "float32"), rng.integers(0, 3, EXAMPLES)
-    return training.Batches(data, BATCH, seed=5, transform=noise)
+    return training.Batches(data, BATCH, **dict(seed=5, transform=noise) | changes)
 
 
 def main(folder, step=None):

@@ -40,12 +40,13 @@ class Batches(keras.utils.PyDataset):
         transform: a function of a batch and a `numpy.random.Generator`, itself a pure function of seed and step,
             that returns the batch that is handed out; or None. With several workers it runs in several threads.
         drop_last: whether the examples that do not fill a batch are left out, each epoch others; all batches then
-            have one shape, which is compiled once.
+            have one shape, which is compiled once. Pass False to evaluate on all there are.
         workers: threads that make batches ahead; 0 and 1 make each when it is asked for. Processes are not used:
             NumPy and pillow let other threads run.
         max_queue_size: batches that several workers may hold.
         shard: `(index, count)` where `count` processes train together and each reads its part of each batch, as
-            `DataParallel` says: every `count`-th example from number `index` on. batch_size is that of the whole.
+            `DataParallel` says: every `count`-th example from number `index` on. batch_size is that of the whole, and
+            all batches are whole ones.
 
     Raises:
         ValueError: for arguments out of range, arrays of different lengths, and less data than a batch.
@@ -57,6 +58,9 @@ class Batches(keras.utils.PyDataset):
         >>> len(batches), batches.batch(0)[0].shape
         (2, (4,))
     """
+
+    # Whether a subclass fills the last batch up by itself.
+    _fills = False
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class Batches(keras.utils.PyDataset):
             )
         super().__init__(workers=workers, max_queue_size=max_queue_size)
         self.batch_size, self.seed, self.shuffle = int(batch_size), int(seed), shuffle
-        self.transform, self.shard = transform, _checked_shard(shard, batch_size)
+        self.transform, self.shard = transform, _checked_shard(shard, batch_size, drop_last or self._fills)
         self.num_examples, self._take = _reader(data)
         self.steps_per_epoch = _steps(self.num_examples, self.batch_size, drop_last)
         self._order = Latest(self._ordered)
@@ -210,8 +214,13 @@ class Batches(keras.utils.PyDataset):
         return np.random.default_rng((self.seed, purpose, number, index))
 
 
-def _checked_shard(shard, batch_size):
+def _checked_shard(shard, batch_size, whole):
     index, count = shard
+    if count > 1 and not whole:
+        raise ValueError(
+            "Processes that train together need equal parts of each batch. "
+            f"Received: shard={tuple(shard)}, drop_last=False. Leave drop_last at True."
+        )
     if not (0 <= index < count and batch_size % count == 0):
         raise ValueError(
             "shard must be (index, count) with 0 <= index < count, and batch_size a multiple of count. "

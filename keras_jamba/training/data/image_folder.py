@@ -62,7 +62,8 @@ class ImageFolder(Batches):
         ```python
         layers = [keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.05)]
         train = ImageFolder("pictures", (32, 32), batch_size=64, augmentation=layers, split=(0, 0.8), workers=4)
-        validation = ImageFolder("pictures", (32, 32), batch_size=64, shuffle=False, split=(0.8, 1))
+        rest = dict(split=(0.8, 1), shuffle=False, drop_last=False)
+        validation = ImageFolder("pictures", (32, 32), batch_size=64, **rest)
         model.fit(train, validation_data=validation, epochs=10)
         ```
     """

@@ -50,6 +50,8 @@ class PackedText(Batches):
         [Ding et al. (2024)](https://arxiv.org/abs/2404.10830), of which the pieces and the best fit are.
     """
 
+    _fills = True  # with rows of padding alone
+
     def __init__(
         self,
         documents,
@@ -92,7 +94,7 @@ class PackedText(Batches):
         return pieces[np.argsort(-self._sizes[pieces], kind="stable")]
 
     def _examples(self, chosen, epoch):
-        shape = (self.batch_size, self.length)
+        shape = (self.batch_size // self.shard[1], self.length)
         inputs = {name: np.zeros(shape, "int32") for name in ("token_ids", "segment_ids")}
         inputs["padding_mask"] = np.zeros(shape, bool)
         targets, weight = np.zeros(shape, "int32"), np.zeros(shape, "float32")
