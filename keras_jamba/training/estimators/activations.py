@@ -9,6 +9,7 @@ import math
 
 from keras_jamba.training.estimators._plan import encoder_convolutions
 from keras_jamba.training.estimators.operations import attended
+from keras_jamba.training.estimators.parameters import perceptron
 
 _CHUNK = 16  # tokens between two states that the native scan keeps
 _CACHED_NUMBERS, _LONGEST_CHUNK = 1 << 19, 64  # the chunks of ops/scan/torch_chunks.py
@@ -125,12 +126,8 @@ def _hidden(run, plan, rows):
     return (4 if plan.config["use_swiglu"] else 2) * rows * plan.f * run.computed
 
 
-def _perceptron(plan):
-    return (3 if plan.config["use_swiglu"] else 2) * plan.d * plan.f
-
-
 def _dense(run, plan):
-    return run.s * plan.d * run.computed + _hidden(run, plan, run.s) + _copies(run, _perceptron(plan))
+    return run.s * plan.d * run.computed + _hidden(run, plan, run.s) + _copies(run, perceptron(plan))
 
 
 def _moe(run, plan):
@@ -142,7 +139,7 @@ def _moe(run, plan):
     router = 4 * s * (d + 2 * x + 2) + assignments * (4 + 8)
     # Tokens sorted by expert, what the experts make of them in the order of before, and both orders.
     experts = rows * d * a + _hidden(run, plan, rows) + assignments * (d * a + a + 16)
-    return router + experts + _copies(run, x * _perceptron(plan))
+    return router + experts + _copies(run, x * perceptron(plan))
 
 
 _MIXERS = {"mamba": _mamba, "attention": _attention}

@@ -36,19 +36,19 @@ def _attention(plan):
     return Numbers(count, count)
 
 
-def _perceptron(plan):
+def perceptron(plan):
     return (3 if plan.config["use_swiglu"] else 2) * plan.d * plan.f
 
 
 def _dense(plan):
-    return Numbers(_perceptron(plan), _perceptron(plan))
+    return Numbers(perceptron(plan), perceptron(plan))
 
 
 def _moe(plan):
     router = plan.d * plan.x
     # usage, drop_rate and aux_loss: what the layer remembers of its last call.
     statistics = plan.x + 2
-    return Numbers(router + plan.x * _perceptron(plan), router + plan.chosen * _perceptron(plan), statistics)
+    return Numbers(router + plan.x * perceptron(plan), router + plan.chosen * perceptron(plan), statistics)
 
 
 _MIXERS = {"mamba": _mamba, "attention": _attention}
