@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+import re
 import time
 from pathlib import Path
 
@@ -128,7 +129,8 @@ class ExpertUsage:
         self.dead_below, self.history = dead_below, {}
 
     def begin(self, model):
-        self._layers = {_name(layer): layer for layer in model._flatten_layers() if isinstance(layer, MoELayer)}
+        layers = {_name(layer): layer for layer in model._flatten_layers() if isinstance(layer, MoELayer)}
+        self._layers = {name: layers[name] for name in sorted(layers, key=_with_numbers)}
         if not self._layers:
             raise ValueError(
                 f"ExpertUsage is for a model with experts. Received: {model.name!r}, which has no MoELayer. "
@@ -347,6 +349,11 @@ def _imported(module, package, wanted):
         raise ImportError(
             f"{wanted} needs {package}. Received: an environment without it. pip install 'keras-jamba[monitoring]'"
         ) from error
+
+
+def _with_numbers(name):
+    """A key that puts block_2 before block_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _name(layer):
