@@ -121,13 +121,13 @@ class Checkpoint(keras.callbacks.Callback):
             return
         self._generators = _backend.random_states()
         if self._skipped:
-            self._held = [keras.ops.convert_to_numpy(variable).copy() for variable in self._variables()[0]]
+            self._held = list(map(_copies, self._variables()))
 
     def on_test_begin(self, logs=None):
         self._undo_broken_step()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._undo_broken_step()
+        self._undo_broken_step(logs)
         self._end_quiet()
         if self._done == self.data.steps_per_epoch:
             self._epoch, self._done = epoch + 1, 0
@@ -142,13 +142,23 @@ class Checkpoint(keras.callbacks.Callback):
         if self.model.stop_training and not self._saved_as_stopped:
             self._save()
 
-    def _undo_broken_step(self):
+    def _undo_broken_step(self, logs=None):
         """Keras finds the end of a shorter epoch by a step without data.
 
-        In a graph of TensorFlow what does not depend on the data has been done by then: seeds move on, weights decay.
+        In a graph of TensorFlow what does not depend on the data has been done by then: seeds move on, weights decay,
+        metrics count. Validation needs the model, the end of the epoch also its metrics, in its logs.
         """
-        if self._held is not None:
-            self._assign(self._variables()[0], self._held)
+        if self._held is None:
+            return
+        variables, metrics = self._variables()
+        if self._held[0] is not None:
+            self._assign(variables, self._held[0])
+            self._held[0] = None
+        if logs is not None:
+            self._assign(metrics, self._held[1])
+            for name, value in self.model.get_metrics_result().items():
+                value = keras.ops.convert_to_numpy(value)
+                logs |= {name: value if value.ndim else float(value)} if name in logs else {}
             self._held = None
 
     def _end_quiet(self):
@@ -241,3 +251,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _assign(variables, arrays):
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
+
+
+def _copies(variables):
+    return [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
