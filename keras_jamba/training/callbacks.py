@@ -66,14 +66,14 @@ class Monitor(keras.callbacks.Callback):
         if self._count is None:  # after all callbacks have loaded what they load
             self._count = self._wait() * (self.model.optimizer.gradient_accumulation_steps or 1)
         self._epoch, self._before, self._values, self._logs = epoch, self._count, {}, {}
-        # The first step of all is compiled: the clock starts when it has ended.
-        self._restart(0 if self._compiled else None)
+        self._restart(0)
 
     def on_train_batch_end(self, batch, logs=None):
         # Several steps at once may reach beyond the end of the epoch.
         done = batch + 1 if self.params["steps"] is None else min(batch + 1, self.params["steps"])
         self._count, self._logs = self._before + done, logs or {}
         if not self._compiled:
+            # The first step of all is compiled: the clock starts when it has ended.
             self._compiled = True
             self._wait()
             self._restart(self._count - self._before)
@@ -91,8 +91,8 @@ class Monitor(keras.callbacks.Callback):
             sink.close()
 
     def _restart(self, timed_from):
-        """The clock, after so many steps of the epoch; None: not yet."""
-        self._timed_from, self._started = timed_from or 0, time.perf_counter()
+        """The clock, after so many steps of the epoch."""
+        self._timed_from, self._started = timed_from, time.perf_counter()
 
     def _wait(self):
         """Until the steps have been computed: the optimizer's own, where a model that a callback sees is up to date."""
