@@ -2,7 +2,8 @@
 
     KERAS_BACKEND=jax python benchmarks/load_balance.py
 
-The model, images and recipe of examples/image_classification.py, for fewer epochs; the same seeds with both. Prints the
+The preset "small" on the images and with the recipe of examples/image_classification.py, for fewer epochs; the same
+seeds with both. Prints the
 mean over seeds of the last epoch's usage, measured over the whole training set, the loss without what the experts
 add, and the accuracy on the test half; writes results/load_balance_BACKEND.json and .png.
 """
@@ -10,6 +11,7 @@ add, and the accuracy on the test half; writes results/load_balance_BACKEND.json
 import argparse
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -18,30 +20,25 @@ import measure
 import numpy as np
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from data import Augmented, load  # noqa: E402
+from data import load  # noqa: E402
 
 import keras_jamba  # noqa: E402
 from keras_jamba import training  # noqa: E402
 
 matplotlib.use("Agg")
 FORMS = {"with": {}, "without": {"balance_coefficient": 0.0, "z_coefficient": 0.0}}
-BATCH = 32
 
 
 def train(data, seed, epochs, coefficients):
     """The trained model, and its load over time: `{layer: (measurements, experts)}`."""
     keras.utils.set_random_seed(seed)
-    batches = Augmented(data.train_images, keras.utils.to_categorical(data.train_labels, 10), BATCH, seed)
     model = keras_jamba.DHCJamba.from_preset(
         "small", image_shape=(8, 8, 1), downsample=2, dropout=0.2, drop_path=0.4, **coefficients
     )
-    optimizer = training.optimizer(
-        model, epochs * len(batches), learning_rate=4e-3, weight_decay=0.05, use_ema=True, ema_momentum=0.98
-    )
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
-    model.compile(optimizer, loss, metrics=["accuracy"])
     usage = training.ExpertUsage()
-    model.fit(batches, epochs=epochs, verbose=0, callbacks=[training.Monitor([usage], every=10)])
+    recipe = replace(training.recipes.DIGITS, epochs=epochs)
+    watch = [training.Monitor([usage], every=10)]
+    recipe.fit(model, data.train_images, data.train_labels, seed, callbacks=watch, verbose=0)
     return model, {name: np.array(shares) for name, shares in usage.history.items()}
 
 

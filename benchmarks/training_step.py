@@ -16,7 +16,8 @@ import sys
 import keras
 import measure
 import numpy as np
-from keras import layers, ops
+from image_peers import of_equal_size, resnet, vit
+from keras import ops
 
 import keras_jamba
 from keras_jamba.ops import causal_depthwise_conv, selective_scan
@@ -48,51 +49,6 @@ def within(name, function):
 
 def jamba(preset, size):
     return keras_jamba.DHCJamba.from_preset(preset, image_shape=(size, size, 3), num_classes=10)
-
-
-class Positions(layers.Layer):
-    """Adds a learned vector to each token."""
-
-    def build(self, shape):
-        self.table = self.add_weight(shape[1:], "random_normal", name="table")
-
-    def call(self, x):
-        return x + self.table
-
-
-def vit(width, size, depth=8):
-    """A vision transformer on patches of 4 x 4, heads of 16 channels, Dosovitskiy et al. (2021)."""
-    inputs = keras.Input((size, size, 3))
-    x = layers.Reshape((-1, width))(layers.Conv2D(width, 4, strides=4)(inputs))
-    x = Positions()(x)
-    for _ in range(depth):
-        y = layers.LayerNormalization()(x)
-        x = x + layers.MultiHeadAttention(width // 16, 16)(y, y)
-        y = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
-        x = x + layers.Dense(width)(y)
-    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
-    return keras.Model(inputs, layers.Dense(10)(x))
-
-
-def resnet(width, size):
-    """Three stages of three residual blocks, He et al. (2016), section 4.2."""
-    inputs = keras.Input((size, size, 3))
-    x = layers.Conv2D(width, 3, padding="same")(inputs)
-    for stage in range(3):
-        for block in range(3):
-            channels, stride = width * 2**stage, 2 if stage and not block else 1
-            y = layers.Conv2D(channels, 3, strides=stride, padding="same", use_bias=False)(x)
-            y = layers.Activation("relu")(layers.BatchNormalization()(y))
-            y = layers.BatchNormalization()(layers.Conv2D(channels, 3, padding="same", use_bias=False)(y))
-            x = x if stride == 1 else layers.Conv2D(channels, 1, strides=stride)(x)
-            x = layers.Activation("relu")(x + y)
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
-
-
-def of_equal_size(make, widths, size, parameters):
-    """The model of these widths whose number of parameters is nearest."""
-    width = min(widths, key=lambda width: abs(make(width, size).count_params() - parameters))
-    return make(width, size)
 
 
 def step_of(model, size):
@@ -132,8 +88,8 @@ def training_steps(preset, size, rounds):
     ours = jamba(preset, size)
     parameters = ours.count_params()
     peers = {
-        "ViT": of_equal_size(vit, range(32, 257, 16), size, parameters),
-        "ResNet": of_equal_size(resnet, range(8, 97, 4), size, parameters),
+        "ViT": of_equal_size(vit, range(32, 257, 16), (size, size, 3), parameters),
+        "ResNet": of_equal_size(resnet, range(8, 97, 4), (size, size, 3), parameters),
     }
     steps = {name: within(name, step_of(jamba(preset, size), size)) for name in ("native", "portable")}
     steps |= {name: step_of(model, size) for name, model in peers.items()} | scan_and_convolution(ours, size)

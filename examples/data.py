@@ -1,12 +1,10 @@
-"""Images for the examples: data sets, and batches augmented alike on every backend."""
+"""Images for the examples."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
-from scipy import ndimage
 
 
 @dataclass
@@ -84,64 +82,3 @@ def _folder(folder, size=32):
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-
-
-class Augmented(keras.utils.PyDataset):
-    """Shuffled batches of images slightly turned, sheared, scaled, shifted, made paler or darker, and mixed.
-
-    Mixed: an image and its label keep at least half of their weight, the rest is the next one's
-    (MixUp, Zhang et al. 2018). Order and augmentation are a function of the seed, the epoch and the
-    batch alone, and made in NumPy: every backend trains on the very same batches.
-    """
-
-    def __init__(
-        self,
-        images,
-        labels,
-        batch_size,
-        seed,
-        rotation=20.0,
-        shear=0.1,
-        zoom=0.15,
-        shift=0.1,
-        gamma=0.2,
-        mix=0.5,
-    ):
-        super().__init__()
-        self.images, self.labels = images, labels
-        self.batch_size, self.seed = batch_size, seed
-        self.rotation, self.shear, self.zoom, self.shift = rotation, shear, zoom, shift
-        self.gamma, self.mix = gamma, mix
-        self.epoch = 0
-
-    def __len__(self):
-        # Whole batches only: one shape, one compilation.
-        return max(1, len(self.images) // self.batch_size)
-
-    def on_epoch_end(self):
-        self.epoch += 1
-
-    def __getitem__(self, index):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.images))
-        chosen = order[index * self.batch_size :][: self.batch_size]
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        images = np.stack([self._moved(self.images[i], rng) for i in chosen])
-        share = 1 - self.mix * rng.uniform(size=(len(chosen), 1)).astype("float32")
-        return _mixed(images, share[..., None, None]), _mixed(self.labels[chosen], share)
-
-    def _moved(self, image, rng):
-        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation))
-        scale = rng.uniform(1 - self.zoom, 1 + self.zoom, size=2)
-        height, width = image.shape[:2]
-        shift = rng.uniform(-self.shift, self.shift, size=2) * (height, width)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        matrix = turn @ [[1, 0], [rng.uniform(-self.shear, self.shear), 1]] / scale
-        centre = (np.array([height, width]) - 1) / 2
-        offset = centre - matrix @ (centre + shift)
-        planes = [ndimage.affine_transform(image[..., c], matrix, offset, order=1) for c in range(image.shape[-1])]
-        power = math.exp(rng.uniform(-self.gamma, self.gamma))
-        return np.stack(planes, axis=-1).clip(0, 1) ** power
-
-
-def _mixed(x, share):
-    return share * x + (1 - share) * np.roll(x, -1, axis=0)

@@ -1,27 +1,30 @@
 """Trains DHCJamba on real images and draws how it did.
 
 Default: scikit-learn's 1,797 handwritten digits, which come with it (no download).  The halves are not
-shuffled: other people wrote the test half.  Its accuracy over seeds is what benchmarks/digits.py measures.
+shuffled: other people wrote the test half.  Its accuracy over seeds is what benchmarks/quality.py measures.
 
     python examples/image_classification.py [--dataset digits|cifar10|cifar100|mnist|FOLDER]
 
-A FOLDER holds one folder of images a class.  Writes to --output: model.keras, learning_curve.png,
-confusion_matrix.png, expert_usage.png, results.json.
+A FOLDER holds one folder of images a class.  Writes to --output: model/ (a preset for `DHCJamba.from_preset`),
+learning_curve.png, confusion_matrix.png, expert_usage.png, results.json.
 """
 
 import argparse
 import json
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import matplotlib
-from data import Augmented, load
+from data import load
 from pictures import draw_confusion_matrix, draw_expert_usage, draw_learning_curve
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 import keras_jamba
+from keras_jamba.training import recipes
 
 matplotlib.use("Agg")
 
@@ -29,12 +32,8 @@ matplotlib.use("Agg")
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, mnist or a folder")
-    parser.add_argument("--preset", default="small")
+    parser.add_argument("--preset", default=None, help="whose sizes to take; default: digits for digits, else small")
     parser.add_argument("--epochs", type=int, default=None, help="default: 60 for digits, else 30")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--drop-path", type=float, default=0.4, help="stochastic depth, the same in each layer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--validation",
@@ -46,30 +45,22 @@ def arguments():
     return parser.parse_args()
 
 
-def build(args, data, steps):
-    height, width, channels = data.train_images.shape[1:]
-    # About 16 tokens for an 8 x 8 image, 64 for a 32 x 32 one.
-    downsample = 2 if min(height, width) < 16 else 4
+def build(args, data):
+    """An untrained model of the preset's sizes for images of the data's."""
+    digits = args.dataset == "digits"
     small = dict(d_model=16, num_layers=2, mamba_ratio=1) if args.smoke else {}
-    model = keras_jamba.DHCJamba.from_preset(
-        args.preset,
+    # About 16 tokens for an 8 x 8 image, 64 for a 32 x 32 one.
+    downsample = 2 if min(data.train_images.shape[1:3]) < 16 else 4
+    return keras_jamba.DHCJamba.from_preset(
+        args.preset or ("digits" if digits else "small"),
+        load_weights=False,
         num_classes=len(data.classes),
-        image_shape=(height, width, channels),
+        image_shape=data.train_images.shape[1:],
         downsample=downsample,
-        dropout=args.dropout,
-        drop_path=args.drop_path,
+        dropout=0.2,
+        drop_path=0.4,
         **small,
     )
-    # The moving average of the weights is what `fit` leaves in the model.
-    optimizer = keras_jamba.training.optimizer(
-        model, steps, args.learning_rate, weight_decay=0.05, use_ema=True, ema_momentum=0.98
-    )
-    model.compile(
-        optimizer,
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
-        metrics=["accuracy"],
-    )
-    return model
 
 
 def baselines(data):
@@ -89,20 +80,19 @@ def main():
     if args.smoke:
         data = data.first(128)
     epochs = 1 if args.smoke else args.epochs or (60 if args.dataset == "digits" else 30)
-    labels = keras.utils.to_categorical(data.train_labels, len(data.classes))
-    batches = Augmented(data.train_images, labels, args.batch_size, args.seed)
-    model = build(args, data, epochs * len(batches))
+    recipe = replace(recipes.DIGITS, epochs=epochs)
+    model = build(args, data)
     print(
         f"{len(data.train_images)} training images, {len(data.test_images)} test images, "
         f"{model.count_params():,} parameters, on {keras.backend.backend()}"
     )
 
     started = time.perf_counter()
-    history = model.fit(batches, epochs=epochs)
+    history = recipe.fit(model, data.train_images, data.train_labels, args.seed)
     seconds = time.perf_counter() - started
-    # Before `predict`: on JAX that frees arrays which the optimizer shares with the model after an average.
     args.output.mkdir(parents=True, exist_ok=True)
-    model.save(args.output / "model.keras")
+    shutil.rmtree(args.output / "model", ignore_errors=True)
+    model.save_to_preset(args.output / "model")
     logits = model.predict(data.test_images, verbose=0)
     predicted = logits.argmax(axis=-1)
     accuracy = 100 * float((predicted == data.test_labels).mean())
@@ -122,7 +112,7 @@ def main():
         "parameters": model.count_params(),
     }
     (args.output / "results.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{seconds:.0f} s of training. Model, pictures and results.json are in {args.output}")
+    print(f"{seconds:.0f} s of training. model/, pictures and results.json are in {args.output}")
 
 
 if __name__ == "__main__":

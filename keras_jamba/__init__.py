@@ -1,8 +1,8 @@
 """Jamba for Keras 3: Mamba, attention and mixture-of-experts layers and models on JAX, TensorFlow and PyTorch."""
 
-from keras_jamba import layers, models, ops, presets, training
+from keras_jamba import layers, models, ops, presets, training, visualize
 from keras_jamba.models import DHCJamba, JambaBackbone
 
 __version__ = "0.1.0"
 
-__all__ = ["DHCJamba", "JambaBackbone", "layers", "models", "ops", "presets", "training"]
+__all__ = ["DHCJamba", "JambaBackbone", "layers", "models", "ops", "presets", "training", "visualize"]

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 from keras import ops
@@ -68,8 +69,12 @@ def _not_ours(file, received):
     )
 
 
-def build(cls, preset, load_weights, overrides):
-    """A model of class `cls` from a preset; see `DHCJamba.from_preset`."""
+def build(cls, preset, load_weights, overrides, head=()):
+    """A model of class `cls` from a preset; see `DHCJamba.from_preset`.
+
+    `head` names arguments of the constructor on which only the layer named "head" depends: where an override changes
+    one, that layer starts anew.
+    """
     metadata, folder = read(preset)
     if metadata["class_name"] != cls.__name__:
         raise ValueError(
@@ -79,10 +84,14 @@ def build(cls, preset, load_weights, overrides):
     weights = metadata["weights"] if load_weights else None
     if weights:
         _check_file(folder / WEIGHTS, weights["sha256"])
-    model = cls(**(metadata["config"] | overrides))
+    config = metadata["config"] | overrides
+    model = cls(**config)
     if weights:
-        _check_variables(model, weights["variables"], preset)
-        _load(model, folder / WEIGHTS)
+        changed = [name for name in head if config[name] != metadata["config"][name]]
+        _check_variables(model, weights["variables"], preset, new="head/" if changed else None)
+        _load(model, folder / WEIGHTS, skip_mismatch=bool(changed))
+        if changed:
+            _logger.info("The preset %r was made for another %s: the head starts anew.", str(preset), changed[0])
     elif metadata["weights"] is None:
         _logger.warning("The preset %r has no weights: the model starts from random ones.", str(preset))
     return model
@@ -115,11 +124,15 @@ def write(model, folder):
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _load(model, file):
+def _load(model, file, skip_mismatch):
     """Loads the weights, and leaves the random number generators as the caller seeded them."""
     weights = {id(v) for v in model.weights}
     generators = [(v, ops.copy(v.value)) for v in model.variables if id(v) not in weights]
-    model.load_weights(file)
+    with warnings.catch_warnings():
+        if skip_mismatch:
+            # Which layer does not fit is known, and said.
+            warnings.simplefilter("ignore")
+        model.load_weights(file, skip_mismatch=skip_mismatch)
     for variable, state in generators:
         variable.assign(state)
 
@@ -128,8 +141,11 @@ def _variables(model):
     return {variable.path: list(variable.shape) for variable in model.weights}
 
 
-def _check_variables(model, expected, preset):
+def _check_variables(model, expected, preset, new):
+    """The model has the variables of the preset, those of the layer `new` left out."""
     have = _variables(model)
+    if new:
+        expected, have = ({k: v for k, v in x.items() if not k.startswith(new)} for x in (expected, have))
     wrong = [
         f"{path} is {expected.get(path, 'missing')} in the preset and {have.get(path, 'missing')} in the model"
         for path in sorted(expected.keys() | have.keys())

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "converters": {"converters", "presets"},
     "layers": {"layers", "ops", "_backend"},
     "models": {"models", "layers", "ops", "presets", "converters", "_backend"},
+    "visualize": {"visualize", "models", "layers", "ops", "_backend"},
     "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend"},
 }
 BACKENDS = {"jax", "jaxlib", "tensorflow", "torch"}

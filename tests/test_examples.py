@@ -39,8 +39,19 @@ def test_image_classification_trains_and_draws(tmp_path):
         assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["backend"] == keras.backend.backend() and results["dataset"] == "digits"
-    model = keras.models.load_model(tmp_path / "model.keras")
+    model = keras_jamba.DHCJamba.from_preset(tmp_path / "model")
     assert model.predict(np.zeros((2, 8, 8, 1), "float32"), verbose=0).shape == (2, 10)
+
+
+def test_video_classification_trains_streams_and_draws(tmp_path):
+    arguments = ("--smoke", "--task", "order", "--output", tmp_path)
+    output = python(ROOT / "examples" / "video_classification.py", *arguments, cwd=tmp_path)
+    assert re.search(r"12 frames +\d+\.\d\d % of 2000 new clips", output)
+    assert re.search(r"those of the whole clip to [0-9]e-0[6-9]", output)
+    assert (tmp_path / "stream.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "results.json").read_text())["task"] == "order"
+    model = keras_jamba.DHCJamba.from_preset(tmp_path / "model")
+    assert model.predict(np.zeros((2, 5, 12, 12, 1), "float32"), verbose=0).shape == (2, 6)
 
 
 def test_image_classification_reads_a_folder_of_images(tmp_path):

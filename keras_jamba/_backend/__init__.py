@@ -11,8 +11,13 @@ device, else None: while a graph is traced, and on an accelerator.
 `compiling()`: whether a compiler takes what is being traced, which must then have shapes that do not depend on
 values. TensorFlow's own graphs need no such shapes.
 
+`compiled(function)`: a function of nested arrays whose work a compiler has taken once for each of their shapes; where
+nothing compiles without being told what, the function itself.
+
 `recomputed(function)`: a function of tensors of which only inputs and outputs are kept for the gradient, and which is
 computed again for it; the function itself where the backend cannot.
+
+`input_gradient(function, x)`: the gradient, shaped like tensor `x`, of a function of it that returns a scalar.
 
 `without_autocast()`: a context in which variables are read as they are stored, in mixed precision too.
 
@@ -62,11 +67,13 @@ _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
     from keras_jamba._backend.on_jax import (
+        compiled,
         compiling,
         custom_gradient,
         device_memory,
         device_name,
         host_values,
+        input_gradient,
         may_log,
         native,
         out_of_memory,
@@ -83,11 +90,13 @@ if _BACKEND == "jax":
     from keras_jamba._backend.parallel_on_jax import DataParallel
 elif _BACKEND == "tensorflow":
     from keras_jamba._backend.on_tensorflow import (
+        compiled,
         compiling,
         custom_gradient,
         device_memory,
         device_name,
         host_values,
+        input_gradient,
         may_log,
         native,
         out_of_memory,
@@ -105,10 +114,12 @@ elif _BACKEND == "tensorflow":
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
 elif _BACKEND == "torch":
     from keras_jamba._backend.on_torch import (
+        compiled,
         compiling,
         device_memory,
         device_name,
         host_values,
+        input_gradient,
         may_log,
         native,
         out_of_memory,

@@ -38,8 +38,16 @@ def compiling():
     return True
 
 
+def compiled(function):
+    return jax.jit(function)
+
+
 def recomputed(function):
     return jax.checkpoint(function)
+
+
+def input_gradient(function, x):
+    return jax.grad(function)(x)
 
 
 register()

@@ -73,9 +73,20 @@ def split(x, counts):
     return tf.split(x, counts, num=counts.shape[0])
 
 
+def compiled(function):
+    return tf.function(function, autograph=False)
+
+
 def recomputed(function):
     # Eagerly, Keras 3.15's gives the weights no gradient.
     return function if tf.executing_eagerly() else keras.remat(function)
+
+
+def input_gradient(function, x):
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        result = function(x)
+    return tape.gradient(result, x, unconnected_gradients="zero")
 
 
 def may_log():

@@ -26,6 +26,11 @@ def split(x, counts):
     return x.split(counts.tolist())
 
 
+def compiled(function):
+    # torch.compile takes many seconds, and does not know Keras' scopes.
+    return function
+
+
 def recomputed(function):
     def run(*tensors):
         # Stopped early, the second run ends with an exception, whose frames keep all that it has computed until Python
@@ -34,6 +39,13 @@ def recomputed(function):
             return checkpoint(function, *tensors, use_reentrant=False)
 
     return run
+
+
+def input_gradient(function, x):
+    # Whatever context the caller is in; the weights' own gradients stay as they are.
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        return torch.autograd.grad(function(x), x, materialize_grads=True)[0]
 
 
 def why_not_native(shape):

@@ -3,19 +3,30 @@
 from keras_jamba.layers.attention import AttentionLayer
 from keras_jamba.layers.block import JambaBlock
 from keras_jamba.layers.feed_forward import FeedForward
+from keras_jamba.layers.gated_conv import GatedConvLayer
 from keras_jamba.layers.mamba import MambaLayer
 from keras_jamba.layers.moe import MoELayer
+from keras_jamba.layers.patch_encoder import PatchEncoder
+from keras_jamba.layers.readout import LastReadout, MeanReadout, SequencePooling
 from keras_jamba.layers.router import Router
 from keras_jamba.layers.spatial_encoder import SpatialEncoder
 from keras_jamba.layers.states import detach_state
+from keras_jamba.layers.tokens import FrameTokens, GridTokens
 
 __all__ = [
     "AttentionLayer",
     "FeedForward",
+    "FrameTokens",
+    "GatedConvLayer",
+    "GridTokens",
     "JambaBlock",
+    "LastReadout",
     "MambaLayer",
+    "MeanReadout",
     "MoELayer",
+    "PatchEncoder",
     "Router",
+    "SequencePooling",
     "SpatialEncoder",
     "detach_state",
 ]

@@ -4,12 +4,12 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._decay import without_decay
-from keras_jamba.ops import causal_depthwise_conv, selective_scan
+from keras_jamba.layers._short_convolution import ShortConvolution
+from keras_jamba.ops import selective_scan
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class SelectiveSSM(keras.layers.Layer):
+class SelectiveSSM(ShortConvolution):
     """Convolution, SiLU, the projections to delta, B and C, and the gated scan; see `MambaLayer`.
 
     Call arguments:
@@ -35,11 +35,8 @@ class SelectiveSSM(keras.layers.Layer):
         implementation,
         **kwargs,
     ):
-        # No autocast: it would round the float32 state to the compute dtype on its way in.
-        super().__init__(autocast=False, **kwargs)
-        self.supports_masking = True
-        self.inner, self.d_state, self.d_conv, self.dt_rank = inner, d_state, d_conv, dt_rank
-        self.conv_bias, self.mixer_rms_norm = conv_bias, mixer_rms_norm
+        super().__init__(inner, d_conv, conv_bias, **kwargs)
+        self.d_state, self.dt_rank, self.mixer_rms_norm = d_state, dt_rank, mixer_rms_norm
         self.dt_min, self.dt_max, self.epsilon = dt_min, dt_max, epsilon
         self.implementation = implementation
         self.x_proj = self._dense(dt_rank + 2 * d_state, "x_proj", _initializers.xavier())
@@ -57,10 +54,7 @@ class SelectiveSSM(keras.layers.Layer):
 
     def build(self, x_shape, z_shape=None):
         e, n = self.inner, self.d_state
-        bound = self.d_conv**-0.5
-        self.conv_kernel = self._weight("conv_kernel", (self.d_conv, e), _initializers.uniform(bound))
-        if self.conv_bias:
-            self.conv_bias_weight = self._weight("conv_bias", (e,), _initializers.uniform(bound))
+        super().build(x_shape, z_shape)
         # Kept float32 inside `call` under mixed precision: they act through exponentials.
         start = _initializers.TimeStepBias(self.dt_min, self.dt_max)
         self.dt_bias = self._weight("dt_bias", (e,), start, autocast=False)
@@ -73,21 +67,9 @@ class SelectiveSSM(keras.layers.Layer):
             self.b_norm.build((None, None, n))
             self.c_norm.build((None, None, n))
 
-    def _weight(self, name, shape, initializer, **kwargs):
-        return without_decay(self.add_weight(shape, initializer, name=name, **kwargs))
-
     def call(self, x, z, mask=None, segment_ids=None, initial_state=None):
         state = {"conv": None, "ssm": None} if initial_state is None else initial_state
-        x, conv_state = causal_depthwise_conv(
-            x,
-            self.conv_kernel,
-            self.conv_bias_weight if self.conv_bias else None,
-            state["conv"],
-            return_last_state=True,
-            mask=mask,
-            segment_ids=segment_ids,
-            activation="silu",
-        )
+        x, conv_state = self.convolved(x, state["conv"], mask, segment_ids)
         r, n = self.dt_rank, self.d_state
         # Slices: PyTorch cannot export the sizes that come out of a split at given places.
         projected = self.x_proj(x)
@@ -112,7 +94,9 @@ class SelectiveSSM(keras.layers.Layer):
         )
         return y, {"conv": conv_state, "ssm": ssm_state}
 
+    def state_shapes(self, batch_size):
+        return super().state_shapes(batch_size) | {"ssm": ((batch_size, self.inner, self.d_state), "float32")}
+
     def get_config(self):
-        names = ("inner", "d_state", "d_conv", "dt_rank", "conv_bias", "mixer_rms_norm", "dt_min", "dt_max")
-        names += ("epsilon", "implementation")
+        names = ("d_state", "dt_rank", "mixer_rms_norm", "dt_min", "dt_max", "epsilon", "implementation")
         return super().get_config() | {name: getattr(self, name) for name in names}

@@ -6,7 +6,7 @@ from keras import ops
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers.states import empty_state
-from keras_jamba.ops import _checks, grouped_query_attention, rotary_embedding
+from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._tokens import NO_DOCUMENT
 from keras_jamba.ops.attention import CachedTokens
 
@@ -154,6 +154,31 @@ class AttentionLayer(keras.layers.Layer):
         outputs, write = self._after(inputs, cache, mask_of(inputs, mask), segment_ids, keeps_room=True)
         return outputs, write(ops.shape(cache["key"])[1])
 
+    def attention_weights(self, inputs):
+        """How much each token takes of each other in a call on the same inputs, without padding and as one document.
+
+        Args:
+            inputs: `(b, t, d)`.
+
+        Returns:
+            `(b, h, t, t)` float32, queries before keys: rows sum to 1. A call returns the `out_proj` of the heads'
+            weighted means of values.
+
+        Raises:
+            ValueError: for an input of another width.
+
+        Example:
+            >>> import keras
+            >>> from keras_jamba.layers import AttentionLayer
+            >>> AttentionLayer(64, num_heads=4).attention_weights(keras.random.normal((2, 100, 64))).shape
+            (2, 4, 100, 100)
+        """
+        inputs = ops.convert_to_tensor(inputs)
+        _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
+        if not self.built:
+            self.build(inputs.shape)
+        return attention_weights(*self._query_and_key(inputs, 0), self.causal, self.attention_window)
+
     def _after(self, inputs, state, mask, segment_ids, keeps_room=False):
         """`(outputs, capacity -> new state)`."""
         inputs = ops.convert_to_tensor(inputs)
@@ -186,12 +211,16 @@ class AttentionLayer(keras.layers.Layer):
 
         return outputs, write
 
-    def _attend(self, inputs, positions, mix):
+    def _query_and_key(self, inputs, positions):
         query = self._heads(self.q_proj(inputs), self.num_heads)
         key = self._heads(self.k_proj(inputs), self.num_kv_heads)
+        if not self.use_rope:
+            return query, key
+        return (rotary_embedding(x, positions, self.rope_theta, self.rope_interleaved) for x in (query, key))
+
+    def _attend(self, inputs, positions, mix):
+        query, key = self._query_and_key(inputs, positions)
         value = self._heads(self.v_proj(inputs), self.num_kv_heads)
-        if self.use_rope:
-            query, key = (rotary_embedding(x, positions, self.rope_theta, self.rope_interleaved) for x in (query, key))
         mixed = mix(query, key, value)
         batch, length = ops.shape(inputs)[:2]
         return self.out_proj(ops.reshape(mixed, (batch, length, self.d_model)))

@@ -3,20 +3,22 @@
 from keras_jamba.ops import _checks
 
 
-def block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset):
-    """One `(mixer, feed_forward)` a layer, from ("mamba", "attention") x ("dense", "moe").
+def block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset, mixer="mamba"):
+    """One `(mixer, feed_forward)` a layer, from (mixer, "attention") x ("dense", "moe").
 
-    Attention stands at layers i with `i % (mamba_ratio + 1) == attention_offset`, experts at those
-    with `i % moe_frequency == moe_offset`; an offset of None is the last of its period.
+    `mixer` is "mamba" or "gated_conv". Attention stands at layers i with
+    `i % (mamba_ratio + 1) == attention_offset`, experts at those with `i % moe_frequency == moe_offset`; an
+    offset of None is the last of its period.
     """
     _checks.check_integer("num_layers", num_layers)
     if mamba_ratio is not None:
         _checks.check_integer("mamba_ratio", mamba_ratio, at_least=0)
     _checks.check_integer("moe_frequency", moe_frequency, at_least=0)
+    _checks.check_choice("mixer", mixer, ("mamba", "gated_conv"))
     attention_period = 0 if mamba_ratio is None else mamba_ratio + 1
     attention = _hits("attention_offset", attention_offset, attention_period, num_layers)
     moe = _hits("moe_offset", moe_offset, moe_frequency, num_layers)
-    return tuple(("attention" if a else "mamba", "moe" if m else "dense") for a, m in zip(attention, moe, strict=True))
+    return tuple(("attention" if a else mixer, "moe" if m else "dense") for a, m in zip(attention, moe, strict=True))
 
 
 def _hits(name, offset, period, count):

@@ -4,7 +4,7 @@ import inspect
 
 import keras
 
-from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer, MoELayer, Router
+from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer, MoELayer, Router
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of
@@ -37,7 +37,7 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         use_swiglu: see `FeedForward`.
         num_heads: query heads; divides d_model.
         num_kv_heads: key-value heads; None is num_heads.
-        use_rope, rope_theta, rope_interleaved, causal: see `AttentionLayer`.
+        use_rope, rope_theta, rope_interleaved: see `AttentionLayer`.
         d_state, d_conv, expand, dt_rank, conv_bias, proj_bias, mixer_rms_norm: see `MambaLayer`.
         normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient, capacity_factor: see
             `MoELayer`.
@@ -45,7 +45,11 @@ class JambaBackbone(RoutingMetrics, keras.Model):
             own; or None, or its serialized form. It decides num_experts, num_experts_per_token and what else
             is said about routing here.
         attention_window: see `AttentionLayer`. With one, a cache of bounded size runs for ever.
-        bidirectional: see `MambaLayer`; for inputs without an arrow of time, with causal=False.
+        direction: "causal", every token sees those before it; or "bidirectional", all others too, for inputs without
+            an arrow of time: Mamba layers have a second direction and attention has no causal mask. Such a model has
+            no states to go on from.
+        mixer: "mamba"; or "gated_conv", `GatedConvLayer` in the place of `MambaLayer`, to see what the state space
+            adds.
         dropout, drop_path: see `JambaBlock`.
         epsilon: of all norms.
         gradient_checkpointing: whether a block keeps nothing but its input in training, and is computed again
@@ -93,9 +97,9 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         use_rope=True,
         rope_theta=10000.0,
         rope_interleaved=True,
-        causal=True,
         attention_window=None,
-        bidirectional=False,
+        direction="causal",
+        mixer="mamba",
         d_state=16,
         d_conv=4,
         expand=2,
@@ -123,9 +127,10 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         # No autocast: it would round the float32 states to the compute dtype on their way in.
         super().__init__(name=name, dtype=dtype, autocast=False)
         _checks.check_integer("d_model", d_model)
+        _checks.check_choice("direction", direction, ("causal", "bidirectional"))
         self.supports_masking = True
         self._config = config
-        self.block_pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset)
+        self.block_pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset, mixer)
         self.blocks = [
             JambaBlock(
                 self._mixer(mixer),
@@ -144,7 +149,7 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         self.build((None, None, d_model))
 
     def _mixer(self, kind):
-        layer = {"mamba": MambaLayer, "attention": AttentionLayer}[kind]
+        layer = {"mamba": MambaLayer, "gated_conv": GatedConvLayer, "attention": AttentionLayer}[kind]
         return layer(**self._arguments(layer), name="mixer")
 
     def _feed_forward(self, kind):
@@ -157,8 +162,10 @@ class JambaBackbone(RoutingMetrics, keras.Model):
 
     def _arguments(self, layer):
         """The arguments of `layer` among those of the model: they carry the same names."""
+        causal = self._config["direction"] == "causal"
+        config = self._config | {"causal": causal, "bidirectional": not causal}
         names = inspect.signature(layer.__init__).parameters
-        shared = {name: self._config[name] for name in names if name in self._config}
+        shared = {name: config[name] for name in names if name in config}
         return shared | {"residual_gain": (2 * self._config["num_layers"]) ** -0.5, "dtype": self.dtype_policy}
 
     def build(self, input_shape):
@@ -235,6 +242,23 @@ class JambaBackbone(RoutingMetrics, keras.Model):
                 features = block(features)
             outputs.append(features)
         return outputs, routings
+
+    def attention_weights(self, features):
+        """Who attends to whom, in each block with attention.
+
+        Args:
+            features: `(b, t, d)`.
+
+        Returns:
+            `{"block_7": (b, h, t, t) float32, ...}`, what `AttentionLayer.attention_weights` returns for what a
+            call on the features gives to each of these layers; empty where there are none.
+        """
+        inputs = [features, *self.block_outputs(features)[0]]
+        return {
+            name: block.mixer.attention_weights(block.mixer_norm(x))
+            for (name, block), x in zip(self._named_blocks(), inputs, strict=False)
+            if isinstance(block.mixer, AttentionLayer)
+        }
 
     def _named_blocks(self):
         return [(f"block_{i}", block) for i, block in enumerate(self.blocks)]

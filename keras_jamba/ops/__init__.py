@@ -5,7 +5,7 @@ d_model, `n` d_state, `k` d_conv (in routing: experts a token), `r` dt_rank, `h`
 key-value heads, `c` head width, `x` experts, `v` vocabulary.
 """
 
-from keras_jamba.ops.attention import grouped_query_attention
+from keras_jamba.ops.attention import attention_weights, grouped_query_attention
 from keras_jamba.ops.convolution import causal_depthwise_conv
 from keras_jamba.ops.experts import expert_mlp
 from keras_jamba.ops.rotary import rotary_embedding
@@ -20,6 +20,7 @@ from keras_jamba.ops.routing import (
 from keras_jamba.ops.scan import implementations, selective_scan
 
 __all__ = [
+    "attention_weights",
     "causal_depthwise_conv",
     "expert_mlp",
     "expert_share",

@@ -34,11 +34,7 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
     tensors = {name: ops.convert_to_tensor(x) for name, x in tensors.items()}
     _checks.check_shapes(tensors, {"query": "bthc", "key": "bsgc", "value": "bsgc", "mask": "bts"})
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    if query.shape[2] % key.shape[2]:
-        raise ValueError(
-            "The number of query heads must be a multiple of the key-value heads. Received: "
-            f"{query.shape[2]} and {key.shape[2]}. Repeat or drop heads."
-        )
+    _check_heads(query, key)
     if key.shape[2] == 1:
         # keras.ops.dot_product_attention repeats a single key-value head wrongly on TensorFlow.
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
@@ -48,6 +44,47 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
         # XLA has no such product on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
         query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
     return ops.cast(ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal), dtype)
+
+
+def attention_weights(query, key, causal=False, window=None):
+    """How much each query takes of each value: the softmax in `grouped_query_attention`, O(t^2) in memory.
+
+    Args:
+        query: `(b, t, h, c)`.
+        key: `(b, t, g, c)`, h a multiple of g; query head i reads key-value head `i // (h / g)`.
+        causal: whether token i sees only the tokens up to i.
+        window: None, or how many tokens a token sees: itself and those before it, or on both sides unless causal.
+
+    Returns:
+        `(b, h, t, t)` float32, queries before keys. Every row sums to 1, and is exactly 0 where nothing is seen.
+
+    Raises:
+        ValueError: for shapes that do not fit together.
+
+    Reference:
+        [Vaswani et al. (2017)](https://arxiv.org/abs/1706.03762), section 3.2.1.
+    """
+    tensors = {"query": ops.convert_to_tensor(query), "key": ops.convert_to_tensor(key)}
+    _checks.check_shapes(tensors, {"query": "bthc", "key": "btgc"})
+    query, key = (ops.cast(x, "float32") for x in tensors.values())
+    _check_heads(query, key)
+    key = ops.repeat(key, query.shape[2] // key.shape[2], axis=2)
+    scores = ops.einsum("bthc,bshc->bhts", query, key) / query.shape[3] ** 0.5
+    places = ops.arange(ops.shape(query)[1], dtype="int32")
+    distance = places[:, None] - places[None, :]
+    if causal:
+        scores = ops.where(distance >= 0, scores, -np.inf)
+    if window is not None:
+        scores = ops.where(ops.abs(distance) < window, scores, -np.inf)
+    return ops.softmax(scores, axis=-1)
+
+
+def _check_heads(query, key):
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(
+            "The number of query heads must be a multiple of the key-value heads. Received: "
+            f"{query.shape[2]} and {key.shape[2]}. Repeat or drop heads."
+        )
 
 
 class CachedTokens:

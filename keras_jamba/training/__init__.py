@@ -1,5 +1,6 @@
 """Training as it is really done: the optimizer, monitoring, resuming, estimates and data."""
 
+from keras_jamba.training import recipes
 from keras_jamba.training.adamw import JambaAdamW, optimizer, schedule
 from keras_jamba.training.callbacks import (
     ExpertUsage,
@@ -11,12 +12,14 @@ from keras_jamba.training.callbacks import (
     Utilisation,
 )
 from keras_jamba.training.checkpoint import Checkpoint
-from keras_jamba.training.data import Batches, ImageFolder, PackedText
+from keras_jamba.training.data import Augmentation, Batches, ImageFolder, PackedText, RandomAffine
 from keras_jamba.training.estimators import kv_cache_bytes, model_report
 from keras_jamba.training.parallel import DataParallel
 from keras_jamba.training.profiling import Profile, largest_batch
+from keras_jamba.training.recipes import Recipe
 
 __all__ = [
+    "Augmentation",
     "Batches",
     "Checkpoint",
     "DataParallel",
@@ -29,11 +32,14 @@ __all__ = [
     "Monitor",
     "PackedText",
     "Profile",
+    "RandomAffine",
+    "Recipe",
     "Throughput",
     "Utilisation",
     "kv_cache_bytes",
     "largest_batch",
     "model_report",
     "optimizer",
+    "recipes",
     "schedule",
 ]

@@ -61,6 +61,14 @@ class JambaAdamW(_AdamW):
         """Those of `variables` that decay."""
         return [variable for variable in variables if self._decays(variable)]
 
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(var_list)
+        if self.use_ema:
+            # Keras gives the model the very arrays of the averages: on JAX a program that may overwrite the ones, in
+            # `predict` or a second `fit`, would free the others.
+            for variable in var_list:
+                variable.assign(ops.copy(variable))
+
     def _clip_gradients(self, grads):
         # Keras' own takes the norm of each replica's part of the gradient by itself.
         whole = _backend.sum_over_replicas([g for g in grads if g is not None])

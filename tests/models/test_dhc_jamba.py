@@ -91,7 +91,8 @@ def test_save_and_load_keep_the_logits(model, images, tmp_path):
 
 def test_the_config_holds_every_argument(model):
     backbone = inspect.signature(keras_jamba.JambaBackbone.__init__).parameters
-    expected = {"num_classes", "image_shape", "downsample", *backbone} - {"self"}
+    own = set(inspect.signature(keras_jamba.DHCJamba.__init__).parameters) - {"backbone"}
+    expected = {*own, *backbone} - {"self"}
     assert set(model.get_config()) == expected
 
 
@@ -101,6 +102,7 @@ def test_features_of_every_stage_can_be_had(model, images):
     assert routing["block_1"]["logits"].shape[:2] == (6, 16)
     assert {k: v.shape for k, v in features.items()} == {
         "spatial": (6, 4, 4, 8),
+        "tokens": (6, 16, 8),
         "block_0": (6, 16, 8),
         "block_1": (6, 16, 8),
         "pooled": (6, 8),

@@ -86,6 +86,18 @@ def test_the_norm_of_the_whole_gradient_is_kept_and_clipped(accumulated):
         close(seen[-1][0], mean / np.linalg.norm(mean))
 
 
+def test_a_model_of_averaged_weights_can_predict_be_saved_and_go_on(tmp_path):
+    model = compiled(small_model(moe_frequency=0), use_ema=True, ema_momentum=0.5)
+    x, y = batch()
+    for _ in range(2):
+        model.fit(x, y, batch_size=4, verbose=0)
+        for _ in range(2):
+            logits = model.predict(x, verbose=0)
+    model.save_to_preset(tmp_path / "averaged")
+    loaded = keras_jamba.DHCJamba.from_preset(tmp_path / "averaged")
+    close(loaded(x), logits, absolute=1e-5)
+
+
 def test_a_gradient_of_a_sparse_embedding_is_clipped_too():
     model = keras.Sequential([keras.layers.Embedding(7, 4), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.build((None, 2))

@@ -30,7 +30,7 @@ class Dies(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def model(use_ema=True):
+def model():
     keras.utils.set_random_seed(0)
     made = keras_jamba.DHCJamba(
         num_classes=3,
@@ -43,7 +43,7 @@ def model(use_ema=True):
         num_experts_per_token=1,
         dropout=0.2,
     )
-    optimizer = training.optimizer(made, EPOCHS * EXAMPLES // BATCH, learning_rate=1e-2, use_ema=use_ema)
+    optimizer = training.optimizer(made, EPOCHS * EXAMPLES // BATCH, learning_rate=1e-2, use_ema=True)
     made.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     return made
 

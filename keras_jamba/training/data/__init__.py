@@ -1,7 +1,9 @@
-"""Data whose order is a pure function of seed and step: batches of arrays, packed text, pictures and clips."""
+"""Data that is a pure function of seed and step: batches of arrays, packed text, pictures, clips; augmentation."""
 
+from keras_jamba.training.data.augmentation import Augmentation
 from keras_jamba.training.data.batches import Batches
 from keras_jamba.training.data.image_folder import ImageFolder
 from keras_jamba.training.data.packed_text import PackedText
+from keras_jamba.training.data.random_affine import RandomAffine
 
-__all__ = ["Batches", "ImageFolder", "PackedText"]
+__all__ = ["Augmentation", "Batches", "ImageFolder", "PackedText", "RandomAffine"]

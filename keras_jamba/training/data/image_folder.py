@@ -1,24 +1,13 @@
 """A folder of pictures or clips, one subfolder a class."""
 
-import threading
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from keras_jamba.ops import _checks
 from keras_jamba.training.data._pictures import MODES, Pictures, check_pillow, is_clip, is_picture
+from keras_jamba.training.data.augmentation import Augmentation
 from keras_jamba.training.data.batches import AUGMENTATION, Batches
-
-# Of all folders: they may share layers, whose seeds are set and drawn from in one go.
-_DRAWING = threading.Lock()
-
-_REFUSED = {
-    "AugMix": "it draws from Python's global generator, which no step decides",
-    "RandomElasticTransform": "on PyTorch it draws from the global generator, which no step decides",
-    "MixUp": "it mixes pictures, and their labels are not given to it",
-    "CutMix": "it mixes pictures, and their labels are not given to it",
-}
 
 
 class ImageFolder(Batches):
@@ -28,9 +17,7 @@ class ImageFolder(Batches):
     numbers by value, or an animated GIF or WebP; of it T frames are taken, the middle one of each of T equal parts.
     Files that are no pictures by their suffix, and those whose name begins with a dot, are passed over.
 
-    Augmentation is a pure function of seed and step too, on one backend and machine: before each call the seeds
-    of all layers are set from these. The frames of a clip are given to the layers one after the other with the
-    same seeds, so that all frames are turned, mirrored and coloured alike.
+    Augmentation is a pure function of seed and step too, on one backend and machine: see `Augmentation`.
 
     Args:
         folder: path; the sorted names of its subfolders are the classes.
@@ -38,9 +25,8 @@ class ImageFolder(Batches):
         batch_size: pictures or clips b in a batch.
         channels: 3 for colours or 1 for grey.
         frames: frames T of a clip, or None for pictures.
-        augmentation: a Keras layer or a list of layers, called with `training=True` on `(b, h, w, channels)` with
-            values from 0 to 1; tell that to layers with a `value_range`, and give a `Dropout` a seed: without one
-            it draws from the global generator on PyTorch. None for no augmentation.
+        augmentation: an `Augmentation`, or what it is made of: a Keras layer or a list of layers, `MixUp` and `CutMix`
+            among them. None for no augmentation.
         split: `(low, high)`, shares from 0 to 1: of each class the examples from one to the other, in an order of
             its own that no argument changes; `(0, 0.8)` for training and `(0.8, 1)` for validation. None for all.
         seed, shuffle, transform, drop_last, workers, max_queue_size, shard: see `Batches`. The transform comes after
@@ -51,7 +37,7 @@ class ImageFolder(Batches):
 
     Returns:
         From `batch`: `(pixels, labels)`; pixels `(b, h, w, channels)`, or `(b, T, h, w, channels)` of clips, float32
-        from 0 to 1; labels `(b,)` int32.
+        from 0 to 1; labels `(b,)` int32, or with `MixUp` or `CutMix` `(b, classes)` float32.
 
     Raises:
         ImportError: without pillow.
@@ -90,41 +76,18 @@ class ImageFolder(Batches):
         _checks.check_choice("channels", channels, tuple(MODES))
         if frames is not None:
             _checks.check_integer("frames", frames)
-        self._layers = _checked_layers(augmentation)
         self.class_names, paths, labels = _found(Path(folder), is_picture if frames is None else is_clip, split)
+        if augmentation is not None:
+            num_classes = getattr(augmentation, "num_classes", None) or len(self.class_names)
+            augmentation = Augmentation(augmentation, num_classes)
+        self._augmentation = augmentation
         pictures = Pictures(paths, labels, (height, width), channels, frames)
         super().__init__(pictures, batch_size, seed, shuffle, transform, drop_last, workers, max_queue_size, shard)
-        self._clips = frames is not None
 
     def _transformed(self, batch, step):
-        pixels, labels = batch
-        if self._layers:
-            pixels = self._augmented(pixels, step)
-        return super()._transformed((pixels, labels), step)
-
-    def _augmented(self, pixels, step):
-        """`pixels` after the layers, on the CPU: the accelerator trains meanwhile."""
-        with _DRAWING, keras.device("cpu:0"):
-            if not self._clips:
-                return self._called(pixels, step)
-            frames = [self._called(pixels[:, i], step) for i in range(pixels.shape[1])]
-            return np.stack(frames, axis=1)
-
-    def _called(self, pixels, step):
-        random = self._random(AUGMENTATION, step)
-        for layer in self._layers:
-            if not layer.built:
-                layer(pixels, training=False)  # it may make its generators only now
-            for state in _seeds(layer):
-                state.assign(np.array([random.integers(2**31 - 1), 0], dtype=state.dtype))
-            pixels = layer(pixels, training=True)
-        return np.asarray(keras.ops.convert_to_numpy(pixels), "float32")
-
-
-def _seeds(layer):
-    """The states of all random generators in a layer: variables that are no weights."""
-    weights = {id(weight) for weight in layer.weights}
-    return [variable for variable in layer.variables if id(variable) not in weights]
+        if self._augmentation:
+            batch = self._augmentation(batch, self._random(AUGMENTATION, step))
+        return super()._transformed(batch, step)
 
 
 def _checked_size(image_size):
@@ -135,26 +98,6 @@ def _checked_size(image_size):
     for name, pixels in zip(("the height of image_size", "the width of image_size"), image_size, strict=True):
         _checks.check_integer(name, pixels)
     return image_size
-
-
-def _checked_layers(augmentation):
-    if augmentation is None:
-        return []
-    layers = list(augmentation) if isinstance(augmentation, (list, tuple)) else [augmentation]
-    for layer in layers:
-        if not isinstance(layer, keras.layers.Layer):
-            raise ValueError(
-                "augmentation must be a Keras layer or a list of layers. Received: "
-                f"{layer!r}. Pass functions of NumPy arrays as transform."
-            )
-        for part in (layer, *getattr(layer, "layers", ())):
-            if type(part).__name__ in _REFUSED:
-                raise ValueError(
-                    "augmentation must be layers that draw from generators of their own and change each picture by "
-                    f"itself. Received: {type(part).__name__}; {_REFUSED[type(part).__name__]}. Use RandAugment "
-                    "for example, or a transform."
-                )
-    return layers
 
 
 def _found(folder, wanted, split):

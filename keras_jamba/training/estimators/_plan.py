@@ -1,5 +1,6 @@
 """What the estimators need to know of a model, from the model or from its constructor arguments."""
 
+import dataclasses
 import inspect
 import math
 from dataclasses import dataclass
@@ -8,13 +9,29 @@ import keras
 
 from keras_jamba.models import DHCJamba, JambaBackbone
 from keras_jamba.models._pattern import block_pattern
+from keras_jamba.models.dhc_jamba import _AXES, _READOUTS, _STEMS, _checked_image_shape
 from keras_jamba.ops import _checks
 
-_IMAGE = ("num_classes", "image_shape", "downsample")
 _LANGUAGE = ("vocab_size", "tie_embeddings")
 _SIZES = ("d_model", "num_experts", "num_experts_per_token", "d_ff", "num_heads", "num_kv_heads", "d_state", "d_conv")
 _SIZES += ("expand", "dt_rank")
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Image:
+    """The arguments of `DHCJamba` that are not its backbone's."""
+
+    num_classes: int
+    image_shape: tuple
+    tokens: str
+    downsample: int
+    stem: str
+    scan_order: str
+    readout: str
+
+
+_IMAGE = tuple(field.name for field in dataclasses.fields(Image))
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,7 @@ class Plan:
         d, f, e, n, k, r, h, g, x: widths and counts; f is d_ff. c is d / h.
         chosen: experts a token.
         config: the backbone's arguments, defaults filled in.
-        image: `(num_classes, (H, W, C), downsample)` or None.
+        image: an `Image` or None.
         vocabulary: `(v, tied)` or None.
         dtype: the dtype policy, or None where none was given.
     """
@@ -43,13 +60,18 @@ class Plan:
     x: int
     chosen: int
     config: dict
-    image: tuple | None
+    image: Image | None
     vocabulary: tuple | None
     dtype: object
 
     @property
     def c(self):
         return self.d // self.h
+
+    @property
+    def directions(self):
+        """1, or 2 where tokens see those behind them too."""
+        return 1 if self.config["direction"] == "causal" else 2
 
 
 def plan_of(model):
@@ -74,6 +96,7 @@ def plan_of(model):
             f"{sorted(set(given) & {*_IMAGE, *_LANGUAGE})}. Leave out the arguments of one of the two."
         )
     config = backbone | {name: value for name, value in given.items() if name in backbone}
+    _checks.check_choice("direction", config["direction"], ("causal", "bidirectional"))
     dtype = config.pop("dtype")
     return Plan(**_letters(config), config=config, image=image, vocabulary=vocabulary, dtype=dtype)
 
@@ -87,10 +110,13 @@ def _image_of(given):
     if not set(given) & set(_IMAGE):
         return None
     defaults = _defaults(DHCJamba)
-    num_classes, shape, downsample = (given.get(name, defaults[name]) for name in _IMAGE)
-    _checks.check_integer("num_classes", num_classes)
-    _checks.check_integer("downsample", downsample)
-    return num_classes, tuple(shape), downsample
+    image = Image(**{name: given.get(name, defaults[name]) for name in _IMAGE})
+    _checks.check_integer("num_classes", image.num_classes)
+    _checks.check_integer("downsample", image.downsample)
+    choices = dict(tokens=_AXES, stem=_STEMS, scan_order=("row", "snake"), readout=_READOUTS)
+    for name, allowed in choices.items():
+        _checks.check_choice(name, getattr(image, name), tuple(allowed))
+    return dataclasses.replace(image, image_shape=_checked_image_shape(image.image_shape, image.tokens))
 
 
 def _vocabulary_of(given):
@@ -106,9 +132,8 @@ def _vocabulary_of(given):
 
 
 def _letters(config):
-    pattern = block_pattern(
-        *(config[name] for name in ("num_layers", "mamba_ratio", "attention_offset", "moe_frequency", "moe_offset"))
-    )
+    names = inspect.signature(block_pattern).parameters
+    pattern = block_pattern(**{name: config[name] for name in names})
     for name in _SIZES:
         if config[name] is not None:
             _checks.check_integer(name, config[name])
@@ -144,6 +169,7 @@ class Run:
         platform: "cpu", "gpu" or "tpu".
         scan, convolution: names of the implementations of the two.
         grid: `[(height, width)]` of an image before and after each convolution of the encoder; empty without images.
+        frames: images of a clip; 1 without clips.
     """
 
     b: int
@@ -154,6 +180,17 @@ class Run:
     scan: str
     convolution: str
     grid: tuple = ()
+    frames: int = 1
+
+    @property
+    def images(self):
+        """Images of the whole batch."""
+        return self.b * self.frames
+
+    @property
+    def cells(self):
+        """Cells of the grids of all images of the batch."""
+        return self.images * math.prod(self.grid[-1])
 
     @property
     def s(self):
@@ -174,9 +211,38 @@ def bytes_of(dtype):
 
 
 def encoder_convolutions(plan):
-    """`[(in channels, out channels, stride)]` of `SpatialEncoder`."""
-    _, (_, _, channels), downsample = plan.image
+    """`[(in channels, out channels, side of the kernel, stride)]` of the stem."""
+    channels, downsample = plan.image.image_shape[-1], plan.image.downsample
+    if plan.image.stem == "patchify":
+        return [(channels, plan.d, downsample, downsample)]
     halvings = downsample.bit_length() - 1
     strides = [1] + [1] * (2 - halvings) + [2] * halvings + [1]
     widths = [max(32, plan.d // 2)] * 2 + [plan.d] * (len(strides) - 2)
-    return list(zip([channels, *widths], widths, strides, strict=False))
+    return [(*sizes, 3, stride) for *sizes, stride in zip([channels, *widths], widths, strides, strict=False)]
+
+
+def sizes_of(plan, image_size):
+    """`(tokens, grid, frames)` of a model of images or clips: see `Run`."""
+    shape, axes = plan.image.image_shape, _AXES[plan.image.tokens][:-1]
+    size = shape[:-1] if image_size is None else image_size
+    letters = ", ".join(axes)
+    example = (16, 224, 224)[-len(axes) :]
+    if not isinstance(size, (tuple, list)) or len(size) != len(axes):
+        raise ValueError(
+            f"image_size must be ({letters}) with tokens={plan.image.tokens!r}. Received: image_size={image_size!r}. "
+            f"Pass for example image_size={example}."
+        )
+    if None in size:
+        raise ValueError(
+            f"A model that takes images of any size needs one. Received: image_shape={shape}, "
+            f"image_size={image_size!r}. Pass ({letters}), for example image_size={example}."
+        )
+    for axis, length in zip(axes, size, strict=True):
+        _checks.check_integer(f"{axis} of image_size", length)
+    *frames, height, width = size
+    frames = frames[0] if frames else 1
+    grid = [(height, width)]
+    for *_, stride in encoder_convolutions(plan):
+        grid.append(tuple(-(-pixels // stride) for pixels in grid[-1]))
+    cells = 1 if plan.image.tokens == "frames" else math.prod(grid[-1])
+    return frames * cells, tuple(grid), frames

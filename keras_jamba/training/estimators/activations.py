@@ -38,25 +38,36 @@ def _copies(run, numbers):
 
 
 def _mamba(run, plan):
+    keeps_gate = run.scan == "native" or not run.cast
+    return _gated(run, plan, keeps_gate, _ssm(run, plan) + SCANS[run.scan](run, plan.e, plan.n))
+
+
+def _gated_conv(run, plan):
+    """The gate, and its SiLU."""
+    return _gated(run, plan, True, run.s * plan.e * run.computed)
+
+
+def _gated(run, plan, keeps_gate, behind):
+    """Projections, the convolution of each direction and what is behind it; it keeps z itself or a copy of its own."""
     s, a, d, e = run.s, run.computed, plan.d, plan.e
-    directions = 1 + plan.config["bidirectional"]
+    turned_round = plan.directions - 1
     kept = s * d * a + s * e * a + _copies(run, 3 * d * e)
-    if not (run.cast and run.scan != "native" and run.convolution == "portable"):
-        # Both halves of the projection are views of it, unless convolution and scan make copies of their own.
-        kept += 2 * s * e * a
-    if run.scan == "native" or not run.cast:
-        kept += (directions - 1) * s * e * a  # z turned round
-    kept += (directions - 1) * s * e * a if run.convolution == "native" else 0  # x turned round
-    return kept + directions * (_ssm(run, plan) + SCANS[run.scan](run, e, plan.n))
+    if keeps_gate or run.convolution == "native":
+        kept += 2 * s * e * a  # x and z are views of the projection
+    kept += turned_round * s * e * a * (keeps_gate + (run.convolution == "native"))
+    return kept + plan.directions * (_convolution(run, plan) + behind)
+
+
+def _convolution(run, plan):
+    """What it puts out; of "portable" the padded input, and the SiLU's."""
+    s, a, e = run.s, run.computed, plan.e
+    return s * e * a + (run.b * (run.t + plan.k - 1) * e * a + s * e * a if run.convolution == "portable" else 0)
 
 
 def _ssm(run, plan):
-    """Convolution and projections of one direction."""
+    """Projections of one direction."""
     s, a, e, n, r = run.s, run.computed, plan.e, plan.n, plan.r
-    kept = s * e * a
-    if run.convolution == "portable":
-        kept += run.b * (run.t + plan.k - 1) * e * a + s * e * a
-    kept += _copies(run, 2 * e * (r + n)) + 2 * 4 * e * n + s * (r + 2 * n) * a
+    kept = _copies(run, 2 * e * (r + n)) + 2 * 4 * e * n + s * (r + 2 * n) * a
     return kept + (_norm(run, s, r + 2 * n) + 8 * s if plan.config["mixer_rms_norm"] else 0)
 
 
@@ -142,20 +153,49 @@ def _moe(run, plan):
     return router + experts + _copies(run, x * perceptron(plan))
 
 
-_MIXERS = {"mamba": _mamba, "attention": _attention}
+_MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
 _FEED_FORWARDS = {"dense": _dense, "moe": _moe}
 
 
 def encoder(run, plan):
-    """Input of each convolution, with its padding; its output in float32, the same centred; the SiLU's input."""
-    kept = 0
-    for i, (channels, width, stride) in enumerate(encoder_convolutions(plan)):
-        (height, wide), after = run.grid[i : i + 2]
-        odd = stride - 1
-        kept += run.b * (height + odd) * (wide + odd) * channels * run.computed
-        kept += run.b * after[0] * after[1] * width * (4 + 4 + run.computed)
-        kept += 9 * channels * width * run.computed  # the kernel, turned round
-    return kept
+    return sum(encoder_parts(run, plan))
+
+
+def encoder_parts(run, plan):
+    """Of each convolution its input, with its padding; what norm and SiLU keep of its output."""
+    for i, (channels, width, side, stride) in enumerate(encoder_convolutions(plan)):
+        before, after = run.grid[i : i + 2]
+        kept = run.images * _padded(before, side, stride) * channels * run.computed
+        kept += side * side * channels * width * run.computed  # the kernel, turned round
+        pixels = run.images * math.prod(after)
+        if plan.image.stem == "patchify":
+            kept += _norm(run, pixels, width)
+        else:
+            kept += pixels * width * (4 + 4 + run.computed)  # as float32, the same centred; the SiLU's input
+        yield kept
+
+
+def _padded(size, side, stride):
+    """Pixels under a kernel: PyTorch pads by itself where as much is missing at both ends, and else gets a copy."""
+    missing = [max(0, (-(-pixels // stride) - 1) * stride + side - pixels) for pixels in size]
+    if any(count % 2 for count in missing):
+        size = [pixels + count for pixels, count in zip(size, missing, strict=True)]
+    return math.prod(size)
+
+
+def tokens(run, plan):
+    """Of frames features and places, and the SiLU's input; the mean keeps nothing."""
+    if plan.image.tokens != "frames":
+        return 0
+    return run.cells * (2 * plan.d + 2) * run.computed + _copies(run, (plan.d + 2) * plan.d)
+
+
+def readout(run, plan):
+    """Of "seqpool" tokens as scored and as summed up, weights and scores, and the two sums."""
+    if plan.image.readout != "seqpool":
+        return 0
+    kept = run.s * plan.d * (run.computed + (4 if run.cast else 0)) + _copies(run, plan.d)
+    return kept + 4 * 2 * run.s + 4 * run.b * (plan.d + 2)
 
 
 def final_norm(run, plan):
@@ -165,7 +205,7 @@ def final_norm(run, plan):
 def head(run, plan):
     """The head's input; of a language model also the logits and what a cross-entropy keeps of them, in float32."""
     if plan.image:
-        return 4 * run.b * (plan.d + 2 * plan.image[0])
+        return 4 * run.b * (plan.d + 2 * plan.image.num_classes)
     words = plan.vocabulary[0]
     return run.s * plan.d * run.computed + 2 * 4 * run.s * words + _copies(run, plan.d * words)
 

@@ -36,10 +36,21 @@ def kv_cache_bytes(num_attention_layers, num_kv_heads, head_width, context, batc
 def cache_bytes(plan, run, mixer):
     """Bytes of what the mixer's `init_cache` holds, by kind; nothing where a layer has no state to go on from."""
     nothing = dict(kv_cache=0, conv_cache=0, ssm_cache=0, counters=0)
-    if plan.image or (plan.config["bidirectional"] if mixer == "mamba" else not plan.config["causal"]):
+    if not _goes_on(plan):
         return nothing
-    if mixer == "mamba":
+    if mixer != "attention":
         conv = run.b * (plan.k - 1) * plan.e * run.computed
-        return nothing | dict(conv_cache=conv, ssm_cache=4 * run.b * plan.e * plan.n, counters=4 * run.b)
+        ssm = 4 * run.b * plan.e * plan.n if mixer == "mamba" else 0
+        return nothing | dict(conv_cache=conv, ssm_cache=ssm, counters=4 * run.b)
     room = min(run.t, plan.config["attention_window"] or run.t)
     return nothing | dict(kv_cache=2 * run.b * room * plan.g * plan.c * run.computed, counters=12 * run.b)
+
+
+def readout_bytes(plan, run):
+    """Bytes of the sums of a stream's readout, in float32: the mean, its weights', and what rounding lost of both."""
+    return 4 * run.b * (2 * plan.d + 3) if _goes_on(plan) and plan.image.readout != "last" else 0
+
+
+def _goes_on(plan):
+    """Whether there are states to go on from: not after a whole image, nor where all tokens are needed at once."""
+    return plan.directions == 1 and not (plan.image and plan.image.tokens == "grid")

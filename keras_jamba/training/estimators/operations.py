@@ -14,6 +14,7 @@ from keras_jamba.training.estimators._plan import encoder_convolutions
 _SILU, _SWIGLU, _GELU = (4, 6), (5, 8), (4, 8)
 _SOFTMAX = (6, 5)
 _BATCH_NORM = (8, 12)
+_BIAS = (1, 1)
 
 
 class Flops(NamedTuple):
@@ -75,14 +76,21 @@ def block(run, plan, mixer, feed_forward):
 
 
 def _mamba(run, plan):
-    s, d, e, n, k, r = run.s, plan.d, plan.e, plan.n, plan.k, plan.r
-    convolution = _each(s * e, 2 * k, 4 * k) + _each(s * e, *_SILU)
-    ssm = convolution + matmul(s, e, r + 2 * n) + matmul(s, r, e) + scan_flops(run.b, run.t, e, n)
-    if plan.config["mixer_rms_norm"]:
-        ssm += _norm(s, r + 2 * n)
-    if plan.config["bidirectional"]:
-        ssm += ssm + _each(s * e, 1, 1)
-    return matmul(s, d, 2 * e) + ssm + matmul(s, e, d)
+    s, e, n, r = run.s, plan.e, plan.n, plan.r
+    ssm = matmul(s, e, r + 2 * n) + matmul(s, r, e) + scan_flops(run.b, run.t, e, n)
+    return _gated(run, plan, ssm + _norm(s, r + 2 * n) if plan.config["mixer_rms_norm"] else ssm)
+
+
+def _gated_conv(run, plan):
+    return _gated(run, plan, _each(run.s * plan.e, *_SWIGLU))
+
+
+def _gated(run, plan, behind):
+    """Projections, the convolution of each direction and what is behind it, the gate included."""
+    s, d, e, k = run.s, plan.d, plan.e, plan.k
+    direction = _each(s * e, 2 * k, 4 * k) + _each(s * e, *_SILU) + behind
+    both = direction + direction + _each(s * e, 1, 1) if plan.directions == 2 else direction
+    return matmul(s, d, 2 * e) + both + matmul(s, e, d)
 
 
 def _attention(run, plan):
@@ -100,7 +108,7 @@ def attended(run, plan):
     if window is None or run.t <= window:
         return run.t, run.t
     blocks = -(-run.t // window)
-    return blocks * window, (2 if plan.config["causal"] else 3) * window
+    return blocks * window, (1 + plan.directions) * window
 
 
 def _perceptron(plan, rows):
@@ -120,30 +128,54 @@ def _moe(run, plan):
     return router + _perceptron(plan, assignments) + _each(assignments * plan.d, 2, 3)
 
 
-_MIXERS = {"mamba": _mamba, "attention": _attention}
+_MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
 _FEED_FORWARDS = {"dense": _dense, "moe": _moe}
 
 
 def encoder(run, plan):
     total = Flops(0, 0)
-    for i, (channels, width, stride) in enumerate(encoder_convolutions(plan)):
+    for i, (channels, width, side, stride) in enumerate(encoder_convolutions(plan)):
         before, after = run.grid[i : i + 2]
-        taps = run.b * _taps(before[0], stride) * _taps(before[1], stride)
+        taps = run.images * _taps(before[0], side, stride) * _taps(before[1], side, stride)
         product = matmul(taps, channels, width)
         if i == 0:
             # Nobody asks for the gradient of the pixels.
             product = Flops(product.forward, product.forward)
-        numbers = run.b * after[0] * after[1] * width
-        total += product + _each(numbers, *_BATCH_NORM) + _each(numbers, *_SILU)
+        total += product + _behind_convolution(plan, run.images * after[0] * after[1], width)
     return total
 
 
-def _taps(size, stride):
-    """Pairs of an output and a pixel under its kernel of three, along one axis, with the padding "same"."""
+def _behind_convolution(plan, pixels, width):
+    if plan.image.stem == "patchify":
+        return _each(pixels * width, *_BIAS) + _norm(pixels, width)
+    return _each(pixels * width, *_BATCH_NORM) + _each(pixels * width, *_SILU)
+
+
+def _taps(size, side, stride):
+    """Pairs of an output and a pixel under its kernel, along one axis, with the padding "same"."""
     outputs = -(-size // stride)
-    before = max((outputs - 1) * stride + 3 - size, 0) // 2
+    before = max((outputs - 1) * stride + side - size, 0) // 2
     starts = (i * stride - before for i in range(outputs))
-    return sum(min(start + 3, size) - max(start, 0) for start in starts)
+    return sum(min(start + side, size) - max(start, 0) for start in starts)
+
+
+def tokens(run, plan):
+    """Of frames a projection of features and place, its SiLU and the mean over cells."""
+    if plan.image.tokens != "frames":
+        return Flops(0, 0)
+    numbers = run.cells * plan.d
+    projection = matmul(run.cells, plan.d + 2, plan.d) + _each(numbers, *_BIAS)
+    return projection + _each(numbers, *_SILU) + _each(numbers, 1, 1)
+
+
+def readout(run, plan):
+    """Of "seqpool" scores, their softmax over time and the weighted sum, both of which give tokens a gradient."""
+    if plan.image.readout == "last":
+        return Flops(0, 0)
+    if plan.image.readout == "mean":
+        return _each(run.s * plan.d, 1, 1)
+    # A score's gradient times the kernel has no sums.
+    return matmul(run.s, plan.d, 1) + _each(run.s, *_SOFTMAX) + _each(run.s * plan.d, 2, 4 - 1)
 
 
 def final_norm(run, plan):
@@ -152,7 +184,7 @@ def final_norm(run, plan):
 
 def head(run, plan):
     if plan.image:
-        return _each(run.s * plan.d, 1, 1) + matmul(run.b, plan.d, plan.image[0])
+        return matmul(run.b, plan.d, plan.image.num_classes)
     return matmul(run.s, plan.d, plan.vocabulary[0])
 
 

@@ -16,24 +16,29 @@ class Numbers(NamedTuple):
         return Numbers(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def _same(count):
+    """Numbers that every token goes through."""
+    return Numbers(count, count)
+
+
 def block(plan, mixer, feed_forward):
-    norms = Numbers(2 * plan.d, 2 * plan.d)
-    return norms + _MIXERS[mixer](plan) + _FEED_FORWARDS[feed_forward](plan)
+    return _same(2 * plan.d) + _MIXERS[mixer](plan) + _FEED_FORWARDS[feed_forward](plan)
 
 
 def _mamba(plan):
-    d, e, n, k, r = plan.d, plan.e, plan.n, plan.k, plan.r
-    config = plan.config
-    ssm = k * e + e * config["conv_bias"] + e * (r + 2 * n) + r * e
-    ssm += e + e * n + e + (r + 2 * n) * config["mixer_rms_norm"]
-    ssm *= 1 + config["bidirectional"]
-    count = ssm + d * 2 * e + e * d + (2 * e + d) * config["proj_bias"]
-    return Numbers(count, count)
+    e, n, r = plan.e, plan.n, plan.r
+    ssm = e * (r + 2 * n) + r * e + e + e * n + e + (r + 2 * n) * plan.config["mixer_rms_norm"]
+    return _gated_conv(plan) + _same(plan.directions * ssm)
+
+
+def _gated_conv(plan):
+    d, e, config = plan.d, plan.e, plan.config
+    convolution = plan.k * e + e * config["conv_bias"]
+    return _same(plan.directions * convolution + d * 2 * e + e * d + (2 * e + d) * config["proj_bias"])
 
 
 def _attention(plan):
-    count = 2 * plan.d * plan.d + 2 * plan.d * plan.g * plan.c
-    return Numbers(count, count)
+    return _same(2 * plan.d * plan.d + 2 * plan.d * plan.g * plan.c)
 
 
 def perceptron(plan):
@@ -41,7 +46,7 @@ def perceptron(plan):
 
 
 def _dense(plan):
-    return Numbers(perceptron(plan), perceptron(plan))
+    return _same(perceptron(plan))
 
 
 def _moe(plan):
@@ -51,31 +56,39 @@ def _moe(plan):
     return Numbers(router + plan.x * perceptron(plan), router + plan.chosen * perceptron(plan), statistics)
 
 
-_MIXERS = {"mamba": _mamba, "attention": _attention}
+_MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
 _FEED_FORWARDS = {"dense": _dense, "moe": _moe}
 
 
 def encoder(plan):
     convolutions = encoder_convolutions(plan)
-    trained = sum(9 * i * o + 2 * o for i, o, _ in convolutions)
+    # Of each its kernel, and two of: scale and offset of a batch norm, or the bias, and the scale of an RMSNorm.
+    trained = sum(side * side * i * o + 2 * o for i, o, side, _ in convolutions)
     # Mean and variance of the batch norms.
-    return Numbers(trained, trained, sum(2 * o for _, o, _ in convolutions))
+    statistics = sum(2 * o for _, o, _, _ in convolutions) if plan.image.stem == "conv" else 0
+    return Numbers(trained, trained, statistics)
+
+
+def tokens(plan):
+    """Of frames a projection of features and place, and its bias; a grid is tokens as it is."""
+    return _same((plan.d + 3) * plan.d if plan.image.tokens == "frames" else 0)
+
+
+def readout(plan):
+    return _same(plan.d if plan.image.readout == "seqpool" else 0)
 
 
 def embedding(plan):
     """One row is looked up for a token, but Jamba's authors and others count the whole table as active."""
-    count = plan.vocabulary[0] * plan.d
-    return Numbers(count, count)
+    return _same(plan.vocabulary[0] * plan.d)
 
 
 def head(plan):
     if plan.image:
-        count = plan.d * plan.image[0] + plan.image[0]
-    else:
-        words, tied = plan.vocabulary
-        count = 0 if tied else plan.d * words
-    return Numbers(count, count)
+        return _same((plan.d + 1) * plan.image.num_classes)
+    words, tied = plan.vocabulary
+    return _same(0 if tied else plan.d * words)
 
 
 def final_norm(plan):
-    return Numbers(plan.d, plan.d)
+    return _same(plan.d)

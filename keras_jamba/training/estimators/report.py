@@ -10,8 +10,8 @@ from keras_jamba import _backend
 from keras_jamba.ops import _checks, implementations
 from keras_jamba.ops.scan import _FASTEST_FIRST
 from keras_jamba.training.estimators import activations, operations, parameters, working
-from keras_jamba.training.estimators._plan import Run, bytes_of, encoder_convolutions, plan_of
-from keras_jamba.training.estimators.caches import cache_bytes
+from keras_jamba.training.estimators._plan import Run, bytes_of, plan_of, sizes_of
+from keras_jamba.training.estimators.caches import cache_bytes, readout_bytes
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LayerReport:
     """One layer. Numbers are counts, operations of one step, and bytes.
 
     Attributes:
-        name: "encoder", "embedding", "block_0", ..., "final_norm" or "head".
+        name: "encoder", "tokens", "embedding", "block_0", ..., "final_norm", "readout" or "head".
         kind: of a block its mixer and feed-forward part, else empty.
         parameters: numbers that are trained.
         active_parameters: those of them that one token goes through: k of x experts.
@@ -30,7 +30,8 @@ class LayerReport:
         activations: bytes that the backward pass needs, were nothing checkpointed; without training, bytes alive
             at once while the layer runs.
         checkpoint: bytes kept of the layer where blocks are checkpointed: of a block its input.
-        kv_cache, conv_cache, ssm_cache, counters: bytes of the states of `init_cache` after the context.
+        kv_cache, conv_cache, ssm_cache, counters: bytes of the states of `init_cache` after the context; the sums
+            of a stream's readout are counters too.
     """
 
     name: str
@@ -223,8 +224,8 @@ def model_report(
             `vocab_size` is a language model: a backbone between an embedding `(v, d)` and a head `(d, v)` without
             bias, which are one with `tie_embeddings=True`.
         batch_size: sequences or images b.
-        context: tokens t of a sequence. Of an image model the image decides: None.
-        image_size: `(H, W)` for an image model that takes any.
+        context: tokens t of a sequence. Of an image model the image decides, or the clip: None.
+        image_size: `(H, W)` for an image model that takes any, `(T, H, W)` for one of clips.
         training: whether a step trains, or runs forward over the whole context at once.
         dtype: a dtype policy or its name: "float32", "mixed_bfloat16", "bfloat16", ... None is the model's.
         gradient_checkpointing: None is the model's.
@@ -251,7 +252,7 @@ def model_report(
         gradient_checkpointing = plan.config["gradient_checkpointing"]
     _checks.check_integer("batch_size", batch_size)
     _checks.check_integer("optimizer_slots", optimizer_slots, at_least=0)
-    context, grid = _tokens(plan, context, image_size)
+    context, grid, frames = _sizes(plan, context, image_size)
     run = Run(
         batch_size,
         context,
@@ -259,11 +260,12 @@ def model_report(
         bytes_of(policy.compute_dtype),
         *_implementations(platform, scan),
         grid,
+        frames,
     )
     layers = tuple(_layers(plan, run, training, gradient_checkpointing, optimizer_slots))
     last_scan = max((i for i, layer in enumerate(layers) if "mamba" in layer.kind), default=0)
     freed = 0 if gradient_checkpointing else sum(layer.activations for layer in layers[last_scan + 1 :])
-    return ModelReport(
+    report = ModelReport(
         layers,
         batch_size,
         context,
@@ -272,12 +274,16 @@ def model_report(
         gradient_checkpointing,
         run.platform,
         run.scan,
-        working.backward(run, plan, freed) if training else 0,
+        working=0,
     )
+    if not training:
+        return report
+    behind = report.activations - layers[0].activations
+    return dataclasses.replace(report, working=working.backward(run, plan, freed, behind))
 
 
-def _tokens(plan, context, image_size):
-    """Tokens of a sequence, and the sizes of an image before and after each convolution."""
+def _sizes(plan, context, image_size):
+    """Tokens of a sequence; sizes of an image before and after each convolution, and frames of a clip."""
     if plan.image is None:
         if image_size is not None:
             raise ValueError(
@@ -289,22 +295,13 @@ def _tokens(plan, context, image_size):
                 "context=4096."
             )
         _checks.check_integer("context", context)
-        return context, ()
+        return context, (), 1
     if context is not None:
         raise ValueError(
             f"An image decides how many tokens it has. Received: context={context!r}. Leave it out; image_size is "
             "for models that take images of any size."
         )
-    size = plan.image[1][:2] if image_size is None else tuple(image_size)
-    if None in size:
-        raise ValueError(
-            f"A model that takes images of any size needs one. Received: image_shape={plan.image[1]}, "
-            f"image_size={image_size!r}. Pass for example image_size=(224, 224)."
-        )
-    grid = [size]
-    for _, _, stride in encoder_convolutions(plan):
-        grid.append(tuple(-(-pixels // stride) for pixels in grid[-1]))
-    return grid[-1][0] * grid[-1][1], tuple(grid)
+    return sizes_of(plan, image_size)
 
 
 def _implementations(platform, scan):
@@ -329,6 +326,7 @@ def _layers(plan, run, training, checkpointing, slots):
     settings = (run, training, slots)
     if plan.image:
         yield _row(settings, "encoder", parameters.encoder, operations.encoder, kept.encoder, (plan,))
+        yield _row(settings, "tokens", parameters.tokens, operations.tokens, kept.tokens, (plan,))
     if plan.vocabulary:
         yield _row(settings, "embedding", parameters.embedding, operations.embedding, kept.embedding, (plan,))
     for i, block in enumerate(plan.pattern):
@@ -343,7 +341,12 @@ def _layers(plan, run, training, checkpointing, slots):
             **({} if training else cache_bytes(plan, run, block[0])),
         )
     yield _row(settings, "final_norm", parameters.final_norm, operations.final_norm, kept.final_norm, (plan,))
+    if plan.image:
+        row = _row(settings, "readout", parameters.readout, operations.readout, kept.readout, (plan,))
+        yield row if training else dataclasses.replace(row, counters=readout_bytes(plan, run))
     if plan.image or plan.vocabulary:
+        # The image model's head is float32 under every policy.
+        settings = (dataclasses.replace(run, stored=4), *settings[1:]) if plan.image else settings
         yield _row(settings, "head", parameters.head, operations.head, kept.head, (plan,))
 
 
@@ -351,7 +354,6 @@ def _row(settings, name, numbers, flops, kept, what):
     """A row; `what` are arguments of the three functions, besides the run."""
     run, training, slots = settings
     numbers, flops, kept = numbers(*what), flops(run, *what), kept(run, *what)
-    # Under mixed precision the image model's head is float32; so are all statistics.
     # Statistics are float32 under every policy.
     stored = run.stored * numbers.parameters
     return LayerReport(

@@ -3,7 +3,7 @@
 import math
 
 from keras_jamba.training.estimators._plan import encoder_convolutions
-from keras_jamba.training.estimators.activations import chunk_of
+from keras_jamba.training.estimators.activations import chunk_of, encoder_parts
 from keras_jamba.training.estimators.operations import attended
 
 
@@ -15,9 +15,15 @@ def block(run, plan, mixer, feed_forward):
 
 def _mamba(run, plan):
     s, a, e, n, r = run.s, run.computed, plan.e, plan.n, plan.r
-    # Both halves of the projection, the convolution's output, delta and y; in two directions once more.
-    wide = 5 + 4 * plan.config["bidirectional"]
-    return wide * s * e * a + s * (r + 2 * n) * a + SCANS[run.scan](run, e, n)
+    return _gated_conv(run, plan) + s * (r + 2 * n) * a + SCANS[run.scan](run, e, n)
+
+
+def _gated_conv(run, plan):
+    """Both halves of the projection, the convolution's output, the gate's SiLU or delta, and y; in two directions more.
+
+    Besides y these are there a second time, x and z turned round.
+    """
+    return (1 + 4 * plan.directions) * run.s * plan.e * run.computed
 
 
 def _float32(run, e, n):
@@ -48,14 +54,27 @@ SCANS_BACKWARD = {
 }
 
 
-def backward(run, plan, freed):
-    """Bytes of a training step that are neither weights nor kept: gradients of features, and a scan's.
+def backward(run, plan, freed, behind):
+    """Bytes of a training step that are neither weights nor kept: gradients of features, a scan's and the encoder's.
 
-    `freed` is what was kept of the layers behind the last scan, whose turn comes before.
+    `freed` is what was kept of the layers behind the last scan, whose turn comes before, and `behind` of those
+    behind the encoder: little where a frame is one token.
     """
     scans = any(mixer == "mamba" for mixer, _ in plan.pattern)
     scan = SCANS_BACKWARD[run.scan](run, plan.e, plan.n) if scans else 0
-    return 4 * run.s * plan.d * run.computed + max(0, scan - freed)
+    return 4 * run.s * plan.d * run.computed + max(0, scan - freed, _encoder_backward(run, plan) - behind)
+
+
+def _encoder_backward(run, plan):
+    """Gradients around a norm, four times its input in float32, besides what is kept of the convolutions behind."""
+    if not plan.image:
+        return 0
+    most = freed = 0
+    layers = zip(encoder_convolutions(plan), run.grid[1:], encoder_parts(run, plan), strict=True)
+    for (_, width, _, _), size, kept in reversed(list(layers)):
+        most = max(most, 4 * 4 * run.images * math.prod(size) * width - freed)
+        freed += kept
+    return most
 
 
 def _attention(run, plan):
@@ -90,17 +109,31 @@ def _moe(run, plan):
     return router + copies + 4 * rows * plan.d * run.computed + _hidden(run, plan, one)
 
 
-_MIXERS = {"mamba": _mamba, "attention": _attention}
+_MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
 _FEED_FORWARDS = {"dense": _dense, "moe": _moe}
 
 
 def encoder(run, plan):
-    """Input and output of one convolution, and the float32 that its batch norm works in."""
+    """Input and output of one convolution, and the float32 that its norm works in and makes output of."""
     most = 0
-    for i, (channels, width, _) in enumerate(encoder_convolutions(plan)):
-        before, after = (run.b * math.prod(size) for size in run.grid[i : i + 2])
-        most = max(most, before * channels * run.computed + after * width * (run.computed + 8))
+    for i, (channels, width, _, _) in enumerate(encoder_convolutions(plan)):
+        before, after = (run.images * math.prod(size) for size in run.grid[i : i + 2])
+        normed = run.computed + 8 + (run.computed if run.cast else 0)
+        most = max(most, before * channels * run.computed + after * width * normed)
     return most
+
+
+def tokens(run, plan):
+    """Of frames the grid, the same beside places, as projected and its SiLU; of a grid what is put in its order."""
+    if plan.image.tokens == "frames":
+        return run.cells * (4 * plan.d + 2) * run.computed
+    return (3 if plan.image.scan_order == "snake" else 1) * run.cells * plan.d * run.computed
+
+
+def readout(run, plan):
+    """Tokens, all but the last one in float32 too; with learned weights also times those."""
+    wide = {"last": 0, "mean": 4 if run.cast else 0, "seqpool": 8 if run.cast else 4}[plan.image.readout]
+    return run.s * plan.d * (run.computed + wide)
 
 
 def embedding(run, plan):
@@ -113,5 +146,5 @@ def final_norm(run, plan):
 
 def head(run, plan):
     if plan.image:
-        return 4 * run.b * (plan.d + plan.image[0])
+        return 4 * run.b * (plan.d + plan.image.num_classes)
     return run.s * (plan.d + plan.vocabulary[0]) * run.computed

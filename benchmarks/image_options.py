@@ -1,0 +1,117 @@
+"""Options of image models that were tried and are not in the package, for the ablation of `quality.py`."""
+
+import keras
+from keras import layers, ops
+
+import keras_jamba
+from keras_jamba.layers import AttentionLayer, FeedForward, JambaBlock, MambaLayer
+
+
+class CrossScan(layers.Layer):
+    """Two bidirectional Mamba mixers of half the width each: one reads rows, the other columns (Liu et al. 2024)."""
+
+    def __init__(self, d_model, side, residual_gain, **kwargs):
+        super().__init__(**kwargs)
+        given = dict(expand=1, bidirectional=True, mixer_rms_norm=True, residual_gain=residual_gain)
+        self.side = side
+        self.rows, self.columns = (MambaLayer(d_model, name=name, **given) for name in ("rows", "columns"))
+
+    def build(self, shape):
+        self.rows.build(shape)
+        self.columns.build(shape)
+
+    def call(self, x):
+        return self.rows(x) + self._turned(self.columns(self._turned(x)))
+
+    def _turned(self, x):
+        grid = ops.reshape(x, (-1, self.side, self.side, x.shape[-1]))
+        return ops.reshape(ops.transpose(grid, (0, 2, 1, 3)), (-1, self.side**2, x.shape[-1]))
+
+
+class AxialAttention(AttentionLayer):
+    """Half of the channels of a head turn with the row, the others with the column (Heo et al. 2024)."""
+
+    def __init__(self, *args, side, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.side = side
+
+    def _attend(self, inputs, positions, mix):
+        cell = ops.broadcast_to(ops.arange(self.side**2, dtype="int32")[None], ops.shape(inputs)[:2])
+        places = [cell // self.side, cell % self.side]
+
+        def turned(x):
+            halves = ops.split(x, 2, axis=-1)
+            rope = keras_jamba.ops.rotary_embedding
+            return ops.concatenate(
+                [rope(half, place, 100.0, True) for half, place in zip(halves, places, strict=True)], axis=-1
+            )
+
+        query = self._heads(self.q_proj(inputs), self.num_heads)
+        key = self._heads(self.k_proj(inputs), self.num_kv_heads)
+        value = self._heads(self.v_proj(inputs), self.num_kv_heads)
+        mixed = mix(turned(query), turned(key), value)
+        return self.out_proj(ops.reshape(mixed, ops.shape(inputs)))
+
+
+class PositionConvolution(layers.Layer):
+    """A 3 x 3 depthwise convolution of the grid, added to it (Chu et al. 2023)."""
+
+    def build(self, shape):
+        self.convolution = layers.DepthwiseConv2D(3, padding="same")
+        self.convolution.build(shape)
+
+    def call(self, grid):
+        # Shifted products: a grouped convolution is slow to train in several replicas at once.
+        kernel = ops.convert_to_tensor(self.convolution.kernel)[..., 0]
+        padded = ops.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        height, width = grid.shape[1:3]
+        taps = [padded[:, i : i + height, j : j + width] * kernel[i, j] for i in range(3) for j in range(3)]
+        return grid + sum(taps) + self.convolution.bias
+
+
+class ClassToken(layers.Layer):
+    """A learned token in the middle of the sequence (Zhu et al. 2024), which is what is classified."""
+
+    def build(self, shape):
+        self.middle = shape[1] // 2
+        self.token = self.add_weight((1, 1, shape[-1]), "random_normal", name="token")
+
+    def call(self, x):
+        token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, x.shape[-1]))
+        return ops.concatenate([x[:, : self.middle], token, x[:, self.middle :]], axis=1)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], shape[1] + 1, shape[2])
+
+
+def options_model(config, mixer=None, attention=None, position=None, token=None, pattern=None):
+    """A function that makes `DHCJamba(**config)` out of its layers, with others in the place of some."""
+
+    def make():
+        side = config["image_shape"][0] // config["downsample"]
+        d, depth = config["d_model"], config["num_layers"]
+        causal = config.get("direction", "causal") == "causal"
+        gain = (2 * depth) ** -0.5
+
+        def mixer_of(kind):
+            if kind == "attention":
+                given = dict(num_heads=4, causal=causal, residual_gain=gain)
+                return attention(d, side=side, **given) if attention else AttentionLayer(d, **given)
+            if mixer:
+                return mixer(d, side, gain)
+            return MambaLayer(d, mixer_rms_norm=True, bidirectional=not causal, residual_gain=gain)
+
+        inputs = keras.Input(config["image_shape"])
+        x = keras_jamba.layers.SpatialEncoder(d, config["downsample"])(inputs)
+        x = position()(x) if position else x
+        x = keras_jamba.layers.GridTokens()(x)
+        inserted = token() if token else None
+        x = inserted(x) if token else x
+        for kind in pattern or ("mamba", "attention") * (depth // 2):
+            part = FeedForward(d, 4 * d, residual_gain=gain)
+            x = JambaBlock(mixer_of(kind), part, config["dropout"], config["drop_path"])(x)
+        x = layers.RMSNormalization(epsilon=1e-6)(x)
+        x = x[:, inserted.middle] if token else layers.GlobalAveragePooling1D()(x)
+        return keras.Model(inputs, layers.Dense(config["num_classes"])(x))
+
+    return make

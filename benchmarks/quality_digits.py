@@ -1,0 +1,123 @@
+"""Digits, for `quality.py`: protocols, trainings, corruptions."""
+
+import functools
+import time
+from dataclasses import replace
+
+import keras
+import numpy as np
+from scipy import ndimage
+from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
+
+from keras_jamba import _backend
+from keras_jamba.training import recipes
+
+CLASSICAL = {
+    "SVC, gamma=scale, C=10": lambda: SVC(gamma="scale", C=10),
+    "SVC, gamma=.001, C=10": lambda: SVC(gamma=0.001 * 256, C=10),
+    "kNN-1": lambda: KNeighborsClassifier(1),
+    "kNN-3": lambda: KNeighborsClassifier(3),
+}
+FOLDS = 5
+
+
+@functools.cache
+def digits():
+    data = load_digits()
+    return (data.images / 16).astype("float32")[..., None], data.target
+
+
+def split(protocol, seed, salt=0):
+    """`(training images, labels, test images, labels)`.
+
+    D1: 80 % and 20 %, stratified, drawn with the seed. D2: halves as they lie, of which other people wrote the
+    second. "fold i": the i-th fifth of the first half of D2, for choosing; it touches no test image of D2.
+    """
+    x, y = digits()
+    if protocol.startswith("D1"):
+        drawn = StratifiedShuffleSplit(1, test_size=0.2, random_state=seed + 1000 * salt)
+        train, test = next(drawn.split(x, y))
+    elif protocol.startswith("D2"):
+        train, test = np.arange(898), np.arange(898, len(x))
+    else:
+        parts = np.array_split(np.arange(898), FOLDS)
+        test = parts.pop(int(protocol.split()[-1]))
+        train = np.concatenate(parts)[:718]  # equally many in each fold
+    return x[train], y[train], x[test], y[test]
+
+
+def recipe_of(protocol, epochs):
+    recipe = replace(recipes.DIGITS, epochs=epochs)
+    return replace(recipe, augmentation=None) if "without" in protocol else recipe
+
+
+def trained(make, recipe, data, seeds):
+    """Yields `(place, model, seconds)` for each pair of data and seed; all in one program on a GPU."""
+    if _on_gpu():
+        import replicas
+
+        started = time.perf_counter()
+        model, weights = replicas.train(make, recipe, data, seeds)
+        seconds = (time.perf_counter() - started) / len(seeds)
+        for place, values in enumerate(weights):
+            model.set_weights(values)
+            yield place, model, seconds
+        return
+    for place, ((images, labels), seed) in enumerate(zip(data, seeds, strict=True)):
+        keras.utils.set_random_seed(seed)
+        model = make()
+        started = time.perf_counter()
+        recipe.fit(model, images, labels, seed=seed, verbose=0)
+        yield place, model, time.perf_counter() - started
+
+
+def _on_gpu():
+    return _backend.platform() == "gpu" and keras.backend.backend() == "jax"
+
+
+def accuracy(model, images, labels):
+    """`(percent, mean negative log-likelihood at the best of a few temperatures)`."""
+    logits = model.predict(images, batch_size=len(images), verbose=0).astype("float64")
+    right = 100 * float((logits.argmax(-1) == labels).mean())
+    losses = []
+    for scale in (1, 1.5, 2, 3, 4, 6):
+        scaled = scale * logits
+        scaled -= scaled.max(-1, keepdims=True)
+        log_p = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+        losses.append(-log_p[np.arange(len(labels)), labels].mean())
+    return right, float(min(losses))
+
+
+def corruptions(images, seed):
+    """`{name: images}`, drawn with the seed."""
+    rng = np.random.default_rng(seed)
+    changed = {}
+    for deviation in (0.1, 0.2, 0.3):
+        noise = rng.normal(0, deviation, images.shape)
+        changed[f"noise {deviation}"] = np.clip(images + noise, 0, 1)
+    for sigma in (0.5, 0.75, 1.0):
+        changed[f"blur {sigma}"] = ndimage.gaussian_filter(images, (0, sigma, sigma, 0))
+    for side in (2, 3, 4):
+        changed[f"occlusion {side}x{side}"] = _occluded(images, side, rng)
+    for pixels in (1, 2):
+        changed[f"translation {pixels}"] = _moved(images, pixels, rng)
+    return {name: x.astype("float32") for name, x in changed.items()}
+
+
+def _occluded(images, side, rng):
+    images = images.copy()
+    places = rng.integers(0, images.shape[1] - side + 1, (len(images), 2))
+    for image, (row, column) in zip(images, places, strict=True):
+        image[row : row + side, column : column + side] = 0
+    return images
+
+
+def _moved(images, pixels, rng):
+    """By so many pixels to one of the four sides; what comes in is empty."""
+    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
+    steps = pixels * np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])[rng.integers(0, 4, len(images))] + pixels
+    size = images.shape[1]
+    return np.stack([image[i : i + size, j : j + size] for image, (i, j) in zip(padded, steps, strict=True)])

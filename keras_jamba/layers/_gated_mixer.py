@@ -1,0 +1,119 @@
+"""What `MambaLayer` and `GatedConvLayer` have in common: all but what mixes the tokens."""
+
+import keras
+from keras import ops
+
+from keras_jamba.layers import _initializers
+from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers.states import empty_state
+from keras_jamba.ops import _checks
+from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
+
+
+class GatedMixer(keras.layers.Layer):
+    """Projects to `x` and a gate `z`, mixes over time in one direction or two, and projects back.
+
+    A subclass has `_directions()`, its one or two layers `(x, z, ...) -> (y, state)` with `state_shapes`.
+
+    Args:
+        d_model: width d.
+        expand: inner width as a multiple of d_model.
+        proj_bias: whether the projections have a bias.
+        bidirectional: whether there are two directions.
+        residual_gain: a factor on the start of the last projection.
+    """
+
+    def __init__(self, d_model, expand, proj_bias, bidirectional, residual_gain, **kwargs):
+        # No autocast: it would round the float32 state to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
+        for name, value in dict(d_model=d_model, expand=expand).items():
+            _checks.check_integer(name, value)
+        _checks.check_number("residual_gain", residual_gain, low=0)
+        self.supports_masking = True
+        self.d_model, self.expand, self.proj_bias = d_model, expand, proj_bias
+        self.bidirectional, self.inner = bidirectional, expand * d_model
+        self.residual_gain = residual_gain
+        self.in_proj = self._dense(2 * self.inner, "in_proj", gain=1.0)
+        self.out_proj = self._dense(d_model, "out_proj", gain=0.5 * residual_gain)
+
+    def _dense(self, units, name, gain):
+        return keras.layers.Dense(
+            units,
+            use_bias=self.proj_bias,
+            kernel_initializer=_initializers.xavier(gain),
+            name=name,
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape):
+        _checks.check_last_axis(type(self).__name__, input_shape, self.d_model)
+        inner = (None, None, self.inner)
+        self.in_proj.build((None, None, self.d_model))
+        self.out_proj.build(inner)
+        for direction in self._directions():
+            direction.build(inner, inner)
+
+    def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
+        if initial_state is not None or return_state:
+            self._check_has_state()
+        state, document = self._before(inputs, initial_state, mask, segment_ids)
+        x, z = ops.split(self.in_proj(inputs), 2, axis=-1)
+        forward, *backward = self._directions()
+        y, state = forward(x, z, mask=mask, segment_ids=segment_ids, initial_state=state)
+        if backward:
+            y = y + self._turned_round(*backward, x, z, mask, segment_ids)
+        outputs = self.out_proj(y)
+        return (outputs, state | {"document": document}) if return_state else outputs
+
+    def _before(self, inputs, state, mask, segment_ids):
+        """What the first direction begins with, and the document that the tokens end in."""
+        document = ops.full(ops.shape(inputs)[:1], NO_DOCUMENT, "int32")
+        if state is not None:
+            state = dict(_checks.check_state("initial_state", state, self._state_specs(inputs.shape[0])))
+            document = state.pop("document")
+        if segment_ids is None:
+            return state, document
+        goes_on, document = documents_at_the_ends(document, segment_ids, mask)
+        if state is not None:
+            state = {name: ops.where(goes_on[:, None, None], x, ops.zeros_like(x)) for name, x in state.items()}
+        return state, document
+
+    def _turned_round(self, direction, x, z, mask, segment_ids):
+        flip = lambda x: None if x is None else ops.flip(x, axis=1)  # noqa: E731
+        # Turned round, the documents' numbers would decrease.
+        ids = None if segment_ids is None else -flip(segment_ids)
+        return flip(direction(flip(x), flip(z), mask=flip(mask), segment_ids=ids)[0])
+
+    def init_cache(self, batch_size, max_length=None):
+        """The state before the first token. `max_length` is there for the sake of attention alone."""
+        self._check_has_state()
+        _checks.check_integer("batch_size", batch_size)
+        return empty_state(self._state_specs(batch_size))
+
+    def step(self, inputs, cache, mask=None, segment_ids=None):
+        """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
+
+        The same as a call with `initial_state`; the cost does not depend on how many those were.
+        """
+        return self(inputs, mask=mask, segment_ids=segment_ids, initial_state=cache, return_state=True)
+
+    def _check_has_state(self):
+        if self.bidirectional:
+            raise ValueError(
+                f"A bidirectional {type(self).__name__} has no state to go on from: it needs the whole sequence at "
+                "once. Received: bidirectional=True. Build the layer with bidirectional=False."
+            )
+
+    def _state_specs(self, batch_size):
+        leaves = self._directions()[0].state_shapes(batch_size) | {"document": ((batch_size,), "int32")}
+        return {name: keras.KerasTensor(*leaf) for name, leaf in leaves.items()}
+
+    def compute_output_spec(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+        _checks.check_last_axis(type(self).__name__, inputs.shape, self.d_model)
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
+
+    def get_config(self):
+        names = ("d_model", "expand", "proj_bias", "bidirectional", "residual_gain")
+        return super().get_config() | {name: getattr(self, name) for name in names}

@@ -1,0 +1,72 @@
+"""The causal depthwise convolution that both kinds of gated mixers begin with."""
+
+import keras
+from keras import ops
+
+from keras_jamba.layers import _initializers
+from keras_jamba.layers._decay import without_decay
+from keras_jamba.ops import causal_depthwise_conv
+
+
+class ShortConvolution(keras.layers.Layer):
+    """Holds the weights of the convolution, and convolves; what follows is the subclass' `call`.
+
+    Args:
+        inner: width e.
+        d_conv: width k of the kernel.
+        conv_bias: whether it has a bias.
+    """
+
+    def __init__(self, inner, d_conv, conv_bias, **kwargs):
+        # No autocast: it would round a float32 state to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        self.inner, self.d_conv, self.conv_bias = inner, d_conv, conv_bias
+
+    def build(self, x_shape, z_shape=None):
+        bound = self.d_conv**-0.5
+        self.conv_kernel = self._weight("conv_kernel", (self.d_conv, self.inner), _initializers.uniform(bound))
+        if self.conv_bias:
+            self.conv_bias_weight = self._weight("conv_bias", (self.inner,), _initializers.uniform(bound))
+
+    def _weight(self, name, shape, initializer, **kwargs):
+        return without_decay(self.add_weight(shape, initializer, name=name, **kwargs))
+
+    def convolved(self, x, initial_state, mask, segment_ids):
+        """`(SiLU of the convolution (b, t, e), the last k - 1 inputs)`."""
+        return causal_depthwise_conv(
+            x,
+            self.conv_kernel,
+            self.conv_bias_weight if self.conv_bias else None,
+            initial_state,
+            return_last_state=True,
+            mask=mask,
+            segment_ids=segment_ids,
+            activation="silu",
+        )
+
+    def state_shapes(self, batch_size):
+        """`{name: (shape, dtype)}` of the state."""
+        return {"conv": ((batch_size, self.d_conv - 1, self.inner), self.compute_dtype)}
+
+    def get_config(self):
+        return super().get_config() | {"inner": self.inner, "d_conv": self.d_conv, "conv_bias": self.conv_bias}
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class GatedConvolution(ShortConvolution):
+    """Convolution, SiLU and gate: one direction of a `GatedConvLayer`.
+
+    Call arguments:
+        x, z: `(b, t, e)`, what enters, and the gate.
+        mask, segment_ids: `(b, t)` or None.
+        initial_state: `{"conv": (b, k - 1, e)}` or None.
+
+    Returns:
+        `((b, t, e), final state)`.
+    """
+
+    def call(self, x, z, mask=None, segment_ids=None, initial_state=None):
+        state = None if initial_state is None else initial_state["conv"]
+        y, state = self.convolved(x, state, mask, segment_ids)
+        return y * ops.silu(z), {"conv": state}

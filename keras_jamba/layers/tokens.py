@@ -1,0 +1,104 @@
+"""From grids of features to the tokens of a sequence."""
+
+import keras
+from keras import ops
+
+from keras_jamba.layers import _initializers
+from keras_jamba.ops import _checks
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class GridTokens(keras.layers.Layer):
+    """Every cell of a grid is a token: row after row, and frame after frame.
+
+    Args:
+        scan_order: "row", each row from left to right; or "snake", every other row from right to left, so that
+            neighbours in the sequence are neighbours in the grid ([Yang et al., 2024](https://arxiv.org/abs/2403.17695)).
+
+    Call arguments:
+        inputs: `(b, H', W', d)`, or `(b, T, H', W', d)` of clips.
+
+    Returns:
+        `(b, H' * W', d)` or `(b, T * H' * W', d)`.
+
+    Raises:
+        ValueError: for an unknown order.
+    """
+
+    def __init__(self, scan_order="row", **kwargs):
+        super().__init__(**kwargs)
+        _checks.check_choice("scan_order", scan_order, ("row", "snake"))
+        self.scan_order = scan_order
+
+    def call(self, inputs):
+        x = inputs
+        if self.scan_order == "snake":
+            rows = ops.arange(ops.shape(x)[-3], dtype="int32")[:, None, None]
+            x = ops.where(ops.equal(ops.mod(rows, 2), 1), ops.flip(x, axis=-2), x)
+        return ops.reshape(x, (-1, _product(ops.shape(x)[1:-1]), x.shape[-1]))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], _product(input_shape[1:-1]), input_shape[-1])
+
+    def get_config(self):
+        return super().get_config() | {"scan_order": self.scan_order}
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class FrameTokens(keras.layers.Layer):
+    """Every frame is a token: the mean over its cells of what a dense layer makes of features and place.
+
+    The place of a cell, -1 to 1 from top to bottom and from left to right, goes in beside its features: a mean of
+    features alone would not know where they were. Works for grids of any size.
+
+    Args:
+        d_model: width d of a token.
+
+    Call arguments:
+        inputs: `(b, T, H', W', d)`.
+
+    Returns:
+        `(b, T, d)`.
+
+    Reference:
+        The places: [Liu et al. (2018)](https://arxiv.org/abs/1807.03247).
+    """
+
+    def __init__(self, d_model, **kwargs):
+        super().__init__(**kwargs)
+        _checks.check_integer("d_model", d_model)
+        self.d_model = d_model
+        self.projection = keras.layers.Dense(
+            d_model, kernel_initializer=_initializers.xavier(), name="projection", dtype=self.dtype_policy
+        )
+
+    def build(self, input_shape):
+        self.projection.build((*input_shape[:-1], input_shape[-1] + 2))
+
+    def call(self, inputs):
+        _, _, height, width, _ = shape = ops.shape(inputs)
+        places = ops.meshgrid(_places(height), _places(width), indexing="ij")
+        places = ops.cast(ops.stack(places, axis=-1), inputs.dtype)
+        places = ops.broadcast_to(places[None, None], (*shape[:-1], 2))
+        return ops.mean(ops.silu(self.projection(ops.concatenate([inputs, places], axis=-1))), axis=(2, 3))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:2], self.d_model)
+
+    def get_config(self):
+        return super().get_config() | {"d_model": self.d_model}
+
+
+def _places(count):
+    """`(count,)` from -1 to 1, the middles of as many equal parts."""
+    steps = ops.arange(count, dtype="float32")
+    return (2 * steps + 1) / ops.cast(count, "float32") - 1
+
+
+def _product(sizes):
+    if any(size is None for size in sizes):
+        return None
+    product = 1
+    for size in sizes:
+        product = product * size
+    return product

@@ -1,0 +1,143 @@
+"""Recipes: all that a classifier of images or clips is trained with, under one name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+
+from keras_jamba.training.adamw import optimizer
+from keras_jamba.training.data import Augmentation, Batches, RandomAffine
+from keras_jamba.training.data.augmentation import one_hot
+
+# Under a policy of mixed precision layers would compute positions of pixels in it too.
+_EXACT = dict(dtype="float32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained: AdamW with warm-up and cosine decay, label smoothing, averaging, augmentation.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: examples b in a batch.
+        learning_rate: the peak.
+        weight_decay, warmup: see `training.optimizer`.
+        ema_momentum: what the moving average of the weights keeps of itself at each step; it is what `fit` leaves in
+            the model. None for no averaging.
+        label_smoothing: the share of a label that is spread over all classes, from 0 to 1.
+        augmentation: a function of the number of classes that returns a new list of Keras layers, for
+            `Augmentation`; or None.
+
+    Example:
+        ```python
+        from dataclasses import replace
+        from keras_jamba.training import recipes
+
+        model = keras_jamba.DHCJamba.from_preset("small", num_classes=10, image_shape=(8, 8, 1), downsample=2)
+        history = recipes.DIGITS.fit(model, images, labels, validation_data=(test_images, test_labels))
+        shorter = replace(recipes.DIGITS, epochs=20)
+        ```
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    ema_momentum: float | None = None
+    label_smoothing: float = 0.0
+    augmentation: Callable | None = None
+
+    def compile(self, model, steps):
+        """Compiles a built model, whose outputs are logits `(b, classes)`, for one-hot labels and a new optimizer.
+
+        Args:
+            model: a Keras model.
+            steps: batches of the whole training.
+
+        Raises:
+            ValueError: see `training.optimizer`.
+        """
+        averaging = {} if self.ema_momentum is None else dict(use_ema=True, ema_momentum=self.ema_momentum)
+        made = optimizer(model, steps, self.learning_rate, self.warmup, weight_decay=self.weight_decay, **averaging)
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=self.label_smoothing)
+        model.compile(made, loss, metrics=["accuracy"])
+
+    def fit(self, model, images, labels, seed=0, validation_data=None, callbacks=(), verbose="auto", workers=1):
+        """Compiles a model anew and fits it on batches that seed and step decide.
+
+        Args:
+            model: a built Keras model with outputs `(b, classes)`, logits.
+            images: `(n, h, w, c)` floats from 0 to 1, or clips `(n, T, h, w, c)`, a NumPy array.
+            labels: `(n,)` integers.
+            seed: of order and augmentation; what the model draws, dropout for example, follows from
+                `keras.utils.set_random_seed`.
+            validation_data: `(images, labels)` as above, or None. The measures of an epoch are those of the weights
+                themselves, before any average.
+            callbacks, verbose: of `keras.Model.fit`.
+            workers: threads that make batches ahead, see `Batches`.
+
+        Returns:
+            The `keras.callbacks.History`.
+
+        Raises:
+            ValueError: for labels that are not integers below the number of classes, fewer examples than a batch, and
+                what `Augmentation` and `training.optimizer` refuse.
+        """
+        num_classes = model.compute_output_spec(keras.KerasTensor((self.batch_size, *images.shape[1:]))).shape[-1]
+        transform = None
+        if self.augmentation is not None:
+            transform = Augmentation(self.augmentation(num_classes), num_classes)
+        data = (images, one_hot(labels, num_classes))
+        batches = Batches(data, self.batch_size, seed, transform=transform, workers=workers)
+        if validation_data is not None:
+            validation_images, validation_labels = validation_data
+            validation_data = (validation_images, one_hot(validation_labels, num_classes))
+        self.compile(model, self.epochs * batches.steps_per_epoch)
+        return model.fit(
+            batches,
+            epochs=self.epochs,
+            validation_data=validation_data,
+            validation_batch_size=self.batch_size,
+            callbacks=list(callbacks),
+            verbose=verbose,
+        )
+
+
+def _slightly_moved(num_classes):
+    affine = RandomAffine(rotation=15.0, zoom=0.1, shear=0.1, translation=0.1, **_EXACT)
+    return [affine, keras.layers.MixUp(alpha=0.3)]
+
+
+def _of_photographs(num_classes):
+    layers = keras.layers
+    return [
+        # The usual crop out of a padded image; Keras' RandomCrop moves all images of a batch alike.
+        layers.RandomTranslation(1 / 8, 1 / 8, "constant", interpolation="nearest", **_EXACT),
+        layers.RandomFlip("horizontal", **_EXACT),
+        layers.RandAugment(value_range=(0, 1), **_EXACT),
+        layers.RandomErasing(value_range=(0, 1), **_EXACT),
+        # Others take one of the two for each batch, for which Keras has no layer. Here one comes after the other, and
+        # MixUp leaves two images of three as good as unmixed: their share is above 0.9 or below 0.1.
+        layers.MixUp(alpha=0.2),
+        layers.CutMix(),
+    ]
+
+
+DIGITS = Recipe(
+    epochs=60,
+    batch_size=32,
+    learning_rate=4e-3,
+    ema_momentum=0.98,
+    label_smoothing=0.1,
+    augmentation=_slightly_moved,
+)
+
+CIFAR10 = Recipe(
+    epochs=200,
+    batch_size=128,
+    learning_rate=1e-3,
+    ema_momentum=0.9995,
+    label_smoothing=0.1,
+    augmentation=_of_photographs,
+)

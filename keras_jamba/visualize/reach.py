@@ -1,0 +1,180 @@
+"""What a token sees: its receptive field, and the attention of each head."""
+
+import numpy as np
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.ops import _checks
+from keras_jamba.visualize import _drawing
+from keras_jamba.visualize._model import checked_images, frames_of, in_batches, pure
+from keras_jamba.visualize.tokens import Cells, checked_token
+
+
+def receptive_field(model, images, token=None, batch_size=32):
+    """How much each pixel moves one token after the backbone: the effective receptive field.
+
+    The gradient of the sum of the token's features, after the backbone's final norm; its absolute value, summed over
+    colours and averaged over the images.
+
+    Args:
+        model: a `DHCJamba`.
+        images: `(b, H, W, C)` or `(b, T, H, W, C)`; the more, the less a single one matters.
+        token: its number, negative ones from the end; `token_order` says which is which cell. None is the last one of
+            a causal model, which sees most, and the middle cell's of a bidirectional one.
+        batch_size: images at a time.
+
+    Returns:
+        `(H, W)` or `(T, H, W)` float32, the largest 1. Exactly 0 where the token sees nothing: in a causal model the
+        pixels that only later tokens see.
+
+    Raises:
+        ValueError: for images that the model does not take or a token that they do not have.
+
+    Example:
+        >>> field = keras_jamba.visualize.receptive_field(model, images, token=12)
+
+    Reference:
+        [Luo et al. (2016)](https://arxiv.org/abs/1701.04128).
+    """
+    images = checked_images(model, images)
+    token = checked_token(model, images, token)
+
+    def feature(x):
+        tokens = model.backbone(model.tokens(model.encoder(x, training=False)), training=False)
+        return ops.sum(ops.cast(tokens[:, token], "float32"))
+
+    call = pure(model, lambda x: _backend.input_gradient(feature, x))
+    gradients = in_batches(call, lambda i: (images[i],), len(images), batch_size)
+    field = np.abs(gradients).sum(axis=-1).mean(axis=0)
+    return field / (field.max() or 1)
+
+
+def attention_maps(model, images, batch_size=32):
+    """How much each token takes of each other, in every block with attention.
+
+    Args:
+        model: a `DHCJamba`.
+        images: `(b, H, W, C)` or `(b, T, H, W, C)`.
+        batch_size: images at a time.
+
+    Returns:
+        `{"block_7": (b, h, t, t), ...}` float32, queries before keys: every row sums to 1. `token_order` says
+        which token is which cell.
+
+    Raises:
+        ValueError: for a model without attention or images that it does not take.
+
+    Example:
+        >>> maps = keras_jamba.visualize.attention_maps(model, images)
+        >>> {name: weights.shape for name, weights in maps.items()}
+        {'block_7': (4, 4, 64, 64)}
+
+    Reference:
+        [Vaswani et al. (2017)](https://arxiv.org/abs/1706.03762).
+    """
+    images = checked_images(model, images)
+    if not any(mixer == "attention" for mixer, _ in model.block_pattern):
+        raise ValueError(
+            "There must be a block with attention. Received: a model whose mixers are "
+            f"{[mixer for mixer, _ in model.block_pattern]}. Build it with a mamba_ratio below num_layers."
+        )
+    call = pure(model, lambda x: model.backbone.attention_weights(model.tokens(model.encoder(x, training=False))))
+    return in_batches(call, lambda i: (images[i],), len(images), batch_size)
+
+
+def draw_receptive_field(model, images, token=None, file=None, batch_size=32):
+    """Draws `receptive_field` beside the first image, once as it is and once as a logarithm, white where it is 0.
+
+    Args:
+        model, images, token, batch_size: see `receptive_field`. A frame marks the token's cell.
+        file: where to write the picture, or None.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: see `receptive_field`.
+        ImportError: without matplotlib.
+
+    Example:
+        >>> keras_jamba.visualize.draw_receptive_field(model, images, file="field.png")
+    """
+    _drawing.needs_matplotlib()
+    images = checked_images(model, images)
+    token, cells = checked_token(model, images, token), Cells(model, images)
+    field = receptive_field(model, images, token, batch_size)
+    field = field.reshape(-1, *field.shape[-2:])
+    frames, box = frames_of(images)[0], cells.box(token)
+    strips = [_drawing.Strip(cells.name(token), frames, boxes=box)]
+    for title, kind in (("receptive field", "positive"), ("on a logarithmic scale, white:\xa00", "logarithm")):
+        scale = _drawing.Scale("|gradient|", field, kind)
+        strips.append(_drawing.Strip(title, maps=field, scale=scale, boxes=box))
+    return _drawing.draw_strips([strips], file)
+
+
+def draw_attention(model, images, token=None, block=None, file=None, batch_size=32):
+    """Draws where a token looks, a map a head, laid back onto each image; of clips in rows below the frames.
+
+    Args:
+        model, images, batch_size: see `attention_maps`.
+        token: the query, framed; see `receptive_field`.
+        block: a name among those that `attention_maps` returns; None is the last.
+        file: where to write the picture, or None.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: see `attention_maps`; for a token or a block that there is not.
+        ImportError: without matplotlib.
+
+    Example:
+        >>> keras_jamba.visualize.draw_attention(model, images[:2], token=12, block="block_7", file="attention.png")
+    """
+    _drawing.needs_matplotlib()
+    images = checked_images(model, images)
+    token, cells = checked_token(model, images, token), Cells(model, images)
+    block, weights = _chosen(attention_maps(model, images, batch_size), block)
+    box, groups = cells.box(token), []
+    for frames, heads in zip(frames_of(images), weights[:, :, token], strict=True):
+        scale = _drawing.Scale(f"weight in {block}", heads, "positive")
+        strips = [_drawing.Strip(f"query: {cells.name(token)}", frames, boxes=box)]
+        for i, head in enumerate(heads):
+            laid = _drawing.Strip(f"head {i}", None, cells.laid(head), scale, cells.size, frames.shape[1:3], box)
+            strips.append(laid)
+        groups.append(strips)
+    return _drawing.draw_strips(groups, file)
+
+
+def draw_attention_matrices(model, images, block=None, file=None, batch_size=32):
+    """Draws all weights of a block, a row an image and a matrix a head: the queries from top to bottom.
+
+    Args:
+        model, images, block, file, batch_size: see `draw_attention`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: see `attention_maps`; for a block that there is not.
+        ImportError: without matplotlib.
+
+    Example:
+        >>> keras_jamba.visualize.draw_attention_matrices(model, images[:2], file="matrices.png")
+    """
+    _drawing.needs_matplotlib()
+    images = checked_images(model, images)
+    block, weights = _chosen(attention_maps(model, images, batch_size), block)
+    groups = []
+    for number, heads in enumerate(weights):
+        scale = _drawing.Scale(f"weight in {block}", heads, "positive")
+        titles = [f"image {number}, head {i}" for i in range(len(heads))]
+        pairs = zip(titles, heads, strict=True)
+        groups.append([_drawing.Strip(t, None, h[None], scale, axes=("token that is seen", "query")) for t, h in pairs])
+    return _drawing.draw_strips(groups, file, side=1.4 * _drawing.SIDE)
+
+
+def _chosen(maps, block):
+    block = list(maps)[-1] if block is None else block
+    _checks.check_choice("block", block, tuple(maps))
+    return block, maps[block]

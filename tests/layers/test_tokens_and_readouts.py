@@ -1,0 +1,170 @@
+"""Encoders, tokens and readouts against NumPy, and the mixer without a state space."""
+
+import keras
+import numpy as np
+import pytest
+from checks import close, numpy
+from keras import ops
+
+from keras_jamba import layers
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture
+def clips():
+    return RANDOM.standard_normal((2, 3, 6, 4, 5)).astype("float32")
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_frames_are_encoded_like_as_many_images(clips):
+    for encoder in (layers.SpatialEncoder(8, 2), layers.PatchEncoder(8, 4)):
+        images = clips.reshape(6, 6, 4, 5)
+        grids = numpy(encoder(clips))
+        assert grids.shape == encoder.compute_output_shape(clips.shape)
+        close(grids.reshape(6, *grids.shape[2:]), numpy(encoder(images)), absolute=1e-5)
+
+
+def test_a_patch_is_projected_and_normalised():
+    encoder = layers.PatchEncoder(8, 3)
+    images = RANDOM.standard_normal((2, 6, 9, 2)).astype("float32")
+    outputs = numpy(encoder(images))
+    kernel, bias = numpy(list(encoder.projection.weights))
+    patches = images.reshape(2, 2, 3, 3, 3, 2).transpose(0, 1, 3, 2, 4, 5)
+    expected = np.einsum("bhwijc,ijcd->bhwd", patches, kernel) + bias
+    expected /= np.sqrt((expected**2).mean(-1, keepdims=True) + 1e-6)
+    close(outputs, expected, absolute=1e-5)
+
+
+@pytest.mark.parametrize("encoder", [layers.SpatialEncoder, layers.PatchEncoder])
+def test_an_encoder_names_the_axis_that_is_missing(encoder):
+    with pytest.raises(ValueError, match=r"\(b, T, H, W, C\) for clips. Received: shape=\(8, 8, 3\)"):
+        encoder(8).build((8, 8, 3))
+
+
+def test_a_snake_reads_every_other_row_backwards():
+    cells = np.arange(9, dtype="float32").reshape(1, 3, 3, 1)
+    assert numpy(layers.GridTokens("row")(cells)).ravel().tolist() == list(range(9))
+    snake = numpy(layers.GridTokens("snake")(cells)).ravel()
+    assert snake.tolist() == [0, 1, 2, 5, 4, 3, 6, 7, 8]
+    clip = np.stack([cells, cells + 9], axis=1)
+    both = numpy(layers.GridTokens("snake")(clip)).ravel()
+    assert both.tolist() == [*snake, *(snake + 9)]
+
+
+def test_grid_tokens_know_their_number_where_the_grid_does(clips):
+    assert layers.GridTokens().compute_output_shape((None, 3, 6, 4, 5)) == (None, 72, 5)
+    assert layers.GridTokens().compute_output_shape((None, None, 4, 5)) == (None, None, 5)
+    with pytest.raises(ValueError, match="scan_order must be one of.*Received"):
+        layers.GridTokens("spiral")
+
+
+def test_a_frame_is_the_mean_of_its_features_with_their_places(clips):
+    layer = layers.FrameTokens(7)
+    outputs = numpy(layer(clips))
+    kernel, bias = numpy(list(layer.projection.weights))
+    top = (2 * np.arange(6) + 1) / 6 - 1
+    left = (2 * np.arange(4) + 1) / 4 - 1
+    places = np.stack(np.broadcast_arrays(top[:, None], left[None]), axis=-1)
+    inputs = np.concatenate([clips, np.broadcast_to(places, (2, 3, 6, 4, 2))], axis=-1)
+    projected = inputs @ kernel + bias
+    close(outputs, (projected * sigmoid(projected)).mean((2, 3)), absolute=1e-5)
+
+
+@pytest.fixture
+def readout_inputs():
+    return RANDOM.standard_normal((2, 10, 4)).astype("float32")
+
+
+def pooling():
+    layer = layers.SequencePooling()
+    layer.build((None, None, 4))
+    layer.score.kernel.assign(3 * RANDOM.standard_normal((4, 1)))
+    return layer
+
+
+def test_readouts_are_mean_weighted_mean_and_last(readout_inputs):
+    x = readout_inputs
+    close(layers.MeanReadout()(x), x.mean(1))
+    close(layers.LastReadout()(x), x[:, -1])
+    layer = pooling()
+    weights = np.exp(x @ numpy(layer.score.kernel))
+    close(layer(x), (weights * x).sum(1) / weights.sum(1), absolute=1e-5)
+
+
+@pytest.mark.parametrize("make", [layers.MeanReadout, layers.LastReadout, pooling])
+def test_steps_of_a_readout_give_what_the_whole_gives(readout_inputs, make):
+    layer = make()
+    cache, seen = layer.init_cache(2, 4), 0
+    for tokens in (1, 3, 1, 5):
+        outputs, cache = layer.step(readout_inputs[:, seen : seen + tokens], cache)
+        seen += tokens
+        close(outputs, numpy(layer(readout_inputs[:, :seen])), absolute=1e-5)
+
+
+def test_a_mean_of_very_many_tokens_still_moves():
+    layer = layers.MeanReadout()
+    cache = layer.init_cache(1, 1)
+    cache |= {"total": ops.full((1,), 1e8, "float32"), "largest": ops.zeros(1), "mean": ops.ones((1, 1))}
+    for _ in range(100):
+        outputs, cache = layer.step(np.full((1, 1, 1), 1e6, "float32"), cache)
+    # Without what rounding lost, 1e8 + 1 is 1e8 in float32.
+    assert float(cache["total"][0]) == pytest.approx(1e8 + 100, abs=8)
+    close(outputs, [[(1e8 + 1e8) / (1e8 + 100)]], relative=1e-6)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_gated_convolution_is_mamba_without_its_state_space(bidirectional):
+    layer = layers.GatedConvLayer(6, d_conv=3, bidirectional=bidirectional)
+    x = RANDOM.standard_normal((2, 7, 6)).astype("float32")
+    outputs = numpy(layer(x))
+    inner, gate = np.split(x @ numpy(layer.in_proj.kernel), 2, axis=-1)
+
+    def convolved(direction, u):
+        kernel, bias = numpy(direction.conv_kernel), numpy(direction.conv_bias_weight)
+        padded = np.pad(u, ((0, 0), (2, 0), (0, 0)))
+        y = sum(padded[:, i : i + 7] * kernel[i] for i in range(3)) + bias
+        return y * sigmoid(y)
+
+    y = convolved(layer.conv, inner)
+    if bidirectional:
+        y = y + convolved(layer.backward_conv, inner[:, ::-1])[:, ::-1]
+    close(outputs, (y * gate * sigmoid(gate)) @ numpy(layer.out_proj.kernel), absolute=1e-5)
+
+
+def test_a_gated_convolution_goes_on_from_any_cut_and_begins_anew_with_a_document():
+    layer = layers.GatedConvLayer(6)
+    x = RANDOM.standard_normal((2, 9, 6)).astype("float32")
+    whole = numpy(layer(x))
+    cache, parts = layer.init_cache(2), []
+    for start, end in ((0, 4), (4, 5), (5, 9)):
+        outputs, cache = layer.step(x[:, start:end], cache)
+        parts.append(numpy(outputs))
+    close(np.concatenate(parts, axis=1), whole, absolute=1e-5)
+    packed = numpy(layer(x, segment_ids=[[0] * 4 + [1] * 5] * 2))
+    close(packed[:, 4:], numpy(layer(x[:, 4:])), absolute=1e-5)
+    with pytest.raises(ValueError, match="bidirectional GatedConvLayer has no state.*Received"):
+        layers.GatedConvLayer(6, bidirectional=True)(x, return_state=True)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.GatedConvLayer(5, d_conv=3, bidirectional=True),
+        lambda: layers.SequencePooling(),
+        lambda: layers.GridTokens("snake"),
+        lambda: layers.FrameTokens(5),
+        lambda: layers.PatchEncoder(5, 2),
+    ],
+)
+def test_a_layer_survives_its_config_and_its_weights(layer, clips):
+    layer = layer()
+    x = clips if not isinstance(layer, (layers.GatedConvLayer, layers.SequencePooling)) else clips[:, 0, 0]
+    expected = numpy(layer(x))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    again(x)
+    again.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(numpy(again(x)), expected)

@@ -1,0 +1,136 @@
+"""Recipes: what they compile, what they give a model to see, and that they train."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from keras_jamba.training import JambaAdamW, recipes
+from keras_jamba.training.data import Augmentation
+
+CLASSES = 3
+
+
+def data(count=24, frames=None):
+    """Images that are bright in a column of their class."""
+    labels = np.arange(count) % CLASSES
+    shape = (count, 6, 6, 1) if frames is None else (count, frames, 6, 6, 1)
+    images = np.random.default_rng(0).random(shape, "float32") / 4
+    for label in range(CLASSES):
+        images[labels == label, ..., 2 * label : 2 * label + 2, :] += 0.7
+    return images, labels
+
+
+def model(shape=(6, 6, 1)):
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
+    return keras.Sequential(layers)
+
+
+class OfOnesOwn(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = model()
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def brighter(num_classes):
+    return [keras.layers.RandomBrightness(0.1, value_range=(0, 1)), keras.layers.MixUp()]
+
+
+SHORT = recipes.Recipe(epochs=8, batch_size=6, learning_rate=0.05, ema_momentum=0.5, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("frames", [None, 2], ids=["images", "clips"])
+def test_a_recipe_trains_a_classifier(frames):
+    images, labels = data(frames=frames)
+    recipe = replace(SHORT, augmentation=brighter)
+    history = recipe.fit(
+        classifier := model(images.shape[1:]), images, labels, validation_data=data(12, frames), verbose=0
+    )
+    assert len(history.history["loss"]) == 8
+    assert history.history["val_accuracy"][-1] > 0.9
+    predicted = classifier.predict(images, verbose=0).argmax(axis=-1)
+    assert (predicted == labels).mean() > 0.9
+
+
+def test_a_fit_is_decided_by_its_seed():
+    recipe = replace(SHORT, epochs=1, augmentation=brighter)
+    weights = {}
+    for name, seed, workers in (("one", 1, 1), ("again", 1, 2), ("other", 2, 1)):
+        recipe.fit(fitted := model(), *data(), seed=seed, verbose=0, workers=workers)
+        weights[name] = fitted.get_weights()[0]
+    np.testing.assert_array_equal(weights["one"], weights["again"])
+    assert not np.allclose(weights["one"], weights["other"])
+
+
+def test_a_second_fit_begins_with_a_new_optimizer():
+    recipe = replace(SHORT, epochs=2)
+    recipe.fit(twice := model(), *data(), verbose=0)
+    first, losses = twice.optimizer, twice.evaluate(data()[0], np.eye(CLASSES)[data()[1]], verbose=0)
+    history = recipe.fit(twice, *data(), verbose=0)
+    assert twice.optimizer is not first and int(twice.optimizer.iterations) == 8
+    assert history.history["loss"][-1] < losses[0]
+
+
+def test_a_model_of_ones_own_is_fitted():
+    own = OfOnesOwn()
+    own(data()[0][:1])
+    assert len(replace(SHORT, epochs=1).fit(own, *data(), verbose=0).history["loss"]) == 1
+
+
+def test_a_recipe_compiles_what_it_says():
+    recipe = replace(SHORT, weight_decay=0.03, warmup=0.25)
+    recipe.compile(compiled := model(), steps=40)
+    made = compiled.optimizer
+    assert isinstance(made, JambaAdamW) and made.use_ema
+    assert (made.weight_decay, made.ema_momentum) == (0.03, 0.5)
+    rates = [float(made._learning_rate(step)) for step in (0, 5, 10, 40)]
+    np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0], atol=1e-6)
+    logits, target = np.array([[2.0, -1.0, 0.5]]), np.array([[0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]])
+    expected = -(target * (logits - np.log(np.exp(logits).sum()))).sum()
+    loss = float(compiled.loss(np.eye(CLASSES)[:1], logits))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    replace(recipe, ema_momentum=None).compile(compiled, steps=40)
+    assert not compiled.optimizer.use_ema
+
+
+def test_digits_stay_digits():
+    images = np.zeros((32, 8, 8, 1), "float32")
+    images[:, 3:5, 3:5] = 1
+    layers = recipes.DIGITS.augmentation(10)
+    assert layers[0] is not recipes.DIGITS.augmentation(10)[0]
+    mixed, labels = Augmentation(layers, 10)((images, np.arange(32) % 10), np.random.default_rng(0))
+    assert mixed.shape == images.shape
+    np.testing.assert_allclose(labels.sum(axis=-1), 1, atol=1e-6)
+    *affine, _ = layers
+    moved, labels = Augmentation(affine, 10)((images, np.arange(32) % 10), np.random.default_rng(0))
+    np.testing.assert_array_equal(labels, np.arange(32) % 10)
+    # By at most a tenth, that is less than a pixel, and what comes in at the edge is empty.
+    np.testing.assert_allclose(moved.sum(axis=(1, 2, 3)), 4, rtol=0.4)
+    assert moved[:, [0, 0, 7, 7], [0, 7, 0, 7]].max() < 1e-3
+    assert len(np.unique(np.round(moved, 4), axis=0)) == 32
+
+
+# RandAugment compiles for half a minute on JAX: its layers are what is tested with fewer of them.
+def test_photographs_keep_their_size_and_range():
+    layers = recipes.CIFAR10.augmentation(10)
+    assert [type(layer).__name__ for layer in layers][:3] == ["RandomTranslation", "RandomFlip", "RandAugment"]
+    images = np.random.default_rng(0).random((4, 32, 32, 3), "float32")
+    augmentation = Augmentation([*layers[:2], *layers[3:]], 10)
+    mixed, labels = augmentation((images, np.arange(4)), np.random.default_rng(0))
+    assert mixed.shape == images.shape and labels.shape == (4, 10)
+    assert mixed.min() >= 0 and mixed.max() <= 1 + 1e-6
+    np.testing.assert_allclose(labels.sum(axis=-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [(np.arange(24), "from 0 to 23, num_classes=3"), (np.eye(24), r"integers of shape \(b,\).*\(24, 24\).*argmax")],
+)
+def test_errors_give_the_rule_what_was_received_and_the_remedy(labels, message):
+    with pytest.raises(ValueError, match=message):
+        SHORT.fit(model(), data()[0], labels, verbose=0)
