@@ -19,7 +19,7 @@ import measure
 # Keras and what imports it are imported where they are used: Keras writes a file to where the data set is looked for.
 FOLDER = Path("datasets", "cifar-10-batches-py-target", "cifar-10-batches-py")
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
-TINY = dict(d_model=16, num_layers=2, mamba_ratio=1, num_experts=2)
+TINY = dict(d_model=16, num_layers=1, mamba_ratio=None, moe_frequency=1, num_experts=2)
 
 
 def arguments():

@@ -1,5 +1,8 @@
 """Models that benchmarks of images put beside DHCJamba: a ViT and a ResNet of as many parameters."""
 
+import bisect
+import functools
+
 import keras
 from keras import layers
 
@@ -45,8 +48,13 @@ def resnet(width, image_shape):
 
 
 def width_of_equal_size(make, widths, image_shape, parameters):
-    """Of these widths the one with which the model's number of parameters is nearest."""
-    return min(widths, key=lambda width: abs(make(width, image_shape).count_params() - parameters))
+    """Of these rising widths the one with which the model's number of parameters is nearest.
+
+    The number rises with them: a few models tell. JAX takes ten seconds for each, to compile drawings of new shapes.
+    """
+    count = functools.cache(lambda width: make(width, image_shape).count_params())
+    place = bisect.bisect_left(widths, parameters, key=count)
+    return min(widths[max(0, place - 1) : place + 1], key=lambda width: abs(count(width) - parameters))
 
 
 def of_equal_size(make, widths, image_shape, parameters):

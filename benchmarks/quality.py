@@ -1,7 +1,7 @@
 """How well DHCJamba classifies digits and clips, beside what else classifies them; and what each option adds.
 
     KERAS_BACKEND=jax python benchmarks/quality.py --tier cpu     3 seeds, under 20 minutes on 2 cores
-    KERAS_BACKEND=jax python benchmarks/quality.py --tier full    10 seeds, ablation, corrupted images
+    KERAS_BACKEND=jax python benchmarks/quality.py --tier full    10 seeds (clips: 3), ablation, hours on a CPU
 
 Every training is kept in --store when it ends: started again, the same command goes on where it was. On a GPU all
 seeds of a model train in one program. Recipe and options were chosen on parts of the training half of D2 and of the

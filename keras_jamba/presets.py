@@ -108,7 +108,7 @@ def write(model, folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model.save_weights(staging / WEIGHTS)
+        _save(model, staging / WEIGHTS)
         config = {k: v for k, v in model.get_config().items() if k not in ("name", "dtype")}
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
         metadata = {
@@ -122,6 +122,15 @@ def write(model, folder):
         os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _save(model, file):
+    """Saves the weights without the state of an optimizer, which is two or three times as large."""
+    optimizer, model.optimizer = getattr(model, "optimizer", None), None
+    try:
+        model.save_weights(file)
+    finally:
+        model.optimizer = optimizer
 
 
 def _load(model, file, skip_mismatch):

@@ -41,6 +41,21 @@ def test_a_preset_written_here_is_the_same_preset(tmp_path):
     assert written["weights"]["variables"] == original["weights"]["variables"]
 
 
+def test_a_preset_of_a_trained_model_holds_its_weights_and_not_its_optimizer(tmp_path):
+    model = keras_jamba.DHCJamba(**TINY)
+    model.save_to_preset(tmp_path / "new")
+    model.compile("adam", "mse")
+    images, targets = np.ones((2, 8, 8, 1), "float32"), np.ones((2, 3), "float32")
+    model.fit(images, targets, verbose=0)
+    model.save_to_preset(tmp_path / "trained")
+    sizes = [(tmp_path / name / "model.weights.h5").stat().st_size for name in ("new", "trained")]
+    assert sizes[1] < 1.2 * sizes[0]
+    loaded = keras_jamba.DHCJamba.from_preset(tmp_path / "trained")
+    np.testing.assert_array_equal(numpy(loaded(images)), numpy(model(images)))
+    model.fit(images, targets, verbose=0)
+    assert int(numpy(model.optimizer.iterations.value)) == 2
+
+
 def test_overrides_that_change_no_weight_keep_the_weights():
     recorded = np.load(GOLDEN / "images_and_logits.npz")
     model = keras_jamba.DHCJamba.from_preset(GOLDEN, dropout=0.3, z_coefficient=0.0)
