@@ -92,7 +92,12 @@ MILLIONS = {"small": 0.8, "medium": 2.0, "large": 8.5}
 
 @pytest.mark.parametrize("preset", keras_jamba.presets.list_presets())
 def test_presets_have_the_size_that_they_promise_and_the_readme_tells_it(preset):
-    model = keras_jamba.DHCJamba.from_preset(preset)
+    metadata, folder = keras_jamba.presets.read(preset)
+    model = keras_jamba.DHCJamba.from_preset(preset, load_weights=False)
     size = sum(int(np.prod(v.shape)) for v in model.trainable_weights)
-    assert abs(size / (1e6 * MILLIONS[preset]) - 1) <= 0.05
     assert re.search(rf"^\| `{preset}` \|.* {size:,} \|", README, re.MULTILINE)
+    if metadata["weights"] is None:
+        assert abs(size / (1e6 * MILLIONS[preset]) - 1) <= 0.05
+    else:
+        recipe = (folder / "README.md").read_text(encoding="utf-8")
+        assert "python examples/" in recipe and "--seed" in recipe

@@ -1,0 +1,87 @@
+"""The presets with weights know what they promise, on every backend, and their bodies learn other tasks."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from checks import close, numpy
+from sklearn.datasets import load_digits
+
+import keras_jamba
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from video_tasks import TASKS  # noqa: E402
+
+
+def digits():
+    data = load_digits()
+    return (data.images / 16).astype("float32")[..., None], data.target
+
+
+def right(model, inputs, labels):
+    return 100 * (model.predict(inputs, batch_size=500, verbose=0).argmax(-1) == labels).mean()
+
+
+def test_digits_of_writers_it_has_not_seen_are_read():
+    model = keras_jamba.DHCJamba.from_preset("digits")
+    images, labels = digits()
+    assert model.count_params() <= 300_000
+    assert right(model, images[898:], labels[898:]) >= 98.5
+
+
+@pytest.mark.parametrize("name, least", [("direction", 99.5), ("order", 99.0), ("match", 96.0)])
+def test_clips_are_understood(name, least):
+    model = keras_jamba.DHCJamba.from_preset(f"video_{name}")
+    clips, labels = TASKS[name].clips("test", 1000, seed=7)
+    assert right(model, clips, labels) >= least
+
+
+def test_a_stream_ends_with_the_logits_of_the_clip_and_over_a_longer_wait_with_the_right_answer():
+    model = keras_jamba.DHCJamba.from_preset("video_match")
+    clips, labels = TASKS["match"].clips("test", 500, seed=7, frames=24)
+    assert right(model, clips, labels) >= 94
+    cache = model.init_cache(4, max_frames=24)
+    for t in range(24):
+        logits, cache = model.step(clips[:4, t], cache)
+    close(logits, numpy(model(clips[:4])), absolute=1e-4)
+
+
+def test_another_number_of_classes_keeps_the_body_and_begins_the_head_anew(caplog):
+    trained = keras_jamba.DHCJamba.from_preset("digits")
+    with caplog.at_level("INFO", "keras_jamba"):
+        other = keras_jamba.DHCJamba.from_preset("digits", num_classes=3)
+    assert "another num_classes: the head starts anew" in caplog.text
+    for mine, theirs in zip(other.weights, trained.weights, strict=True):
+        if not mine.path.startswith("head"):
+            np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (mine, theirs)))
+    assert other.head.kernel.shape == (48, 3)
+    with pytest.raises(ValueError, match="weights of a preset must fit.*Received"):
+        keras_jamba.DHCJamba.from_preset("digits", num_classes=3, d_model=32)
+
+
+def test_a_frozen_body_stays_as_it_is_while_a_new_head_learns():
+    model = keras_jamba.DHCJamba.from_preset("digits", num_classes=2, dropout=0.0, drop_path=0.0)
+    model.encoder.trainable = model.backbone.trainable = False
+    assert [v.path for v in model.trainable_variables] == ["head/kernel", "head/bias"]
+    model.compile(keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images, labels = digits()
+    before = [np.array(numpy(v.value)) for v in (*model.encoder.weights, *model.backbone.weights)]
+    model.fit(images[:320], labels[:320] % 2, batch_size=32, epochs=3, verbose=0)
+    after = [numpy(v.value) for v in (*model.encoder.weights, *model.backbone.weights)]
+    for a, b in zip(after, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert right(model, images[898:], labels[898:] % 2) >= 95
+
+
+def test_the_body_reads_images_of_other_sizes():
+    images, labels = digits()
+    model = keras_jamba.DHCJamba.from_preset("digits", image_shape=(None, None, 1))
+    np.testing.assert_allclose(
+        model.predict(images[898:908], verbose=0),
+        keras_jamba.DHCJamba.from_preset("digits").predict(images[898:908], verbose=0),
+        atol=1e-5,
+    )
+    framed = np.pad(images[898:], ((0, 0), (0, 2), (2, 0), (0, 0)))
+    assert right(model, framed, labels[898:]) >= 85
