@@ -81,3 +81,13 @@ ABLATION = {
     "four experts in every other layer": deep(moe_frequency=2, num_experts=4),
     "two layers": jamba(),
 }
+# What is compared with another than the first.
+BASES = {
+    row: "bidirectional"
+    for row in (
+        "bidirectional, snake",
+        "cross scan (rows and columns, both ways)",
+        "bidirectional, class token in the middle",
+        "gated convolution, bidirectional",
+    )
+}

@@ -35,7 +35,7 @@ class AxialAttention(AttentionLayer):
         super().__init__(*args, **kwargs)
         self.side = side
 
-    def _attend(self, inputs, positions, mix):
+    def _query_and_key(self, inputs, positions):
         cell = ops.broadcast_to(ops.arange(self.side**2, dtype="int32")[None], ops.shape(inputs)[:2])
         places = [cell // self.side, cell % self.side]
 
@@ -46,11 +46,10 @@ class AxialAttention(AttentionLayer):
                 [rope(half, place, 100.0, True) for half, place in zip(halves, places, strict=True)], axis=-1
             )
 
-        query = self._heads(self.q_proj(inputs), self.num_heads)
-        key = self._heads(self.k_proj(inputs), self.num_kv_heads)
-        value = self._heads(self.v_proj(inputs), self.num_kv_heads)
-        mixed = mix(turned(query), turned(key), value)
-        return self.out_proj(ops.reshape(mixed, ops.shape(inputs)))
+        return (
+            turned(self._heads(self.q_proj(inputs), self.num_heads)),
+            turned(self._heads(self.k_proj(inputs), self.num_kv_heads)),
+        )
 
 
 class PositionConvolution(layers.Layer):

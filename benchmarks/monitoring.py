@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=jax python benchmarks/monitoring.py
 
-The digits model of examples/image_classification.py, the two in turns; prints the ratio of the medians and writes
+The preset "small" on digits, the two in turns; prints the ratio of the medians and writes
 results/monitoring_BACKEND.json. `Checkpoint` is left out: what it costs is the writing, once in so many steps.
 """
 

@@ -6,7 +6,7 @@ shuffled: other people wrote the test half.  Its accuracy over seeds is what ben
     python examples/image_classification.py [--dataset digits|cifar10|cifar100|mnist|FOLDER]
 
 A FOLDER holds one folder of images a class.  Writes to --output: model/ (a preset for `DHCJamba.from_preset`),
-learning_curve.png, confusion_matrix.png, expert_usage.png, results.json.
+learning_curve.png, confusion_matrix.png, results.json and, where the model has experts, expert_usage.png.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def baselines(data):
     """Test accuracy of two classical classifiers on the pixels, in percent."""
     flat = [x.reshape(len(x), -1)[:5000] for x in (data.train_images, data.test_images)]
     labels = data.train_labels[:5000], data.test_labels[:5000]
-    models = {"SVC": SVC(gamma=0.001 * 256, C=1.0), "kNN-3": KNeighborsClassifier(3)}
+    models = {"SVC": SVC(gamma="scale", C=10), "kNN-3": KNeighborsClassifier(3)}
     return {name: 100 * float(m.fit(flat[0], labels[0]).score(flat[1], labels[1])) for name, m in models.items()}
 
 
@@ -80,6 +80,7 @@ def main():
     if args.smoke:
         data = data.first(128)
     epochs = 1 if args.smoke else args.epochs or (60 if args.dataset == "digits" else 30)
+    # RandAugment and its like are for photographs, and take minutes to compile for a few epochs.
     recipe = replace(recipes.DIGITS, epochs=epochs)
     model = build(args, data)
     print(
@@ -99,7 +100,8 @@ def main():
 
     draw_learning_curve(history.history, args.output / "learning_curve.png")
     draw_confusion_matrix(data, predicted, args.output / "confusion_matrix.png")
-    draw_expert_usage(model, args.output / "expert_usage.png")
+    if any(part == "moe" for _, part in model.block_pattern):
+        draw_expert_usage(model, args.output / "expert_usage.png")
     results = {"DHCJamba": accuracy, **baselines(data)}
     for name, value in results.items():
         print(f"{name:>10}  {value:6.2f} % of the test images right")

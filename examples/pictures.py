@@ -5,16 +5,15 @@ import numpy as np
 
 
 def draw_learning_curve(history, file):
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    panels = ("loss", "accuracy", "moe_entropy")
-    titles = (
-        "loss, auxiliary losses included",
-        "training accuracy",
-        "entropy of the experts' shares",
-    )
-    for axis, name, title in zip(axes, panels, titles, strict=True):
-        if name in history:
-            axis.plot(np.arange(1, len(history[name]) + 1), history[name])
+    titles = {
+        "loss": "loss, auxiliary losses included",
+        "accuracy": "training accuracy",
+        "moe_entropy": "entropy of the experts' shares",
+    }
+    titles = {name: title for name, title in titles.items() if name in history}
+    figure, axes = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.4), layout="constrained")
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        axis.plot(np.arange(1, len(history[name]) + 1), history[name])
         axis.set(xlabel="epoch", title=title)
         axis.grid(alpha=0.3)
     _write(figure, file)
@@ -55,16 +54,13 @@ def draw_expert_usage(model, file):
         for i, block in enumerate(model.backbone.blocks)
         if hasattr(block.feed_forward, "usage")
     }
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.6 * max(1, len(layers))), layout="constrained")
-    if layers:
-        shares = np.array([np.asarray(layer.usage.numpy()) for layer in layers.values()])
-        drawn = axis.imshow(100 * shares, cmap="viridis", vmin=0, aspect="auto")
-        axis.set_yticks(range(len(layers)), list(layers))
-        axis.set_xticks(range(shares.shape[1]), [f"expert {i}" for i in range(shares.shape[1])])
-        figure.colorbar(drawn, label="% of assignments")
-        axis.set_title(f"balanced: {100 / shares.shape[1]:.1f} % each")
-    else:
-        axis.set_title("this model has no experts")
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.6 * len(layers)), layout="constrained")
+    shares = np.array([np.asarray(layer.usage.numpy()) for layer in layers.values()])
+    drawn = axis.imshow(100 * shares, cmap="viridis", vmin=0, aspect="auto")
+    axis.set_yticks(range(len(layers)), list(layers))
+    axis.set_xticks(range(shares.shape[1]), [f"expert {i}" for i in range(shares.shape[1])])
+    figure.colorbar(drawn, label="% of assignments")
+    axis.set_title(f"balanced: {100 / shares.shape[1]:.1f} % each")
     _write(figure, file)
 
 

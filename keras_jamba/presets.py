@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 
 from keras import ops
@@ -54,12 +53,18 @@ def read(preset):
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
         good = metadata["format"] == FORMAT and isinstance(metadata["config"], dict)
-        good = good and {"class_name", "weights"} <= set(metadata)
+        good = good and {"class_name", "weights"} <= set(metadata) and _are_weights(metadata["weights"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(_not_ours(file, repr(error))) from error
     if not good:
         raise ValueError(_not_ours(file, f"format={metadata['format']!r}"))
     return metadata, folder
+
+
+def _are_weights(weights):
+    if weights is None:
+        return True
+    return isinstance(weights["sha256"], str) and isinstance(weights["variables"], dict)
 
 
 def _not_ours(file, received):
@@ -82,19 +87,33 @@ def build(cls, preset, load_weights, overrides, head=()):
             f"{metadata['class_name']}, loaded by {cls.__name__}. Call {metadata['class_name']}.from_preset."
         )
     weights = metadata["weights"] if load_weights else None
-    if weights:
+    if weights is not None:
         _check_file(folder / WEIGHTS, weights["sha256"])
-    config = metadata["config"] | overrides
-    model = cls(**config)
-    if weights:
-        changed = [name for name in head if config[name] != metadata["config"][name]]
-        _check_variables(model, weights["variables"], preset, new="head/" if changed else None)
-        _load(model, folder / WEIGHTS, skip_mismatch=bool(changed))
-        if changed:
-            _logger.info("The preset %r was made for another %s: the head starts anew.", str(preset), changed[0])
-    elif metadata["weights"] is None:
+    model = cls(**(metadata["config"] | overrides))
+    if weights is not None:
+        _fill(model, metadata["config"], overrides, head, weights["variables"], preset, folder / WEIGHTS)
+    elif load_weights:
         _logger.warning("The preset %r has no weights: the model starts from random ones.", str(preset))
     return model
+
+
+def _fill(model, config, overrides, head, variables, preset, file):
+    """Gives a model the weights in a file, all but those of the head where that is made for something else."""
+    changed = {name: overrides[name] for name in head if name in overrides and overrides[name] != config.get(name)}
+    if not changed:
+        _check_variables(model, variables, preset)
+        _load(model, file)
+        return
+    same = {name: value for name, value in model.get_config().items() if name not in changed}
+    source = type(model)(**same, **{name: config[name] for name in changed if name in config})
+    _check_variables(source, variables, preset)
+    _load(source, file)
+    values = {variable.path: variable for variable in source.weights}
+    for variable in model.weights:
+        if not variable.path.startswith("head/"):
+            variable.assign(values[variable.path])
+    told = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+    _logger.warning("The preset %r was not made for %s: the head starts from random weights.", str(preset), told)
 
 
 def write(model, folder):
@@ -133,15 +152,11 @@ def _save(model, file):
         model.optimizer = optimizer
 
 
-def _load(model, file, skip_mismatch):
+def _load(model, file):
     """Loads the weights, and leaves the random number generators as the caller seeded them."""
     weights = {id(v) for v in model.weights}
     generators = [(v, ops.copy(v.value)) for v in model.variables if id(v) not in weights]
-    with warnings.catch_warnings():
-        if skip_mismatch:
-            # Which layer does not fit is known, and said.
-            warnings.simplefilter("ignore")
-        model.load_weights(file, skip_mismatch=skip_mismatch)
+    model.load_weights(file)
     for variable, state in generators:
         variable.assign(state)
 
@@ -150,11 +165,8 @@ def _variables(model):
     return {variable.path: list(variable.shape) for variable in model.weights}
 
 
-def _check_variables(model, expected, preset, new):
-    """The model has the variables of the preset, those of the layer `new` left out."""
+def _check_variables(model, expected, preset):
     have = _variables(model)
-    if new:
-        expected, have = ({k: v for k, v in x.items() if not k.startswith(new)} for x in (expected, have))
     wrong = [
         f"{path} is {expected.get(path, 'missing')} in the preset and {have.get(path, 'missing')} in the model"
         for path in sorted(expected.keys() | have.keys())

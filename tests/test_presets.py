@@ -88,6 +88,25 @@ def test_a_preset_with_weights_can_start_from_random_ones(mine, caplog):
         keras_jamba.DHCJamba.from_preset(mine)
 
 
+@pytest.mark.parametrize("weights", [{}, False, [], "abc", {"sha256": "0"}, {"variables": {}}, {"sha256": 1}])
+def test_weights_that_are_described_badly_are_not_taken_for_none(mine, weights):
+    edit(mine, weights=weights)
+    with pytest.raises(ValueError, match="must be JSON with format=1.*Received: .*config.json"):
+        keras_jamba.DHCJamba.from_preset(mine)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")  # on its way to the error
+def test_weights_of_another_model_are_refused_where_only_the_head_may_differ(mine, tmp_path):
+    other = keras_jamba.DHCJamba(**TINY | {"d_model": 4, "num_heads": 2})
+    other.save_to_preset(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.weights.h5", mine)
+    weights = json.loads((mine / "config.json").read_text())["weights"]
+    written = json.loads((tmp_path / "other" / "config.json").read_text())["weights"]
+    edit(mine, weights=weights | {"sha256": written["sha256"]})
+    with pytest.raises(ValueError, match="could not be loaded|mismatch"):
+        keras_jamba.DHCJamba.from_preset(mine, num_classes=5)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "config": {}}', "not json"])
 def test_a_damaged_config_is_named(mine, text):
     (mine / "config.json").write_text(text)

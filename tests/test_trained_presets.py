@@ -31,7 +31,7 @@ def test_digits_of_writers_it_has_not_seen_are_read():
     assert right(model, images[898:], labels[898:]) >= 98.5
 
 
-@pytest.mark.parametrize("name, least", [("direction", 99.5), ("order", 99.0), ("match", 96.0)])
+@pytest.mark.parametrize("name, least", [("direction", 99.5), ("order", 99.0), ("match", 97.0)])
 def test_clips_are_understood(name, least):
     model = keras_jamba.DHCJamba.from_preset(f"video_{name}")
     clips, labels = TASKS[name].clips("test", 1000, seed=7)
@@ -40,19 +40,18 @@ def test_clips_are_understood(name, least):
 
 def test_a_stream_ends_with_the_logits_of_the_clip_and_over_a_longer_wait_with_the_right_answer():
     model = keras_jamba.DHCJamba.from_preset("video_match")
-    clips, labels = TASKS["match"].clips("test", 500, seed=7, frames=24)
-    assert right(model, clips, labels) >= 94
-    cache = model.init_cache(4, max_frames=24)
-    for t in range(24):
+    clips, labels = TASKS["match"].clips("test", 500, seed=7, frames=64)
+    assert right(model, clips, labels) >= 95
+    cache = model.init_cache(4, max_frames=64)
+    for t in range(64):
         logits, cache = model.step(clips[:4, t], cache)
     close(logits, numpy(model(clips[:4])), absolute=1e-4)
 
 
 def test_another_number_of_classes_keeps_the_body_and_begins_the_head_anew(caplog):
     trained = keras_jamba.DHCJamba.from_preset("digits")
-    with caplog.at_level("INFO", "keras_jamba"):
-        other = keras_jamba.DHCJamba.from_preset("digits", num_classes=3)
-    assert "another num_classes: the head starts anew" in caplog.text
+    other = keras_jamba.DHCJamba.from_preset("digits", num_classes=3)
+    assert "not made for num_classes=3: the head starts from random weights" in caplog.text
     for mine, theirs in zip(other.weights, trained.weights, strict=True):
         if not mine.path.startswith("head"):
             np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (mine, theirs)))

@@ -3,31 +3,56 @@
 import keras
 from keras import ops
 
+from keras_jamba.layers._masks import mask_of
+from keras_jamba.ops import _checks
 
-class _WeightedMean(keras.layers.Layer):
-    """The mean of the tokens with weights `exp(score)`.
+_NEVER = -1e30  # a score that weighs nothing
 
-    Call arguments:
-        inputs: `(b, t, d)`.
 
-    Returns:
-        `(b, d)` float32, whatever the dtype policy: the sum of many.
-    """
+class _Readout(keras.layers.Layer):
+    """Call arguments and state of all readouts; a subclass has `_specs(batch_size, d_model)` of its state."""
 
     def __init__(self, **kwargs):
         # No autocast: it would round the float32 state to the compute dtype on its way in.
         super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
 
-    def call(self, inputs):
-        scores = self.scores(inputs)
+    def build(self, input_shape):
+        if len(input_shape) != 3:
+            raise ValueError(
+                f"The input of {type(self).__name__} must have the shape (b, t, d). Received: shape="
+                f"{tuple(input_shape)}. Add the axis that is missing."
+            )
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+    def init_cache(self, batch_size, d_model):
+        """The state before the first token of width d."""
+        fill = {"largest": _NEVER}
+        specs = self._specs(batch_size, d_model)
+        return {name: ops.full(spec.shape, fill.get(name, 0.0), "float32") for name, spec in specs.items()}
+
+    def _checked(self, inputs, cache):
+        return _checks.check_state("cache", cache, self._specs(inputs.shape[0], inputs.shape[-1]))
+
+    def compute_output_spec(self, inputs, mask=None):
+        return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), "float32")
+
+
+class _WeightedMean(_Readout):
+    """The mean of the tokens with weights `exp(score)`; a subclass has `scores(inputs)`, `(b, t)` float32."""
+
+    def call(self, inputs, mask=None):
+        scores, mask = self.scores(inputs), mask_of(inputs, mask)
+        if mask is not None:
+            scores = ops.where(mask, scores, _NEVER)
         weights = ops.exp(scores - ops.max(scores, axis=1, keepdims=True))
         return _mean(inputs, weights, ops.sum(weights, axis=1))
 
-    def init_cache(self, batch_size, d_model):
-        """The state before the first token."""
-        cache = {name: ops.zeros((batch_size, d_model), "float32") for name in ("mean", "mean_lost")}
-        cache |= {name: ops.zeros((batch_size,), "float32") for name in ("total", "total_lost")}
-        return cache | {"largest": ops.full((batch_size,), -1e30, "float32")}
+    def _specs(self, batch_size, d_model):
+        wide = {name: keras.KerasTensor((batch_size, d_model), "float32") for name in ("mean", "mean_lost")}
+        return wide | {name: keras.KerasTensor((batch_size,), "float32") for name in ("total", "total_lost", "largest")}
 
     def step(self, inputs, cache):
         """Some more tokens `(b, t, d)`; `((b, d) of all so far, cache)`.
@@ -35,6 +60,7 @@ class _WeightedMean(keras.layers.Layer):
         Weights are relative to the largest score so far, and both sums carry what rounding lost: after a hundred
         million tokens one more still counts.
         """
+        cache = self._checked(inputs, cache)
         scores = self.scores(inputs)
         largest = ops.maximum(cache["largest"], ops.max(scores, axis=1))
         weights = ops.exp(scores - largest[:, None])
@@ -47,12 +73,11 @@ class _WeightedMean(keras.layers.Layer):
         names = ("mean", "mean_lost", "total", "total_lost", "largest")
         return mean, dict(zip(names, (mean, mean_lost, total, total_lost, largest), strict=True))
 
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), "float32")
-
 
 def _mean(inputs, weights, total):
-    return ops.sum(weights[..., None] * ops.cast(inputs, "float32"), axis=1) / total[:, None]
+    # Not even what is not finite in the padding shall reach the others.
+    inputs = ops.where(weights[..., None] > 0, ops.cast(inputs, "float32"), 0.0)
+    return ops.sum(weights[..., None] * inputs, axis=1) / total[:, None]
 
 
 def _add(value, lost, increment):
@@ -68,13 +93,11 @@ class MeanReadout(_WeightedMean):
 
     Call arguments:
         inputs: `(b, t, d)`.
+        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not count.
 
     Returns:
-        `(b, d)` float32.
+        `(b, d)` float32 under every dtype policy: a sum of many.
     """
-
-    def call(self, inputs):
-        return ops.mean(ops.cast(inputs, "float32"), axis=1)
 
     def scores(self, inputs):
         return ops.zeros(ops.shape(inputs)[:2], "float32")
@@ -86,9 +109,10 @@ class SequencePooling(_WeightedMean):
 
     Call arguments:
         inputs: `(b, t, d)`.
+        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not count.
 
     Returns:
-        `(b, d)` float32.
+        `(b, d)` float32 under every dtype policy: a sum of many.
 
     Reference:
         [Hassani et al. (2021)](https://arxiv.org/abs/2104.05704).
@@ -102,6 +126,7 @@ class SequencePooling(_WeightedMean):
         )
 
     def build(self, input_shape):
+        super().build(input_shape)
         self.score.build(input_shape)
 
     def scores(self, inputs):
@@ -109,26 +134,28 @@ class SequencePooling(_WeightedMean):
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class LastReadout(keras.layers.Layer):
+class LastReadout(_Readout):
     """The last token, which has seen all others.
 
     Call arguments:
         inputs: `(b, t, d)`.
+        mask: `(b, t)` bool or None, Keras' own. The last token is the last where it is True.
 
     Returns:
         `(b, d)` float32.
     """
 
-    def call(self, inputs):
-        return ops.cast(inputs[:, -1], "float32")
+    def call(self, inputs, mask=None):
+        mask = mask_of(inputs, mask)
+        if mask is None:
+            return ops.cast(inputs[:, -1], "float32")
+        places = ops.arange(ops.shape(inputs)[1], dtype="int32")
+        last = ops.max(ops.where(mask, places, 0), axis=1)
+        return ops.cast(ops.take_along_axis(inputs, last[:, None, None], axis=1)[:, 0], "float32")
 
-    def init_cache(self, batch_size, d_model):
-        """Nothing has to be remembered."""
+    def _specs(self, batch_size, d_model):
         return {}
 
     def step(self, inputs, cache):
-        """The last of some more tokens, `((b, d), cache)`."""
-        return self(inputs), cache
-
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), "float32")
+        """The last of some more tokens, `((b, d), cache)`: nothing has to be remembered."""
+        return self(inputs), self._checked(inputs, cache)

@@ -22,13 +22,16 @@ class GridTokens(keras.layers.Layer):
         `(b, H' * W', d)` or `(b, T * H' * W', d)`.
 
     Raises:
-        ValueError: for an unknown order.
+        ValueError: for an unknown order, or inputs of another number of axes.
     """
 
     def __init__(self, scan_order="row", **kwargs):
         super().__init__(**kwargs)
         _checks.check_choice("scan_order", scan_order, ("row", "snake"))
         self.scan_order = scan_order
+
+    def build(self, input_shape):
+        _check_axes("GridTokens", input_shape, {4: "(b, H', W', d)", 5: "(b, T, H', W', d)"})
 
     def call(self, inputs):
         x = inputs
@@ -60,6 +63,9 @@ class FrameTokens(keras.layers.Layer):
     Returns:
         `(b, T, d)`.
 
+    Raises:
+        ValueError: for inputs of another number of axes.
+
     Reference:
         The places: [Liu et al. (2018)](https://arxiv.org/abs/1807.03247).
     """
@@ -73,6 +79,7 @@ class FrameTokens(keras.layers.Layer):
         )
 
     def build(self, input_shape):
+        _check_axes("FrameTokens", input_shape, {5: "(b, T, H', W', d)"})
         self.projection.build((*input_shape[:-1], input_shape[-1] + 2))
 
     def call(self, inputs):
@@ -87,6 +94,14 @@ class FrameTokens(keras.layers.Layer):
 
     def get_config(self):
         return super().get_config() | {"d_model": self.d_model}
+
+
+def _check_axes(layer, shape, known):
+    if len(shape) not in known:
+        raise ValueError(
+            f"The input of {layer} must have the shape {' or '.join(known.values())}. Received: shape={tuple(shape)}. "
+            "Pass what SpatialEncoder or PatchEncoder returns."
+        )
 
 
 def _places(count):

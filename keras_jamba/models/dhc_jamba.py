@@ -1,6 +1,7 @@
 """The classifier of images and clips: encoder, tokens, Jamba, readout, head."""
 
 import inspect
+import numbers
 
 import keras
 from keras import ops
@@ -14,6 +15,7 @@ from keras_jamba.layers import (
     PatchEncoder,
     SequencePooling,
     SpatialEncoder,
+    detach_state,
 )
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.models.jamba_backbone import JambaBackbone
@@ -81,6 +83,7 @@ class DHCJamba(RoutingMetrics, keras.Model):
         _checks.check_choice("tokens", tokens, tuple(_AXES))
         _checks.check_choice("stem", stem, tuple(_STEMS))
         _checks.check_choice("readout", readout, tuple(_READOUTS))
+        _checks.check_choice("scan_order", scan_order, ("row", "snake") if tokens != "frames" else ("row",))
         image_shape = _checked_image_shape(image_shape, tokens)
         for argument in backbone:
             _checks.check_choice("a constructor argument", argument, _ARGUMENTS)
@@ -170,24 +173,27 @@ class DHCJamba(RoutingMetrics, keras.Model):
 
         Returns:
             `(logits, cache)`: what a call on the clip of all frames so far returns, `(b, num_classes)`, for the cost of
-            one frame. Nothing else of the model changes: `jax.jit`, `tf.function` or `torch.no_grad` may be put
-            around it.
+            one frame, without gradients from frame to frame. Nothing else of the model changes: `jax.jit`,
+            `tf.function` or `torch.no_grad` may be put around it. More than max_frames frames are refused on a CPU
+            outside of compiled functions; inside, the oldest make way, and logits are no longer the clip's.
 
         Raises:
             ValueError: for a model without streams, a frame of another shape, or a cache of another model or batch.
         """
         self._check_streams()
         self._check_images(frame, self._config["image_shape"][1:], "HWC")
-        if set(cache) != {"backbone", "readout"}:
+        have = sorted(cache) if isinstance(cache, dict) else type(cache).__name__
+        if have != ["backbone", "readout"]:
             raise ValueError(
-                f"cache must be a dict with backbone and readout. Received: {sorted(cache)}. "
+                f"cache must be a dict with backbone and readout. Received: {have}. "
                 "Pass what init_cache or step of the same model returned."
             )
         frame = ops.cast(frame, self.compute_dtype)
         tokens = self.tokens(self.encoder(frame[:, None], training=False))
         features, backbone = self.backbone.step(tokens, cache["backbone"])
         pooled, readout = self.readout.step(features, cache["readout"])
-        return self.head(pooled), {"backbone": backbone, "readout": readout}
+        # On PyTorch the state would otherwise keep all frames before for a gradient.
+        return self.head(pooled), detach_state({"backbone": backbone, "readout": readout})
 
     def _tokens_of_a_frame(self):
         grid = self.encoder.compute_output_shape((1, 1, *self.input_shape[2:]))
@@ -278,9 +284,9 @@ def _checked_image_shape(image_shape, tokens):
     shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else (image_shape,)
     axes = _AXES[tokens]
     good = len(shape) == len(axes) and shape[-1] is not None
-    good = good and all(s is None or (isinstance(s, int) and s > 0) for s in shape)
-    if good:
-        return shape
+    good = good and all(s is None or (isinstance(s, numbers.Integral) and s > 0) for s in shape)
+    if good and not any(isinstance(s, bool) for s in shape):
+        return tuple(s if s is None else int(s) for s in shape)
     if len(shape) in (3, 4) and len(shape) != len(axes):
         remedy = "tokens='frames' or 'grid+frames' for clips" if len(shape) == 4 else "tokens='grid' for images"
     else:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 
+from keras_jamba.ops import _checks
 from keras_jamba.training.adamw import optimizer
 from keras_jamba.training.data import Augmentation, Batches, RandomAffine
 from keras_jamba.training.data.augmentation import one_hot
@@ -48,6 +50,18 @@ class Recipe:
     label_smoothing: float = 0.0
     augmentation: Callable | None = None
 
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            _checks.check_integer(name, getattr(self, name))
+        for name in ("learning_rate", "weight_decay"):
+            _checks.check_number(name, getattr(self, name), low=0)
+        _checks.check_number("label_smoothing", self.label_smoothing, low=0, high=1)
+        if self.augmentation is not None and not callable(self.augmentation):
+            raise ValueError(
+                "augmentation must be a function of the number of classes that returns Keras layers, new ones for each "
+                f"training. Received: augmentation={self.augmentation!r}. Pass lambda num_classes: [...]."
+            )
+
     def compile(self, model, steps):
         """Compiles a built model, whose outputs are logits `(b, classes)`, for one-hot labels and a new optimizer.
 
@@ -68,7 +82,7 @@ class Recipe:
 
         Args:
             model: a built Keras model with outputs `(b, classes)`, logits.
-            images: `(n, h, w, c)` floats from 0 to 1, or clips `(n, T, h, w, c)`, a NumPy array.
+            images: `(n, h, w, c)` floats from 0 to 1, or clips `(n, T, h, w, c)`.
             labels: `(n,)` integers.
             seed: of order and augmentation; what the model draws, dropout for example, follows from
                 `keras.utils.set_random_seed`.
@@ -84,6 +98,7 @@ class Recipe:
             ValueError: for labels that are not integers below the number of classes, fewer examples than a batch, and
                 what `Augmentation` and `training.optimizer` refuse.
         """
+        images = np.asarray(images)
         num_classes = model.compute_output_spec(keras.KerasTensor((self.batch_size, *images.shape[1:]))).shape[-1]
         transform = None
         if self.augmentation is not None:

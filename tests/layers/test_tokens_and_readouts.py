@@ -105,6 +105,23 @@ def test_steps_of_a_readout_give_what_the_whole_gives(readout_inputs, make):
         close(outputs, numpy(layer(readout_inputs[:, :seen])), absolute=1e-5)
 
 
+@pytest.mark.parametrize("make", [layers.MeanReadout, layers.LastReadout, pooling])
+def test_padding_does_not_exist_for_a_readout(readout_inputs, make):
+    layer, x = make(), readout_inputs.copy()
+    mask = np.arange(10) < np.array([[10], [6]])
+    x[1, 6:] = np.nan
+    outputs = numpy(layer(x, mask=mask))
+    for row, length in enumerate((10, 6)):
+        close(outputs[row : row + 1], numpy(layer(readout_inputs[row : row + 1, :length])), absolute=1e-5)
+
+
+def test_layers_name_the_axes_that_they_need():
+    cases = {layers.GridTokens(): (8, 8, 1), layers.FrameTokens(4): (2, 4, 4, 4), layers.SequencePooling(): (2, 4)}
+    for layer, shape in cases.items():
+        with pytest.raises(ValueError, match=f"The input of {type(layer).__name__} must have the shape.*Received"):
+            layer(np.zeros(shape, "float32"))
+
+
 def test_a_mean_of_very_many_tokens_still_moves():
     layer = layers.MeanReadout()
     cache = layer.init_cache(1, 1)

@@ -42,6 +42,8 @@ def test_a_stream_with_a_window_goes_on_for_ever_in_constant_memory():
     for t in range(400):
         logits, cache = step(frames[:, t], cache)
         assert keras.tree.map_structure(lambda x: tuple(x.shape), cache) == shapes
+        # PyTorch's way to hold on to all frames before.
+        assert not any(getattr(x, "requires_grad", False) for x in keras.tree.flatten(cache))
     close(logits, numpy(model(frames)), absolute=1e-4)
 
 
@@ -93,6 +95,8 @@ def test_the_options_stand_in_the_config_and_the_pattern():
         ({"tokens": "grid"}, r"image_shape must be \(H, W, C\).*Received.*tokens='frames' or"),
         ({"tokens": "pixels"}, "tokens must be one of.*Received"),
         ({"stem": "vgg"}, "stem must be one of.*Received"),
+        ({"scan_order": "snake"}, r"scan_order must be one of \['row'\]. Received"),
+        ({"image_shape": (True, 6, 6, 1)}, "positive integers.*Received"),
         ({"readout": "cls"}, "readout must be one of.*Received"),
         ({"direction": "cross"}, "direction must be one of.*Received"),
         ({"mixer": "lstm"}, "mixer must be one of.*Received"),
@@ -118,6 +122,10 @@ def test_streams_that_cannot_be_are_refused():
         model.step(CLIPS[:1], cache)
     with pytest.raises(ValueError, match="backbone and readout. Received"):
         model.step(CLIPS[:1, 0], cache["backbone"])
+    with pytest.raises(ValueError, match="must be a dict with backbone and readout. Received: NoneType"):
+        model.step(CLIPS[:1, 0], None)
+    with pytest.raises(ValueError, match=r"cache\['mean'\] must have the shape \(1, 8\).*Received: shape=\(2, 8\)"):
+        model.step(CLIPS[:1, 0], cache | {"readout": model.init_cache(2, max_frames=2)["readout"]})
     for t in range(2):
         _, cache = model.step(CLIPS[:1, t], cache)
     with pytest.raises(ValueError, match="Received: room for 2 tokens, 3 needed"):

@@ -128,6 +128,19 @@ def test_photographs_keep_their_size_and_range():
 
 
 @pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epochs": 0}, "epochs must be an integer of at least 1. Received"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be a number from 0 to 1. Received"),
+        ({"augmentation": [keras.layers.RandomFlip()]}, "augmentation must be a function.*Received.*lambda"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SHORT, **changes)
+
+
+@pytest.mark.parametrize(
     "labels, message",
     [(np.arange(24), "from 0 to 23, num_classes=3"), (np.eye(24), r"integers of shape \(b,\).*\(24, 24\).*argmax")],
 )

@@ -89,8 +89,16 @@ class Augmentation:
                 "MixUp and CutMix do not know what the weight of a mixed example is. Received: a batch with a "
                 "sample_weight. Leave it out, or leave the two layers out."
             )
-        if labels is None or (np.issubdtype(labels.dtype, np.floating) and labels.ndim == 2):
-            return labels if labels is None else labels.astype("float32")
+        if labels is None:
+            return None
+        labels = np.asarray(labels)
+        if np.issubdtype(labels.dtype, np.floating) and labels.ndim == 2:
+            if self.num_classes not in (None, labels.shape[1]):
+                raise ValueError(
+                    f"One-hot labels must have the shape (b, num_classes). Received: labels of shape {labels.shape}, "
+                    f"num_classes={self.num_classes}. Change one of the two."
+                )
+            return labels.astype("float32")
         if self.num_classes is None:
             raise ValueError(
                 "MixUp and CutMix mix labels of shape (b, num_classes), floats, or (b,), integers of which num_classes "
@@ -238,5 +246,10 @@ def _checked_layers(given):
                 raise ValueError(
                     "An augmentation must be layers all of whose numbers follow from seeds. Received: "
                     f"{name}; {reason}. Use RandAugment for example, or a transform."
+                )
+            if tuple(getattr(part, "value_range", None) or (0, 1)) != (0, 1):
+                raise ValueError(
+                    "Layers with a value_range must be told that pixels are from 0 to 1. Received: "
+                    f"{name} with value_range={part.value_range}. Pass {name}(..., value_range=(0, 1))."
                 )
         yield layer

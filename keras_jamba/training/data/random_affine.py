@@ -43,6 +43,13 @@ class RandomAffine(keras.layers.Layer):
         self.seed = seed
         self.generator = keras.random.SeedGenerator(seed)
 
+    def build(self, input_shape):
+        if len(input_shape) != 4:
+            raise ValueError(
+                f"Images must have the shape (b, h, w, c). Received: shape={tuple(input_shape)}. Add the axis that is "
+                "missing; clips go frame by frame, as `Augmentation` gives them."
+            )
+
     def call(self, images, training=None):
         if not training:
             return images
