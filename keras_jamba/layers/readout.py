@@ -46,7 +46,8 @@ class _WeightedMean(_Readout):
     def call(self, inputs, mask=None):
         scores, mask = self.scores(inputs), mask_of(inputs, mask)
         if mask is not None:
-            scores = ops.where(mask, scores, _NEVER)
+            # Not even what is not finite in the padding shall reach the others.
+            scores, inputs = ops.where(mask, scores, _NEVER), ops.where(mask[..., None], inputs, 0.0)
         weights = ops.exp(scores - ops.max(scores, axis=1, keepdims=True))
         return _mean(inputs, weights, ops.sum(weights, axis=1))
 
@@ -75,9 +76,7 @@ class _WeightedMean(_Readout):
 
 
 def _mean(inputs, weights, total):
-    # Not even what is not finite in the padding shall reach the others.
-    inputs = ops.where(weights[..., None] > 0, ops.cast(inputs, "float32"), 0.0)
-    return ops.sum(weights[..., None] * inputs, axis=1) / total[:, None]
+    return ops.sum(weights[..., None] * ops.cast(inputs, "float32"), axis=1) / total[:, None]
 
 
 def _add(value, lost, increment):
