@@ -5,20 +5,11 @@ from image_options import AxialAttention, ClassToken, CrossScan, PositionConvolu
 from keras import layers
 
 import keras_jamba
+from keras_jamba import presets
 
-IMAGE = (8, 8, 1)
-# 4 x 4 tokens of two pixels a side. The shipped preset "digits" is this model.
-DIGITS = dict(
-    num_classes=10,
-    image_shape=IMAGE,
-    downsample=2,
-    d_model=48,
-    num_layers=2,
-    mamba_ratio=1,
-    moe_frequency=0,
-    dropout=0.2,
-    drop_path=0.4,
-)
+# 4 x 4 tokens of two pixels a side: what the shipped preset is made of.
+DIGITS = presets.read("digits")[0]["config"]
+IMAGE = tuple(DIGITS["image_shape"])
 # Deeper, so that the order of layers can matter: Mamba, attention, Mamba, attention.
 DEEP = DIGITS | dict(num_layers=4)
 

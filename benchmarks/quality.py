@@ -1,6 +1,6 @@
 """How well DHCJamba classifies digits and clips, beside what else classifies them; and what each option adds.
 
-    KERAS_BACKEND=jax python benchmarks/quality.py --tier cpu     3 seeds, under 20 minutes on 2 cores
+    KERAS_BACKEND=jax python benchmarks/quality.py --tier cpu     3 seeds, meant for 20 minutes on 2 cores
     KERAS_BACKEND=jax python benchmarks/quality.py --tier full    10 seeds (clips: 3), ablation, hours on a CPU
 
 Every training is kept in --store when it ends: started again, the same command goes on where it was. On a GPU all

@@ -127,8 +127,8 @@ def test_a_training_that_a_callback_stopped_stays_stopped_where_it_was(tmp_path,
 
 
 def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
-    fit(tmp_path / "first", model=tiny_run.model())
-    model = fit(tmp_path / "first", model=tiny_run.model())
+    fit(tmp_path / "first")
+    model = fit(tmp_path / "first")
     assert steps_of(model) == 11
     data = tiny_run.batches()
     model.fit(data, epochs=1, verbose=0)
