@@ -4,6 +4,7 @@ The built-in ones stand in `presets/` beside the package in a clone and in `_pre
 installed one.  Nothing in a preset is code, and nothing is loaded before the whole preset was checked.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -116,17 +117,9 @@ def _fill(model, config, overrides, head, variables, preset, file):
     _logger.warning("The preset %r was not made for %s: the head starts from random weights.", str(preset), told)
 
 
-def write(model, folder):
-    """Writes a preset; see `DHCJamba.save_to_preset`."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"A preset is written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
-            "which is not. Choose another folder, or remove this one first."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+def write(model, folder, more=None):
+    """Writes a preset; see `DHCJamba.save_to_preset`. `more` is called with the folder, for files beside it."""
+    with whole_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
         config = {k: v for k, v in model.get_config().items() if k not in ("name", "dtype")}
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
@@ -137,6 +130,23 @@ def write(model, folder):
             "weights": weights,
         }
         (staging / CONFIG).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        if more is not None:
+            more(staging)
+
+
+@contextlib.contextmanager
+def whole_folder(folder):
+    """A folder to write to, which takes the place of `folder` when all went well, and leaves nothing otherwise."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"A preset is written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
+            "which is not. Choose another folder, or remove this one first."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield staging
         staging.chmod(0o755)
         os.replace(staging, folder)
     finally:

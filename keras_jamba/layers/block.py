@@ -16,7 +16,8 @@ class JambaBlock(keras.layers.Layer):
     Args:
         mixer: a layer `(b, t, d)` to `(b, t, d)`: `MambaLayer`, `AttentionLayer` or your own. One of your own
             must take those of the call arguments mask, segment_ids, initial_state and return_state that you use.
-        feed_forward: a layer `(b, t, d)` to `(b, t, d)`: `FeedForward`, `MoELayer` or your own.
+        feed_forward: a layer `(b, t, d)` to `(b, t, d)`: `FeedForward`, `MoELayer` or your own; or None, for a block
+            that ends with the mixer.
         dropout: share of each branch's outputs dropped in training.
         drop_path: share of the sequences of a batch for which a branch is left out in training, drawn for each
             branch anew ("stochastic depth", [Huang et al., 2016](https://arxiv.org/abs/1603.09382)); the other
@@ -43,7 +44,7 @@ class JambaBlock(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         for name, layer in (("mixer", mixer), ("feed_forward", feed_forward)):
-            if not isinstance(layer, keras.layers.Layer):
+            if not isinstance(layer, keras.layers.Layer) and not (name == "feed_forward" and layer is None):
                 raise ValueError(
                     f"{name} must be a Keras layer. Received: {name}={layer!r}. "
                     "Pass for example MambaLayer(64) or FeedForward(64)."
@@ -53,19 +54,21 @@ class JambaBlock(keras.layers.Layer):
         _checks.check_number("epsilon", epsilon, low=0)
         self.mixer, self.feed_forward = mixer, feed_forward
         self.dropout, self.drop_path, self.epsilon = dropout, drop_path, epsilon
-        self.mixer_norm, self.feed_forward_norm = (
-            keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
-            for name in ("mixer_norm", "feed_forward_norm")
-        )
-        # A norm looks at one token at a time; Keras' own does not say so.
-        self.mixer_norm.supports_masking = self.feed_forward_norm.supports_masking = True
+        self.mixer_norm = self._norm("mixer_norm")
+        self.feed_forward_norm = None if feed_forward is None else self._norm("feed_forward_norm")
         # There whatever the rate, so that weights saved at one rate load at another.
         self.seed_generator = keras.random.SeedGenerator()
+
+    def _norm(self, name):
+        norm = keras.layers.RMSNormalization(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
+        # It looks at one token at a time; Keras' own does not say so.
+        norm.supports_masking = True
+        return norm
 
     def build(self, input_shape):
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
             # The caller's layers may come with weights, as they do when a model is loaded.
-            if not layer.built:
+            if layer is not None and not layer.built:
                 layer.build(input_shape)
 
     def call(
@@ -106,12 +109,14 @@ class JambaBlock(keras.layers.Layer):
         given = {} if mask is None else {"mask": mask}
         given |= {"return_routing": True} if return_routing else {}
         given |= {} if record else {"record": False}
-        taken = inspect.signature(self.feed_forward.call).parameters
+        taken = {} if self.feed_forward is None else inspect.signature(self.feed_forward.call).parameters
         if return_routing and "return_routing" not in taken:
             raise ValueError(
                 "Only a block with experts routes tokens. Received: return_routing=True for the block "
                 f"{self.name!r}, whose feed_forward is a {type(self.feed_forward).__name__}. Leave it out here."
             )
+        if self.feed_forward is None:
+            return x, None
         result = self.feed_forward(self.feed_forward_norm(x), **{k: v for k, v in given.items() if k in taken})
         result, routing = result if return_routing else (result, None)
         return x + self._dropped(result, training), routing
@@ -149,7 +154,7 @@ class JambaBlock(keras.layers.Layer):
     def get_config(self):
         return super().get_config() | {
             "mixer": keras.saving.serialize_keras_object(self.mixer),
-            "feed_forward": keras.saving.serialize_keras_object(self.feed_forward),
+            "feed_forward": self.feed_forward and keras.saving.serialize_keras_object(self.feed_forward),
             "dropout": self.dropout,
             "drop_path": self.drop_path,
             "epsilon": self.epsilon,
@@ -159,5 +164,5 @@ class JambaBlock(keras.layers.Layer):
     def from_config(cls, config):
         config = dict(config)
         for part in ("mixer", "feed_forward"):
-            config[part] = keras.saving.deserialize_keras_object(config[part])
+            config[part] = config[part] and keras.saving.deserialize_keras_object(config[part])
         return cls(**config)

@@ -9,6 +9,8 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers.router import Router
 from keras_jamba.ops import _checks, expert_mlp, routing_statistics
 
+_DECIDED = ("logits", "probabilities", "weights", "indices")
+
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class MoELayer(keras.layers.Layer):
@@ -44,7 +46,7 @@ class MoELayer(keras.layers.Layer):
         training: for the router.
 
     Returns:
-        `(b, t, d)`; or that and a dict: `"logits"` `(b, t, x)` float32, `"weights"` `(b, t, k)` float32 and
+        `(b, t, d)`; or that and a dict: `"logits"` and `"probabilities"` `(b, t, x)` float32, `"weights"` `(b, t, k)` float32 and
         `"indices"` `(b, t, k)` int32 of the chosen experts; and the statistics of `ops.routing_statistics`.
 
     Raises:
@@ -140,7 +142,7 @@ class MoELayer(keras.layers.Layer):
             self.drop_rate.assign(ops.stop_gradient(statistics["drop_rate"]))
         if not return_routing:
             return outputs
-        whole = {name: ops.reshape(routing[name], (*shape[:-1], -1)) for name in ("logits", "weights", "indices")}
+        whole = {name: ops.reshape(routing[name], (*shape[:-1], -1)) for name in _DECIDED}
         return outputs, whole | statistics
 
     def _experts(self, tokens, routing, mask):
@@ -160,6 +162,7 @@ class MoELayer(keras.layers.Layer):
         chosen = (*inputs.shape[:-1], self.router.num_experts_per_token)
         whole = {
             "logits": spec((*inputs.shape[:-1], self.num_experts)),
+            "probabilities": spec((*inputs.shape[:-1], self.num_experts)),
             "weights": spec(chosen),
             "indices": spec(chosen, "int32"),
         }

@@ -24,7 +24,8 @@ class Router(keras.layers.Layer):
     `keras.saving.register_keras_serializable`, and pass an instance: `MoELayer(d_model, router=MyRouter(8, 2))`.
 
     At each call, in training and evaluation alike, the auxiliary loss is added to the losses, so that
-    `loss` and `val_loss` are the same quantity; `aux_loss`, a weight of the layer, holds its last value.
+    `loss` and `val_loss` are the same quantity; `aux_loss`, a weight of the layer, holds its last value. Where the
+    attribute `adds_loss` is False, it adds none: a model that takes one over all its layers sets it so.
 
     Args:
         num_experts: experts x.
@@ -83,6 +84,7 @@ class Router(keras.layers.Layer):
         self.normalize_top_k, self.balance_loss = normalize_top_k, balance_loss
         self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
         self.squared_z_loss = squared_z_loss
+        self.adds_loss = True
 
     def build(self, input_shape):
         shape = (input_shape[-1], self.num_experts)
@@ -94,9 +96,10 @@ class Router(keras.layers.Layer):
 
     def call(self, inputs, mask=None, training=None):
         routing = self.route(inputs, mask, training)
-        aux_loss = self.auxiliary_loss(routing, mask)
-        self.add_loss(aux_loss)
-        self.aux_loss.assign(ops.stop_gradient(aux_loss))
+        if self.adds_loss:
+            aux_loss = self.auxiliary_loss(routing, mask)
+            self.add_loss(aux_loss)
+            self.aux_loss.assign(ops.stop_gradient(aux_loss))
         return routing
 
     def route(self, inputs, mask=None, training=False):

@@ -1,10 +1,14 @@
 """Which layer of a backbone does what: the only place that decides it."""
 
+import inspect
+
 from keras_jamba.ops import _checks
 
 
-def block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset, mixer="mamba"):
+def block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset, mixer="mamba", d_ff=None):
     """One `(mixer, feed_forward)` a layer, from (mixer, "attention") x ("dense", "moe").
+
+    With a `d_ff` of 0 there is None in the place of "dense".
 
     `mixer` is "mamba" or "gated_conv". Attention stands at layers i with
     `i % (mamba_ratio + 1) == attention_offset`, experts at those with `i % moe_frequency == moe_offset`; an
@@ -18,7 +22,18 @@ def block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_
     attention_period = 0 if mamba_ratio is None else mamba_ratio + 1
     attention = _hits("attention_offset", attention_offset, attention_period, num_layers)
     moe = _hits("moe_offset", moe_offset, moe_frequency, num_layers)
-    return tuple(("attention" if a else mixer, "moe" if m else "dense") for a, m in zip(attention, moe, strict=True))
+    if d_ff == 0 and any(moe):
+        raise ValueError(
+            f"Experts are feed-forward parts. Received: d_ff=0 with moe_frequency={moe_frequency}. "
+            "Pass moe_frequency=0, or a d_ff of at least 1."
+        )
+    dense = None if d_ff == 0 else "dense"
+    return tuple(("attention" if a else mixer, "moe" if m else dense) for a, m in zip(attention, moe, strict=True))
+
+
+def pattern_of(arguments):
+    """The block pattern of a dict of constructor arguments, and more, of a backbone."""
+    return block_pattern(**{name: arguments[name] for name in inspect.signature(block_pattern).parameters})
 
 
 def _hits(name, offset, period, count):

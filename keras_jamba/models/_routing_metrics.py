@@ -28,6 +28,11 @@ class RoutingMetrics:
     def _moe_layers(self):
         return [layer for layer in self._flatten_layers() if isinstance(layer, MoELayer)]
 
+    def _aux_losses(self):
+        """Of each layer with experts, or the one that a backbone takes over all of them."""
+        together = [getattr(layer, "aux_loss", None) for layer in self._flatten_layers() if hasattr(layer, "block_pattern")]
+        return [x for x in together if x is not None] or [layer.aux_loss for layer in self._moe_layers()]
+
     def compute_loss(self, *args, **kwargs):
         loss = super().compute_loss(*args, **kwargs)
         if self._moe_metrics:
@@ -35,7 +40,7 @@ class RoutingMetrics:
             last = lambda name: [ops.convert_to_tensor(getattr(layer, name)) for layer in layers]  # noqa: E731
             shares = last("usage")
             values = {
-                "moe_aux_loss": sum(last("aux_loss")),
+                "moe_aux_loss": sum(map(ops.convert_to_tensor, self._aux_losses())),
                 "moe_max_load": _mean(map(max_load, shares)),
                 "moe_entropy": _mean(map(share_entropy, shares)),
                 "moe_drop_rate": _mean(last("drop_rate")),

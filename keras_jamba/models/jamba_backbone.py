@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+from keras import ops
 
 from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer, MoELayer, Router
 from keras_jamba.layers._asked import asked
@@ -33,7 +34,8 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         moe_frequency: one layer in so many has experts; 0 is none.
         moe_offset: its place in that period; None is last.
         num_experts, num_experts_per_token: see `MoELayer`.
-        d_ff: hidden width of feed-forward parts and experts; None is `4 * d_model`.
+        d_ff: hidden width of feed-forward parts and experts; None is `4 * d_model`. 0 leaves the feed-forward parts
+            out, as Mamba-1 does.
         use_swiglu: see `FeedForward`.
         num_heads: query heads; divides d_model.
         num_kv_heads: key-value heads; None is num_heads.
@@ -41,6 +43,8 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         d_state, d_conv, expand, dt_rank, conv_bias, proj_bias, mixer_rms_norm: see `MambaLayer`.
         normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient, capacity_factor: see
             `MoELayer`.
+        balance_over: "layer", each layer with experts adds its auxiliary loss; or "model", one auxiliary loss is
+            taken over the tokens of all these layers together, as Jamba's training does.
         router: a `Router` for another policy, of which each layer with experts gets a copy with weights of its
             own; or None, or its serialized form. It decides num_experts, num_experts_per_token and what else
             is said about routing here.
@@ -113,6 +117,7 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         squared_z_loss=True,
         z_coefficient=0.001,
         capacity_factor=None,
+        balance_over="layer",
         router=None,
         dropout=0.0,
         drop_path=0.0,
@@ -128,9 +133,12 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         super().__init__(name=name, dtype=dtype, autocast=False)
         _checks.check_integer("d_model", d_model)
         _checks.check_choice("direction", direction, ("causal", "bidirectional"))
+        _checks.check_choice("balance_over", balance_over, ("layer", "model"))
         self.supports_masking = True
         self._config = config
-        self.block_pattern = block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset, mixer)
+        self.block_pattern = block_pattern(
+            num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset, mixer, d_ff
+        )
         self.blocks = [
             JambaBlock(
                 self._mixer(mixer),
@@ -145,6 +153,9 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         ]
         self.final_norm = keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name="final_norm")
         self.final_norm.supports_masking = True
+        self.aux_loss = None
+        if balance_over == "model" and self._moe_layers():
+            self.aux_loss = self.add_weight((), "zeros", dtype="float32", trainable=False, name="aux_loss")
         self._watch_routing()
         self.build((None, None, d_model))
 
@@ -153,12 +164,16 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         return layer(**self._arguments(layer), name="mixer")
 
     def _feed_forward(self, kind):
+        if kind is None:
+            return None
         if kind == "dense":
             return FeedForward(**self._arguments(FeedForward), name="feed_forward")
         router = self._config["router"]
         if isinstance(router, dict):
             router = keras.saving.deserialize_keras_object(router)
-        return MoELayer(**self._arguments(MoELayer) | {"router": router}, name="feed_forward")
+        layer = MoELayer(**self._arguments(MoELayer) | {"router": router}, name="feed_forward")
+        layer.router.adds_loss = self._config["balance_over"] == "layer"
+        return layer
 
     def _arguments(self, layer):
         """The arguments of `layer` among those of the model: they carry the same names."""
@@ -189,7 +204,7 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         x, states, routings = features, {}, {}
         for name, block in self._named_blocks():
             state = None if initial_state is None else initial_state[name]
-            routes = return_routing and isinstance(block.feed_forward, MoELayer)
+            routes = (return_routing or self.aux_loss is not None) and isinstance(block.feed_forward, MoELayer)
             given = dict(mask=mask, segment_ids=segment_ids, initial_state=state)
             given |= dict(return_state=return_state, return_routing=routes)
             if training and self._config["gradient_checkpointing"]:
@@ -200,7 +215,21 @@ class JambaBackbone(RoutingMetrics, keras.Model):
                 x, *extras = x
                 states |= {name: extras[0]} if return_state else {}
                 routings |= {name: extras[-1]} if routes else {}
+        if self.aux_loss is not None:
+            self._add_one_loss(routings, mask)
         return asked(self.final_norm(x), (return_state, states), (return_routing, routings))
+
+    def _add_one_loss(self, routings, mask):
+        """The auxiliary loss of all layers, as if their tokens were of one."""
+        flat = lambda x: ops.reshape(x, (-1, x.shape[-1]))  # noqa: E731
+        together = {
+            name: ops.concatenate([flat(routing[name]) for routing in routings.values()])
+            for name in ("logits", "probabilities", "weights", "indices")
+        }
+        mask = None if mask is None else ops.tile(ops.reshape(mask, (-1,)), len(routings))
+        aux_loss = self._moe_layers()[0].router.auxiliary_loss(together, mask)
+        self.add_loss(aux_loss)
+        self.aux_loss.assign(ops.stop_gradient(aux_loss))
 
     def init_cache(self, batch_size, max_length=None):
         """The state before the first token, with room for `max_length` tokens where attention has no window."""
@@ -227,19 +256,23 @@ class JambaBackbone(RoutingMetrics, keras.Model):
             features, caches[name] = block.step(features, cache[name], mask=mask, segment_ids=segment_ids)
         return self.final_norm(features), caches
 
-    def block_outputs(self, features):
+    def block_outputs(self, features, padding_mask=None, segment_ids=None):
         """What each block puts out, and what the routers decided.
+
+        Args:
+            features, padding_mask, segment_ids: see a call.
 
         Returns:
             A list of `(b, t, d)`, of whose last the model's own output is the `final_norm`; and what a call with
             `return_routing` returns.
         """
+        given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids)
         outputs, routings = [], {}
         for name, block in self._named_blocks():
             if isinstance(block.feed_forward, MoELayer):
-                features, routings[name] = block(features, return_routing=True)
+                features, routings[name] = block(features, **given, return_routing=True)
             else:
-                features = block(features)
+                features = block(features, **given)
             outputs.append(features)
         return outputs, routings
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_jamba.models import DHCJamba, JambaBackbone
-from keras_jamba.models._pattern import block_pattern
+from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.dhc_jamba import _AXES, _READOUTS, _STEMS, _checked_image_shape
 from keras_jamba.ops import _checks
 
@@ -132,8 +132,7 @@ def _vocabulary_of(given):
 
 
 def _letters(config):
-    names = inspect.signature(block_pattern).parameters
-    pattern = block_pattern(**{name: config[name] for name in names})
+    pattern = pattern_of(config)
     for name in _SIZES:
         if config[name] is not None:
             _checks.check_integer(name, config[name])

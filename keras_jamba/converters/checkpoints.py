@@ -1,0 +1,141 @@
+"""Folders that transformers reads and writes: which kind of model, and its weights."""
+
+import json
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_jamba.converters import jamba, mamba1, safetensors_folder
+from keras_jamba.converters.safetensors_folder import SafetensorsFolder
+
+CONFIG = "config.json"
+_HEAD = "score.weight"
+KINDS = {kind.MODEL_TYPE: kind for kind in (jamba, mamba1)}
+# What a checkpoint's config.json says of files and versions, not of the model.
+_logger = logging.getLogger("keras_jamba")
+_ABOUT_FILES = ("architectures", "dtype", "torch_dtype", "transformers_version", "auto_map")
+
+
+def is_foreign(folder):
+    """Whether the config.json of a folder is one of transformers."""
+    return "model_type" in _read_config(folder)
+
+
+def read(folder, class_name):
+    """What a model must be built with.
+
+    Returns:
+        `(kind, arguments)`: the converter, and constructor arguments.
+
+    Raises:
+        ValueError: if it is of a kind that is not known, or has no such class.
+    """
+    config = _read_config(folder)
+    kind = KINDS.get(config["model_type"])
+    if kind is None or class_name not in kind.ARCHITECTURES:
+        known = [name for name, kind in KINDS.items() if class_name in kind.ARCHITECTURES]
+        raise ValueError(
+            f"{class_name} loads checkpoints of model_type {known}. Received: {str(folder)!r} with "
+            f"model_type={config['model_type']!r}. Load another checkpoint."
+        )
+    ours = kind.arguments(config) | {"transformers_config": config}
+    if class_name == "JambaClassifier":
+        del ours["tie_embeddings"]
+        ours["num_classes"] = len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
+    return kind, ours
+
+
+def load(folder, kind, arguments, pattern, make, keep_head):
+    """A model with the weights of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        kind, arguments: what `read` returned.
+        pattern: the block pattern of the model.
+        make: makes the model, when all names and shapes have been checked; it has `weights`.
+        keep_head: whether a classifier's head is the checkpoint's, where it has one.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if a tensor is missing, unexpected, of another shape, or holds NaN or infinity.
+    """
+    weights = list(kind.weights(arguments, pattern))
+    files = SafetensorsFolder(folder, kind.unstacked)
+    optional = ("lm_head.weight",) if arguments.get("tie_embeddings") else ()
+    if "num_classes" in arguments and not (keep_head and _HEAD in files.places):
+        weights, optional = [w for w in weights if w.names != (_HEAD,)], ("lm_head.weight", _HEAD)
+        _logger.warning("The checkpoint %r has no head for this task: it starts from random weights.", str(folder))
+    files.check(weights, optional)
+    if arguments.get("tie_embeddings"):
+        _check_tied(files, weights[0].names[0])
+    model = make()
+    # Without the model's own name, the first part of which may be missing.
+    variables = {v.path.removeprefix(f"{model.name}/"): v for v in model.weights}
+    bar = keras.utils.Progbar(len(weights), unit_name="weight")
+    for weight in files.in_order(weights):
+        variables[weight.path].assign(weight.ours(files.read))
+        bar.add(1)
+    files.close()
+    return model
+
+
+def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes):
+    """Writes config.json and the tensors; see `JambaCausalLM.export_to_transformers`."""
+    kind = mamba1 if arguments["d_ff"] == 0 else jamba
+    if class_name not in kind.ARCHITECTURES:
+        raise ValueError(
+            f"transformers has no {kind.MODEL_TYPE} for a {class_name}. Received: d_ff={arguments['d_ff']}. "
+            "Build the model with feed-forward parts."
+        )
+    config = kind.config(arguments)
+    kept = {k: v for k, v in (arguments["transformers_config"] or {}).items() if k not in _ABOUT_FILES}
+    config = kept | config | {"architectures": [kind.ARCHITECTURES[class_name]], "dtype": dtype}
+    if "num_classes" in arguments:
+        labels = kept.get("id2label") or {str(i): f"LABEL_{i}" for i in range(arguments["num_classes"])}
+        config |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
+    (Path(folder) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = (
+        (name, x.astype(_numpy_dtype(dtype)))
+        for weight in kind.weights(arguments, pattern)
+        for name, x in weight.theirs(variables[weight.path]()).items()
+    )
+    safetensors_folder.write(folder, tensors, shard_bytes)
+
+
+def _numpy_dtype(name):
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+
+
+def _read_config(folder):
+    file = Path(folder) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        good = isinstance(config, dict)
+    except (ValueError, OSError) as error:
+        raise ValueError(_no_config(file, repr(error))) from error
+    if not good:
+        raise ValueError(_no_config(file, type(config).__name__))
+    return config
+
+
+def _no_config(file, received):
+    return (
+        f"A checkpoint must have a {CONFIG} with one JSON object. Received: {str(file)!r}, {received}. "
+        "Pass a folder that save_to_preset or transformers' save_pretrained wrote."
+    )
+
+
+def _check_tied(files, embedding):
+    """A stored head of a model that ties it must be the embedding."""
+    name = "lm_head.weight"
+    if name in files.places and not np.array_equal(files.read(name), files.read(embedding)):
+        raise ValueError(
+            f"With tie_word_embeddings the head must be the embedding. Received: a {name} that differs in "
+            f"{str(files.folder)!r}. Set tie_word_embeddings to false in its config.json."
+        )

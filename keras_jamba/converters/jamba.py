@@ -1,0 +1,160 @@
+"""Checkpoints of Jamba as AI21 publishes them and Hugging Face's transformers reads them."""
+
+import math
+
+from keras_jamba.converters._fields import check_value, field, integer, special_tokens
+from keras_jamba.converters._weights import Weight, dense, mamba_mixer
+
+MODEL_TYPE = "jamba"
+ARCHITECTURES = {"JambaCausalLM": "JambaForCausalLM", "JambaClassifier": "JambaForSequenceClassification"}
+# What transformers takes where a config.json is silent.
+_SIZES = {
+    "vocab_size": ("vocab_size", 65536),
+    "d_model": ("hidden_size", 4096),
+    "num_layers": ("num_hidden_layers", 32),
+    "num_heads": ("num_attention_heads", 32),
+    "d_ff": ("intermediate_size", 14336),
+    "num_experts": ("num_experts", 16),
+    "num_experts_per_token": ("num_experts_per_tok", 2),
+    "d_state": ("mamba_d_state", 16),
+    "d_conv": ("mamba_d_conv", 4),
+    "expand": ("mamba_expand", 2),
+}
+_PERIODS = {"attn_layer": (8, 4), "expert_layer": (2, 1)}
+# What a config.json of theirs cannot say, and the only value that it can be read as.
+_FIXED = dict(
+    use_rope=False,
+    normalize_top_k=False,
+    use_swiglu=True,
+    attention_window=None,
+    direction="causal",
+    mixer="mamba",
+    capacity_factor=None,
+    router=None,
+)
+
+
+def arguments(config):
+    """Constructor arguments of `JambaCausalLM` or `JambaClassifier` but those of its head, from their config.json."""
+    ours = {name: integer(config, theirs, default) for name, (theirs, default) in _SIZES.items()}
+    kv_heads = field(config, "num_key_value_heads", 8)
+    ours["num_kv_heads"] = ours["num_heads"] if kv_heads is None else integer(config, "num_key_value_heads", 8)
+    check_value(config, "hidden_act", "silu", ("silu", "swish"))
+    check_value(config, "head_dim", None, (None, ours["d_model"] // ours["num_heads"]))
+    check_value(config, "quantization_config", None, (None,))
+    rank = field(config, "mamba_dt_rank", "auto")
+    ours["dt_rank"] = math.ceil(ours["d_model"] / 16) if rank == "auto" else integer(config, "mamba_dt_rank", 1)
+    for kind, (period, offset) in _PERIODS.items():
+        period, offset = integer(config, f"{kind}_period", period), integer(config, f"{kind}_offset", offset, 0)
+        check_value({f"{kind}_offset": offset}, f"{kind}_offset", offset, range(period))
+        if kind == "attn_layer":
+            ours |= {"mamba_ratio": period - 1, "attention_offset": offset}
+        elif ours["num_experts"] > 1:
+            ours |= {"moe_frequency": period, "moe_offset": offset}
+        else:
+            ours |= {"moe_frequency": 0, "moe_offset": None, "num_experts_per_token": 1}
+    return ours | {
+        "conv_bias": bool(field(config, "mamba_conv_bias", True)),
+        "proj_bias": bool(field(config, "mamba_proj_bias", False)),
+        "mixer_rms_norm": bool(field(config, "mamba_inner_layernorms", True)),
+        "epsilon": float(field(config, "rms_norm_eps", 1e-6)),
+        "balance_coefficient": float(field(config, "router_aux_loss_coef", 0.001)),
+        "tie_embeddings": bool(field(config, "tie_word_embeddings", False)),
+        **special_tokens(config, pad=0, bos=1, eos=2),
+    }
+
+
+def config(ours):
+    """Their config.json of our constructor arguments.
+
+    Raises:
+        ValueError: for arguments that it cannot tell.
+    """
+    for name, value in _FIXED.items():
+        check_value(ours, name, value, (value,), theirs="a Jamba of transformers")
+    check_value(ours, "balance_loss", "switch", ("switch",), theirs="a Jamba of transformers")
+    theirs = {other: ours[name] for name, (other, _) in _SIZES.items() if ours[name] is not None}
+    d, layers = ours["d_model"], ours["num_layers"]
+    experts = ours["moe_frequency"] > 0
+    # A period that no layer reaches the end of stands for no attention.
+    period = layers + 1 if ours["mamba_ratio"] is None else ours["mamba_ratio"] + 1
+    offset = ours["attention_offset"]
+    moe_offset = ours["moe_offset"]
+    return theirs | {
+        "model_type": MODEL_TYPE,
+        "intermediate_size": 4 * d if ours["d_ff"] is None else ours["d_ff"],
+        "num_key_value_heads": ours["num_kv_heads"] or ours["num_heads"],
+        "hidden_act": "silu",
+        "mamba_dt_rank": ours["dt_rank"] or math.ceil(d / 16),
+        "attn_layer_period": period,
+        "attn_layer_offset": period - 1 if offset is None else offset,
+        "expert_layer_period": ours["moe_frequency"] if experts else 1,
+        "expert_layer_offset": (ours["moe_frequency"] - 1 if moe_offset is None else moe_offset) if experts else 0,
+        "num_experts": ours["num_experts"] if experts else 1,
+        "num_experts_per_tok": ours["num_experts_per_token"] if experts else 1,
+        "mamba_conv_bias": ours["conv_bias"],
+        "mamba_proj_bias": ours["proj_bias"],
+        "mamba_inner_layernorms": ours["mixer_rms_norm"],
+        "rms_norm_eps": ours["epsilon"],
+        "router_aux_loss_coef": ours["balance_coefficient"],
+        "tie_word_embeddings": bool(ours.get("tie_embeddings", False)),
+        "use_mamba_kernels": False,
+        **{name: ours[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+    }
+
+
+def weights(ours, pattern):
+    """Each weight of a model with these constructor arguments and this block pattern."""
+    d = ours["d_model"]
+    ours = ours | {"dt_rank": ours["dt_rank"] or math.ceil(d / 16), "d_ff": 4 * d if ours["d_ff"] is None else ours["d_ff"]}
+    yield Weight("token_embedding/embeddings", ("model.embed_tokens.weight",), (ours["vocab_size"], d))
+    for i, (mixer, feed_forward) in enumerate(pattern):
+        path, prefix = f"backbone/block_{i}", f"model.layers.{i}."
+        yield Weight(f"{path}/mixer_norm/scale", (f"{prefix}input_layernorm.weight",), (d,))
+        if mixer == "attention":
+            yield from _attention(f"{path}/mixer", f"{prefix}self_attn.", ours)
+        else:
+            yield from mamba_mixer(f"{path}/mixer", f"{prefix}mamba.", ours)
+        yield Weight(f"{path}/feed_forward_norm/scale", (f"{prefix}pre_ff_layernorm.weight",), (d,))
+        yield from _feed_forward(f"{path}/feed_forward", f"{prefix}feed_forward.", ours, feed_forward)
+    yield Weight("backbone/final_norm/scale", ("model.final_layernorm.weight",), (d,))
+    if "num_classes" in ours:
+        yield from dense("head", "score", d, ours["num_classes"])
+    elif not ours["tie_embeddings"]:
+        yield Weight("token_embedding/reverse_embeddings", ("lm_head.weight",), (ours["vocab_size"], d), "transposed")
+
+
+def _attention(path, prefix, ours):
+    d, h, g = ours["d_model"], ours["num_heads"], ours["num_kv_heads"] or ours["num_heads"]
+    for name, other, size in (("q", "q", d), ("k", "k", g * (d // h)), ("v", "v", g * (d // h)), ("out", "o", d)):
+        yield from dense(f"{path}/{name}_proj", f"{prefix}{other}_proj", d, size)
+
+
+def _feed_forward(path, prefix, ours, kind):
+    d, f, x = ours["d_model"], ours["d_ff"], ours["num_experts"]
+    sizes = {"gate": (d, f), "up": (d, f), "down": (f, d)}
+    if kind == "dense":
+        for name, size in sizes.items():
+            yield from dense(f"{path}/{name}_proj", f"{prefix}{name}_proj", *size)
+        return
+    yield Weight(f"{path}/router/kernel", (f"{prefix}router.weight",), (x, d), "transposed")
+    for name, (inputs, outputs) in sizes.items():
+        names = tuple(f"{prefix}experts.{e}.{name}_proj.weight" for e in range(x))
+        yield Weight(f"{path}/{name}_bank", names, (outputs, inputs), "transposed")
+
+
+def unstacked(name, shape):
+    """`{name: index}` of the experts in a tensor of the layout that transformers 5 has in memory; else None.
+
+    There `experts.gate_up_proj` is `(x, 2 f, d)`, the gate first, and `experts.down_proj` `(x, d, f)`.
+    """
+    prefix, _, last = name.rpartition(".")
+    if not prefix.endswith(".experts") or len(shape) != 3:
+        return None
+    if last == "down_proj":
+        return {f"{prefix}.{e}.down_proj.weight": (e,) for e in range(shape[0])}
+    if last == "gate_up_proj":
+        half = shape[1] // 2
+        parts = {"gate": slice(0, half), "up": slice(half, shape[1])}
+        return {f"{prefix}.{e}.{n}_proj.weight": (e, part) for e in range(shape[0]) for n, part in parts.items()}
+    return None

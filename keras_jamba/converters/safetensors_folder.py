@@ -1,0 +1,208 @@
+"""A folder of safetensors files, whole or in shards, of which nothing is believed before it was checked."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: the key in a file, and which part of what is stored under it."""
+
+    file: Path
+    key: str
+    shape: tuple
+    part: tuple = ()
+
+
+class SafetensorsFolder:
+    """The tensors of a checkpoint, by name.
+
+    Args:
+        folder: holds `model.safetensors`, or `model.safetensors.index.json` and the shards that it names.
+        unstacked: `(name, shape) -> {name: index} or None`: the tensors that are stored as one.
+
+    Raises:
+        ValueError: if a file is missing, damaged, or lies elsewhere.
+    """
+
+    def __init__(self, folder, unstacked):
+        self.folder = Path(folder)
+        self.places, self.dtypes = {}, set()
+        for file, promised in self._files():
+            self._read_header(file, promised, unstacked)
+        self._open = (None, None)
+
+    def _files(self):
+        """`(file, names that the index says are in it, or None)`."""
+        index = self.folder / INDEX
+        if not index.is_file():
+            if not (self.folder / ONE).is_file():
+                raise ValueError(
+                    f"A checkpoint must hold {ONE}, or {INDEX} and its shards. Received: {str(self.folder)!r} without "
+                    "them. Convert weights in another format with transformers' save_pretrained first."
+                )
+            return [(self.folder / ONE, None)]
+        names = _weight_map(index)
+        shards = {}
+        for name, file in names.items():
+            if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+                raise ValueError(
+                    f"{INDEX} must name safetensors files beside it. Received: {file!r} for {name!r} in {str(index)!r}. "
+                    "Do not load this checkpoint: nobody writes such an index by mistake."
+                )
+            shards.setdefault(self.folder / file, set()).add(name)
+        return sorted(shards.items())
+
+    def _read_header(self, file, promised, unstacked):
+        with _opened(file) as tensors:
+            keys = set(tensors.keys())
+            if promised is not None and promised != keys:
+                missing, more = sorted(promised - keys), sorted(keys - promised)
+                raise ValueError(
+                    f"A shard must hold the tensors that {INDEX} says. Received: {str(file)!r} without {missing[:3]} "
+                    f"and with {more[:3]} besides. Download the checkpoint again."
+                )
+            for key in sorted(keys):
+                entry = tensors.get_slice(key)
+                shape = tuple(entry.get_shape())
+                self.dtypes.add(entry.get_dtype())
+                parts = unstacked(key, shape) or {key: ()}
+                for name, part in parts.items():
+                    self._add(name, Place(file, key, _shape_of(shape, part), part))
+
+    def _add(self, name, place):
+        if name in self.places:
+            raise ValueError(
+                f"A tensor must be stored once. Received: {name!r} in {self.places[name].file.name!r} and in "
+                f"{place.file.name!r}. Download the checkpoint again."
+            )
+        self.places[name] = place
+
+    def check(self, weights, optional=()):
+        """Every tensor of `weights` is there in its shape, and no other but those named `optional`."""
+        expected = {name: weight.shape for weight in weights for name in weight.names}
+        wrong = [f"{name} is missing" for name in expected if name not in self.places]
+        wrong += [f"{name} is unexpected" for name in self.places if name not in expected and name not in optional]
+        wrong += [
+            f"{name} has the shape {self.places[name].shape}, not {shape}"
+            for name, shape in expected.items()
+            if name in self.places and self.places[name].shape != shape
+        ]
+        if wrong:
+            more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise ValueError(
+                "The tensors of a checkpoint must be those that its config.json describes. Received: "
+                f"{str(self.folder)!r}, where {'; '.join(wrong[:5])}{more}. The two are of different models, or one "
+                "of them is damaged."
+            )
+
+    def in_order(self, weights):
+        """`weights` sorted so that each file is opened once, or nearly."""
+        return sorted(weights, key=lambda weight: (self.places[weight.names[0]].file, weight.path))
+
+    def read(self, name):
+        """A tensor, all of whose numbers are finite."""
+        import ml_dtypes  # noqa: F401, with which NumPy knows bfloat16
+
+        place = self.places[name]
+        if self._open[0] != place.file:
+            # The file before is closed: what was mapped of it leaves the memory.
+            self._open = (place.file, _opened(place.file).__enter__())
+        try:
+            stored = self._open[1].get_slice(place.key)
+            x = stored[place.part] if place.part else stored[:] if place.shape else stored[()]
+        except Exception as error:  # the library raises its own
+            raise ValueError(_damaged(place.file, error)) from error
+        x = np.asarray(x)
+        if not np.isfinite(x if x.dtype.kind == "f" else x.astype("float32")).all():
+            raise ValueError(
+                f"Weights must be finite numbers. Received: {name!r} in {str(place.file)!r} with NaN or infinity. "
+                "The training that made them failed, or the file is damaged."
+            )
+        return x
+
+    def close(self):
+        self._open = (None, None)
+
+
+def write(folder, tensors, shard_bytes):
+    """Writes tensors to a folder: one file, or shards and their index.
+
+    Args:
+        folder: an existing folder.
+        tensors: `(name, array)`, one after the other; not more than a shard of them is held at a time.
+        shard_bytes: the most bytes of a file, unless a single tensor is larger.
+    """
+    from safetensors.numpy import save_file
+
+    shards, weight_map, held, size, total = [], {}, {}, 0, 0
+
+    def flush():
+        if held:
+            file = Path(folder) / f"shard-{len(shards)}"
+            save_file(dict(held), file, metadata={"format": "pt"})
+            shards.append((file, list(held)))
+            held.clear()
+
+    for name, x in tensors:
+        if held and size + x.nbytes > shard_bytes:
+            flush()
+            size = 0
+        held[name], size, total = x, size + x.nbytes, total + x.nbytes
+    flush()
+    if len(shards) == 1:
+        shards[0][0].rename(Path(folder) / ONE)
+        return
+    for place, (file, names) in enumerate(shards, 1):
+        name = f"model-{place:05d}-of-{len(shards):05d}.safetensors"
+        file.rename(Path(folder) / name)
+        weight_map |= dict.fromkeys(names, name)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+    (Path(folder) / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def _weight_map(index):
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        good = isinstance(names, dict) and names
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(_damaged(index, error)) from error
+    if not good:
+        raise ValueError(_damaged(index, "no weight_map"))
+    return names
+
+
+def _opened(file):
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise ImportError(
+            "Checkpoints are read with the library safetensors. Received: a Python without it. "
+            'Install it: pip install "keras-jamba[text]".'
+        ) from error
+    try:
+        return safe_open(file, framework="numpy")
+    except Exception as error:  # the library raises its own, and what the system raises
+        raise ValueError(_damaged(file, error)) from error
+
+
+def _damaged(file, error):
+    return (
+        f"A checkpoint must be made of whole safetensors files. Received: {str(file)!r}, {error}. "
+        "Download the checkpoint again."
+    )
+
+
+def _shape_of(shape, part):
+    shape = list(shape)
+    for axis, index in reversed(list(enumerate(part))):
+        if isinstance(index, slice):
+            shape[axis] = len(range(*index.indices(shape[axis])))
+        else:
+            del shape[axis]
+    return tuple(shape)

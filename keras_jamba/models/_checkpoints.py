@@ -1,0 +1,103 @@
+"""Models of text to and from folders: our own presets, and checkpoints of transformers."""
+
+import keras
+
+from keras_jamba import presets
+from keras_jamba.converters import checkpoints, hub
+from keras_jamba.models._pattern import pattern_of
+from keras_jamba.models.jamba_backbone import JambaBackbone
+from keras_jamba.ops import _checks
+from keras_jamba.tokenizers import load_tokenizer, save_tokenizer
+
+
+class Checkpoints:
+    """A model whose constructor arguments are its config, with `from_preset` and what writes that back."""
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, dtype=None, **overrides):
+        """Builds a model from a preset of ours or a checkpoint of transformers, with its tokenizer.
+
+        Args:
+            preset: a folder; or `"hf://owner/name"`, which is downloaded from huggingface.co. A folder whose config.json
+                has a model_type is one of transformers': Jamba's, or of Mamba-1. Its weights are safetensors, in one
+                file or shards, each expert by itself or stacked. Otherwise it is what `save_to_preset` wrote.
+            load_weights: whether to load the weights.
+            dtype: a dtype or policy, "bfloat16" for example; None is Keras' own, float32 as a rule. What the memory
+                must hold is one copy of the weights in it.
+            **overrides: constructor arguments that replace the preset's. With another num_classes a classifier gets
+                all weights but the head's.
+
+        Returns:
+            The model; its `tokenizer` is None where the folder has none.
+
+        Raises:
+            ValueError: if a file is missing or damaged, a tensor missing, unexpected, of another shape or not finite, or
+                if the checkpoint is of a model that cannot be expressed here. Nothing is loaded then.
+
+        Example:
+            ```python
+            model = JambaCausalLM.from_preset("hf://ai21labs/AI21-Jamba-Reasoning-3B", dtype="bfloat16")
+            print(model.generate("The capital of France is", max_new_tokens=20))
+            ```
+        """
+        folder = hub.folder_of(preset, load_weights)
+        given = overrides if dtype is None else overrides | {"dtype": dtype}
+        if checkpoints.is_foreign(folder):
+            model = cls._from_checkpoint(folder, load_weights, given)
+        else:
+            model = presets.build(cls, folder, load_weights, given, head=cls._head_arguments)
+        model.tokenizer = load_tokenizer(folder)
+        return model
+
+    # Arguments on which only the head depends.
+    _head_arguments = ()
+
+    @classmethod
+    def _from_checkpoint(cls, folder, load_weights, given):
+        kind, arguments = checkpoints.read(folder, cls.__name__)
+        make = lambda: cls(**arguments | given)  # noqa: E731
+        if not load_weights:
+            return make()
+        keep_head = not any(name in given and given[name] != arguments[name] for name in cls._head_arguments)
+        described = DEFAULTS | arguments | given
+        pattern = pattern_of(JambaBackbone.defaults() | described)
+        return checkpoints.load(folder, kind, described, pattern, make, keep_head)
+
+    def save_to_preset(self, folder):
+        """Writes configuration, weights and tokenizer to a folder that does not exist yet or is empty.
+
+        The folder appears whole or not at all.
+
+        Raises:
+            ValueError: if the folder exists and holds anything.
+        """
+        presets.write(self, folder, more=self._write_tokenizer)
+
+    def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
+        """Writes a checkpoint that transformers reads to a folder that does not exist yet or is empty.
+
+        `JambaForCausalLM.from_pretrained(folder)` has the same logits; the tokenizer goes with it.
+
+        Args:
+            folder: appears whole or not at all.
+            dtype: "float32", "bfloat16" or "float16"; None is the dtype of the model's variables.
+            max_shard_bytes: of a file; what is more goes into another.
+
+        Raises:
+            ValueError: if the folder holds anything, or the model has options that transformers' does not have.
+        """
+        dtype = self.variable_dtype if dtype is None else dtype
+        _checks.check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
+        _checks.check_integer("max_shard_bytes", max_shard_bytes)
+        variables = {v.path.removeprefix(f"{self.name}/"): v for v in self.weights}
+        values = {path: lambda v=v: keras.ops.convert_to_numpy(v) for path, v in variables.items()}
+        with presets.whole_folder(folder) as staging:
+            config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
+            checkpoints.write(
+                staging, type(self).__name__, config, self.block_pattern, values, dtype, max_shard_bytes
+            )
+            self._write_tokenizer(staging)
+
+    def _write_tokenizer(self, folder):
+        if self.tokenizer is not None:
+            save_tokenizer(self.tokenizer, folder)

@@ -1,0 +1,144 @@
+"""What the models of text have in common: tokens in, features out."""
+
+import inspect
+import numbers
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jamba._backend import host_values
+from keras_jamba.models._routing_metrics import RoutingMetrics
+from keras_jamba.models.jamba_backbone import JambaBackbone
+from keras_jamba.ops import _checks
+
+BACKBONE_ARGUMENTS = tuple(
+    name for name in inspect.signature(JambaBackbone.__init__).parameters if name not in ("self", "dtype", "name")
+)
+# Where a model of text differs from `JambaBackbone`: as Jamba was trained.
+DEFAULTS = dict(
+    use_rope=False,
+    normalize_top_k=False,
+    balance_loss="switch",
+    balance_over="model",
+    balance_coefficient=0.001,
+    z_coefficient=0.0,
+)
+_INPUTS = ("token_ids", "padding_mask", "segment_ids", "inputs_embeds")
+
+
+class TextModel(RoutingMetrics, keras.Model):
+    """A token embedding before a `JambaBackbone`; what is made of its features is the subclass' affair.
+
+    Args:
+        options: the subclass' own constructor arguments and their values; among them `vocab_size` and, of special
+            tokens, `bos_token_id`, `eos_token_id` and `pad_token_id`.
+        backbone: those of `JambaBackbone`.
+    """
+
+    def __init__(self, options, backbone, dtype, name):
+        # No autocast: it would round the float32 states on their way in.
+        super().__init__(name=name, dtype=dtype, autocast=False)
+        _checks.check_integer("vocab_size", options["vocab_size"])
+        for argument in backbone:
+            _checks.check_choice("a constructor argument", argument, (*options, *BACKBONE_ARGUMENTS))
+        for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            _check_special(special, options[special], options["vocab_size"])
+        self.backbone = JambaBackbone(**DEFAULTS | backbone, dtype=dtype, name="backbone")
+        self.block_pattern = self.backbone.block_pattern
+        self._config = {**options, **self.backbone.get_config()}
+        self.token_embedding = self._embedding(options["vocab_size"], options.get("tie_embeddings"))
+        self.tokenizer = None
+        self._watch_routing()
+
+    def _embedding(self, vocab_size, tie_embeddings):
+        d_model = self._config["d_model"]
+        start = keras.initializers.RandomNormal(stddev=0.02)
+        given = dict(embeddings_initializer=start, name="token_embedding", dtype=self.dtype_policy)
+        if tie_embeddings is None:
+            layer = keras.layers.Embedding(vocab_size, d_model, **given)
+        else:
+            layer = keras.layers.ReversibleEmbedding(vocab_size, d_model, tie_weights=tie_embeddings, **given)
+        layer.build((None, None))
+        return layer
+
+    def build(self, input_shape=None):
+        pass
+
+    def embed(self, token_ids):
+        """What enters the backbone, `(b, t, d)`, of token ids `(b, t)`; to be mixed with what is not text."""
+        return self.token_embedding(token_ids)
+
+    def extract_features(self, inputs):
+        """What the parts of the model make of the inputs.
+
+        Args:
+            inputs: see a call.
+
+        Returns:
+            A dict of tensors: `"embeddings"` `(b, t, d)`; `"block_0"`, `"block_1"`, ..., the sequence after each
+            block; `"features"`, after the final norm; and `"routing"`, what the routers decided, `{"block_1": what
+            MoELayer returns, ...}`.
+        """
+        embeddings, mask, segment_ids = self._read(inputs)
+        blocks, routing = self.backbone.block_outputs(embeddings, mask, segment_ids)
+        named = {f"block_{i}": block for i, block in enumerate(blocks)}
+        features = self.backbone.final_norm(blocks[-1])
+        return {"embeddings": embeddings, **named, "features": features, "routing": routing}
+
+    def _read(self, inputs):
+        """`(embeddings, padding_mask, segment_ids)` of the inputs of a call."""
+        inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+        given = {name for name, x in inputs.items() if x is not None}
+        if not given <= set(_INPUTS) or len(given & {"token_ids", "inputs_embeds"}) != 1:
+            raise ValueError(
+                "The inputs must be token ids (b, t), or a dict with either token_ids or inputs_embeds, and where wanted "
+                f"padding_mask and segment_ids. Received: {sorted(inputs)}. Leave out or add what differs."
+            )
+        if "inputs_embeds" in given:
+            embeddings = ops.cast(inputs["inputs_embeds"], self.compute_dtype)
+        else:
+            token_ids = ops.convert_to_tensor(inputs["token_ids"])
+            self._check_ids(token_ids, inputs.get("padding_mask"))
+            embeddings = self.embed(token_ids)
+        return embeddings, inputs.get("padding_mask"), inputs.get("segment_ids")
+
+    def _check_ids(self, token_ids, mask):
+        if len(token_ids.shape) != 2 or not keras.backend.is_int_dtype(token_ids.dtype):
+            raise ValueError(
+                "token_ids must be integers of shape (b, t). Received: shape="
+                f"{tuple(token_ids.shape)}, dtype={keras.backend.standardize_dtype(token_ids.dtype)}. For one "
+                "sequence add an axis, token_ids[None]."
+            )
+        values = host_values(token_ids)
+        if values is not None:
+            check_range(values, self._config["vocab_size"])
+
+    def get_config(self):
+        return {**self._config, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def check_range(values, vocab_size):
+    """All of a NumPy array of token ids are in the vocabulary."""
+    wrong = (values < 0) | (values >= vocab_size)
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {int(values[where])} at "
+            f"{list(where)}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
+        )
+
+
+def _check_special(name, value, vocab_size):
+    several = name == "eos_token_id" and isinstance(value, (tuple, list))
+    for each in value if several else (value,):
+        good = isinstance(each, numbers.Integral) and not isinstance(each, bool) and 0 <= each < vocab_size
+        if each is not None and not good:
+            raise ValueError(
+                f"{name} must be an id from 0 to vocab_size - 1 = {vocab_size - 1}, or None. Received: "
+                f"{name}={value!r}. Pass the id that the tokenizer gives this token."
+            )

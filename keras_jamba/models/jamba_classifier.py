@@ -1,0 +1,79 @@
+"""The classifier of text."""
+
+import keras
+from keras import ops
+
+from keras_jamba.models._text_model import TextModel
+from keras_jamba.ops import _checks
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class JambaClassifier(TextModel):
+    """A classifier of texts: embedding, `JambaBackbone`, and of the last real token a projection to the classes.
+
+    Compile with a loss that takes logits: `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
+
+    Args:
+        vocab_size: size v of the vocabulary: token ids are from 0 to v - 1.
+        num_classes: classes.
+        bos_token_id, eos_token_id, pad_token_id: ids of the special tokens, or None; of eos one or several.
+        transformers_config: what else the config.json of a checkpoint says, to be written back with it; or None.
+        **backbone: any argument of `JambaBackbone`, with the defaults of `JambaCausalLM`.
+
+    Call arguments:
+        inputs: see `JambaCausalLM`; a row must have a real token.
+        training: whether to drop out.
+
+    Returns:
+        Logits `(b, num_classes)`, float32 under every dtype policy, no softmax.
+
+    Raises:
+        ValueError: for arguments out of range or that do not fit together; where they can be looked at, for ids out
+            of the vocabulary too.
+
+    Example:
+        >>> import keras_jamba
+        >>> model = keras_jamba.JambaClassifier(vocab_size=256, num_classes=2, d_model=64, num_layers=2)
+        >>> model({"token_ids": [[72, 105, 0]], "padding_mask": [[True, True, False]]}).shape
+        (1, 2)
+    """
+
+    def __init__(
+        self,
+        vocab_size,
+        num_classes=2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        transformers_config=None,
+        dtype=None,
+        name=None,
+        **backbone,
+    ):
+        _checks.check_integer("num_classes", num_classes)
+        options = dict(
+            vocab_size=vocab_size,
+            num_classes=num_classes,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            transformers_config=transformers_config,
+        )
+        super().__init__(options, backbone, dtype, name)
+        self.head = keras.layers.Dense(num_classes, use_bias=False, name="head", dtype=self.dtype_policy)
+        self.head.build((None, self._config["d_model"]))
+
+    def call(self, inputs, training=None):
+        embeddings, mask, segment_ids = self._read(inputs)
+        features = self.backbone(embeddings, padding_mask=mask, segment_ids=segment_ids, training=training)
+        if mask is None:
+            last = features[:, -1]
+        else:
+            positions = ops.arange(ops.shape(features)[1], dtype="int32")[None]
+            index = ops.max(ops.where(ops.cast(mask, "bool"), positions, 0), axis=1)
+            last = ops.take_along_axis(features, index[:, None, None], axis=1)[:, 0]
+        return ops.cast(self.head(last), "float32")
+
+    def compute_output_spec(self, inputs, training=None):
+        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+        return keras.KerasTensor((first.shape[0], self._config["num_classes"]), "float32")
