@@ -55,12 +55,16 @@ SETTINGS = {
 }
 
 
-def train(name, seed=0, salt=0, control=None, smoke=False, verbose=0, **changes):
-    """A model of a task, some of its arguments changed; with the name of a control, of clips that it has changed."""
+def train(name, seed=0, salt=0, control=None, share=1.0, smoke=False, verbose=0, **changes):
+    """A model of a task, some of its arguments changed; with the name of a control, of clips that it has changed.
+
+    `share` is how many clips it learns from, as a multiple of the usual number.
+    """
     task, (options, stages) = TASKS[name], SETTINGS[name]
     keras.utils.set_random_seed(seed + 1000 * salt)
     model = keras_jamba.DHCJamba(num_classes=task.classes, image_shape=(None, *task.size, 1), **options | changes)
     for frames, count, recipe in stages:
+        count = int(count * share) // task.multiple * task.multiple
         if smoke:
             count, recipe = 128, replace(recipe, epochs=1, augmentation=None)
         clips, labels = task.clips("train", count, seed, salt, frames)
