@@ -32,6 +32,23 @@ def list_presets():
     return tuple(sorted(path.parent.name for path in _built_in_folder().glob(f"*/{CONFIG}")))
 
 
+def folder_of(preset):
+    """Where a preset lies, a built-in name or a folder with a config.json.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    folder = _built_in_folder() / str(preset)
+    if str(preset) not in list_presets():
+        folder = Path(preset)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"A preset is a built-in name, {', '.join(list_presets())}, or a folder with a {CONFIG}. "
+            f"Received: {str(preset)!r}. Pass one of the names, or a folder that save_to_preset wrote."
+        )
+    return folder
+
+
 def read(preset):
     """Reads a preset's metadata.
 
@@ -42,15 +59,8 @@ def read(preset):
     Raises:
         ValueError: if there is no such preset, or its file is not one of ours.
     """
-    folder = _built_in_folder() / str(preset)
-    if str(preset) not in list_presets():
-        folder = Path(preset)
+    folder = folder_of(preset)
     file = folder / CONFIG
-    if not file.is_file():
-        raise ValueError(
-            f"A preset is a built-in name, {', '.join(list_presets())}, or a folder with a {CONFIG}. "
-            f"Received: {str(preset)!r}. Pass one of the names, or a folder that save_to_preset wrote."
-        )
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
         good = metadata["format"] == FORMAT and isinstance(metadata["config"], dict)

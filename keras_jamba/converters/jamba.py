@@ -106,7 +106,10 @@ def config(ours):
 def weights(ours, pattern):
     """Each weight of a model with these constructor arguments and this block pattern."""
     d = ours["d_model"]
-    ours = ours | {"dt_rank": ours["dt_rank"] or math.ceil(d / 16), "d_ff": 4 * d if ours["d_ff"] is None else ours["d_ff"]}
+    ours = ours | {
+        "dt_rank": ours["dt_rank"] or math.ceil(d / 16),
+        "d_ff": 4 * d if ours["d_ff"] is None else ours["d_ff"],
+    }
     yield Weight("token_embedding/embeddings", ("model.embed_tokens.weight",), (ours["vocab_size"], d))
     for i, (mixer, feed_forward) in enumerate(pattern):
         path, prefix = f"backbone/block_{i}", f"model.layers.{i}."

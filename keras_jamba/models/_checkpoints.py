@@ -40,7 +40,7 @@ class Checkpoints:
             print(model.generate("The capital of France is", max_new_tokens=20))
             ```
         """
-        folder = hub.folder_of(preset, load_weights)
+        folder = hub.folder_of(preset)
         given = overrides if dtype is None else overrides | {"dtype": dtype}
         if checkpoints.is_foreign(folder):
             model = cls._from_checkpoint(folder, load_weights, given)
@@ -93,9 +93,7 @@ class Checkpoints:
         values = {path: lambda v=v: keras.ops.convert_to_numpy(v) for path, v in variables.items()}
         with presets.whole_folder(folder) as staging:
             config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
-            checkpoints.write(
-                staging, type(self).__name__, config, self.block_pattern, values, dtype, max_shard_bytes
-            )
+            checkpoints.write(staging, type(self).__name__, config, self.block_pattern, values, dtype, max_shard_bytes)
             self._write_tokenizer(staging)
 
     def _write_tokenizer(self, folder):

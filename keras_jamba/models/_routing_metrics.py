@@ -30,7 +30,9 @@ class RoutingMetrics:
 
     def _aux_losses(self):
         """Of each layer with experts, or the one that a backbone takes over all of them."""
-        together = [getattr(layer, "aux_loss", None) for layer in self._flatten_layers() if hasattr(layer, "block_pattern")]
+        together = [
+            getattr(layer, "aux_loss", None) for layer in self._flatten_layers() if hasattr(layer, "block_pattern")
+        ]
         return [x for x in together if x is not None] or [layer.aux_loss for layer in self._moe_layers()]
 
     def compute_loss(self, *args, **kwargs):

@@ -104,9 +104,7 @@ class JambaCausalLM(TextModel):
         features, cache = self.backbone.step(embeddings, cache, padding_mask=mask, segment_ids=segment_ids)
         return self.logits(_kept(features, logits_to_keep)), cache
 
-    def compute_output_spec(
-        self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None
-    ):
+    def compute_output_spec(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
         shape = inputs["inputs_embeds" if inputs.get("token_ids") is None else "token_ids"].shape
         features = keras.KerasTensor((*shape[:2], self._config["d_model"]), self.compute_dtype)

@@ -1,0 +1,35 @@
+"""Tokenizers in folders."""
+
+import json
+from pathlib import Path
+
+from keras_jamba.tokenizers.byte_tokenizer import ByteTokenizer
+from keras_jamba.tokenizers.jamba_tokenizer import TOKENIZER, JambaTokenizer
+
+# Beside a preset whose tokens are bytes: there is no file of another library that says so.
+BYTES = "byte_tokenizer.json"
+
+
+def load_tokenizer(folder):
+    """The tokenizer in a folder, or None."""
+    folder = Path(folder)
+    if (folder / BYTES).is_file():
+        return ByteTokenizer(**json.loads((folder / BYTES).read_text("utf-8")))
+    return JambaTokenizer(folder) if (folder / TOKENIZER).is_file() else None
+
+
+def save_tokenizer(tokenizer, folder):
+    """Writes what `load_tokenizer` reads.
+
+    Raises:
+        ValueError: for a tokenizer of another class without `save(folder)`.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        (Path(folder) / BYTES).write_text(json.dumps({"add_bos": tokenizer.add_bos}) + "\n", "utf-8")
+    elif hasattr(tokenizer, "save"):
+        tokenizer.save(folder)
+    else:
+        raise ValueError(
+            "A tokenizer is saved by its save(folder). Received: "
+            f"{type(tokenizer).__name__} without one. Set the model's tokenizer to None, or write one."
+        )
