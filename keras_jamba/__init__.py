@@ -1,8 +1,20 @@
 """Jamba for Keras 3: Mamba, attention and mixture-of-experts layers and models on JAX, TensorFlow and PyTorch."""
 
-from keras_jamba import layers, models, ops, presets, training, visualize
-from keras_jamba.models import DHCJamba, JambaBackbone
+from keras_jamba import layers, models, ops, presets, tokenizers, training, visualize
+from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM, JambaClassifier
 
 __version__ = "0.1.0"
 
-__all__ = ["DHCJamba", "JambaBackbone", "layers", "models", "ops", "presets", "training", "visualize"]
+__all__ = [
+    "DHCJamba",
+    "JambaBackbone",
+    "JambaCausalLM",
+    "JambaClassifier",
+    "layers",
+    "models",
+    "ops",
+    "presets",
+    "tokenizers",
+    "training",
+    "visualize",
+]

@@ -16,9 +16,10 @@ MAY_IMPORT = {
     "_backend": {"_backend", "_native"},
     "ops": {"ops", "_backend", "_native"},
     "presets": {"presets"},
+    "tokenizers": {"tokenizers"},
     "converters": {"converters", "presets"},
     "layers": {"layers", "ops", "_backend"},
-    "models": {"models", "layers", "ops", "presets", "converters", "_backend"},
+    "models": {"models", "layers", "ops", "presets", "converters", "tokenizers", "_backend"},
     "visualize": {"visualize", "models", "layers", "ops", "_backend"},
     "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend"},
 }

@@ -22,14 +22,14 @@ def folder_of(preset):
     name, _, revision = handle.partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
         raise ValueError(
-            f"A handle must be {HUGGING_FACE}owner/name or {HUGGING_FACE}owner/name@revision. Received: {str(preset)!r}. "
-            "Copy owner/name from the model's page."
+            f"A handle must be {HUGGING_FACE}owner/name or {HUGGING_FACE}owner/name@revision. "
+            f"Received: {str(preset)!r}. Copy owner/name from the model's page."
         )
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ImportError(
-            f"Handles that begin with {HUGGING_FACE} are downloaded with huggingface_hub. Received: a Python without it. "
-            'Install it: pip install "keras-jamba[text]".'
+            f"Handles that begin with {HUGGING_FACE} are downloaded with huggingface_hub. "
+            'Received: a Python without it. Install it: pip install "keras-jamba[text]".'
         ) from error
     return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FILES)))

@@ -52,8 +52,8 @@ class SafetensorsFolder:
         for name, file in names.items():
             if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
                 raise ValueError(
-                    f"{INDEX} must name safetensors files beside it. Received: {file!r} for {name!r} in {str(index)!r}. "
-                    "Do not load this checkpoint: nobody writes such an index by mistake."
+                    f"{INDEX} must name safetensors files beside it. Received: {file!r} for {name!r} in "
+                    f"{str(index)!r}. Do not load this checkpoint: nobody writes such an index by mistake."
                 )
             shards.setdefault(self.folder / file, set()).add(name)
         return sorted(shards.items())

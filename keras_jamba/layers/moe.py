@@ -46,8 +46,8 @@ class MoELayer(keras.layers.Layer):
         training: for the router.
 
     Returns:
-        `(b, t, d)`; or that and a dict: `"logits"` and `"probabilities"` `(b, t, x)` float32, `"weights"` `(b, t, k)` float32 and
-        `"indices"` `(b, t, k)` int32 of the chosen experts; and the statistics of `ops.routing_statistics`.
+        `(b, t, d)`; or that and a dict: `"logits"` and `"probabilities"` `(b, t, x)` float32, `"weights"` `(b, t, k)`
+        float32 and `"indices"` `(b, t, k)` int32 of the chosen experts; and the statistics of `ops.routing_statistics`.
 
     Raises:
         ValueError: for arguments out of range or an input of another width.

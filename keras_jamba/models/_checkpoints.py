@@ -1,5 +1,7 @@
 """Models of text to and from folders: our own presets, and checkpoints of transformers."""
 
+import inspect
+
 import keras
 
 from keras_jamba import presets
@@ -10,6 +12,9 @@ from keras_jamba.ops import _checks
 from keras_jamba.tokenizers import load_tokenizer, save_tokenizer
 
 
+_DEFAULTS = {name: p.default for name, p in inspect.signature(JambaBackbone.__init__).parameters.items()}
+
+
 class Checkpoints:
     """A model whose constructor arguments are its config, with `from_preset` and what writes that back."""
 
@@ -18,9 +23,10 @@ class Checkpoints:
         """Builds a model from a preset of ours or a checkpoint of transformers, with its tokenizer.
 
         Args:
-            preset: a folder; or `"hf://owner/name"`, which is downloaded from huggingface.co. A folder whose config.json
-                has a model_type is one of transformers': Jamba's, or of Mamba-1. Its weights are safetensors, in one
-                file or shards, each expert by itself or stacked. Otherwise it is what `save_to_preset` wrote.
+            preset: a folder; or `"hf://owner/name"`, which is downloaded from huggingface.co. A folder whose
+                config.json has a model_type is one of transformers': Jamba's, or of Mamba-1. Its weights are
+                safetensors, in one file or shards, each expert by itself or stacked. Otherwise it is what
+                `save_to_preset` wrote.
             load_weights: whether to load the weights.
             dtype: a dtype or policy, "bfloat16" for example; None is Keras' own, float32 as a rule. What the memory
                 must hold is one copy of the weights in it.
@@ -31,8 +37,8 @@ class Checkpoints:
             The model; its `tokenizer` is None where the folder has none.
 
         Raises:
-            ValueError: if a file is missing or damaged, a tensor missing, unexpected, of another shape or not finite, or
-                if the checkpoint is of a model that cannot be expressed here. Nothing is loaded then.
+            ValueError: if a file is missing or damaged, a tensor missing, unexpected, of another shape or not
+                finite, or if the checkpoint is of a model that cannot be expressed here. Nothing is loaded then.
 
         Example:
             ```python
@@ -59,8 +65,8 @@ class Checkpoints:
         if not load_weights:
             return make()
         keep_head = not any(name in given and given[name] != arguments[name] for name in cls._head_arguments)
-        described = DEFAULTS | arguments | given
-        pattern = pattern_of(JambaBackbone.defaults() | described)
+        described = _DEFAULTS | arguments | given
+        pattern = pattern_of(described)
         return checkpoints.load(folder, kind, described, pattern, make, keep_head)
 
     def save_to_preset(self, folder):

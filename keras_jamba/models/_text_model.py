@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_jamba._backend import host_values
+from keras_jamba.models._checkpoints import Checkpoints
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
@@ -27,7 +28,7 @@ DEFAULTS = dict(
 _INPUTS = ("token_ids", "padding_mask", "segment_ids", "inputs_embeds")
 
 
-class TextModel(RoutingMetrics, keras.Model):
+class TextModel(Checkpoints, RoutingMetrics, keras.Model):
     """A token embedding before a `JambaBackbone`; what is made of its features is the subclass' affair.
 
     Args:
@@ -92,8 +93,8 @@ class TextModel(RoutingMetrics, keras.Model):
         given = {name for name, x in inputs.items() if x is not None}
         if not given <= set(_INPUTS) or len(given & {"token_ids", "inputs_embeds"}) != 1:
             raise ValueError(
-                "The inputs must be token ids (b, t), or a dict with either token_ids or inputs_embeds, and where wanted "
-                f"padding_mask and segment_ids. Received: {sorted(inputs)}. Leave out or add what differs."
+                "The inputs must be token ids (b, t), or a dict with either token_ids or inputs_embeds, and where "
+                f"wanted padding_mask and segment_ids. Received: {sorted(inputs)}. Leave out or add what differs."
             )
         if "inputs_embeds" in given:
             embeddings = ops.cast(inputs["inputs_embeds"], self.compute_dtype)

@@ -38,6 +38,8 @@ class JambaClassifier(TextModel):
         (1, 2)
     """
 
+    _head_arguments = ("num_classes",)
+
     def __init__(
         self,
         vocab_size,
