@@ -11,7 +11,6 @@ from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 from keras_jamba.tokenizers import load_tokenizer, save_tokenizer
 
-
 _DEFAULTS = {name: p.default for name, p in inspect.signature(JambaBackbone.__init__).parameters.items()}
 
 

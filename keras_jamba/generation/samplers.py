@@ -1,0 +1,160 @@
+"""How the next token is chosen from its logits."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jamba.ops import _checks
+
+# Arguments of `Sampler` by the names that `compile(sampler=...)` takes.
+NAMES = {
+    "greedy": dict(temperature=0.0),
+    "random": {},
+    "top_k": dict(top_k=5),
+    "top_p": dict(top_p=0.9),
+    "min_p": dict(min_p=0.05),
+}
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class Sampler:
+    """Draws the next token; the rules apply in the order of the arguments, each to what the one before left.
+
+    One number is drawn a token and row, by NumPy: equal seeds give equal tokens on every backend, but where a
+    number falls between two tokens to within rounding.
+
+    Args:
+        repetition_penalty: what logits of tokens that the row has already are divided by, or multiplied where they are
+            negative; 1 changes nothing.
+        temperature: what logits are divided by; 0 takes the most likely token.
+        top_k: only so many of the most likely tokens stay; None for all.
+        top_p: the fewest most likely tokens stay whose probabilities reach this sum together; None for all.
+        min_p: only tokens of at least this share of the highest probability stay; None for all.
+        seed: an integer; None draws another at each generation.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Reference:
+        [Keskar et al. (2019)](https://arxiv.org/abs/1909.05858) for the penalty,
+        [Holtzman et al. (2019)](https://arxiv.org/abs/1904.09751) for top_p,
+        [Nguyen et al. (2024)](https://arxiv.org/abs/2407.01082) for min_p.
+    """
+
+    def __init__(self, repetition_penalty=1.0, temperature=1.0, top_k=None, top_p=None, min_p=None, seed=None):
+        _checks.check_number("repetition_penalty", repetition_penalty, low=1e-3)
+        _checks.check_number("temperature", temperature, low=0)
+        if top_k is not None:
+            _checks.check_integer("top_k", top_k)
+        for name, value in dict(top_p=top_p, min_p=min_p).items():
+            if value is not None:
+                _checks.check_number(name, value, low=0, high=1)
+        if seed is not None:
+            _checks.check_integer("seed", seed, at_least=0)
+        self.repetition_penalty, self.temperature = float(repetition_penalty), float(temperature)
+        self.top_k, self.top_p, self.min_p, self.seed = top_k, top_p, min_p, seed
+
+    @property
+    def needs_seen(self):
+        """Whether `choose` must be told which tokens a row has already."""
+        return self.repetition_penalty != 1.0
+
+    def uniforms(self, count, rows):
+        """A number from 0 to 1 for each of `count` tokens and each row, `(count, rows)` float32."""
+        # Below 1 by more than rounding: the last tokens of a sum are as likely as they should be.
+        return np.random.default_rng(self.seed).random((count, rows), "float32") * np.float32(1 - 2**-20)
+
+    def choose(self, logits, uniform, seen=None):
+        """The next tokens.
+
+        Args:
+            logits: `(b, v)` float32.
+            uniform: `(b,)`, a row of `uniforms`.
+            seen: `(b, v)` bool, the tokens that a row has already; only looked at with a repetition_penalty.
+
+        Returns:
+            `(b,)` int32.
+        """
+        if self.needs_seen:
+            penalised = ops.where(logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty)
+            logits = ops.where(seen, penalised, logits)
+        if self.temperature == 0:
+            return ops.cast(ops.argmax(logits, axis=-1), "int32")
+        probabilities, tokens = self._kept(logits / self.temperature)
+        sums = ops.cumsum(probabilities, axis=-1)
+        place = ops.sum(ops.cast(sums <= uniform[:, None] * sums[:, -1:], "int32"), axis=-1, keepdims=True)
+        if tokens is None:
+            return ops.cast(place[:, 0], "int32")
+        return ops.cast(ops.take_along_axis(tokens, ops.cast(place, "int32"), axis=-1)[:, 0], "int32")
+
+    def _kept(self, logits):
+        """Probabilities, 0 for tokens that do not stay, and the tokens that these are of, or None for all in order."""
+        tokens, size = None, logits.shape[-1]
+        if self.top_k is not None or self.top_p is not None:
+            logits, tokens = ops.top_k(logits, min(self.top_k or size, size))
+        probabilities = ops.softmax(logits, axis=-1)
+        if self.top_p is not None:
+            before = ops.cumsum(probabilities, axis=-1) - probabilities
+            # The most likely one stays, whatever top_p.
+            first = ops.arange(probabilities.shape[-1])[None] == 0
+            probabilities = ops.where(ops.logical_or(before < self.top_p, first), probabilities, 0.0)
+        if self.min_p is not None:
+            highest = ops.max(probabilities, axis=-1, keepdims=True)
+            probabilities = ops.where(probabilities >= self.min_p * highest, probabilities, 0.0)
+        return probabilities, tokens
+
+    def get_config(self):
+        names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+class ProbabilitySampler:
+    """A sampler of keras-hub that has `get_next_token(probabilities)`, in the place of a `Sampler`.
+
+    It keeps random numbers of its own, and is called from outside of compiled loops.
+    """
+
+    needs_seen = False
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def uniforms(self, count, rows):
+        return np.zeros((count, rows), "float32")
+
+    def choose(self, logits, uniform, seen=None):
+        temperature = getattr(self.sampler, "temperature", 1.0)
+        probabilities = ops.softmax(logits / temperature, axis=-1)
+        return ops.cast(self.sampler.get_next_token(probabilities), "int32")
+
+
+def sampler_of(given):
+    """A `Sampler`, of a name, one of ours, or one of keras-hub.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(given, Sampler):
+        return given
+    if isinstance(given, str) and given in NAMES:
+        return Sampler(**NAMES[given])
+    if not isinstance(given, (str, type)) and _has_next_token(given):
+        return ProbabilitySampler(given)
+    raise ValueError(
+        f"sampler must be one of {list(NAMES)}, a keras_jamba.Sampler, or an object with "
+        f"get_next_token(probabilities). Received: sampler={given!r}. For example "
+        "keras_jamba.Sampler(temperature=0.7, top_p=0.9)."
+    )
+
+
+def _has_next_token(given):
+    """Whether a sampler chooses from probabilities alone: keras-hub's searches inherit a method that only raises."""
+    method = getattr(type(given), "get_next_token", None)
+    base = next(
+        (c for c in type(given).__mro__ if c.__module__.startswith("keras_hub") and c.__name__ == "Sampler"), None
+    )
+    return callable(method) and method is not getattr(base, "get_next_token", None)
