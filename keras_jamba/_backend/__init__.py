@@ -14,6 +14,9 @@ values. TensorFlow's own graphs need no such shapes.
 `compiled(function)`: a function of nested arrays whose work a compiler has taken once for each of their shapes; where
 nothing compiles without being told what, the function itself.
 
+`inference(function, variables)`: the same for a function that reads `variables` and assigns none, without gradients;
+what they hold when it is called counts, and is no part of what was compiled.
+
 `recomputed(function)`: a function of tensors of which only inputs and outputs are kept for the gradient, and which is
 computed again for it; the function itself where the backend cannot.
 
@@ -73,6 +76,7 @@ if _BACKEND == "jax":
         device_memory,
         device_name,
         host_values,
+        inference,
         input_gradient,
         may_log,
         native,
@@ -96,6 +100,7 @@ elif _BACKEND == "tensorflow":
         device_memory,
         device_name,
         host_values,
+        inference,
         input_gradient,
         may_log,
         native,
@@ -119,6 +124,7 @@ elif _BACKEND == "torch":
         device_memory,
         device_name,
         host_values,
+        inference,
         input_gradient,
         may_log,
         native,

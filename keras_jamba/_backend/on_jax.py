@@ -1,6 +1,7 @@
 """The functions of `_backend` on JAX."""
 
 import jax
+import keras
 import numpy as np
 
 from keras_jamba._backend.native_on_jax import native, register  # noqa: F401
@@ -40,6 +41,15 @@ def compiling():
 
 def compiled(function):
     return jax.jit(function)
+
+
+def inference(function, variables):
+    @jax.jit
+    def run(values, *args):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*args)
+
+    return lambda *args: run([variable.value for variable in variables], *args)
 
 
 def recomputed(function):

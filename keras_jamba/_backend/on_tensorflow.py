@@ -77,6 +77,10 @@ def compiled(function):
     return tf.function(function, autograph=False)
 
 
+def inference(function, variables):
+    return tf.function(function, autograph=False)
+
+
 def recomputed(function):
     # Eagerly, Keras 3.15's gives the weights no gradient.
     return function if tf.executing_eagerly() else keras.remat(function)

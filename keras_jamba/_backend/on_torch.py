@@ -31,6 +31,10 @@ def compiled(function):
     return function
 
 
+def inference(function, variables):
+    return torch.inference_mode()(function)
+
+
 def recomputed(function):
     def run(*tensors):
         # Stopped early, the second run ends with an exception, whose frames keep all that it has computed until Python
