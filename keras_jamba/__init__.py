@@ -1,6 +1,7 @@
 """Jamba for Keras 3: Mamba, attention and mixture-of-experts layers and models on JAX, TensorFlow and PyTorch."""
 
 from keras_jamba import layers, models, ops, presets, tokenizers, training, visualize
+from keras_jamba.generation import Sampler
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM, JambaClassifier
 
 __version__ = "0.1.0"
@@ -10,6 +11,7 @@ __all__ = [
     "JambaBackbone",
     "JambaCausalLM",
     "JambaClassifier",
+    "Sampler",
     "layers",
     "models",
     "ops",

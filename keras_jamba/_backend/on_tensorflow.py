@@ -78,7 +78,18 @@ def compiled(function):
 
 
 def inference(function, variables):
-    return tf.function(function, autograph=False)
+    # One for each kind of arguments: TensorFlow warns where one function is traced for many shapes.
+    traced = {}
+
+    def run(*args):
+        args = tf.nest.map_structure(tf.convert_to_tensor, args)
+        leaves = tf.nest.flatten(args)
+        kind = tuple((tuple(x.shape), x.dtype) for x in leaves), str(tf.nest.map_structure(lambda _: 0, args))
+        if kind not in traced:
+            traced[kind] = tf.function(function, autograph=False).get_concrete_function(*args)
+        return traced[kind](*args)
+
+    return run
 
 
 def recomputed(function):

@@ -127,7 +127,8 @@ def _check(prompts, vocab_size):
         row, place = np.argwhere(wrong)[0]
         raise ValueError(
             f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: "
-            f"{prompts.token_ids[row, place]} in row {row}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
+            f"{prompts.token_ids[row, place]} in row {row}. Tokenize with the model's own tokenizer; padding is told "
+            "by padding_mask."
         )
 
 

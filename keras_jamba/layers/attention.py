@@ -140,6 +140,23 @@ class AttentionLayer(keras.layers.Layer):
             )
         return empty_state(self._state_specs(batch_size, min(room)))
 
+    def with_room(self, cache, max_length):
+        """A cache that goes on where `cache` is, with room for `max_length` tokens or for the window.
+
+        Raises:
+            ValueError: if there is more room already.
+        """
+        have = cache["key"].shape[1]
+        more = min(size for size in (max_length, self.attention_window) if size is not None) - have
+        if more < 0 and have != self.attention_window:
+            raise ValueError(
+                f"A cache cannot lose room. Received: max_length={max_length} for one of {have} tokens. "
+                "Pass at least as much."
+            )
+        # A token at position p lies in slot p: so long as nothing made way, new slots come behind.
+        room = ((0, 0), (0, max(more, 0)), (0, 0), (0, 0))
+        return cache | {name: ops.pad(cache[name], room) for name in ("key", "value")}
+
     def step(self, inputs, cache, mask=None, segment_ids=None):
         """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
 

@@ -142,7 +142,7 @@ class MoELayer(keras.layers.Layer):
             self.drop_rate.assign(ops.stop_gradient(statistics["drop_rate"]))
         if not return_routing:
             return outputs
-        whole = {name: ops.reshape(routing[name], (*shape[:-1], -1)) for name in _DECIDED}
+        whole = {name: ops.reshape(routing[name], (*shape[:-1], routing[name].shape[-1])) for name in _DECIDED}
         return outputs, whole | statistics
 
     def _experts(self, tokens, routing, mask):

@@ -96,7 +96,8 @@ class Generation:
         job = _Job(self, inputs, **{name: given.get(name, defaults.get(name)) for name in names})
         if job.prompts.kind not in ("text", "row"):
             raise ValueError(
-                "A stream goes on from one prompt. Received: a batch. Pass one string or one list of ids, or call generate."
+                "A stream goes on from one prompt. Received: a batch. Pass one string or one list of ids, or call "
+                "generate."
             )
         return job.pieces(piece)
 
@@ -182,7 +183,8 @@ class _Job:
     def _check_state(self, state):
         if state.model != self.model._fingerprint():
             raise ValueError(
-                "The state of a prompt is of one model with its weights. Received: that of another model. Prefill again."
+                "The state of a prompt is of one model with its weights. Received: that of another model. "
+                "Prefill again."
             )
         size = len(state.token_ids)
         for i in range(len(self.prompts.token_ids)):

@@ -61,10 +61,12 @@ class TextModel(Checkpoints, RoutingMetrics, keras.Model):
         else:
             layer = keras.layers.ReversibleEmbedding(vocab_size, d_model, tie_weights=tie_embeddings, **given)
         layer.build((None, None))
+        # It looks at one token at a time; Keras' own does not say so.
+        layer.supports_masking = True
         return layer
 
     def build(self, input_shape=None):
-        pass
+        """Everything has its weights from the beginning."""
 
     def embed(self, token_ids):
         """What enters the backbone, `(b, t, d)`, of token ids `(b, t)`; to be mixed with what is not text."""

@@ -235,6 +235,15 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         """The state before the first token, with room for `max_length` tokens where attention has no window."""
         return {name: block.init_cache(batch_size, max_length) for name, block in self._named_blocks()}
 
+    def with_room(self, cache, max_length):
+        """A cache that goes on where `cache` is, with room for `max_length` tokens, all that were seen included."""
+        caches = {}
+        for name, block in self._named_blocks():
+            caches[name] = cache[name]
+            if isinstance(block.mixer, AttentionLayer):
+                caches[name] = block.mixer.with_room(cache[name], max_length)
+        return caches
+
     def step(self, features, cache, padding_mask=None, segment_ids=None):
         """Runs some more tokens after those that a cache has seen: a prefill, or one token at a time.
 

@@ -4,12 +4,14 @@ import keras
 from keras import ops
 
 from keras_jamba.layers._asked import asked
+from keras_jamba.models._generation import Generation
+from keras_jamba.models._language_training import LanguageTraining
 from keras_jamba.models._text_model import TextModel
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaCausalLM(TextModel):
+class JambaCausalLM(Generation, LanguageTraining, TextModel):
     """Jamba as a language model: embedding, `JambaBackbone`, projection to the vocabulary.
 
     What is not said here has the defaults of `JambaBackbone`, but for those in which AI21's Jamba differs: no RoPE,
@@ -71,6 +73,7 @@ class JambaCausalLM(TextModel):
         if "direction" in backbone:
             _checks.check_choice("direction of a language model", backbone["direction"], ("causal",))
         super().__init__(options, backbone, dtype, name)
+        self.build()
 
     def call(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
         embeddings, mask, segment_ids = self._read(inputs)

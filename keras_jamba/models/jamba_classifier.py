@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jamba.models._text_data import compile_again, is_text, rows_of
 from keras_jamba.models._text_model import TextModel
 from keras_jamba.ops import _checks
 
@@ -64,6 +65,7 @@ class JambaClassifier(TextModel):
         super().__init__(options, backbone, dtype, name)
         self.head = keras.layers.Dense(num_classes, use_bias=False, name="head", dtype=self.dtype_policy)
         self.head.build((None, self._config["d_model"]))
+        self.build()
 
     def call(self, inputs, training=None):
         embeddings, mask, segment_ids = self._read(inputs)
@@ -75,6 +77,47 @@ class JambaClassifier(TextModel):
             index = ops.max(ops.where(ops.cast(mask, "bool"), positions, 0), axis=1)
             last = ops.take_along_axis(features, index[:, None, None], axis=1)[:, 0]
         return ops.cast(self.head(last), "float32")
+
+    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
+        """Keras' own, with defaults: Adam at 2e-5, cross-entropy of logits, accuracy."""
+        if isinstance(optimizer, str) and optimizer == "auto":
+            optimizer = keras.optimizers.Adam(2e-5)
+        if isinstance(loss, str) and loss == "auto":
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if isinstance(metrics, str) and metrics == "auto":
+            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def compile_from_config(self, config):
+        compile_again(self, config)
+
+    def fit(self, x=None, y=None, *, sequence_length=None, validation_data=None, **kwargs):
+        """Trains on texts or lists of ids and their classes, or on what `keras.Model.fit` takes.
+
+        Args:
+            x: a list of strings or of lists of ids, or what `keras.Model.fit` takes.
+            y: classes `(b,)`.
+            sequence_length: strings and lists are cut to so many tokens; None for the longest.
+            validation_data: `(x, y)`, or what `keras.Model.fit` takes.
+            **kwargs: see `keras.Model.fit`.
+        """
+        if isinstance(validation_data, tuple):
+            validation_data = (self._inputs(validation_data[0], sequence_length), *validation_data[1:])
+        return super().fit(self._inputs(x, sequence_length), y, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, *, sequence_length=None, **kwargs):
+        """Loss and metrics on what `fit` takes."""
+        return super().evaluate(self._inputs(x, sequence_length), y, **kwargs)
+
+    def predict(self, x, *, sequence_length=None, **kwargs):
+        """Logits of what `fit` takes as x."""
+        return super().predict(self._inputs(x, sequence_length), **kwargs)
+
+    def _inputs(self, x, sequence_length):
+        if not is_text(x):
+            return x
+        token_ids, mask = rows_of(self, x, sequence_length, adds_eos=False)
+        return {"token_ids": token_ids, "padding_mask": mask}
 
     def compute_output_spec(self, inputs, training=None):
         first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
