@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "ops": {"ops", "_backend", "_native"},
     "presets": {"presets"},
     "tokenizers": {"tokenizers"},
+    "generation": {"generation", "ops", "_backend"},
     "converters": {"converters", "presets"},
     "layers": {"layers", "ops", "_backend"},
-    "models": {"models", "layers", "ops", "presets", "converters", "tokenizers", "_backend"},
+    "models": {"models", "layers", "ops", "presets", "converters", "tokenizers", "generation", "_backend"},
     "visualize": {"visualize", "models", "layers", "ops", "_backend"},
     "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend"},
 }

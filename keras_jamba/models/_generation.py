@@ -1,6 +1,5 @@
 """Text out of a language model."""
 
-import functools
 import hashlib
 import json
 
@@ -143,7 +142,7 @@ class Generation:
         config = json.dumps(sampler.get_config()) if hasattr(sampler, "get_config") else id(sampler.sampler)
         made = self.__dict__.setdefault("_decoders", {})
         if (config, stops) not in made:
-            step = functools.partial(self.step, logits_to_keep=1)
+            step = lambda inputs, cache: self.step(inputs, cache, logits_to_keep=1)  # noqa: E731
             pad = self._config["pad_token_id"] or 0
             made[config, stops] = Decoder(step, self.variables, sampler, stops, pad)
         return made[config, stops]
