@@ -20,6 +20,7 @@ _SIZES = {
     "d_conv": ("mamba_d_conv", 4),
     "expand": ("mamba_expand", 2),
 }
+_EXPERTS = ("num_experts", "num_experts_per_token")
 _PERIODS = {"attn_layer": (8, 4), "expert_layer": (2, 1)}
 # What a config.json of theirs cannot say, and the only value that it can be read as.
 _FIXED = dict(
@@ -73,13 +74,11 @@ def config(ours):
     for name, value in _FIXED.items():
         check_value(ours, name, value, (value,), theirs="a Jamba of transformers")
     check_value(ours, "balance_loss", "switch", ("switch",), theirs="a Jamba of transformers")
-    theirs = {other: ours[name] for name, (other, _) in _SIZES.items() if ours[name] is not None}
+    theirs = {other: ours[name] for name, (other, _) in _SIZES.items() if name not in ("d_ff", *_EXPERTS)}
     d, layers = ours["d_model"], ours["num_layers"]
-    experts = ours["moe_frequency"] > 0
     # A period that no layer reaches the end of stands for no attention.
     period = layers + 1 if ours["mamba_ratio"] is None else ours["mamba_ratio"] + 1
     offset = ours["attention_offset"]
-    moe_offset = ours["moe_offset"]
     return theirs | {
         "model_type": MODEL_TYPE,
         "intermediate_size": 4 * d if ours["d_ff"] is None else ours["d_ff"],
@@ -88,10 +87,7 @@ def config(ours):
         "mamba_dt_rank": ours["dt_rank"] or math.ceil(d / 16),
         "attn_layer_period": period,
         "attn_layer_offset": period - 1 if offset is None else offset,
-        "expert_layer_period": ours["moe_frequency"] if experts else 1,
-        "expert_layer_offset": (ours["moe_frequency"] - 1 if moe_offset is None else moe_offset) if experts else 0,
-        "num_experts": ours["num_experts"] if experts else 1,
-        "num_experts_per_tok": ours["num_experts_per_token"] if experts else 1,
+        **_experts(ours),
         "mamba_conv_bias": ours["conv_bias"],
         "mamba_proj_bias": ours["proj_bias"],
         "mamba_inner_layernorms": ours["mixer_rms_norm"],
@@ -100,6 +96,18 @@ def config(ours):
         "tie_word_embeddings": bool(ours.get("tie_embeddings", False)),
         "use_mamba_kernels": False,
         **{name: ours[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+    }
+
+
+def _experts(ours):
+    """Without experts, what else is said about them is left as it was."""
+    if not ours["moe_frequency"]:
+        return {"num_experts": 1}
+    offset = ours["moe_offset"]
+    return {
+        "expert_layer_period": ours["moe_frequency"],
+        "expert_layer_offset": ours["moe_frequency"] - 1 if offset is None else offset,
+        **{_SIZES[name][0]: ours[name] for name in _EXPERTS},
     }
 
 
