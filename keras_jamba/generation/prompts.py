@@ -1,10 +1,8 @@
 """What is to be gone on from: prompts as rows of ids, and the state after one."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -150,11 +148,10 @@ class PromptState:
 
     def save(self, file):
         """Writes it to a file, `numpy.load` reads it."""
-        leaves = keras.tree.flatten(self.cache)
-        arrays = {f"leaf_{i}": _storable(x) for i, x in enumerate([*leaves, self.logits])}
-        paths = json.dumps(keras.tree.map_structure(lambda _: 0, self.cache), sort_keys=True)
+        leaves = {f"cache/{block}/{leaf}": x for block, state in self.cache.items() for leaf, x in state.items()}
+        arrays = {name: _storable(x) for name, x in (leaves | {"logits": self.logits}).items()}
         with open(file, "wb") as stream:
-            np.savez(stream, token_ids=self.token_ids, model=np.array(self.model), structure=np.array(paths), **arrays)
+            np.savez(stream, token_ids=self.token_ids, model=np.array(self.model), **arrays)
 
     @classmethod
     def load(cls, file):
@@ -165,11 +162,13 @@ class PromptState:
         """
         try:
             with np.load(Path(file), allow_pickle=False) as stored:
-                structure = json.loads(str(stored["structure"]))
-                count = len(keras.tree.flatten(structure))
-                leaves = [ops.convert_to_tensor(stored[f"leaf_{i}"]) for i in range(count + 1)]
-                cache = keras.tree.pack_sequence_as(structure, leaves[:-1])
-                return cls(stored["token_ids"], cache, leaves[-1], str(stored["model"]))
+                arrays = {name: stored[name] for name in stored.files}
+            cache = {}
+            for name in arrays:
+                if name.startswith("cache/"):
+                    _, block, leaf = name.split("/")
+                    cache.setdefault(block, {})[leaf] = ops.convert_to_tensor(arrays[name])
+            return cls(arrays["token_ids"], cache, ops.convert_to_tensor(arrays["logits"]), str(arrays["model"]))
         except (KeyError, ValueError, EOFError, OSError) as error:
             raise ValueError(
                 f"A prompt's state must be a file that its save wrote. Received: {str(file)!r}, {error}. Prefill again."

@@ -218,7 +218,10 @@ class _Job:
         room = _rounded(length + self.count)
         if self.state is None:
             return self.decoder.prefill(prompts.token_ids, prompts.mask, model.init_cache(rows, room), piece)
-        cache = keras.tree.map_structure(lambda x: ops.repeat(x, rows, axis=0), self.state.cache)
+        # In a file bfloat16 was stored as float32.
+        like = model.init_cache(1, CACHE)
+        repeated = lambda x, y: ops.repeat(ops.cast(x, y.dtype), rows, axis=0)  # noqa: E731
+        cache = keras.tree.map_structure(repeated, self.state.cache, like)
         cache = model.backbone.with_room(cache, room)
         size = len(self.state.token_ids)
         rest = [prompts.row(i)[size:].tolist() for i in range(rows)]

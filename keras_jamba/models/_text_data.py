@@ -53,12 +53,14 @@ def next_tokens(token_ids, mask=None, segment_ids=None):
             "To predict the next token takes rows of at least two tokens, (b, t) with t > 1, and a padding_mask of "
             f"their shape. Received: {token_ids.shape} and {mask.shape}. Pass longer rows."
         )
-    inputs = {"token_ids": token_ids[:, :-1].astype("int32"), "padding_mask": mask[:, :-1]}
+    inputs = {"token_ids": token_ids[:, :-1].astype("int32")}
     weights = mask[:, 1:] & mask[:, :-1]
     if segment_ids is not None:
         segment_ids = np.asarray(segment_ids)
         inputs["segment_ids"] = segment_ids[:, :-1].astype("int32")
         weights &= segment_ids[:, 1:] == segment_ids[:, :-1]
+    # The last token of a document predicts nothing and is seen by nobody: however wide a row is, it does not count.
+    inputs["padding_mask"] = weights
     return inputs, token_ids[:, 1:].astype("int32"), weights.astype("float32")
 
 

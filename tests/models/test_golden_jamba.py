@@ -13,7 +13,9 @@ LANGUAGE = [*CASES, "mamba1_lm"]
 
 
 def close(actual, expected, case):
-    np.testing.assert_allclose(ops.convert_to_numpy(actual), expected, rtol=0, atol=1e-4 * max(1, recorded(case)["logits"].std()))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(actual), expected, rtol=0, atol=1e-4 * max(1, recorded(case)["logits"].std())
+    )
 
 
 def loss(case):

@@ -1,0 +1,216 @@
+"""Generating: against the model's own logits, for any batch, piece, state, sampler and stop."""
+
+import golden_jamba
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+
+import keras_jamba
+from keras_jamba.generation.prompts import PromptState
+from keras_jamba.tokenizers import ByteTokenizer
+
+PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = golden_jamba.keras_jamba.JambaCausalLM.from_preset(golden_jamba.FOLDER / "gqa_leftpad")
+    keras.utils.set_random_seed(0)
+    for variable in model.trainable_variables:
+        if "embeddings" in variable.path:
+            # Their tied head repeats one token for ever.
+            variable.assign(keras.random.normal(variable.shape, seed=3))
+    return model
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    """A model of bytes that knows nothing."""
+    keras.utils.set_random_seed(0)
+    model = keras_jamba.JambaCausalLM(
+        259, d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, moe_frequency=0, eos_token_id=258, pad_token_id=256
+    )
+    model.token_embedding.embeddings.assign(keras.random.normal((259, 16), seed=1))
+    model.tokenizer = ByteTokenizer()
+    return model
+
+
+def greedy(model, prompt, count):
+    """The tokens that whole passes give one after the other."""
+    row = list(prompt)
+    for _ in range(count):
+        # Padded to one size, for which JAX compiles once.
+        ids = np.array([row + [0] * (16 - len(row))])
+        logits = model({"token_ids": ids, "padding_mask": np.arange(16)[None] < len(row)})
+        row.append(int(numpy(logits)[0, len(row) - 1].argmax()))
+    return row
+
+
+def test_each_prompt_of_a_batch_gives_what_whole_passes_give(model):
+    rows = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        assert row.dtype == np.int32 and row.tolist() == greedy(model, prompt, 6)
+
+
+def test_a_row_ends_with_its_stop_token_and_the_others_go_on(model):
+    whole = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
+    stop = int(whole[0][len(PROMPTS[0]) + 2])
+    rows = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=[stop])
+    for prompt, full, row in zip(PROMPTS, whole, rows, strict=True):
+        new = full[len(prompt) :].tolist()
+        end = new.index(stop) + 1 if stop in new else 6
+        assert row.tolist() == full[: len(prompt) + end].tolist()
+    assert len(rows[0]) <= len(PROMPTS[0]) + 3
+
+
+def test_auto_stops_at_the_models_own_ends(model):
+    whole = model.generate(PROMPTS[0], max_new_tokens=6, stop_token_ids=None)
+    model._config["eos_token_id"] = [int(whole[-4]), 96]
+    try:
+        row = model.generate(PROMPTS[0], max_new_tokens=6)
+    finally:
+        model._config["eos_token_id"] = None
+    assert row.tolist() == whole[: whole.tolist().index(whole[-4], len(PROMPTS[0])) + 1].tolist()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_arrays_come_back_padded_on_the_same_side(model, side):
+    ids, mask = np.full((3, 5), 96), np.zeros((3, 5), int)
+    for i, prompt in enumerate(PROMPTS):
+        here = slice(5 - len(prompt), 5) if side == "left" else slice(0, len(prompt))
+        ids[i, here], mask[i, here] = prompt, 1
+    found = model.generate({"token_ids": ids, "padding_mask": mask}, max_new_tokens=4, stop_token_ids=None)
+    rows = model.generate(PROMPTS, max_new_tokens=4, stop_token_ids=None)
+    assert found.shape == (3, 9)
+    for prompt, row, padded in zip(PROMPTS, rows, found, strict=True):
+        here = slice(5 - len(prompt), 9) if side == "left" else slice(0, len(prompt) + 4)
+        np.testing.assert_array_equal(padded[here], row)
+
+
+def test_kinds_of_input_and_lengths(model):
+    row = model.generate(PROMPTS[0], max_new_tokens=3, stop_token_ids=None)
+    assert row.shape == (8,)
+    array = model.generate(np.array([PROMPTS[0]]), max_length=8, stop_token_ids=None)
+    np.testing.assert_array_equal(array, row[None])
+    both = model.generate([PROMPTS[0]], max_length=20, max_new_tokens=3, stop_token_ids=None)
+    np.testing.assert_array_equal(both[0], row)
+    np.testing.assert_array_equal(
+        model.generate(PROMPTS[0], max_new_tokens=3, strip_prompt=True, stop_token_ids=None), row[5:]
+    )
+    assert model.generate(PROMPTS[0], max_length=5, stop_token_ids=None).tolist() == PROMPTS[0]
+    rows = model.generate(PROMPTS, max_length=6, stop_token_ids=None)
+    assert [len(r) for r in rows] == [6, 6, 6]
+
+
+def test_a_stream_gives_the_same_tokens_one_by_one(model):
+    row = model.generate(PROMPTS[0], max_new_tokens=5, stop_token_ids=None)
+    stream = model.stream(PROMPTS[0], max_new_tokens=5, stop_token_ids=None)
+    assert next(stream) == row[5] and list(stream) == row[6:].tolist()
+
+
+def test_a_prompt_state_saves_reading_and_is_bound_to_tokens_and_model(model, tmp_path):
+    begin = PROMPTS[0]
+    model.prefill(begin, prefill_chunk_size=2).save(tmp_path / "state")
+    state = PromptState.load(tmp_path / "state")
+    prompts = [[*begin, 3, 4], begin]
+    given = dict(max_new_tokens=70, stop_token_ids=None)  # more than the room that the state was made with
+    for plain, resumed in zip(
+        model.generate(prompts, **given), model.generate(prompts, state=state, **given), strict=True
+    ):
+        np.testing.assert_array_equal(plain, resumed)
+    with pytest.raises(ValueError, match="must begin with the 5 tokens of the state. Received: row 1"):
+        model.generate([prompts[0], [5, 6, 7, 8, 1]], state=state)
+    other = golden_jamba.model("gqa_leftpad")
+    with pytest.raises(ValueError, match="of one model with its weights"):
+        other.generate(begin, state=state)
+    (tmp_path / "state").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="must be a file that its save wrote"):
+        PromptState.load(tmp_path / "state")
+
+
+def test_samples_are_the_same_for_a_seed_and_other_for_another(model):
+    def drawn(seed):
+        sampler = keras_jamba.Sampler(temperature=2.0, top_k=20, seed=seed)
+        return model.generate(PROMPTS, max_new_tokens=8, stop_token_ids=None, sampler=sampler, strip_prompt=True)
+
+    np.testing.assert_array_equal(drawn(1), drawn(1))
+    assert not np.array_equal(drawn(1), drawn(2))
+
+
+def test_a_repetition_penalty_reaches_prompt_and_new_tokens(model):
+    sampler = keras_jamba.Sampler(temperature=0.0, repetition_penalty=1e6)
+    row = model.generate(PROMPTS[0], max_new_tokens=8, stop_token_ids=None, sampler=sampler)
+    assert len(set(row.tolist())) == len(row)
+
+
+def test_compile_takes_the_samplers_of_keras_hub(model):
+    class Second:
+        temperature = 1.0
+
+        def get_next_token(self, probabilities):
+            return keras.ops.top_k(probabilities, 2)[1][:, 1]
+
+    row = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, sampler=Second(), strip_prompt=True)
+    whole = numpy(model(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
+    np.testing.assert_array_equal(row, np.argsort(whole, axis=-1)[:, -2])
+
+
+def test_text_comes_back_as_text(speaker):
+    text = speaker.generate("abc", max_new_tokens=8, stop_token_ids=None)
+    assert isinstance(text, str) and text.startswith("abc")
+    batch = speaker.generate(["abc", "z"], max_new_tokens=8, stop_token_ids=None)
+    assert batch == [text, speaker.generate("z", max_new_tokens=8, stop_token_ids=None)]
+    assert speaker.generate("abc", max_new_tokens=8, stop_token_ids=None, strip_prompt=True) == text[3:]
+    assert "".join(speaker.stream("abc", max_new_tokens=8, stop_token_ids=None)) == text[3:]
+
+
+def test_text_ends_before_a_stop_string(speaker):
+    new = speaker.generate("abc", max_new_tokens=40, stop_token_ids=None, strip_prompt=True)
+    for stop in (new[3:5], new[20:23], new[:1]):
+        expected = new[: new.index(stop)]
+        given = dict(max_new_tokens=40, stop_token_ids=None, stop_strings=[stop, "never"])
+        assert speaker.generate("abc", strip_prompt=True, **given) == expected
+        assert "".join(speaker.stream("abc", **given)) == expected
+
+
+def test_a_program_is_compiled_once_for_a_size(model):
+    model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
+    made = dict(model._decoders)
+    model.generate([[1, 2, 3], [4], [5]], max_new_tokens=9, stop_token_ids=None)
+    assert model._decoders == made
+
+
+@pytest.mark.parametrize(
+    "inputs, given, message",
+    [
+        ([], {}, "Every prompt must have a token. Received: no prompts"),
+        ([[]], {}, "Received: none in row 0"),
+        ([[1], []], {}, "Received: none in row 1"),
+        ([[1, 97]], {}, "from 0 to vocab_size - 1 = 96. Received: 97 in row 0"),
+        ([[1, -1]], {}, "Received: -1 in row 0"),
+        ([[1.5]], {}, "must be integers. Received: dtype=float64"),
+        ("text", {}, "Text needs a tokenizer"),
+        (
+            [[1, 2, 3]],
+            dict(max_length=2),
+            "at most max_length tokens long. Received: 3 tokens in row 0 and max_length=2",
+        ),
+        ([[1]], dict(max_new_tokens=-1), "max_new_tokens must be an integer of at least 0"),
+        ([[1]], dict(sampler="beam"), "sampler must be one of .*get_next_token"),
+        ([[1]], dict(stop_token_ids="eos"), "stop_token_ids must be one of"),
+        ([[1]], dict(stop_strings=["x"]), "Stop strings need a tokenizer"),
+        ({"token_ids": [[1, 2]], "padding_mask": [[1]]}, {}, "must have one shape"),
+        ({"token_ids": [[1, 2, 3]], "padding_mask": [[1, 0, 1]]}, {}, "Padding must stand on one side"),
+        ({"ids": [[1]]}, {}, "must hold token_ids"),
+    ],
+)
+def test_bad_prompts_are_named(inputs, given, message):
+    plain = golden_jamba.model("dense")
+    with pytest.raises(ValueError, match=message):
+        plain.generate(inputs, **given)
+
+
+def test_ids_out_of_the_vocabulary_are_named_in_a_call():
+    with pytest.raises(ValueError, match="from 0 to vocab_size - 1 = 96. Received: 97"):
+        golden_jamba.model("dense")(np.array([[1, 97]]))

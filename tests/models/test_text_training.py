@@ -1,0 +1,167 @@
+"""Training models of text: what `fit` makes of texts and ids, and what padding must not do."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+
+import keras_jamba
+from keras_jamba.tokenizers import ByteTokenizer
+from keras_jamba.training.data import PackedText
+
+TINY = dict(d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, num_experts=3, d_ff=16)
+ROWS = [[5, 6, 7, 8, 9, 10], [3, 4, 5], [7, 1]]
+
+
+def language(**options):
+    keras.utils.set_random_seed(0)
+    model = keras_jamba.JambaCausalLM(**{"vocab_size": 19} | TINY | options)
+    model.compile(keras.optimizers.SGD(0.5))
+    return model
+
+
+def cross_entropy(model, row):
+    """Sum over the tokens of a row by itself."""
+    logits = numpy(model(np.array([row])))[0, :-1].astype("float64")
+    logits -= logits.max(axis=-1, keepdims=True)
+    log = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return -log[np.arange(len(row) - 1), row[1:]].sum()
+
+
+def test_the_loss_is_the_mean_over_real_tokens_of_rows_by_themselves_and_one_loss_of_the_experts():
+    model = language()
+    expected = sum(cross_entropy(model, row) for row in ROWS) / sum(len(row) - 1 for row in ROWS)
+    found = model.evaluate(ROWS, verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"], expected + found["moe_aux_loss"], rtol=1e-5)
+
+
+def test_padding_changes_neither_loss_nor_statistics_nor_gradients():
+    ids, mask = np.zeros((3, 12), int), np.zeros((3, 12), bool)
+    wide = np.random.default_rng(0).integers(0, 19, (3, 12))
+    for i, row in enumerate(ROWS):
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
+    results = []
+    for tokens in (ids, np.where(mask, ids, wide)):
+        model = language()
+        history = model.fit({"token_ids": tokens, "padding_mask": mask}, epochs=1, verbose=0).history
+        usage = numpy(model.backbone.blocks[1].feed_forward.usage.value)
+        results.append(
+            (history["loss"], history["accuracy"], usage, [numpy(v.value) for v in model.trainable_variables])
+        )
+    keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+    model = language()
+    history = model.fit(ROWS, epochs=1, verbose=0).history
+    np.testing.assert_allclose(history["loss"], results[0][0], rtol=1e-5)
+    for v, value in zip(model.trainable_variables, results[0][3], strict=True):
+        np.testing.assert_allclose(numpy(v.value), value, rtol=1e-4, atol=1e-6, err_msg=v.path)
+
+
+def test_packed_rows_have_the_loss_of_their_documents():
+    model = language(moe_frequency=0)
+    expected = sum(cross_entropy(model, row) for row in ROWS) / sum(len(row) - 1 for row in ROWS)
+    found = model.evaluate(PackedText(ROWS, length=11, batch_size=1), verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+    packed = {"token_ids": np.array([sum(ROWS, [])]), "segment_ids": np.array([[0] * 6 + [1] * 3 + [2] * 2])}
+    np.testing.assert_allclose(model.evaluate(packed, verbose=0, return_dict=True)["loss"], expected, rtol=1e-5)
+
+
+def test_texts_end_with_the_end_and_are_cut():
+    model = language(vocab_size=259)
+    model.tokenizer = ByteTokenizer()
+    whole = [[257, *b"hello", 258], [257, *b"hi", 258]]
+    np.testing.assert_allclose(
+        model.evaluate(["hello", "hi"], verbose=0, return_dict=True)["loss"],
+        model.evaluate(whole, verbose=0, return_dict=True)["loss"],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        model.evaluate(["hello", "hi"], sequence_length=3, verbose=0, return_dict=True)["loss"],
+        model.evaluate([row[:4] for row in whole], verbose=0, return_dict=True)["loss"],
+        rtol=1e-6,
+    )
+
+
+def test_a_model_learns_a_text_and_says_it_and_goes_through_files(tmp_path):
+    model = language(vocab_size=259, moe_frequency=0, eos_token_id=258, pad_token_id=256)
+    model.tokenizer = ByteTokenizer()
+    model.compile(keras.optimizers.Adam(1e-2), sampler="greedy")
+    model.fit(["abracadabra"] * 8, validation_data=["abracadabra"], epochs=60, batch_size=8, verbose=0)
+    assert model.generate("abr", max_new_tokens=20) == "abracadabra"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    ids = np.array([[257, 97, 98]])
+    np.testing.assert_array_equal(numpy(loaded(ids)), numpy(model(ids)))
+    assert loaded.sampler.temperature == 0 and loaded.optimizer is not None
+    model.save_to_preset(tmp_path / "preset")
+    again = keras_jamba.JambaCausalLM.from_preset(tmp_path / "preset")
+    assert again.generate("abr", max_new_tokens=20) == "abracadabra"
+
+
+def test_a_classifier_of_texts_learns_and_ignores_padding():
+    keras.utils.set_random_seed(0)
+    model = keras_jamba.JambaClassifier(259, 2, **TINY | dict(moe_frequency=0))
+    model.tokenizer = ByteTokenizer()
+    model.compile(keras.optimizers.Adam(1e-2))
+    texts, classes = ["good", "very good", "bad", "too bad"], np.array([1, 1, 0, 0])
+    model.fit(texts * 4, np.tile(classes, 4), validation_data=(texts, classes), epochs=20, verbose=0)
+    assert (model.predict(texts, verbose=0).argmax(-1) == classes).all()
+    for text in texts:
+        alone = model.predict([text], verbose=0)[0]
+        np.testing.assert_allclose(alone, model.predict(texts, verbose=0)[texts.index(text)], rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_kept_where_asked_and_embeddings_enter_as_they_are():
+    model = language()
+    ids = np.array([ROWS[0], ROWS[0][::-1]])
+    logits = numpy(model(ids))
+    for kept, part in ((0, logits), (2, logits[:, -2:]), ([0, 3], logits[:, [0, 3]])):
+        np.testing.assert_allclose(numpy(model(ids, logits_to_keep=kept)), part, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(numpy(model({"inputs_embeds": model.embed(ids)})), logits)
+    assert model.compute_output_spec(keras.KerasTensor((2, 6), "int32")).shape == (2, 6, 19)
+
+
+def test_the_config_holds_every_argument():
+    import inspect
+
+    for model in (language(), keras_jamba.JambaClassifier(19, 3, **TINY)):
+        names = set(inspect.signature(type(model).__init__).parameters) - {"self", "backbone"}
+        names |= set(inspect.signature(keras_jamba.JambaBackbone.__init__).parameters) - {"self"}
+        assert names == set(model.get_config())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(vocab_size=0), "vocab_size must be an integer of at least 1"),
+        (dict(vocab=3), "a constructor argument must be one of"),
+        (dict(direction="bidirectional"), "direction of a language model must be one of"),
+        (dict(eos_token_id=[1, 19]), "eos_token_id must be an id from 0 to vocab_size - 1 = 18"),
+        (dict(d_ff=0), "Experts are feed-forward parts. Received: d_ff=0"),
+        (dict(balance_over="all"), "balance_over must be one of"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        language(**options)
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (
+            {"token_ids": np.ones((1, 2), int), "inputs_embeds": np.ones((1, 2, 16))},
+            "either token_ids or inputs_embeds",
+        ),
+        ({"ids": np.ones((1, 2), int)}, "either token_ids or inputs_embeds"),
+        (np.ones((1, 2), "float32"), "token_ids must be integers of shape"),
+        (np.ones(2, int), "token_ids must be integers of shape"),
+    ],
+)
+def test_bad_inputs_are_named(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        language()(inputs)
+
+
+def test_rows_too_short_to_predict_anything_are_named():
+    with pytest.raises(ValueError, match="rows of at least two tokens"):
+        language().fit(np.ones((2, 1), int), verbose=0)

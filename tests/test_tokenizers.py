@@ -1,0 +1,105 @@
+"""Tokenizers: ids, texts, conversations, files."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from keras_jamba.tokenizers import ByteTokenizer, JambaTokenizer, load_tokenizer, save_tokenizer
+
+BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'bad' %}{{ raise_exception('no bad roles') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tokenizer of bytes, with the special tokens of AI21's."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Tokenizer(
+        models.BPE(vocab={PAD: 0, BOS: 1, EOS: 2} | {c: i + 3 for i, c in enumerate(alphabet)}, merges=[])
+    )
+    library.add_special_tokens([PAD, BOS, EOS])
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": BOS, "eos_token": {"content": EOS}, "pad_token": PAD, "chat_template": TEMPLATE}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_a_text_begins_once_and_comes_back(folder):
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
+    ids = tokenizer.encode("naïve text")
+    assert ids[0] == 1 and ids.count(1) == 1 and tokenizer.decode(ids) == "naïve text"
+    assert tokenizer.encode(BOS + "naïve text") == ids
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+    library.save(str(folder / "tokenizer.json"))
+    assert load_tokenizer(folder).encode("naïve text") == load_tokenizer(folder).encode(BOS + "naïve text") == ids
+
+
+def test_a_batch_is_padded_on_the_left(folder):
+    batch = load_tokenizer(folder)(["a", "abc"])
+    np.testing.assert_array_equal(batch["padding_mask"], [[False, False, True, True], [True] * 4])
+    assert batch["token_ids"][0, :2].tolist() == [0, 0] and batch["token_ids"][0, 2] == 1
+
+
+def test_a_conversation_follows_the_template_and_begins_once(folder):
+    tokenizer = load_tokenizer(folder)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert text == f"{BOS}<user>hi<assistant>" and tokenizer.encode(text).count(1) == 1
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=False).endswith(
+        "hi"
+    )
+    with pytest.raises(ValueError, match="no bad roles"):
+        tokenizer.apply_chat_template([{"role": "bad", "content": ""}])
+
+
+def test_a_template_cannot_reach_out(folder):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(Exception, match="unsafe|undefined"):
+        tokenizer.apply_chat_template([])
+
+
+def test_files_are_written_and_read_again(folder, tmp_path):
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    tokenizer = load_tokenizer(folder)
+    (tmp_path / "out").mkdir()
+    save_tokenizer(tokenizer, tmp_path / "out")
+    again = load_tokenizer(tmp_path / "out")
+    assert again.encode("text") == tokenizer.encode("text")
+    assert again.apply_chat_template([{"content": "x"}]) == "x"
+    (tmp_path / "bytes").mkdir()
+    save_tokenizer(ByteTokenizer(add_bos=False), tmp_path / "bytes")
+    assert load_tokenizer(tmp_path / "bytes").encode("é") == [0xC3, 0xA9]
+    assert load_tokenizer(tmp_path) is not None and load_tokenizer(tmp_path / "nowhere") is None
+
+
+def test_bytes_come_back_and_halves_of_characters_do_not_fail():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode(tokenizer.encode("é!")) == "é!" and tokenizer.decode([0xC3]) == "\ufffd"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1}'])
+def test_a_damaged_file_is_named(folder, text):
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="must be what the library tokenizers wrote.*tokenizer.json"):
+        JambaTokenizer(folder)
+
+
+def test_a_special_token_that_is_in_no_vocabulary_is_named(folder):
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    with pytest.raises(ValueError, match="bos_token='<s>'"):
+        JambaTokenizer(folder)
+
+
+def test_a_conversation_without_a_template_is_refused(folder):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="A conversation needs a template"):
+        tokenizer.apply_chat_template([])
