@@ -46,6 +46,8 @@ CONFIGS = {
     "attention": dict(mamba_ratio=0, moe_frequency=1, num_kv_heads=2, use_swiglu=False, d_ff=40, num_experts=3),
     "two directions": dict(mamba_ratio=None, moe_frequency=0, direction="bidirectional", dt_rank=5),
     "gated conv": dict(mamba_ratio=1, num_experts=4, mixer="gated_conv"),
+    "no feed-forward parts": dict(mamba_ratio=1, moe_frequency=0, d_ff=0),
+    "one loss over all": dict(mamba_ratio=1, moe_frequency=1, balance_over="model"),
     "gated both ways": dict(mamba_ratio=None, mixer="gated_conv", direction="bidirectional", conv_bias=False),
 }
 FRAMES = dict(image_shape=(4, 16, 16, 3), tokens="frames")
@@ -93,6 +95,14 @@ def test_a_language_models_embeddings_count_once_where_they_are_tied():
         for words in ({}, dict(vocab_size=100), dict(vocab_size=100, tie_embeddings=True))
     )
     assert (plain - bare, tied - bare) == (2 * 100 * 16, 100 * 16)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_counts_are_those_of_built_language_models(tied):
+    model = keras_jamba.JambaCausalLM(50, tie_embeddings=tied, d_model=16, num_layers=2, num_heads=4, eos_token_id=2)
+    report = model_report(model, context=8)
+    assert report.parameters == sum(np.prod(v.shape, dtype=int) for v in model.trainable_variables)
+    assert report.parameters + report.statistics == model.count_params()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])

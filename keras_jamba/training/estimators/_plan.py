@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_jamba.models import DHCJamba, JambaBackbone
+from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM
 from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.dhc_jamba import _AXES, _READOUTS, _STEMS, _checked_image_shape
 from keras_jamba.ops import _checks
@@ -75,14 +75,17 @@ class Plan:
 
 
 def plan_of(model):
-    """The plan of a `JambaBackbone`, a `DHCJamba` or a dict of constructor arguments."""
+    """The plan of a `JambaBackbone`, a `DHCJamba`, a `JambaCausalLM` or a dict of constructor arguments."""
     if isinstance(model, (JambaBackbone, DHCJamba)):
         given = model.get_config()
+    elif isinstance(model, JambaCausalLM):
+        known = {*_defaults(JambaBackbone), *_LANGUAGE}
+        given = {name: value for name, value in model.get_config().items() if name in known}
     elif isinstance(model, dict):
         given = dict(model)
     else:
         raise ValueError(
-            "model must be a JambaBackbone, a DHCJamba or a dict of constructor arguments. Received: "
+            "model must be a JambaBackbone, a DHCJamba, a JambaCausalLM or a dict of constructor arguments. Received: "
             f"{type(model).__name__}. Pass for example dict(d_model=4096, num_layers=32, vocab_size=65536)."
         )
     backbone = _defaults(JambaBackbone)

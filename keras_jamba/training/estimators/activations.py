@@ -17,9 +17,9 @@ _CACHED_NUMBERS, _LONGEST_CHUNK = 1 << 19, 64  # the chunks of ops/scan/torch_ch
 
 def block(run, plan, mixer, feed_forward):
     """Bytes that one block keeps, its copies of weights included."""
-    first, second = _norm(run, run.s, plan.d), _norm(run, run.s, plan.d)
-    dropped = 2 * run.s * plan.d * (run.computed if run.platform == "cpu" else 1) if plan.config["dropout"] else 0
-    return first + second + dropped + _MIXERS[mixer](run, plan) + _FEED_FORWARDS[feed_forward](run, plan)
+    dropped = run.s * plan.d * (run.computed if run.platform == "cpu" else 1) if plan.config["dropout"] else 0
+    parts = (1 if feed_forward is None else 2) * (_norm(run, run.s, plan.d) + dropped)
+    return parts + _MIXERS[mixer](run, plan) + _FEED_FORWARDS[feed_forward](run, plan)
 
 
 def given(plan, run):
@@ -154,7 +154,7 @@ def _moe(run, plan):
 
 
 _MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
-_FEED_FORWARDS = {"dense": _dense, "moe": _moe}
+_FEED_FORWARDS = {"dense": _dense, "moe": _moe, None: lambda run, plan: 0}
 
 
 def encoder(run, plan):

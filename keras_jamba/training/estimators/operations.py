@@ -70,9 +70,9 @@ def scan_flops(batch_size, length, channels, d_state):
 
 
 def block(run, plan, mixer, feed_forward):
-    norms = _norm(run.s, plan.d) + _norm(run.s, plan.d)
-    residuals = _each(run.s * plan.d, 2, 2)
-    return norms + residuals + _MIXERS[mixer](run, plan) + _FEED_FORWARDS[feed_forward](run, plan)
+    part = _norm(run.s, plan.d) + _each(run.s * plan.d, 1, 1)
+    parts = part if feed_forward is None else part + part
+    return parts + _MIXERS[mixer](run, plan) + _FEED_FORWARDS[feed_forward](run, plan)
 
 
 def _mamba(run, plan):
@@ -129,7 +129,7 @@ def _moe(run, plan):
 
 
 _MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
-_FEED_FORWARDS = {"dense": _dense, "moe": _moe}
+_FEED_FORWARDS = {"dense": _dense, "moe": _moe, None: lambda run, plan: Flops(0, 0)}
 
 
 def encoder(run, plan):

@@ -22,7 +22,8 @@ def _same(count):
 
 
 def block(plan, mixer, feed_forward):
-    return _same(2 * plan.d) + _MIXERS[mixer](plan) + _FEED_FORWARDS[feed_forward](plan)
+    norms = _same(plan.d if feed_forward is None else 2 * plan.d)
+    return norms + _MIXERS[mixer](plan) + _FEED_FORWARDS[feed_forward](plan)
 
 
 def _mamba(plan):
@@ -57,7 +58,7 @@ def _moe(plan):
 
 
 _MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
-_FEED_FORWARDS = {"dense": _dense, "moe": _moe}
+_FEED_FORWARDS = {"dense": _dense, "moe": _moe, None: lambda plan: _same(0)}
 
 
 def encoder(plan):
@@ -91,4 +92,6 @@ def head(plan):
 
 
 def final_norm(plan):
-    return _same(plan.d)
+    # The auxiliary loss of all layers together is kept by the backbone itself.
+    together = plan.config["balance_over"] == "model" and any(kind == "moe" for _, kind in plan.pattern)
+    return Numbers(plan.d, plan.d, int(together))

@@ -334,7 +334,7 @@ def _layers(plan, run, training, checkpointing, slots):
         first = i == 0 and not (plan.image or plan.vocabulary)
         yield dataclasses.replace(
             row,
-            kind=" + ".join(block),
+            kind=" + ".join(filter(None, block)),
             activations=row.activations - (activations.given(plan, run) if first and training else 0),
             flops_recomputed=row.flops_forward if training and checkpointing else 0,
             checkpoint=0 if first or not training else run.s * plan.d * run.computed,

@@ -110,7 +110,7 @@ def _moe(run, plan):
 
 
 _MIXERS = {"mamba": _mamba, "gated_conv": _gated_conv, "attention": _attention}
-_FEED_FORWARDS = {"dense": _dense, "moe": _moe}
+_FEED_FORWARDS = {"dense": _dense, "moe": _moe, None: lambda run, plan: 0}
 
 
 def encoder(run, plan):
