@@ -138,7 +138,8 @@ def _letters(config):
     pattern = pattern_of(config)
     for name in _SIZES:
         if config[name] is not None:
-            _checks.check_integer(name, config[name])
+            # Without a feed-forward part d_ff is 0.
+            _checks.check_integer(name, config[name], at_least=0 if name == "d_ff" else 1)
     router = config["router"]
     if isinstance(router, dict):
         router = keras.saving.deserialize_keras_object(router)
