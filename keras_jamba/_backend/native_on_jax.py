@@ -52,7 +52,10 @@ def native(kernel, portable):
 
     names = (*kernel.inputs, *hidden, *(f"grad_{name}" for name in kernel.outputs[:shown]))
     forward = _primitive(kernel, False, kernel.inputs, kernel.outputs, outputs, portable_forward)
-    backward = _primitive(kernel, True, names, kernel.gradients, gradients, portable_backward)
+    if kernel.backward:
+        backward = _primitive(kernel, True, names, kernel.gradients, gradients, portable_backward).bind
+    else:
+        backward = portable_backward
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
     def function(tensors, options):
@@ -64,7 +67,7 @@ def native(kernel, portable):
 
     def pull_back(options, residuals, grads):
         tensors, kept = residuals
-        found = backward.bind(*_filled(tensors), *kept, *grads, options=options, train=True)
+        found = backward(*_filled(tensors), *kept, *grads, options=options, train=True)
         found = [None if x is None else grad for x, grad in zip(tensors, found, strict=False)]
         return ((*found, *[None] * (len(tensors) - len(found))),)
 
@@ -148,4 +151,4 @@ def _layout(kernel, backward, inputs, outputs, specs, options):
     integers = [*sizes.values(), *options, _native.cores(), _native.instruction_set()]
     fields = [kernel.field(name) for name in (*inputs, *outputs)]
     codes = [2 * offset + is_tensor for offset, is_tensor in fields]
-    return np.array([2 * (kernel.name == "conv") + backward, len(integers), *integers, *codes], "int64")
+    return np.array([kernel.number + backward, len(integers), *integers, *codes], "int64")

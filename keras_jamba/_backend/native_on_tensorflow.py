@@ -35,7 +35,10 @@ def _being_exported():
 
 
 def native(kernel, portable):
-    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient. `portable` is not needed."""
+    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
+
+    `portable`, the same function in operations of Keras, is needed where the library has no backward function.
+    """
     shown = len(kernel.outputs) - kernel.hidden
     names = (*kernel.inputs, *kernel.outputs[shown:], *(f"grad_{name}" for name in kernel.outputs[:shown]))
 
@@ -70,6 +73,11 @@ def native(kernel, portable):
             kept = found[shown:]
 
             def pull_back(*grads):
+                if not kernel.backward:
+                    with tf.GradientTape() as tape:
+                        tape.watch(present)
+                        outputs = portable(tensors_now, options)
+                    return tape.gradient(outputs, present, grads)
                 grads = _once(kernel, lambda *grads: backward(tensors_now, kept, grads, options), present, grads)
                 return [*grads, *[None] * (len(present) - len(grads))]
 

@@ -9,9 +9,12 @@ from keras_jamba._native import Array
 
 
 def native(kernel, portable):
-    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient. `portable` is not needed."""
+    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
+
+    `portable`, the same function in operations of Keras, is needed where the library has no backward function.
+    """
     forward = _Operator(kernel, False)
-    backward = _Operator(kernel, True)
+    backward = _Operator(kernel, True) if kernel.backward else None
     count, shown = len(kernel.inputs), len(kernel.outputs) - kernel.hidden
 
     def setup(ctx, inputs, output):
@@ -26,11 +29,23 @@ def native(kernel, portable):
         found = [None if x is None else grad for x, grad in zip(saved, _listed(found), strict=False)]
         return (*found, *[None] * (count + len(ctx.options) - len(found)))
 
+    def portable_gradient(ctx, *grads):
+        saved = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # for second derivatives
+        with torch.enable_grad():
+            given = [x if x is None or again else x.detach().requires_grad_(x.requires_grad) for x in saved]
+            outputs = portable(given, ctx.options)
+            wanted = [i for i, x in enumerate(given) if x is not None and x.requires_grad]
+            found = torch.autograd.grad(outputs, [given[i] for i in wanted], grads, create_graph=again)
+        found = dict(zip(wanted, found, strict=True))
+        return tuple(found.get(i) for i in range(count + len(ctx.options)))
+
     def no_gradient(ctx, *grads):
         raise RuntimeError(kernel.no_second_derivative)
 
-    forward.registered.register_autograd(gradient, setup_context=setup)
-    backward.registered.register_autograd(no_gradient)
+    if kernel.backward:
+        backward.registered.register_autograd(no_gradient)
+    forward.registered.register_autograd(gradient if kernel.backward else portable_gradient, setup_context=setup)
 
     def function(tensors, options):
         train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

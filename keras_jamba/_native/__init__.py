@@ -40,10 +40,12 @@ def _structure(integers, members):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A pair of functions of the library, forward and backward.
+    """A function of the library, and the one for its gradient.
 
     Attributes:
-        name: "scan" or "conv".
+        name: "scan", "conv" or "experts".
+        number: of the forward function in xla_ffi.h; the backward one has the next.
+        backward: whether the library has one. Where not, the gradient is that of the portable form.
         inputs: names of the tensors that go in. Most may be None.
         differentiable: how many of the inputs, the first ones, have a gradient, `grad_` and the name.
         outputs: names of the tensors that come out.
@@ -56,6 +58,8 @@ class Kernel:
     """
 
     name: str
+    number: int
+    backward: bool
     inputs: tuple
     differentiable: int
     outputs: tuple
@@ -130,6 +134,8 @@ def _conv_sizes(shapes):
 
 SCAN = Kernel(
     name="scan",
+    number=0,
+    backward=True,
     inputs=("u", "delta", "A", "B", "C", "D", "z", "bias", "initial", "mask", "segments"),
     differentiable=9,
     outputs=("y", "last", "checkpoints"),
@@ -146,6 +152,8 @@ SCAN = Kernel(
 )
 CONVOLUTION = Kernel(
     name="conv",
+    number=2,
+    backward=True,
     inputs=("x", "kernel", "bias", "initial", "mask", "segments"),
     differentiable=4,
     outputs=("y",),
@@ -161,6 +169,27 @@ CONVOLUTION = Kernel(
 )
 
 
+def _experts_sizes(shapes):
+    (experts, width, hidden), (tokens, per_token) = shapes["up"], shapes["weights"]
+    return dict(tokens=tokens, width=width, hidden=hidden, experts=experts, per_token=per_token)
+
+
+EXPERTS = Kernel(
+    name="experts",
+    number=4,
+    backward=False,
+    inputs=("token", "up", "down", "gate", "weights", "indices"),
+    differentiable=5,
+    outputs=("y",),
+    hidden=0,
+    options=(),
+    sizes=_experts_sizes,
+    shapes=lambda sizes: [(sizes["tokens"], 1, sizes["width"])],
+    structure=_structure("tokens width hidden experts per_token", "token up down gate *weights *indices y"),
+    twice="dense",
+)
+
+
 def _load():
     """The library, or the reason why there is none."""
     if not LIBRARY.exists():
@@ -169,10 +198,11 @@ def _load():
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         return f"its C library cannot be loaded: {error}"
-    numbers = (ctypes.c_int64 * 4)()
+    numbers = (ctypes.c_int64 * 5)()
     if hasattr(loaded, "kj_layout"):
         loaded.kj_layout(numbers)
-    if list(numbers) != [ctypes.sizeof(SCAN.structure), ctypes.sizeof(CONVOLUTION.structure), CHUNK, WIDEST]:
+    sizes = [ctypes.sizeof(kernel.structure) for kernel in (SCAN, CONVOLUTION, EXPERTS)]
+    if list(numbers) != [*sizes, CHUNK, WIDEST]:
         return "its C library is of another version: install the package again"
     loaded.kj_isa_available.argtypes = [ctypes.c_int64]
     return loaded

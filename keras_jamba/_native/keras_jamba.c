@@ -1,14 +1,15 @@
-/* The selective scan and the short convolution of Mamba on a CPU: C11, libm and POSIX threads.
+/* The selective scan and the short convolution of Mamba, and experts, on a CPU: C11, libm and POSIX threads.
  *
- * This file holds the choice of an instruction set at run time, and the two kernels with their sums over rows.
- * numbers.h, tokens.h and threads.h hold what all sets share; vector.h, strips.h, scan.h and convolution.h are included
- * once for each set.  There is no global state: every call frees its memory, so calls from several threads do not
+ * This file holds the choice of an instruction set at run time, and the kernels with their sums over rows.
+ * numbers.h, tokens.h and threads.h hold what all sets share; vector.h, strips.h, scan.h, scan_step.h, convolution.h
+ * and experts.h are included once for each set.  There is no global state: every call frees its memory, so calls from several threads do not
  * meet. */
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HAVE_X86 1
 #include <immintrin.h>
 #endif
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -46,6 +47,20 @@ typedef struct {
   float *rows_kernel;                    /* (b, k, e) */
 } kj_task;
 
+/* The tokens that chose one expert: those of assignments order[first] to order[first + count - 1]. */
+typedef struct {
+  int64_t expert, first, count;
+} kj_group;
+
+/* Assignments of tokens to experts, sorted by expert, and what comes of each, in as many parts as there are splits of
+ * the hidden channels: partial[split][place in the order][step]. */
+typedef struct {
+  int64_t assignments, used, splits, most, step, hidden_step; /* most: of a group */
+  kj_group *groups;
+  int32_t *order;
+  float *partial;
+} kj_plan;
+
 /* ---------------------------------------------------------------- instruction sets */
 
 #define JOIN_(a, b) a##_##b
@@ -57,7 +72,9 @@ typedef struct {
 #include "vector.h"
 #include "strips.h"
 #include "scan.h"
+#include "scan_step.h"
 #include "convolution.h"
+#include "experts.h"
 #include "end.h"
 
 #if HAVE_X86
@@ -73,7 +90,9 @@ typedef struct {
 #include "vector.h"
 #include "strips.h"
 #include "scan.h"
+#include "scan_step.h"
 #include "convolution.h"
+#include "experts.h"
 #include "end.h"
 #undef WITH_AVX2
 #if defined(__clang__)
@@ -90,7 +109,9 @@ typedef struct {
 #include "vector.h"
 #include "strips.h"
 #include "scan.h"
+#include "scan_step.h"
 #include "convolution.h"
+#include "experts.h"
 #include "end.h"
 #undef WITH_AVX512
 #if defined(__clang__)
@@ -105,12 +126,15 @@ typedef struct {
   int64_t work_size;
   void (*rates)(const kj_scan *, void *);
   void (*scan_forward)(const kj_scan *, const kj_task *);
+  void (*scan_step)(const kj_scan *, const kj_task *);
   void (*scan_backward)(const kj_scan *, const kj_task *);
   void (*conv)(const kj_conv *, const kj_task *, int backward);
+  void (*experts)(const kj_experts *, const kj_plan *, int64_t, float *);
 } kj_set;
 
 #define TABLE(set, lanes) \
-  {lanes, sizeof(strip_work_##set), scan_rates_##set, scan_forward_##set, scan_backward_##set, conv_##set}
+  {lanes, sizeof(strip_work_##set), scan_rates_##set, scan_forward_##set, scan_step_##set, scan_backward_##set, \
+   conv_##set, experts_##set}
 static const kj_set sets[] = {
     [KJ_PLAIN] = TABLE(plain, 4),
 #if HAVE_X86
@@ -133,7 +157,8 @@ int kj_isa_available(int64_t isa) {
 }
 
 void kj_layout(int64_t *numbers) {
-  numbers[0] = sizeof(kj_scan), numbers[1] = sizeof(kj_conv), numbers[2] = CHUNK, numbers[3] = WIDEST;
+  numbers[0] = sizeof(kj_scan), numbers[1] = sizeof(kj_conv), numbers[2] = sizeof(kj_experts);
+  numbers[3] = CHUNK, numbers[4] = WIDEST;
 }
 
 static const kj_set *set_for(int64_t isa) {
@@ -179,6 +204,8 @@ int kj_scan_forward(const kj_scan *call) {
   if (!set) return KJ_NO_SUCH_ISA;
   int64_t threads;
   kj_job job = scan_job(call, set, 0, &threads);
+  job.step = call->length == 1 && !call->checkpoints;
+  if (job.step) return run(&job, threads, call->parallel);
   float *memory = with_rates(call, &job, 0);
   if (!memory) return KJ_NO_MEMORY;
   int error = run(&job, threads, call->parallel);
@@ -264,6 +291,76 @@ int kj_conv_backward(const kj_conv *call) {
     add_rows(call->grad_bias, job.shared.rows_bias, b, e);
   }
   free(memory);
+  return error;
+}
+
+/* ---------------------------------------------------------------- experts */
+
+/* Sorts the assignments by expert; those to none come into no group. */
+static void sort_assignments(const kj_experts *call, kj_plan *plan) {
+  int64_t all = call->tokens * call->per_token, done = 0;
+  for (int64_t expert = 0; expert < call->experts; expert++) {
+    kj_group *group = &plan->groups[plan->used];
+    *group = (kj_group){expert, done, 0};
+    for (int32_t i = 0; i < all; i++)
+      if (call->indices[i] == expert) plan->order[done++] = i;
+    group->count = done - group->first;
+    if (group->count > plan->most) plan->most = group->count;
+    if (group->count) plan->used++;
+  }
+  plan->assignments = done;
+}
+
+/* y = the weighted sums of the parts, in the order of experts and splits. */
+static int add_parts(const kj_experts *call, const kj_plan *plan) {
+  int64_t d = call->width;
+  float *sums = calloc(call->tokens * d, sizeof(float));
+  if (!sums) return KJ_NO_MEMORY;
+  for (int64_t i = 0; i < plan->assignments; i++) {
+    float weight = call->weights[plan->order[i]], *sum = sums + plan->order[i] / call->per_token * d;
+    for (int64_t split = 0; split < plan->splits; split++) {
+      const float *part = plan->partial + (split * plan->assignments + i) * plan->step;
+      for (int64_t c = 0; c < d; c++) sum[c] += weight * part[c];
+    }
+  }
+  for (int64_t token = 0; token < call->tokens; token++)
+    for (int64_t c = 0; c < d; c++) put_number(call->y, token * call->y.row + c, sums[token * d + c]);
+  free(sums);
+  return KJ_OK;
+}
+
+/* The tasks are as many as keep the threads busy to the end, but no narrower than four strips. */
+static kj_job experts_job(const kj_experts *call, const kj_set *set, kj_plan *plan, int64_t *threads) {
+  int64_t matrices = call->gate.data ? 3 : 2, weights = plan->used * matrices * call->width * call->hidden;
+  *threads = useful_threads(call->threads, weights / 2 * (1 + plan->most / 4), call->parallel);
+  int64_t strips = padded(call->hidden) / WIDEST;
+  plan->splits = plan->used ? (2 * *threads + plan->used - 1) / plan->used : 1;
+  if (plan->splits > (strips + 3) / 4) plan->splits = (strips + 3) / 4;
+  if (*threads == 1) plan->splits = 1;
+  plan->step = padded(call->width);
+  int64_t lanes = SIDE * WIDEST, widest = (strips + plan->splits - 1) / plan->splits * WIDEST;
+  plan->hidden_step = (widest + lanes - 1) / lanes * lanes;
+  kj_job job = {.set = set, .experts = call, .plan = plan, .rows = plan->used * plan->splits, .length = 1, .shares = 1};
+  job.bytes[0] = rounded(plan->most * (call->width + 2 * plan->hidden_step) * sizeof(float));
+  return job;
+}
+
+int kj_experts_forward(const kj_experts *call) {
+  const kj_set *set = set_for(call->isa);
+  if (!set) return KJ_NO_SUCH_ISA;
+  kj_plan plan = {0};
+  int64_t threads;
+  int error = KJ_NO_MEMORY;
+  plan.groups = malloc((call->experts + 1) * sizeof(kj_group));
+  plan.order = malloc((call->tokens * call->per_token + 1) * sizeof(int32_t));
+  if (plan.groups && plan.order) {
+    sort_assignments(call, &plan);
+    kj_job job = experts_job(call, set, &plan, &threads);
+    plan.partial = malloc((plan.splits * plan.assignments * plan.step + 1) * sizeof(float));
+    if (plan.partial) error = run(&job, threads, call->parallel);
+    if (!error) error = add_parts(call, &plan);
+  }
+  free(plan.groups), free(plan.order), free(plan.partial);
   return error;
 }
 

@@ -51,13 +51,25 @@ typedef struct {
   kj_parallel parallel;            /* as above */
 } kj_conv;
 
+/* A few tokens, each through the k of x perceptrons that `indices` name, and the sum of what they make of it, weighted:
+ * down(silu(gate(token)) * up(token)), or down(gelu(up(token))) without a gate. */
+typedef struct {
+  int64_t tokens, width, hidden, experts, per_token, threads, isa;
+  kj_tensor token, up, down, gate; /* (s, 1, d), (x, d, f), (x, f, d), (x, d, f) or NULL */
+  const float *weights;            /* (s, k) */
+  const int32_t *indices;          /* (s, k); one that is no expert's adds nothing */
+  kj_tensor y;                     /* (s, 1, d) */
+  kj_parallel parallel;            /* as above */
+} kj_experts;
+
 int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int64_t states);
 int kj_scan_forward(const kj_scan *call);
 int kj_scan_backward(const kj_scan *call);
 int kj_conv_forward(const kj_conv *call);
 int kj_conv_backward(const kj_conv *call);
+int kj_experts_forward(const kj_experts *call);
 int kj_isa_available(int64_t isa);
-/* Four: the sizes of kj_scan and kj_conv in bytes, the tokens of a chunk, the channels of a strip. */
+/* Five: the sizes of kj_scan, kj_conv and kj_experts in bytes, the tokens of a chunk, the channels of a strip. */
 void kj_layout(int64_t *numbers);
 
 #endif

@@ -4,9 +4,11 @@
  * may keep a core busy waiting for their next work, and a call does not wait for a thread that has not begun. */
 typedef struct {
   const kj_set *set;
-  const kj_scan *scan; /* one of the two */
+  const kj_scan *scan; /* one of the three */
   const kj_conv *conv;
-  int backward;
+  const kj_experts *experts;
+  const kj_plan *plan; /* of the experts */
+  int backward, step; /* step: a scan of one token, forward */
   int64_t rows, shares, strips, length, tasks;
   int64_t bytes[5]; /* of a thread: work, state, replayed, sums, grad_rates */
   kj_task shared;   /* what all tasks have in common; partial_B and partial_C of the first share */
@@ -63,6 +65,10 @@ static void clear_unreal(const kj_job *job, const kj_task *task) {
 }
 
 static void do_task(kj_job *job, kj_task task, int64_t number, char *memory, int32_t *index) {
+  if (job->experts) {
+    job->set->experts(job->experts, job->plan, number, (float *)memory);
+    return;
+  }
   int64_t share = number % job->shares;
   task.row = number / job->shares;
   task.first = job->strips * share / job->shares;
@@ -88,7 +94,8 @@ static void do_task(kj_job *job, kj_task task, int64_t number, char *memory, int
   task.tokens.B = (float *)memory;
   task.tokens.C = task.tokens.B + CHUNK * job->scan->states;
   clear_unreal(job, &task);
-  (job->backward ? job->set->scan_backward : job->set->scan_forward)(job->scan, &task);
+  void (*scan)(const kj_scan *, const kj_task *) = job->step ? job->set->scan_step : job->set->scan_forward;
+  (job->backward ? job->set->scan_backward : scan)(job->scan, &task);
 }
 
 static void let_go(kj_job *job) {

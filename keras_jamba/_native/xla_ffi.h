@@ -105,6 +105,7 @@ void *kj_xla(const ffi_call *call) {
   union {
     kj_scan scan;
     kj_conv conv;
+    kj_experts experts;
   } structure = {0};
   const int64_t *layout = ((const ffi_integers *)call->attributes.values[0])->data;
   int64_t function = layout[0], integers = layout[1];
@@ -115,7 +116,8 @@ void *kj_xla(const ffi_call *call) {
   int error = function == 0   ? kj_scan_forward(&structure.scan)
               : function == 1 ? kj_scan_backward(&structure.scan)
               : function == 2 ? kj_conv_forward(&structure.conv)
-                              : kj_conv_backward(&structure.conv);
+              : function == 3 ? kj_conv_backward(&structure.conv)
+                              : kj_experts_forward(&structure.experts);
   if (!error) return NULL;
   ffi_error failure = {sizeof failure, NULL, "keras_jamba: not enough memory, or no such instruction set", 8};
   return call->api->create_error(&failure);

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops.experts import blocks, capacity, dense, loop, split
+from keras_jamba.ops.experts import blocks, capacity, dense, loop, native, split
 
 # Fastest first where it can run.
-_TABLE = {"split": split, "loop": loop, "blocks": blocks, "dense": dense, "capacity": capacity}
+_TABLE = {"native": native, "split": split, "loop": loop, "blocks": blocks, "dense": dense, "capacity": capacity}
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class _Call:
     experts: int
     per_token: int
     limited: bool = False
+    platform: str = "cpu"
+    tokens: int | None = None
 
 
 def expert_mlp(
@@ -48,6 +51,7 @@ def expert_mlp(
         mask: `(s,)` bool or None, with a capacity: tokens where it is False take no room and get zeros.
         implementation: None for the fastest that can run, or a name.
             `"dense"`: every expert on every token, the definition.
+            `"native"`: the chosen experts in C, 16 tokens at most, the steps of decoding for example; a CPU.
             `"split"`: tokens sorted by expert and split, as many products as there are experts; PyTorch, and
             TensorFlow without XLA.
             `"loop"`: tokens sorted by expert, in blocks of one expert each, block after block; JAX on a CPU.
@@ -82,7 +86,8 @@ def expert_mlp(
     if capacity_factor is not None:
         _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
         limits = dict(capacity_factor=capacity_factor, mask=mask)
-    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits))
+    platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
+    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits), platform, count)
     chosen = choose("expert_mlp", _TABLE, implementation, call)
     tensors.setdefault("gate_bank", None)
     return chosen.run(indices=indices, **tensors, **limits)
