@@ -17,6 +17,10 @@ nothing compiles without being told what, the function itself.
 `inference(function, variables)`: the same for a function that reads `variables` and assigns none, without gradients;
 what they hold when it is called counts, and is no part of what was compiled.
 
+`repeated(body, variables)`: `(going, state) -> state` that calls `body(state) -> (going, state)` as long as `going`, a
+bool, is true; otherwise as `inference`. For steps of many small operations: all of the loop is compiled, or on PyTorch
+the body written down.
+
 `recomputed(function)`: a function of tensors of which only inputs and outputs are kept for the gradient, and which is
 computed again for it; the function itself where the backend cannot.
 
@@ -85,6 +89,7 @@ if _BACKEND == "jax":
         process_index,
         random_states,
         recomputed,
+        repeated,
         scan,
         set_random_states,
         start_trace,
@@ -109,6 +114,7 @@ elif _BACKEND == "tensorflow":
         process_index,
         random_states,
         recomputed,
+        repeated,
         scan,
         set_random_states,
         split,
@@ -133,6 +139,7 @@ elif _BACKEND == "torch":
         process_index,
         random_states,
         recomputed,
+        repeated,
         set_random_states,
         split,
         start_trace,

@@ -52,6 +52,14 @@ def inference(function, variables):
     return lambda *args: run([variable.value for variable in variables], *args)
 
 
+def repeated(body, variables):
+    def run(going, state):
+        turn = lambda carry: body(carry[1])  # noqa: E731
+        return jax.lax.while_loop(lambda carry: carry[0], turn, (going, state))[1]
+
+    return inference(run, variables)
+
+
 def recomputed(function):
     return jax.checkpoint(function)
 

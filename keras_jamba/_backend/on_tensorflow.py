@@ -78,6 +78,10 @@ def compiled(function):
 
 
 def inference(function, variables):
+    return _traced(function)
+
+
+def _traced(function, jit_compile=None):
     # One for each kind of arguments: TensorFlow warns where one function is traced for many shapes.
     traced = {}
 
@@ -86,10 +90,19 @@ def inference(function, variables):
         leaves = tf.nest.flatten(args)
         kind = tuple((tuple(x.shape), x.dtype) for x in leaves), str(tf.nest.map_structure(lambda _: 0, args))
         if kind not in traced:
-            traced[kind] = tf.function(function, autograph=False).get_concrete_function(*args)
+            graph = tf.function(function, autograph=False, jit_compile=jit_compile)
+            traced[kind] = graph.get_concrete_function(*args)
         return traced[kind](*args)
 
     return run
+
+
+def repeated(body, variables):
+    def run(going, state):
+        return tf.while_loop(lambda going, state: going, lambda going, state: body(state), (going, state))[1]
+
+    # Thousands of small operations: without XLA most of the time is spent between them.
+    return _traced(run, jit_compile=True)
 
 
 def recomputed(function):

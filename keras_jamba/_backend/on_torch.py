@@ -6,6 +6,7 @@ import torch
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_jamba._backend.native_on_torch import native  # noqa: F401
+from keras_jamba._backend.recording_on_torch import recorded, recording
 
 
 def platform(x=None):
@@ -15,11 +16,11 @@ def platform(x=None):
 
 
 def host_values(x):
-    return x.numpy() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None
+    return x.numpy() if x.device.type == "cpu" and not compiling() else None
 
 
 def compiling():
-    return torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or recording()
 
 
 def split(x, counts):
@@ -33,6 +34,17 @@ def compiled(function):
 
 def inference(function, variables):
     return torch.inference_mode()(function)
+
+
+def repeated(body, variables):
+    body = recorded(body, variables)
+
+    def run(going, state):
+        while going:
+            going, state = body(state)
+        return state
+
+    return run
 
 
 def recomputed(function):
@@ -55,6 +67,8 @@ def input_gradient(function, x):
 def why_not_native(shape):
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return "an exported graph must run where the library is not"
+    if recording() and len(shape) == 3 and shape[1] == 1:
+        return "one token takes PyTorch's own operations, written down, no longer"
     # Where an operator has no rule for it, PyTorch takes the derivative for zero.
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"

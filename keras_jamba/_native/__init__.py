@@ -30,12 +30,15 @@ class _Tensor(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int64), ("row", ctypes.c_int64)]
 
 
+_THREADS = [("parallel", ctypes.c_void_p), ("pool", ctypes.c_void_p)]
+
+
 def _structure(integers, members):
     """A mirror of a structure of keras_jamba.h: integers, then members; those with a star are plain pointers."""
     fields = [(name, ctypes.c_int64) for name in [*integers.split(), "threads", "isa"]]
     for name in members.split():
         fields.append((name[1:], ctypes.c_void_p) if name[0] == "*" else (name, _Tensor))
-    return type("Call", (ctypes.Structure,), {"_fields_": [*fields, ("parallel", ctypes.c_void_p)]})
+    return type("Call", (ctypes.Structure,), {"_fields_": [*fields, *_THREADS]})
 
 
 @dataclass(frozen=True)

@@ -205,10 +205,10 @@ int kj_scan_forward(const kj_scan *call) {
   int64_t threads;
   kj_job job = scan_job(call, set, 0, &threads);
   job.step = call->length == 1 && !call->checkpoints;
-  if (job.step) return run(&job, threads, call->parallel);
+  if (job.step) return run(&job, threads, call->parallel, call->pool);
   float *memory = with_rates(call, &job, 0);
   if (!memory) return KJ_NO_MEMORY;
-  int error = run(&job, threads, call->parallel);
+  int error = run(&job, threads, call->parallel, call->pool);
   free(memory);
   return error;
 }
@@ -242,7 +242,7 @@ int kj_scan_backward(const kj_scan *call) {
   job.shared.rows_bias = job.shared.rows_D + b * e;
   job.shared.partial_B = job.shared.rows_bias + b * e;
   job.shared.partial_C = job.shared.partial_B + job.shares * tokens;
-  int error = run(&job, threads, call->parallel);
+  int error = run(&job, threads, call->parallel, call->pool);
   if (!error) {
     add_rows(call->grad_A, rows_A, b, e * n);
     add_rows(call->grad_D, job.shared.rows_D, b, e);
@@ -273,7 +273,7 @@ int kj_conv_forward(const kj_conv *call) {
   if (!set) return KJ_NO_SUCH_ISA;
   int64_t threads;
   kj_job job = conv_job(call, set, 0, &threads);
-  return run(&job, threads, call->parallel);
+  return run(&job, threads, call->parallel, call->pool);
 }
 
 int kj_conv_backward(const kj_conv *call) {
@@ -285,7 +285,7 @@ int kj_conv_backward(const kj_conv *call) {
   if (!memory) return KJ_NO_MEMORY;
   job.shared.rows_kernel = memory;
   job.shared.rows_bias = memory + b * k * e;
-  int error = run(&job, threads, call->parallel);
+  int error = run(&job, threads, call->parallel, call->pool);
   if (!error) {
     add_rows(call->grad_kernel, job.shared.rows_kernel, b, k * e);
     add_rows(call->grad_bias, job.shared.rows_bias, b, e);
@@ -357,7 +357,7 @@ int kj_experts_forward(const kj_experts *call) {
     sort_assignments(call, &plan);
     kj_job job = experts_job(call, set, &plan, &threads);
     plan.partial = malloc((plan.splits * plan.assignments * plan.step + 1) * sizeof(float));
-    if (plan.partial) error = run(&job, threads, call->parallel);
+    if (plan.partial) error = run(&job, threads, call->parallel, call->pool);
     if (!error) error = add_parts(call, &plan);
   }
   free(plan.groups), free(plan.order), free(plan.partial);

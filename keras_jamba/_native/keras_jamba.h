@@ -19,6 +19,12 @@ typedef struct {
  * GOMP_parallel. */
 typedef void (*kj_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 
+/* Threads that the caller has, which begin with what they are given when they can: `start` returns 0 if it took the work. */
+typedef struct {
+  int (*start)(const void *context, void (*work)(void *), void *data);
+  const void *context;
+} kj_pool;
+
 /* The selective scan, as keras_jamba.ops.selective_scan defines it: b rows, t tokens, e channels, n states.
  * float32 are all pointers to float.  `checkpoints` holds kj_scan_checkpoints(...) floats; NULL where no
  * gradient is wanted.  The gradients' dtypes are those of what they belong to. */
@@ -34,7 +40,8 @@ typedef struct {
   const float *grad_last;                 /* (b, e, n) or NULL */
   kj_tensor grad_u, grad_delta, grad_B, grad_C, grad_z; /* written by backward; grad_z NULL with z */
   float *grad_A, *grad_D, *grad_bias, *grad_initial;    /* NULL where not wanted */
-  kj_parallel parallel; /* the caller's threads, or NULL: the call starts some of its own */
+  kj_parallel parallel; /* the caller's threads in one of two forms, or NULL: the call starts some of its own */
+  const kj_pool *pool;
 } kj_scan;
 
 /* The causal depthwise convolution over k tokens, and SiLU after it where `silu` is set. */
@@ -49,6 +56,7 @@ typedef struct {
   kj_tensor grad_x, grad_initial;  /* written by backward; grad_initial NULL with initial */
   float *grad_kernel, *grad_bias;  /* (k, e), (e,) or NULL */
   kj_parallel parallel;            /* as above */
+  const kj_pool *pool;
 } kj_conv;
 
 /* A few tokens, each through the k of x perceptrons that `indices` name, and the sum of what they make of it, weighted:
@@ -60,6 +68,7 @@ typedef struct {
   const int32_t *indices;          /* (s, k); one that is no expert's adds nothing */
   kj_tensor y;                     /* (s, 1, d) */
   kj_parallel parallel;            /* as above */
+  const kj_pool *pool;
 } kj_experts;
 
 int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int64_t states);

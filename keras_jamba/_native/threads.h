@@ -130,14 +130,23 @@ static void work_through(kj_job *job) {
 
 static void in_team(void *job) { work_through(job); }
 
-static void *helper(void *job) {
+static void help(void *job) {
   work_through(job);
   let_go(job);
+}
+
+static void *helper(void *job) {
+  help(job);
   return NULL;
 }
 
+static int start_thread(kj_job *job, const pthread_attr_t *detached, const kj_pool *pool) {
+  pthread_t started;
+  return pool ? pool->start(pool->context, help, job) : pthread_create(&started, detached, helper, job);
+}
+
 /* Runs all tasks on up to `threads` threads, this one among them; one that cannot be started is done without. */
-static int run(const kj_job *planned, int64_t threads, kj_parallel parallel) {
+static int run(const kj_job *planned, int64_t threads, kj_parallel parallel, const kj_pool *pool) {
   kj_job *job = malloc(sizeof *job);
   pthread_attr_t detached;
   if (!job) return KJ_NO_MEMORY;
@@ -154,9 +163,8 @@ static int run(const kj_job *planned, int64_t threads, kj_parallel parallel) {
   pthread_attr_init(&detached);
   pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
   for (int64_t i = 1; i < threads; i++) {
-    pthread_t started;
     job->users++;
-    if (pthread_create(&started, &detached, helper, job)) {
+    if (start_thread(job, &detached, pool)) {
       job->users--;
       break;
     }

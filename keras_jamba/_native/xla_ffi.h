@@ -60,9 +60,19 @@ typedef struct {
 typedef struct {
   size_t size;
   ffi_extension *extension;
+  void *context;
+  void (*work)(void *);
+  void *data;
+} ffi_work;
+
+typedef struct {
+  size_t size;
+  ffi_extension *extension;
   ffi_version version;
   const void *internal;
   void *(*create_error)(ffi_error *);
+  void *others[10];
+  void *(*schedule)(ffi_work *); /* of a later minor version: there if the size says so */
 } ffi_api;
 
 typedef struct {
@@ -95,6 +105,13 @@ static void place(char *structure, int64_t code, const ffi_buffer *buffer) {
   }
 }
 
+/* Threads started beside XLA's own would share their cores. */
+static int schedule(const void *given, void (*work)(void *), void *data) {
+  const ffi_call *call = given;
+  ffi_work task = {sizeof task, NULL, call->context, work, data};
+  return call->api->schedule(&task) != NULL;
+}
+
 void *kj_xla(const ffi_call *call) {
   if (call->extension && call->extension->type == 1) {
     ffi_version *version = &((ffi_metadata *)call->extension)->metadata->version;
@@ -113,11 +130,19 @@ void *kj_xla(const ffi_call *call) {
   memcpy(&structure, layout + 2, integers * sizeof(int64_t));
   for (int64_t i = 0; i < call->arguments.count; i++) place((char *)&structure, *codes++, call->arguments.buffers[i]);
   for (int64_t i = 0; i < call->results.count; i++) place((char *)&structure, *codes++, call->results.buffers[i]);
-  int error = function == 0   ? kj_scan_forward(&structure.scan)
-              : function == 1 ? kj_scan_backward(&structure.scan)
-              : function == 2 ? kj_conv_forward(&structure.conv)
-              : function == 3 ? kj_conv_backward(&structure.conv)
-                              : kj_experts_forward(&structure.experts);
+  kj_pool pool = {schedule, call};
+  const kj_pool *threads = call->api->size >= sizeof(ffi_api) ? &pool : NULL;
+  int error;
+  if (function < 2) {
+    structure.scan.pool = threads;
+    error = (function ? kj_scan_backward : kj_scan_forward)(&structure.scan);
+  } else if (function < 4) {
+    structure.conv.pool = threads;
+    error = (function == 3 ? kj_conv_backward : kj_conv_forward)(&structure.conv);
+  } else {
+    structure.experts.pool = threads;
+    error = kj_experts_forward(&structure.experts);
+  }
   if (!error) return NULL;
   ffi_error failure = {sizeof failure, NULL, "keras_jamba: not enough memory, or no such instruction set", 8};
   return call->api->create_error(&failure);

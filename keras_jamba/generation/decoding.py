@@ -23,11 +23,9 @@ class Decoder:
 
     def __init__(self, step, variables, sampler, stop_token_ids, pad_token_id):
         self._sampler, self._stops, self._pad = sampler, tuple(stop_token_ids), pad_token_id
-        self._step = step
-        self._prefill = _backend.inference(step, variables)
-        inside = not isinstance(sampler, ProbabilitySampler)
-        self._run = _backend.inference(self._many, variables) if inside else self._many_from_outside
-        self._advance = self._prefill
+        self._step, self._prefill = step, _backend.inference(step, variables)
+        self._turns = _backend.repeated(self._turn, variables)
+        self._run = self._from_outside if isinstance(sampler, ProbabilitySampler) else self._many
 
     def prefill(self, token_ids, mask, cache, piece):
         """`(logits (b, v) of the last tokens, cache)` after tokens `(b, t)` padded on the left, `piece` at a time."""
@@ -51,32 +49,34 @@ class Decoder:
         room = -(-count // BUFFER) * BUFFER
         padded = np.zeros((room, uniforms.shape[1]), "float32")
         padded[:count] = uniforms
-        tokens, state = self._run(state, ops.convert_to_tensor(padded), ops.convert_to_tensor(count, "int32"))
-        return ops.convert_to_numpy(tokens)[:, :count], state
+        tokens, state = self._run(state, padded, count)
+        return ops.convert_to_numpy(tokens)[:count].T, state
 
     def _many(self, state, uniforms, count):
-        rows = state["token"].shape[0]
-        tokens = ops.full((uniforms.shape[0], rows), self._pad, "int32")
+        """`(tokens (n, b), state)`; `uniforms` are `(n, b)`, of which `count` are used."""
+        tokens = ops.full(uniforms.shape, self._pad, "int32")
+        begin = {"turn": ops.zeros((), "int32"), "count": ops.convert_to_tensor(count, "int32")}
+        begin |= {"tokens": tokens, "uniforms": ops.convert_to_tensor(uniforms), "state": state}
+        end = self._turns(ops.logical_not(ops.all(state["finished"])), begin)
+        return end["tokens"], end["state"]
 
-        def going(turn, tokens, state):
-            return ops.logical_and(turn < count, ops.logical_not(ops.all(state["finished"])))
+    def _turn(self, now):
+        here = ops.arange(now["tokens"].shape[0], dtype="int32") == now["turn"]
+        uniform = ops.sum(ops.where(here[:, None], now["uniforms"], 0.0), axis=0)
+        state = self._next(now["state"], uniform, self._step)
+        tokens = ops.where(here[:, None], state["token"][None], now["tokens"])
+        turn = now["turn"] + 1
+        going = ops.logical_and(turn < now["count"], ops.logical_not(ops.all(state["finished"])))
+        return going, now | {"turn": turn, "tokens": tokens, "state": state}
 
-        def body(turn, tokens, state):
-            state = self._next(state, ops.take(uniforms, turn, axis=0), self._step)
-            tokens = ops.slice_update(tokens, (turn, 0), state["token"][None])
-            return turn + 1, tokens, state
-
-        _, tokens, state = ops.while_loop(going, body, (ops.zeros((), "int32"), tokens, state))
-        return ops.transpose(tokens), state
-
-    def _many_from_outside(self, state, uniforms, count):
-        tokens = np.full((uniforms.shape[0], state["token"].shape[0]), self._pad, "int32")
-        for turn in range(int(count)):
+    def _from_outside(self, state, uniforms, count):
+        tokens = np.full(uniforms.shape, self._pad, "int32")
+        for turn in range(count):
             if ops.convert_to_numpy(state["finished"]).all():
                 break
-            state = self._next(state, uniforms[turn], self._advance)
+            state = self._next(state, uniforms[turn], self._prefill)
             tokens[turn] = ops.convert_to_numpy(state["token"])
-        return tokens.T, state
+        return tokens, state
 
     def _next(self, state, uniform, step):
         """Gives the model the last token chosen, and chooses the next."""

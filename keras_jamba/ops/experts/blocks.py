@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.ops.experts._moving import moved
-from keras_jamba.ops.experts.dense import activation
+from keras_jamba.ops.experts.dense import FEW, activation
 
 
 def why_not(call):
@@ -17,8 +17,9 @@ def why_not(call):
         return "it drops no token"
     if keras.backend.backend() == "torch":
         return "PyTorch runs eagerly, where 'split' does the same without padding"
-    if 2 * call.per_token >= call.experts:
-        return "half of the experts are chosen or more, where 'dense' does as little work"
+    few = call.tokens is not None and call.tokens <= FEW and call.tokens * call.per_token >= call.experts
+    if few or 2 * call.per_token >= call.experts:
+        return "half of the experts are chosen or more, or all by few tokens, where 'dense' does as little work"
     return None
 
 

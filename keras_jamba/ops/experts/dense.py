@@ -4,6 +4,9 @@ import math
 
 from keras import ops
 
+# With so few tokens or fewer it takes longer to bring the banks into another order than to multiply by them.
+FEW = 16
+
 
 def why_not(call):
     if call.limited:
@@ -15,12 +18,21 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     experts, d, f = up_bank.shape
     chosen = ops.one_hot(indices, experts, dtype=weights.dtype)
     gates = ops.cast(ops.sum(chosen * weights[..., None], axis=1), tokens.dtype)
+    if tokens.shape[0] is not None and tokens.shape[0] <= FEW:
+        return _expert_by_expert(tokens, gates, up_bank, down_bank, gate_bank)
     # All experts side by side are one wide perceptron: plain matrix products.
     wide = lambda bank: ops.reshape(ops.transpose(bank, (1, 0, 2)), (d, experts * f))  # noqa: E731
     up = ops.matmul(tokens, wide(up_bank))
     gate = None if gate_bank is None else ops.matmul(tokens, wide(gate_bank))
     hidden = ops.reshape(activation(up, gate), (-1, experts, f)) * gates[:, :, None]
     return ops.matmul(ops.reshape(hidden, (-1, experts * f)), ops.reshape(down_bank, (experts * f, d)))
+
+
+def _expert_by_expert(tokens, gates, up_bank, down_bank, gate_bank):
+    x = ops.broadcast_to(tokens[None], (up_bank.shape[0], *tokens.shape))
+    gate = None if gate_bank is None else ops.matmul(x, gate_bank)
+    hidden = activation(ops.matmul(x, up_bank), gate) * ops.transpose(gates)[..., None]
+    return ops.sum(ops.matmul(hidden, down_bank), axis=0)
 
 
 def activation(up, gate=None):

@@ -6,9 +6,6 @@ from keras_jamba import _backend, _native
 from keras_jamba.ops._implementations import in_short_or_single
 from keras_jamba.ops.experts import dense
 
-# With more, matrix products that use the caches win.
-_MOST = 16
-
 
 def _portable(tensors, options):
     token, up, down, gate, weights, indices = tensors
@@ -23,8 +20,8 @@ def why_not(call):
         return "it drops no token"
     if call.platform != "cpu":
         return "it is for a CPU"
-    if call.tokens is None or call.tokens > _MOST:
-        return f"it is for {_MOST} tokens at most, a number known beforehand"
+    if call.tokens is None or call.tokens > dense.FEW:
+        return f"it is for {dense.FEW} tokens at most, a number known beforehand"
     return _native.why_not() or _backend.why_not_native((call.tokens, call.per_token))
 
 
