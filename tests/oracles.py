@@ -1,5 +1,7 @@
 """The maths again in float64 NumPy, as plainly as it can be written."""
 
+from math import erf
+
 import numpy as np
 
 
@@ -84,3 +86,19 @@ def causal_depthwise_conv(x, kernel, bias, state):
     k = len(kernel)
     y = np.stack([(kernel * window[t : t + k]).sum(0) + bias for t in range(len(x))])
     return y, window[len(window) - (k - 1) :]
+
+
+def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None):
+    """Token by token and expert by expert; GELU by its definition, x times the normal distribution function of x."""
+    tokens, weights, up, down = (np.asarray(x, "float64") for x in (tokens, weights, up_bank, down_bank))
+    y = np.zeros_like(tokens)
+    for row, (token, chosen) in enumerate(zip(tokens, indices, strict=True)):
+        for weight, e in zip(weights[row], chosen, strict=True):
+            hidden = token @ up[e]
+            if gate_bank is None:
+                hidden = hidden * (1 + np.vectorize(erf)(hidden / np.sqrt(2))) / 2
+            else:
+                gate = token @ np.asarray(gate_bank[e], "float64")
+                hidden = hidden * gate / (1 + np.exp(-gate))
+            y[row] += weight * hidden @ down[e]
+    return y

@@ -26,6 +26,8 @@ def recorded(function, variables):
         kind = structure, *((x.shape, x.dtype, x.device) for x in leaves)
         if kind not in programs:
             programs[kind] = _written_down(function, variables, leaves, structure)
+        if programs[kind] is None:
+            return function(*args)
         program, parameters, of_result = programs[kind]
         return _pytree.tree_unflatten(program(*parameters, *leaves), of_result)
 
@@ -33,7 +35,10 @@ def recorded(function, variables):
 
 
 def _written_down(function, variables, leaves, structure):
-    """`(function of parameters and leaves to leaves, parameters, structure of the result)`."""
+    """`(function of parameters and leaves to leaves, parameters, structure of the result)`.
+
+    None if it does not the same operations whatever the values of its tensors, as a router of the user's own may.
+    """
     # Keras assigns into them, so they are the same tensors for good.
     parameters = [variable.value for variable in variables]
     found = {}
@@ -52,8 +57,14 @@ def _written_down(function, variables, leaves, structure):
             examples = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in leaves]
             program = make_fx(on_tensors)(*(value.detach() for value in parameters), *examples)
             _fold_constants(program)
+    except RuntimeError as error:
+        if "_local_scalar_dense" not in str(error):
+            raise
+        return None
     finally:
         _local.recording = False
+    if any(torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) for node in program.graph.nodes):
+        return None
     for node in program.graph.nodes:
         node.target = _PLAIN.get(node.target, node.target)
     program.graph.eliminate_dead_code()

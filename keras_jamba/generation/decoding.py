@@ -102,4 +102,4 @@ class Decoder:
     def _with(self, seen, token):
         if not self._sampler.needs_seen:
             return seen
-        return ops.logical_or(seen, ops.one_hot(token, seen.shape[1], dtype="bool"))
+        return ops.logical_or(seen, ops.arange(seen.shape[1], dtype="int32")[None] == token[:, None])

@@ -281,6 +281,38 @@ static void fuzz_conv(void) {
   free((void *)call.mask), free((void *)call.segments), free(call.grad_y.data);
 }
 
+static void fuzz_experts(void) {
+  int64_t s = 1 + random_number(16), d = 20 + random_number(60), f = 1 + random_number(random_number(3) ? 90 : 900);
+  int64_t x = 1 + random_number(9), k = 1 + random_number(4);
+  int dtype = random_number(3), weights = random_number(3);
+  kj_experts call = {.tokens = s, .width = d, .hidden = f, .experts = x, .per_token = k};
+  call.token = draw(s * d, d, dtype, -1, 1);
+  call.up = draw(x * d * f, f, weights, -1, 1);
+  call.down = draw(x * f * d, d, weights, -0.3f, 0.3f);
+  if (random_number(2)) call.gate = draw(x * d * f, f, weights, -1, 1);
+  call.weights = draw_floats(s * k, 0, 1);
+  int32_t *indices = malloc(s * k * sizeof *indices);
+  for (int64_t i = 0; i < s * k; i++) indices[i] = (int32_t)random_number(x + 2) - 1; /* no expert's, too */
+  call.indices = indices;
+  kj_tensor right = blank(s * d, d, dtype);
+  call.threads = 1;
+  call.parallel = random_number(2) ? team : NULL;
+  call.isa = KJ_PLAIN;
+  call.y = right;
+  if (kj_experts_forward(&call)) fail("kj_experts", 1, 0);
+  /* the sigmoid's 4e-6, and what cancels in sums of up to a thousand terms */
+  double bound = dtype == KJ_FLOAT32 ? 1e-4 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
+  for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
+    for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
+      call.y = blank(s * d, d, dtype);
+      if (kj_experts_forward(&call)) fail("kj_experts", 1, 0);
+      compare("experts on another set", call.y, right, s * d, bound);
+      free(call.y.data);
+    }
+  free(call.token.data), free(call.up.data), free(call.down.data), free(call.gate.data);
+  free((void *)call.weights), free(indices), free(right.data);
+}
+
 int main(int count, char **arguments) {
   int rounds = count > 1 ? atoi(arguments[1]) : 300;
   functions_plain();
@@ -289,7 +321,7 @@ int main(int count, char **arguments) {
   if (kj_isa_available(KJ_AVX512)) functions_avx512();
 #endif
   check_halves();
-  for (int i = 0; i < rounds; i++) fuzz_scan(), fuzz_conv();
-  printf("%d random scans and convolutions agree\n", rounds);
+  for (int i = 0; i < rounds; i++) fuzz_scan(), fuzz_conv(), fuzz_experts();
+  printf("%d random scans, convolutions and experts agree\n", rounds);
   return 0;
 }

@@ -1,6 +1,7 @@
 """Experts that see only their own tokens, against every expert on every token."""
 
 import numpy as np
+import oracles
 import pytest
 from checks import close, gradients, numpy
 from keras import ops
@@ -28,31 +29,13 @@ def draw(tokens, experts, k, skew=0.0):
     return [normal(tokens, 6), rng.random((tokens, k), "float32"), *banks], indices, normal(tokens, 6)
 
 
-def oracle(tensors, indices, swiglu):
-    tokens, weights, up, down, gate = (x.astype("float64") for x in tensors)
-    y = np.zeros_like(tokens)
-    for row, (token, chosen) in enumerate(zip(tokens, indices, strict=True)):
-        for weight, e in zip(weights[row], chosen, strict=True):
-            a, g = token @ up[e], token @ gate[e]
-            # GELU by its definition, x times the normal distribution function of x.
-            hidden = a * g / (1 + np.exp(-g)) if swiglu else a * (1 + _erf(a / np.sqrt(2))) / 2
-            y[row] += weight * hidden @ down[e]
-    return y
-
-
-def _erf(x):
-    from math import erf
-
-    return np.vectorize(erf)(x)
-
-
 @pytest.mark.parametrize("swiglu", [True, False])
 @pytest.mark.parametrize("name", runnable(8, 2))
 def test_every_form_is_the_weighted_sum_of_the_chosen_experts(name, swiglu):
     tensors, indices, _ = draw(40, 8, 2)
     given = dict(zip(NAMES, tensors, strict=True)) | ({} if swiglu else {"gate_bank": None})
     y = expert_mlp(indices=ops.convert_to_tensor(indices), implementation=name, **given)
-    close(y, oracle(tensors, indices, swiglu), absolute=1e-4)
+    close(y, oracles.expert_mlp(indices=indices, **given), absolute=1e-4)
 
 
 @pytest.mark.parametrize(("name", "size"), [case for case in CASES if case[0] != "dense"])
@@ -90,7 +73,7 @@ def test_a_capacity_drops_what_finds_no_room_and_no_more(factor, room):
     y, found = expert_mlp(**dict(zip(NAMES, tensors, strict=True)), **given)
     np.testing.assert_array_equal(numpy(found), kept)
     left = [tensors[0], tensors[1] * kept, *tensors[2:]]
-    close(y, oracle(left, indices, True), absolute=1e-4)
+    close(y, oracles.expert_mlp(left[0], left[1], indices, *left[2:]), absolute=1e-4)
 
     def loss(weights_kept, **given):
         def function(*xs):

@@ -16,7 +16,7 @@ from test_scan import NAMES, draw, outputs_and_gradients
 
 import keras_jamba
 from keras_jamba import _native
-from keras_jamba.ops import causal_depthwise_conv, implementations, selective_scan
+from keras_jamba.ops import causal_depthwise_conv, expert_mlp, implementations, selective_scan
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,6 +43,37 @@ def test_every_instruction_set_gives_the_recurrence_and_its_gradients(instructio
     grads = oracles.selective_scan_gradients(*weights, *(inputs[name] for name in NAMES))
     for a, e in zip([*numpy(outputs), *actual], [*expected, *grads], strict=True):
         assert np.abs(a - e).max() <= 1e-5 * np.abs(e).max()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("batch", "channels", "state"), [(1, 1, 1), (3, 17, 3), (2, 130, 16), (1, 33, 40)])
+def test_a_single_token_moves_the_states_on_as_the_recurrence_does(instruction_set, batch, channels, state, masked):
+    inputs = draw(batch, 1, channels, state)
+    mask = np.arange(batch)[:, None] > 0 if masked else None
+    actual = selective_scan(**inputs, delta_softplus=True, return_last_state=True, mask=mask, implementation="native")
+    y, last = oracles.selective_scan(**inputs, delta_softplus=True)
+    if masked:  # the first row has no token
+        y[0], last[0] = 0, inputs["initial_state"][0]
+    for a, e in zip(numpy(actual), (y, last), strict=True):
+        assert np.abs(a - e).max() <= 1e-5 * np.abs(e).max()
+
+
+@pytest.mark.parametrize("swiglu", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_experts_of_few_tokens_are_the_definition_on_every_instruction_set(instruction_set, dtype, swiglu):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: ops.cast(rng.standard_normal(shape), dtype)  # noqa: E731
+    # So wide that it is shared among threads.
+    tokens, banks = normal(5, 70), [normal(4, 70, 1000), normal(4, 1000, 70), normal(4, 70, 1000)]
+    weights, indices = rng.random((5, 2), "float32"), np.array([[0, 3], [3, 1], [0, 1], [3, 0], [1, 3]], "int32")
+    given = dict(tokens=tokens, weights=weights, indices=indices, up_bank=banks[0], down_bank=banks[1])
+    given |= {"gate_bank": banks[2]} if swiglu else {}
+    actual = expert_mlp(**given, implementation="native")
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
+    single = lambda x: numpy(ops.cast(x, "float32"))  # noqa: E731
+    expected = oracles.expert_mlp(**{name: x if name == "indices" else single(x) for name, x in given.items()})
+    error = np.abs(single(actual) - expected).max() / np.abs(expected).max()
+    assert error <= (1e-5 if dtype == "float32" else 4e-3)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 1e-3), (1, 20)])
@@ -169,7 +200,7 @@ def test_the_kernels_pass_the_address_and_the_undefined_behaviour_sanitizer(tmp_
     assert built.returncode == 0, built.stderr
     done = subprocess.run([program, "400"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "400 random scans and convolutions agree" in done.stdout
+    assert "400 random scans, convolutions and experts agree" in done.stdout
 
 
 def test_without_the_library_the_portable_form_runs_and_says_why(tmp_path):
