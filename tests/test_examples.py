@@ -55,6 +55,17 @@ def test_video_classification_trains_streams_and_draws(tmp_path):
     assert model.predict(np.zeros((2, 5, 12, 12, 1), "float32"), verbose=0).shape == (2, 6)
 
 
+def test_text_generation_trains_compares_and_writes(tmp_path):
+    output = python(ROOT / "examples" / "text_generation.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
+    for name in ("Jamba", "attention", "Mamba", "xz", "gzip", "xz, behind the training text"):
+        assert re.search(rf"^ *{name} +\d+\.\d\d bits per byte", output, re.MULTILINE)
+    assert "Return the " in output
+    assert (tmp_path / "bits_per_byte.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "results.json").read_text())["backend"] == keras.backend.backend()
+    model = keras_jamba.JambaCausalLM.from_preset(tmp_path / "model")
+    assert model.generate("def ", max_new_tokens=2, strip_prompt=True) is not None
+
+
 def test_image_classification_reads_a_folder_of_images(tmp_path):
     from PIL import Image
 
