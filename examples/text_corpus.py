@@ -4,10 +4,10 @@ import ast
 import sysconfig
 import zlib
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import keras
 import numpy as np
-from pydoc_data.topics import topics
 
 _PACKAGES = {"numpy": Path(np.__file__).parent, "keras": Path(keras.__file__).parent}
 
