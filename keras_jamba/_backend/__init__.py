@@ -14,6 +14,8 @@ values. TensorFlow's own graphs need no such shapes.
 `compiled(function)`: a function of nested arrays whose work a compiler has taken once for each of their shapes; where
 nothing compiles without being told what, the function itself.
 
+`compiles()`: whether there is such a compiler, so that fewer shapes save time.
+
 `inference(function, variables)`: the same for a function that reads `variables` and assigns none, without gradients;
 what they hold when it is called counts, and is no part of what was compiled.
 
@@ -75,6 +77,7 @@ _BACKEND = keras.backend.backend()
 if _BACKEND == "jax":
     from keras_jamba._backend.on_jax import (
         compiled,
+        compiles,
         compiling,
         custom_gradient,
         device_memory,
@@ -100,6 +103,7 @@ if _BACKEND == "jax":
 elif _BACKEND == "tensorflow":
     from keras_jamba._backend.on_tensorflow import (
         compiled,
+        compiles,
         compiling,
         custom_gradient,
         device_memory,
@@ -126,6 +130,7 @@ elif _BACKEND == "tensorflow":
 elif _BACKEND == "torch":
     from keras_jamba._backend.on_torch import (
         compiled,
+        compiles,
         compiling,
         device_memory,
         device_name,

@@ -52,19 +52,16 @@ def _written_down(function, variables, leaves, structure):
 
     _local.recording = True
     try:
-        # Tensors made in inference mode cannot be followed; others of their shapes do as well.
+        # Without numbers, so that whoever asks for one is told so. Tensors made in inference mode cannot be followed;
+        # others of their shapes do as well.
         with torch.inference_mode(False), torch.no_grad():
             examples = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in leaves]
-            program = make_fx(on_tensors)(*(value.detach() for value in parameters), *examples)
+            program = make_fx(on_tensors, tracing_mode="fake")(*(value.detach() for value in parameters), *examples)
             _fold_constants(program)
-    except RuntimeError as error:
-        if "_local_scalar_dense" not in str(error):
-            raise
-        return None
+    except RuntimeError:
+        return None  # if it is an error, it is one too without being written down
     finally:
         _local.recording = False
-    if any(torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) for node in program.graph.nodes):
-        return None
     for node in program.graph.nodes:
         node.target = _PLAIN.get(node.target, node.target)
     program.graph.eliminate_dead_code()
@@ -76,13 +73,15 @@ def _fold_constants(program):
     """Computes now what depends on no input."""
     values = {}
     for node in program.graph.nodes:
+        if getattr(getattr(node.target, "_schema", None), "is_mutable", False) and node.args[0] in values:
+            return  # what is written into is no constant
         if node.op == "get_attr":
             values[node] = getattr(program, node.target)
         elif node.op == "call_function" and all(x in values for x in node.all_input_nodes):
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                continue
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
-        elif getattr(getattr(node.target, "_schema", None), "is_mutable", False) and node.args[0] in values:
-            return  # what is written into is no constant
     for i, (node, value) in enumerate(values.items()):
         if node.op == "get_attr" or not isinstance(value, torch.Tensor):
             continue

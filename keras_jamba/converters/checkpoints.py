@@ -33,7 +33,7 @@ def read(folder, class_name):
         ValueError: if it is of a kind that is not known, or has no such class.
     """
     config = _read_config(folder)
-    kind = KINDS.get(config["model_type"])
+    kind = KINDS.get(config["model_type"]) if isinstance(config["model_type"], str) else None
     if kind is None or class_name not in kind.ARCHITECTURES:
         known = [name for name, kind in KINDS.items() if class_name in kind.ARCHITECTURES]
         raise ValueError(
@@ -53,7 +53,7 @@ def load(folder, kind, arguments, pattern, make, keep_head):
     Args:
         folder: of the checkpoint.
         kind, arguments: what `read` returned.
-        pattern: the block pattern of the model.
+        pattern: a function of constructor arguments: the block pattern of the model.
         make: makes the model, when all names and shapes have been checked; it has `weights`.
         keep_head: whether a classifier's head is the checkpoint's, where it has one.
 
@@ -63,8 +63,9 @@ def load(folder, kind, arguments, pattern, make, keep_head):
     Raises:
         ValueError: if a tensor is missing, unexpected, of another shape, or holds NaN or infinity.
     """
-    weights = list(kind.weights(arguments, pattern))
     files = SafetensorsFolder(folder, kind.unstacked)
+    _check_count(files, arguments)
+    weights = list(kind.weights(arguments, pattern(arguments)))
     optional = ("lm_head.weight",) if arguments.get("tie_embeddings") else ()
     if "num_classes" in arguments and not (keep_head and _HEAD in files.places):
         weights, optional = [w for w in weights if w.names != (_HEAD,)], ("lm_head.weight", _HEAD)
@@ -75,12 +76,43 @@ def load(folder, kind, arguments, pattern, make, keep_head):
     model = make()
     # Without the model's own name, the first part of which may be missing.
     variables = {v.path.removeprefix(f"{model.name}/"): v for v in model.weights}
+    _check_filled(files.folder, variables, {weight.path for weight in weights}, head_is_new="num_classes" in arguments)
     bar = keras.utils.Progbar(len(weights), unit_name="weight")
     for weight in files.in_order(weights):
         variables[weight.path].assign(weight.ours(files.read))
         bar.add(1)
     files.close()
     return model
+
+
+# Weights that say what was, and change nothing.
+_STATISTICS = ("usage", "drop_rate", "aux_loss")
+
+
+def _check_count(files, arguments):
+    """A config.json can ask for any number of layers and experts, a file holds no more than its size."""
+    layers = arguments["num_layers"]
+    with_experts = layers // arguments["moe_frequency"] if arguments["moe_frequency"] else 0
+    least = max(layers, with_experts * arguments["num_experts"])
+    if least > len(files.places):
+        raise ValueError(
+            "A checkpoint must have a tensor for each layer and each expert at least. Received: "
+            f"{str(files.folder)!r} with {len(files.places)}, and a config.json that speaks of {layers} layers, "
+            f"{with_experts} of them with {arguments['num_experts']} experts. The two are of different models, or one "
+            "of them is damaged."
+        )
+
+
+def _check_filled(folder, variables, paths, head_is_new):
+    """The weights of a model and those of a checkpoint are the same."""
+    ours = {path for path in variables if path.rsplit("/", 1)[-1] not in _STATISTICS}
+    ours -= {path for path in ours - paths if head_is_new and path.startswith("head/")}
+    if ours != paths:
+        raise ValueError(
+            "The weights of a model must be those of its checkpoint. Received: "
+            f"{str(folder)!r}, without {sorted(ours - paths)[:3]} and with {sorted(paths - ours)[:3]} besides. "
+            "Leave out the arguments that make another model of it."
+        )
 
 
 def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes):
@@ -92,15 +124,19 @@ def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes)
             "Build the model with feed-forward parts."
         )
     config = kind.config(arguments)
+    weights = list(kind.weights(arguments, pattern))
+    _check_filled(folder, variables, {weight.path for weight in weights}, head_is_new=False)
     kept = {k: v for k, v in (arguments["transformers_config"] or {}).items() if k not in _ABOUT_FILES}
     config = kept | config | {"architectures": [kind.ARCHITECTURES[class_name]], "dtype": dtype}
     if "num_classes" in arguments:
-        labels = kept.get("id2label") or {str(i): f"LABEL_{i}" for i in range(arguments["num_classes"])}
+        labels = kept.get("id2label") or {}
+        if len(labels) != arguments["num_classes"]:  # the head is another's
+            labels = {str(i): f"LABEL_{i}" for i in range(arguments["num_classes"])}
         config |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
     (Path(folder) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = (
         (name, x.astype(_numpy_dtype(dtype)))
-        for weight in kind.weights(arguments, pattern)
+        for weight in weights
         for name, x in weight.theirs(variables[weight.path]()).items()
     )
     safetensors_folder.write(folder, tensors, shard_bytes)

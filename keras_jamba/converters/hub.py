@@ -5,8 +5,8 @@ from pathlib import Path
 from keras_jamba import presets
 
 HUGGING_FACE = "hf://"
-# Weights in other formats, which may hold code, are left where they are.
-_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.safetensors")
+# The last is of our own presets. Weights in other formats, which may hold code, are left where they are.
+_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.safetensors", "model.weights.h5")
 
 
 def folder_of(preset):

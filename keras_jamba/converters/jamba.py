@@ -37,6 +37,8 @@ _FIXED = dict(
 
 def arguments(config):
     """Constructor arguments of `JambaCausalLM` or `JambaClassifier` but those of its head, from their config.json."""
+    # An older name.
+    config = {"num_experts": config["num_local_experts"]} | config if "num_local_experts" in config else config
     ours = {name: integer(config, theirs, default) for name, (theirs, default) in _SIZES.items()}
     kv_heads = field(config, "num_key_value_heads", 8)
     ours["num_kv_heads"] = ours["num_heads"] if kv_heads is None else integer(config, "num_key_value_heads", 8)
@@ -160,7 +162,8 @@ def unstacked(name, shape):
     There `experts.gate_up_proj` is `(x, 2 f, d)`, the gate first, and `experts.down_proj` `(x, d, f)`.
     """
     prefix, _, last = name.rpartition(".")
-    if not prefix.endswith(".experts") or len(shape) != 3:
+    # A tensor without numbers may claim any number of experts.
+    if not prefix.endswith(".experts") or len(shape) != 3 or 0 in shape:
         return None
     if last == "down_proj":
         return {f"{prefix}.{e}.down_proj.weight": (e,) for e in range(shape[0])}

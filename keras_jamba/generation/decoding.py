@@ -6,8 +6,9 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.generation.samplers import ProbabilitySampler
 
-# Sizes of caches, prefills and buffers are rounded up to these, so that few programs are compiled.
-CACHE, BUFFER = 64, 32
+# Sizes of caches and buffers are rounded up to multiples of these and prefills to powers of two from the last on, so
+# that few programs are compiled.
+CACHE, BUFFER, PIECE = 64, 32, 16
 
 
 class Decoder:
@@ -19,16 +20,19 @@ class Decoder:
         sampler: chooses.
         stop_token_ids: after one of these a row is finished.
         pad_token_id: what a finished row is given.
+        prefill: of another decoder of the same step and variables, or None.
     """
 
-    def __init__(self, step, variables, sampler, stop_token_ids, pad_token_id):
+    def __init__(self, step, variables, sampler, stop_token_ids, pad_token_id, prefill=None):
         self._sampler, self._stops, self._pad = sampler, tuple(stop_token_ids), pad_token_id
-        self._step, self._prefill = step, _backend.inference(step, variables)
+        self._step, self._prefill = step, prefill or _backend.inference(step, variables)
         self._turns = _backend.repeated(self._turn, variables)
         self._run = self._from_outside if isinstance(sampler, ProbabilitySampler) else self._many
 
     def prefill(self, token_ids, mask, cache, piece):
         """`(logits (b, v) of the last tokens, cache)` after tokens `(b, t)` padded on the left, `piece` at a time."""
+        if _backend.compiles():
+            token_ids, mask = _rounded_up(token_ids, mask, piece)
         for begin in range(0, token_ids.shape[1], piece):
             here = slice(begin, begin + piece)
             inputs = {"token_ids": ops.convert_to_tensor(token_ids[:, here])}
@@ -103,3 +107,11 @@ class Decoder:
         if not self._sampler.needs_seen:
             return seen
         return ops.logical_or(seen, ops.arange(seen.shape[1], dtype="int32")[None] == token[:, None])
+
+
+def _rounded_up(token_ids, mask, piece):
+    """More padding on the left, which takes no place in a cache: to whole pieces, or below one to a power of two."""
+    length = token_ids.shape[1]
+    rounded = min(max(PIECE, 1 << (length - 1).bit_length()), piece) if length < piece else -(-length // piece) * piece
+    more = ((0, 0), (rounded - length, 0))
+    return np.pad(token_ids, more), np.pad(mask, more)

@@ -1,5 +1,7 @@
 """What is to be gone on from: prompts as rows of ids, and the state after one."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +62,7 @@ def _is_list(x):
 
 def _from_ids(inputs, pad_token_id):
     if not isinstance(inputs, (list, tuple)):
-        inputs = _array("token ids", inputs)
+        inputs = integers("token ids", inputs)
         if inputs.ndim == 2:
             return Prompts(inputs, np.ones(inputs.shape, bool), "padded")
     rows = list(inputs)
@@ -75,7 +77,7 @@ def _from_dict(inputs, pad_token_id):
             "A dict of prompts must hold token_ids, and where wanted padding_mask. "
             f"Received: {sorted(inputs)}. Leave out or add what differs."
         )
-    token_ids = _array("token_ids", inputs["token_ids"])
+    token_ids = integers("token_ids", inputs["token_ids"])
     given = inputs.get("padding_mask")
     mask = np.ones(token_ids.shape, bool) if given is None else ops.convert_to_numpy(given).astype(bool)
     if token_ids.ndim != 2 or mask.shape != token_ids.shape:
@@ -94,17 +96,19 @@ def _from_dict(inputs, pad_token_id):
     return Prompts(found.token_ids, found.mask, "padded", right)
 
 
-def _array(name, x):
+def integers(name, x):
+    """Token ids as a NumPy array, int32."""
     x = np.asarray(ops.convert_to_numpy(x))
     if x.dtype.kind not in "iu":
         raise ValueError(
             f"{name} must be integers. Received: dtype={x.dtype}. Pass ids, or text with a model that has a tokenizer."
         )
-    return x.astype("int32")
+    # What is too large for 32 bits is in no vocabulary, and must not wrap into one.
+    return np.clip(x, -1, 2**31 - 1).astype("int32")
 
 
 def _padded(rows, pad_token_id, kind, length=None):
-    rows = [_array("token ids", row) if len(row) else np.zeros(0, "int32") for row in rows]
+    rows = [integers("token ids", row) if len(row) else np.zeros(0, "int32") for row in rows]
     length = max([length or 0, *map(len, rows)])
     token_ids = np.full((len(rows), length), pad_token_id, "int32")
     mask = np.zeros((len(rows), length), bool)
@@ -161,7 +165,8 @@ class PromptState:
             ValueError: if the file is damaged or another's.
         """
         try:
-            with np.load(Path(file), allow_pickle=False) as stored:
+            # Opened here: of a damaged file NumPy would leave it open.
+            with open(Path(file), "rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             cache = {}
             for name in arrays:
@@ -169,7 +174,7 @@ class PromptState:
                     _, block, leaf = name.split("/")
                     cache.setdefault(block, {})[leaf] = ops.convert_to_tensor(arrays[name])
             return cls(arrays["token_ids"], cache, ops.convert_to_tensor(arrays["logits"]), str(arrays["model"]))
-        except (KeyError, ValueError, EOFError, OSError) as error:
+        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"A prompt's state must be a file that its save wrote. Received: {str(file)!r}, {error}. Prefill again."
             ) from error

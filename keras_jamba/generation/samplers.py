@@ -52,7 +52,8 @@ class Sampler:
         if seed is not None:
             _checks.check_integer("seed", seed, at_least=0)
         self.repetition_penalty, self.temperature = float(repetition_penalty), float(temperature)
-        self.top_k, self.top_p, self.min_p, self.seed = top_k, top_p, min_p, seed
+        self.top_k, self.seed = (None if x is None else int(x) for x in (top_k, seed))
+        self.top_p, self.min_p = (None if x is None else float(x) for x in (top_p, min_p))
 
     @property
     def needs_seen(self):

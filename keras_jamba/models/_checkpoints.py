@@ -64,9 +64,7 @@ class Checkpoints:
         if not load_weights:
             return make()
         keep_head = not any(name in given and given[name] != arguments[name] for name in cls._head_arguments)
-        described = _DEFAULTS | arguments | given
-        pattern = pattern_of(described)
-        return checkpoints.load(folder, kind, described, pattern, make, keep_head)
+        return checkpoints.load(folder, kind, _DEFAULTS | arguments | given, pattern_of, make, keep_head)
 
     def save_to_preset(self, folder):
         """Writes configuration, weights and tokenizer to a folder that does not exist yet or is empty.

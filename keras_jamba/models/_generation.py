@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 
 import keras
 import numpy as np
@@ -15,6 +16,10 @@ from keras_jamba.ops import _checks
 # How many tokens are chosen before text is looked at for stop strings.
 _LOOK = 16
 _NEW = 128
+# Of so many kinds of samplers and stop tokens the programs are kept.
+_PROGRAMS = 8
+# Weights that say what was, and change nothing.
+_STATISTICS = ("usage", "drop_rate", "aux_loss")
 
 
 class Generation:
@@ -117,7 +122,9 @@ class Generation:
         if prompts.kind not in ("text", "row"):
             raise ValueError("The state of one prompt is kept. Received: a batch. Pass one string or one list of ids.")
         cache = self.init_cache(1, _rounded(prompts.token_ids.shape[1]))
-        logits, cache = self._decoder().prefill(prompts.token_ids, prompts.mask, cache, prefill_chunk_size)
+        logits, cache = self._decoder(sampler_of("greedy"), ()).prefill(
+            prompts.token_ids, prompts.mask, cache, prefill_chunk_size
+        )
         return PromptState(prompts.token_ids[0], cache, logits, self._fingerprint())
 
     def _prompts(self, inputs):
@@ -136,24 +143,41 @@ class Generation:
             _checks.check_integer("stop_token_ids", i, at_least=0)
         return stops
 
-    def _decoder(self, sampler="greedy", stops=()):
+    def _decoder(self, sampler, stops):
         """A `Decoder`; those made before are kept with what was compiled for them."""
-        sampler = sampler_of(sampler)
-        config = json.dumps(sampler.get_config()) if hasattr(sampler, "get_config") else id(sampler.sampler)
+        # What `enable_lora` or `quantize` changed is another program.
+        variables = tuple(map(id, self.weights))
         made = self.__dict__.setdefault("_decoders", {})
-        if (config, stops) not in made:
+        if made and next(iter(made))[0] != variables:
+            made.clear()
+        prefill = next(iter(made.values()))._prefill if made else None
+        key = variables, _kind(sampler), stops
+        if key not in made:
             step = lambda inputs, cache: self.step(inputs, cache, logits_to_keep=1)  # noqa: E731
             pad = self._config["pad_token_id"] or 0
-            made[config, stops] = Decoder(step, self.variables, sampler, stops, pad)
-        return made[config, stops]
+            if len(made) == _PROGRAMS:
+                del made[next(iter(made))]
+            made[key] = Decoder(step, self.variables, sampler, stops, pad, prefill)
+        return made[key]
 
     def _fingerprint(self):
-        """Tells this model with its weights from others."""
+        """Tells this model with its weights from others, on every backend alike."""
         config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype", "transformers_config")}
         found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for variable in (self.backbone.final_norm.scale, *self.backbone.blocks[-1].trainable_variables):
-            found.update(np.ascontiguousarray(ops.convert_to_numpy(variable)).astype("float32").tobytes())
+        for variable in self.weights:
+            if variable.path.rsplit("/", 1)[-1] in _STATISTICS:
+                continue
+            x = np.ascontiguousarray(ops.convert_to_numpy(variable), "float32")
+            found.update(f"{x.shape}{zlib.crc32(x)}".encode())
         return found.hexdigest()
+
+
+def _kind(sampler):
+    """What of a sampler is in a compiled program: all but its seed."""
+    if not hasattr(sampler, "get_config"):
+        return id(sampler.sampler)
+    config = {k: v for k, v in sampler.get_config().items() if k != "seed"}
+    return type(sampler), json.dumps(config, sort_keys=True, default=repr)
 
 
 class _Job:
@@ -171,7 +195,8 @@ class _Job:
             )
         self.limits = self.count if max_length is None else np.minimum(self.count, max_length - self.prompts.lengths)
         self.limits = np.broadcast_to(self.limits, self.prompts.lengths.shape)
-        self.decoder = model._decoder(model.sampler if sampler is None else sampler, self.stops)
+        self.sampler = sampler_of(model.sampler if sampler is None else sampler)
+        self.decoder = model._decoder(self.sampler, self.stops)
         self.state = state
         if state is not None:
             self._check_state(state)
@@ -199,7 +224,7 @@ class _Job:
         if not self.count:
             return
         rows = len(self.prompts.token_ids)
-        uniforms = self.decoder._sampler.uniforms(self.count, rows)
+        uniforms = self.sampler.uniforms(self.count, rows)
         logits, cache = self._prefilled(prefill_chunk_size)
         state = self.decoder.begin(logits, cache, self.prompts.token_ids, self.prompts.mask, uniforms[0])
         self._take(ops.convert_to_numpy(state["token"])[:, None])
@@ -243,12 +268,11 @@ class _Job:
                 self._look_for_stop_strings(i)
 
     def _look_for_stop_strings(self, i):
-        text = self.model.tokenizer.decode(self.new[i])
+        text = self._new_text(i)
         places = [place for place in (text.find(stop) for stop in self.stop_strings) if place >= 0]
         if places:
             self.cut[i], self.ended[i] = text[: min(places)], True
-            decode = self.model.tokenizer.decode
-            while self.new[i] and any(stop in decode(self.new[i][:-1]) for stop in self.stop_strings):
+            while self.new[i] and any(stop in self._new_text(i, len(self.new[i]) - 1) for stop in self.stop_strings):
                 self.new[i].pop()
 
     def result(self, strip_prompt):
@@ -262,13 +286,16 @@ class _Job:
         return rows if kind == "rows" else self._padded(strip_prompt)
 
     def _text(self, i, strip_prompt):
-        decode = self.model.tokenizer.decode
-        new = decode(self.new[i]) if self.cut[i] is None else self.cut[i]
-        if strip_prompt:
-            return new
-        if self.cut[i] is None:
-            return decode([*self.prompts.row(i), *self.new[i]])
-        return decode(self.prompts.row(i)) + new
+        new = self._new_text(i) if self.cut[i] is None else self.cut[i]
+        return new if strip_prompt else self.model.tokenizer.decode(self.prompts.row(i)) + new
+
+    def _new_text(self, i, count=None):
+        """What the first `count` new tokens add to the text: by themselves some begin without their space."""
+        decode, row = self.model.tokenizer.decode, self.prompts.row(i)
+        before = decode(row)
+        whole = decode([*row, *self.new[i][:count]])
+        # A prompt may end in the middle of a character.
+        return whole[len(before) :] if whole.startswith(before) else decode(self.new[i][:count])
 
     def _ids(self, i, strip_prompt):
         before = [] if strip_prompt else self.prompts.row(i)
@@ -294,13 +321,13 @@ class _Job:
 
     def pieces(self, prefill_chunk_size):
         """What comes out, one token at a time; text only when no later token can change it."""
-        given, decode = 0, None if self.prompts.kind == "row" else self.model.tokenizer.decode
+        given = 0
         for _ in self.steps(prefill_chunk_size, 1):
-            if decode is None:
+            if self.prompts.kind == "row":
                 yield from self.new[0][given:]
                 given = len(self.new[0])
                 continue
-            text = decode(self.new[0]) if self.cut[0] is None else self.cut[0]
+            text = self._new_text(0) if self.cut[0] is None else self.cut[0]
             safe = len(text) if self.ended[0] else self._safe(text)
             if safe > given:
                 yield text[given:safe]

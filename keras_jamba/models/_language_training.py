@@ -4,7 +4,9 @@ import keras
 import numpy as np
 
 from keras_jamba.generation.samplers import Sampler, sampler_of
-from keras_jamba.models._text_data import compile_again, is_text, next_tokens, rows_of
+from keras_jamba.models._text_data import check_ids, compile_again, is_text, next_tokens, rows_of
+
+_GIVEN = ("token_ids", "padding_mask", "segment_ids")
 
 
 class LanguageTraining:
@@ -69,9 +71,18 @@ class LanguageTraining:
         if is_text(x):
             # A row of t tokens and the one after the last.
             token_ids, mask = rows_of(self, x, sequence_length and sequence_length + 1, adds_eos=True)
-            return next_tokens(token_ids, mask)
-        if isinstance(x, dict) and "token_ids" in x:
-            return next_tokens(x["token_ids"], x.get("padding_mask"), x.get("segment_ids"))
-        if isinstance(x, np.ndarray):
-            return next_tokens(x)
-        return x, y, sample_weight
+            found = next_tokens(token_ids, mask)
+        elif isinstance(x, dict) and "token_ids" in x:
+            given = {name: None if x.get(name) is None else keras.ops.convert_to_numpy(x[name]) for name in _GIVEN}
+            found = next_tokens(*given.values())
+        elif isinstance(x, np.ndarray) or keras.ops.is_tensor(x):
+            found = next_tokens(x)
+        else:
+            return x, y, sample_weight
+        if sample_weight is not None:
+            raise ValueError(
+                "sample_weight belongs to targets. Received: sample_weight, and no y. Pass inputs and targets, "
+                "tokens[:, :-1] and tokens[:, 1:], or tell padding by padding_mask."
+            )
+        check_ids(found[0]["token_ids"], found[1], found[2], self.get_config()["vocab_size"])
+        return found

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_jamba.generation.prompts import prompts_of
+from keras_jamba.generation.prompts import integers, prompts_of
 from keras_jamba.ops import _checks
 
 
@@ -46,14 +46,14 @@ def next_tokens(token_ids, mask=None, segment_ids=None):
         mask: `(b, t + 1)` bool or None.
         segment_ids: `(b, t + 1)` or None: the last token of a document predicts nothing.
     """
-    token_ids = np.asarray(token_ids)
+    token_ids = integers("token_ids", token_ids)
     mask = np.ones(token_ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
     if token_ids.ndim != 2 or token_ids.shape[1] < 2 or mask.shape != token_ids.shape:
         raise ValueError(
             "To predict the next token takes rows of at least two tokens, (b, t) with t > 1, and a padding_mask of "
             f"their shape. Received: {token_ids.shape} and {mask.shape}. Pass longer rows."
         )
-    inputs = {"token_ids": token_ids[:, :-1].astype("int32")}
+    inputs = {"token_ids": token_ids[:, :-1]}
     weights = mask[:, 1:] & mask[:, :-1]
     if segment_ids is not None:
         segment_ids = np.asarray(segment_ids)
@@ -61,7 +61,18 @@ def next_tokens(token_ids, mask=None, segment_ids=None):
         weights &= segment_ids[:, 1:] == segment_ids[:, :-1]
     # The last token of a document predicts nothing and is seen by nobody: however wide a row is, it does not count.
     inputs["padding_mask"] = weights
-    return inputs, token_ids[:, 1:].astype("int32"), weights.astype("float32")
+    return inputs, token_ids[:, 1:], weights.astype("float32")
+
+
+def check_ids(token_ids, targets, weights, vocab_size):
+    """Every real id is one of the vocabulary; compiled programs do not look."""
+    for x in (token_ids, targets):
+        wrong = (weights != 0) & ((x < 0) | (x >= vocab_size))
+        if wrong.any():
+            raise ValueError(
+                f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {x[wrong][0]} in row "
+                f"{np.argwhere(wrong)[0][0]}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
+            )
 
 
 def compile_again(model, config):

@@ -1,5 +1,6 @@
 """What is wrong with a checkpoint is named before anything is loaded."""
 
+import fnmatch
 import json
 import shutil
 import struct
@@ -83,6 +84,32 @@ def test_a_config_that_lies_about_sizes_allocates_nothing(folder, nothing_is_bui
     configured(folder, hidden_size=2**30)
     with pytest.raises(ValueError, match="model.embed_tokens.weight has the shape .*, not"):
         load(folder)
+
+
+@pytest.mark.parametrize("fields", [dict(num_hidden_layers=10**9), dict(num_experts=10**9)])
+def test_a_config_that_lies_about_layers_or_experts_makes_no_list_of_them(folder, nothing_is_built, fields):
+    configured(folder, **fields)
+    with pytest.raises(ValueError, match="a tensor for each layer and each expert at least"):
+        load(folder)
+
+
+def test_stacked_experts_without_numbers_make_no_list_of_them(folder, nothing_is_built):
+    header, rest = header_of((folder / MODEL).read_bytes())
+    place = [len(rest), len(rest)]
+    header["model.layers.0.feed_forward.experts.down_proj"] = {
+        "dtype": "F32", "shape": [10**9, 0, 8], "data_offsets": place,
+    }  # fmt: skip
+    (folder / MODEL).write_bytes(with_header(header, rest))
+    with pytest.raises(ValueError, match="experts.down_proj is unexpected"):
+        load(folder)
+
+
+@pytest.mark.parametrize("options", [dict(mixer="gated_conv"), dict(use_swiglu=False)])
+def test_a_model_of_other_weights_than_the_checkpoints_is_refused(folder, options):
+    with pytest.raises(ValueError, match="must be those of its checkpoint. Received: .*, without .* and with"):
+        keras_jamba.JambaCausalLM.from_preset(folder, **options)
+    with pytest.raises(ValueError, match=r"without .*backward_ssm"):
+        keras_jamba.JambaClassifier.from_preset(folder, direction="bidirectional")
 
 
 @pytest.mark.parametrize(
@@ -180,3 +207,32 @@ def test_a_handle_must_name_owner_and_model():
     for handle in ("hf://jamba", "hf://a/b/c", "hf:///b"):
         with pytest.raises(ValueError, match="hf://owner/name"):
             load(handle)
+
+
+def test_a_handle_downloads_what_is_needed_and_loads_it(folder, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(name, revision=None, allow_patterns=None):
+        asked.update(name=name, revision=revision, allow_patterns=allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = load("hf://owner/name@v2")
+    assert asked["name"] == "owner/name" and asked["revision"] == "v2"
+    # Neither pickles nor another library's weights; but what save_to_preset writes.
+    wanted = {"config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model.weights.h5"}
+    for file in (*wanted, "pytorch_model.bin", "tf_model.h5"):
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in asked["allow_patterns"]) == (file in wanted)
+    assert model.count_params() == load(folder).count_params()
+
+
+def test_the_labels_of_a_new_head_are_new(tmp_path):
+    folder = golden_jamba.FOLDER / "seqcls"
+    known = json.loads((folder / "config.json").read_text()).get("id2label") or {}
+    classes = len(known) + 2
+    keras_jamba.JambaClassifier.from_preset(folder, num_classes=classes).export_to_transformers(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert len(config["id2label"]) == classes == len(config["label2id"])
+    assert load_file(tmp_path / "out" / MODEL)["score.weight"].shape[0] == classes

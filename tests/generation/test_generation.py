@@ -65,12 +65,12 @@ def test_a_row_ends_with_its_stop_token_and_the_others_go_on(model):
 
 
 def test_auto_stops_at_the_models_own_ends(model):
-    whole = model.generate(PROMPTS[0], max_new_tokens=6, stop_token_ids=None)
+    whole, own = model.generate(PROMPTS[0], max_new_tokens=6, stop_token_ids=None), model._config["eos_token_id"]
     model._config["eos_token_id"] = [int(whole[-4]), 96]
     try:
         row = model.generate(PROMPTS[0], max_new_tokens=6)
     finally:
-        model._config["eos_token_id"] = None
+        model._config["eos_token_id"] = own
     assert row.tolist() == whole[: whole.tolist().index(whole[-4], len(PROMPTS[0])) + 1].tolist()
 
 
@@ -121,12 +121,61 @@ def test_a_prompt_state_saves_reading_and_is_bound_to_tokens_and_model(model, tm
         np.testing.assert_array_equal(plain, resumed)
     with pytest.raises(ValueError, match="must begin with the 5 tokens of the state. Received: row 1"):
         model.generate([prompts[0], [5, 6, 7, 8, 1]], state=state)
-    other = golden_jamba.model("gqa_leftpad")
-    with pytest.raises(ValueError, match="of one model with its weights"):
-        other.generate(begin, state=state)
-    (tmp_path / "state").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="must be a file that its save wrote"):
-        PromptState.load(tmp_path / "state")
+    weight = model.backbone.blocks[0].mixer_norm.scale
+    before = numpy(weight)
+    try:
+        weight.assign(before * (1 + 1e-6 * np.eye(len(before))[3]))
+        with pytest.raises(ValueError, match="of one model with its weights"):
+            model.generate(begin, state=state)
+    finally:
+        weight.assign(before)
+    data = (tmp_path / "state").read_bytes()
+    for damaged in (b"nothing", data[: len(data) // 2], data[:100] + b"?" + data[101:]):
+        (tmp_path / "state").write_bytes(damaged)
+        with pytest.raises(ValueError, match="must be a file that its save wrote"):
+            PromptState.load(tmp_path / "state")
+
+
+def test_weights_count_as_they_are_when_generate_is_called(speaker):
+    generate = lambda: speaker.generate([[1, 2, 3]], max_new_tokens=6, stop_token_ids=None)[0].tolist()  # noqa: E731
+    first, weight = generate(), speaker.backbone.blocks[1].mixer_norm.scale
+    before = numpy(weight)
+    weight.assign(-3.0 * before)
+    changed = generate()
+    weight.assign(before)
+    assert generate() == first != changed
+
+
+def test_a_token_runs_no_python_of_the_model(model, monkeypatch):
+    calls, step = [], model.backbone.step
+    monkeypatch.setattr(model.backbone, "step", lambda *given, **more: calls.append(1) or step(*given, **more))
+    model.__dict__.pop("_decoders", None)
+    model.generate(PROMPTS[0], max_new_tokens=20, stop_token_ids=None)
+    # The prompt, and once to compile or to write down; TensorFlow's loops look twice.
+    assert 2 <= len(calls) <= 4
+
+
+def test_a_router_that_looks_at_values_still_generates():
+    @keras.saving.register_keras_serializable(package="tests")
+    class Looks(keras_jamba.layers.Router):
+        def choose(self, logits, mask, training):
+            if keras.backend.backend() == "torch" and numpy(logits)[0, 0] > 0:
+                logits = -logits  # other experts
+            return super().choose(logits, mask, training)
+
+    keras.utils.set_random_seed(0)
+    model = keras_jamba.JambaCausalLM(
+        31, d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, d_ff=16, router=Looks(3, 1)
+    )
+    model.token_embedding.embeddings.assign(keras.random.normal((31, 16), seed=1))
+    row = model.generate([1, 2, 3], max_new_tokens=8, stop_token_ids=None)
+    # Whole passes see all tokens at once, and the first of them decides: so token by token.
+    cache, found = model.init_cache(1, 16), [1, 2, 3]
+    logits, cache = model.step({"token_ids": np.array([[1, 2, 3]])}, cache)
+    for _ in range(8):
+        found.append(int(numpy(logits)[0, -1].argmax()))
+        logits, cache = model.step({"token_ids": np.array([found[-1:]])}, cache)
+    assert row.tolist() == found
 
 
 def test_samples_are_the_same_for_a_seed_and_other_for_another(model):
@@ -174,11 +223,31 @@ def test_text_ends_before_a_stop_string(speaker):
         assert "".join(speaker.stream("abc", **given)) == expected
 
 
-def test_a_program_is_compiled_once_for_a_size(model):
-    model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
-    made = dict(model._decoders)
-    model.generate([[1, 2, 3], [4], [5]], max_new_tokens=9, stop_token_ids=None)
-    assert model._decoders == made
+def test_programs_are_few(model):
+    """One for samplers that differ in their seed alone; another for a subclass; prompts of a few lengths share one."""
+
+    class Last(keras_jamba.Sampler):
+        def choose(self, logits, uniform, seen=None):
+            return keras.ops.full_like(keras.ops.argmax(logits, axis=-1), 96, dtype="int32")
+
+    given = dict(max_new_tokens=6, stop_token_ids=None)
+    model.generate(PROMPTS, sampler=keras_jamba.Sampler(seed=1), **given)
+    made = set(model._decoders)
+    model.generate([[1, 2, 3], [4], [5]], sampler=keras_jamba.Sampler(seed=np.int64(2), top_k=None), **given)
+    assert set(model._decoders) == made
+    assert model.generate([[1]], sampler=Last(seed=1), **given)[0].tolist() == [1] + [96] * 6
+    assert len(set(model._decoders) - made) == 1
+    assert len({id(decoder._prefill) for decoder in model._decoders.values()}) == 1
+    seen = []
+    decoder = next(iter(model._decoders.values()))
+    prefill, decoder._prefill = (
+        decoder._prefill,
+        lambda inputs, cache: seen.append(inputs["token_ids"].shape) or (prefill(inputs, cache)),
+    )
+    for length in (1, 7, 16):
+        decoder.prefill(np.ones((1, length), "int32"), np.ones((1, length), bool), model.init_cache(1, 64), 512)
+    decoder._prefill = prefill
+    assert keras.backend.backend() == "torch" or set(seen) == {(1, 16)}
 
 
 @pytest.mark.parametrize(

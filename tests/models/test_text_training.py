@@ -162,6 +162,20 @@ def test_bad_inputs_are_named(inputs, message):
         language()(inputs)
 
 
+@pytest.mark.parametrize("ids", [[[1, 2, 19]], [[1, -1, 2]], np.array([[3, 2**32 + 3]])])
+def test_ids_out_of_the_vocabulary_are_named_before_training(ids):
+    with pytest.raises(ValueError, match="Token ids must be from 0 to vocab_size - 1 = 18. Received"):
+        language().fit(ids, verbose=0)
+
+
+def test_tensors_of_ids_train_as_arrays_do_and_weights_want_targets():
+    ids = np.array([ROWS[0], ROWS[0][::-1]], "int32")
+    losses = [language().fit(x, verbose=0).history["loss"] for x in (ids, keras.ops.convert_to_tensor(ids))]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    with pytest.raises(ValueError, match="sample_weight belongs to targets. Received: sample_weight, and no y"):
+        language().fit(ids, sample_weight=np.ones(2), verbose=0)
+
+
 def test_rows_too_short_to_predict_anything_are_named():
     with pytest.raises(ValueError, match="rows of at least two tokens"):
         language().fit(np.ones((2, 1), int), verbose=0)
