@@ -42,6 +42,17 @@ def test_a_text_begins_once_and_comes_back(folder):
     assert load_tokenizer(folder).encode("naïve text") == load_tokenizer(folder).encode(BOS + "naïve text") == ids
 
 
+def test_the_tokenizer_of_gpt_neox_adds_no_beginning_unless_it_says_so(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for more, begins in ({"add_bos_token": False}, False), ({}, True):
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | more))
+        assert (load_tokenizer(folder).encode("a")[0] == 1) == begins
+    for more, begins in ({}, False), ({"add_bos_token": True}, True):
+        neox = config | {"tokenizer_class": "GPTNeoXTokenizer"} | more
+        (folder / "tokenizer_config.json").write_text(json.dumps(neox))
+        assert (load_tokenizer(folder).encode("a")[0] == 1) == begins
+
+
 def test_a_batch_is_padded_on_the_left(folder):
     batch = load_tokenizer(folder)(["a", "abc"])
     np.testing.assert_array_equal(batch["padding_mask"], [[False, False, True, True], [True] * 4])

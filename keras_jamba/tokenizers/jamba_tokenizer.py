@@ -7,6 +7,8 @@ from pathlib import Path
 from keras_jamba.tokenizers._tokenizer import Tokenizer
 
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+# The classes of Mamba-1's checkpoints: they name a token for the beginning, and transformers adds none.
+_WITHOUT_BOS = ("GPTNeoXTokenizer", "GPTNeoXTokenizerFast")
 
 
 class JambaTokenizer(Tokenizer):
@@ -44,11 +46,13 @@ class JambaTokenizer(Tokenizer):
         return token
 
     def encode(self, text):
-        """The ids of a text, beginning with the one for the beginning unless the checkpoint says add_bos_token=false.
+        """The ids of a text, beginning with the one for the beginning unless the checkpoint says add_bos_token=false
+        or has the tokenizer of GPT-NeoX, as Mamba-1's do.
 
         Where the text begins with that token as a chat template writes it, there is still one.
         """
-        adds = self.bos_token_id is not None and self._config.get("add_bos_token", True)
+        usual = self._config.get("tokenizer_class") not in _WITHOUT_BOS
+        adds = self.bos_token_id is not None and self._config.get("add_bos_token", usual)
         written = self.bos_token is not None and text.startswith(self.bos_token)
         ids = self._tokenizer.encode(text, add_special_tokens=not written).ids
         return ids if not adds or ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids]
