@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# So many bytes are read of a file before it is opened anew.
+_MAPPED = 2**28
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class SafetensorsFolder:
         self.places, self.dtypes = {}, set()
         for file, promised in self._files():
             self._read_header(file, promised, unstacked)
-        self._open = (None, None)
+        self._open, self._mapped = (None, None), 0
 
     def _files(self):
         """`(file, names that the index says are in it, or None)`."""
@@ -110,15 +112,16 @@ class SafetensorsFolder:
         import ml_dtypes  # noqa: F401, with which NumPy knows bfloat16
 
         place = self.places[name]
-        if self._open[0] != place.file:
-            # The file before is closed: what was mapped of it leaves the memory.
-            self._open = (place.file, _opened(place.file).__enter__())
+        if self._open[0] != place.file or self._mapped > _MAPPED:
+            # What was mapped of a file that is closed leaves the memory.
+            self._open, self._mapped = (place.file, _opened(place.file).__enter__()), 0
         try:
             stored = self._open[1].get_slice(place.key)
             x = stored[place.part] if place.part else stored[:] if place.shape else stored[()]
         except Exception as error:  # the library raises its own
             raise ValueError(_damaged(place.file, error)) from error
         x = np.asarray(x)
+        self._mapped += x.nbytes
         if not np.isfinite(x if x.dtype.kind == "f" else x.astype("float32")).all():
             raise ValueError(
                 f"Weights must be finite numbers. Received: {name!r} in {str(place.file)!r} with NaN or infinity. "

@@ -139,7 +139,7 @@ def sampler_of(given):
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(given, Sampler):
+    if isinstance(given, (Sampler, ProbabilitySampler)):
         return given
     if isinstance(given, str) and given in NAMES:
         return Sampler(**NAMES[given])

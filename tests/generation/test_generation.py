@@ -203,6 +203,10 @@ def test_compile_takes_the_samplers_of_keras_hub(model):
     row = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, sampler=Second(), strip_prompt=True)
     whole = numpy(model(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
     np.testing.assert_array_equal(row, np.argsort(whole, axis=-1)[:, -2])
+    model.compile(sampler=Second())
+    again = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, strip_prompt=True)
+    model.compile()
+    np.testing.assert_array_equal(again, row)
 
 
 def test_text_comes_back_as_text(speaker):
