@@ -12,6 +12,8 @@ from keras_jamba.converters.safetensors_folder import SafetensorsFolder
 
 CONFIG = "config.json"
 _HEAD = "score.weight"
+# Weights that say what was, and change nothing.
+STATISTICS = ("usage", "drop_rate", "aux_loss")
 KINDS = {kind.MODEL_TYPE: kind for kind in (jamba, mamba1)}
 # What a checkpoint's config.json says of files and versions, not of the model.
 _logger = logging.getLogger("keras_jamba")
@@ -85,10 +87,6 @@ def load(folder, kind, arguments, pattern, make, keep_head):
     return model
 
 
-# Weights that say what was, and change nothing.
-_STATISTICS = ("usage", "drop_rate", "aux_loss")
-
-
 def _check_count(files, arguments):
     """A config.json can ask for any number of layers and experts, a file holds no more than its size."""
     layers = arguments["num_layers"]
@@ -105,7 +103,7 @@ def _check_count(files, arguments):
 
 def _check_filled(folder, variables, paths, head_is_new):
     """The weights of a model and those of a checkpoint are the same."""
-    ours = {path for path in variables if path.rsplit("/", 1)[-1] not in _STATISTICS}
+    ours = {path for path in variables if path.rsplit("/", 1)[-1] not in STATISTICS}
     ours -= {path for path in ours - paths if head_is_new and path.startswith("head/")}
     if ours != paths:
         raise ValueError(

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jamba.converters.checkpoints import STATISTICS
 from keras_jamba.generation.decoding import CACHE, Decoder
 from keras_jamba.generation.prompts import PromptState, prompts_of
 from keras_jamba.generation.samplers import sampler_of
@@ -18,8 +19,6 @@ _LOOK = 16
 _NEW = 128
 # Of so many kinds of samplers and stop tokens the programs are kept.
 _PROGRAMS = 8
-# Weights that say what was, and change nothing.
-_STATISTICS = ("usage", "drop_rate", "aux_loss")
 
 
 class Generation:
@@ -165,7 +164,7 @@ class Generation:
         config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype", "transformers_config")}
         found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for variable in self.weights:
-            if variable.path.rsplit("/", 1)[-1] in _STATISTICS:
+            if variable.path.rsplit("/", 1)[-1] in STATISTICS:
                 continue
             x = np.ascontiguousarray(ops.convert_to_numpy(variable), "float32")
             found.update(f"{x.shape}{zlib.crc32(x)}".encode())

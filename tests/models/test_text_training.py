@@ -65,6 +65,16 @@ def test_packed_rows_have_the_loss_of_their_documents():
     np.testing.assert_allclose(model.evaluate(packed, verbose=0, return_dict=True)["loss"], expected, rtol=1e-5)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA is asked for on tensorflow alone")
+def test_xla_trains_as_the_graph_does():
+    losses = []
+    for jit_compile in (False, True):
+        model = language()
+        model.compile(keras.optimizers.SGD(0.5), jit_compile=jit_compile)
+        losses.append(model.fit(ROWS * 2, batch_size=3, epochs=2, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 def test_texts_end_with_the_end_and_are_cut():
     model = language(vocab_size=259)
     model.tokenizer = ByteTokenizer()
