@@ -152,3 +152,11 @@ def test_in_bfloat16_logits_are_near_theirs(case):
     logits = low(recorded(case)["input_ids"])
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
     np.testing.assert_allclose(numpy(logits), recorded(case)["bf16_logits"], rtol=0, atol=0.1)
+
+
+def test_stacked_experts_as_version_five_stored_them_are_the_same_weights():
+    import keras_jamba
+
+    stacked = keras_jamba.JambaCausalLM.from_preset(golden_jamba.FOLDER / "gqa_leftpad" / "v5_layout")
+    for ours, theirs in zip(stacked.weights, model("gqa_leftpad").weights, strict=True):
+        np.testing.assert_array_equal(numpy(ours), numpy(theirs))
