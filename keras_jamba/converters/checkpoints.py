@@ -15,8 +15,8 @@ _HEAD = "score.weight"
 # Weights that say what was, and change nothing.
 STATISTICS = ("usage", "drop_rate", "aux_loss")
 KINDS = {kind.MODEL_TYPE: kind for kind in (jamba, mamba1)}
-# What a checkpoint's config.json says of files and versions, not of the model.
 _logger = logging.getLogger("keras_jamba")
+# What a checkpoint's config.json says of files and versions, not of the model.
 _ABOUT_FILES = ("architectures", "dtype", "torch_dtype", "transformers_version", "auto_map")
 
 

@@ -15,8 +15,8 @@ CASES = [
 NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
 
 
-def runnable(experts, per_token, tokens=40):
-    call = _Call(experts, per_token, tokens=tokens)
+def runnable(experts, per_token):
+    call = _Call(experts, per_token, tokens=40)
     return [name for name, form in _TABLE.items() if form.why_not(call) is None]
 
 
