@@ -182,7 +182,7 @@ def _load(model, file):
 
 
 def _variables(model):
-    return {variable.path: list(variable.shape) for variable in model.weights}
+    return {path: list(shape) for path, shape in model.float_shapes().items()}
 
 
 def _check_variables(model, expected, preset):

@@ -28,6 +28,8 @@ computed again for it; the function itself where the backend cannot.
 
 `input_gradient(function, x)`: the gradient, shaped like tensor `x`, of a function of it that returns a scalar.
 
+`weights_changed(layer)`: to be called when a layer, or one inside, has got other variables after it was built.
+
 `without_autocast()`: a context in which variables are read as they are stored, in mixed precision too.
 
 `may_log()`: whether a message can be logged where it is called.
@@ -97,6 +99,7 @@ if _BACKEND == "jax":
         set_random_states,
         start_trace,
         sum_over_replicas,
+        weights_changed,
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_jax import DataParallel
@@ -124,6 +127,7 @@ elif _BACKEND == "tensorflow":
         split,
         start_trace,
         sum_over_replicas,
+        weights_changed,
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
@@ -149,6 +153,7 @@ elif _BACKEND == "torch":
         split,
         start_trace,
         sum_over_replicas,
+        weights_changed,
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel

@@ -118,3 +118,7 @@ def set_random_states(states):
 
 def process_index():
     return jax.process_index()
+
+
+def weights_changed(layer):
+    pass

@@ -164,3 +164,7 @@ def set_random_states(states):
 
 def process_index():
     return 0
+
+
+def weights_changed(layer):
+    pass

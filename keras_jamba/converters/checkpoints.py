@@ -49,14 +49,15 @@ def read(folder, class_name):
     return kind, ours
 
 
-def load(folder, kind, arguments, pattern, make, keep_head):
+def load(folder, kind, arguments, pattern, make, assigners, keep_head):
     """A model with the weights of a checkpoint.
 
     Args:
         folder: of the checkpoint.
         kind, arguments: what `read` returned.
         pattern: a function of constructor arguments: the block pattern of the model.
-        make: makes the model, when all names and shapes have been checked; it has `weights`.
+        make: makes the model, when all names and shapes have been checked.
+        assigners: a function of the model: `{path: function}`, to give each weight its value.
         keep_head: whether a classifier's head is the checkpoint's, where it has one.
 
     Returns:
@@ -77,11 +78,11 @@ def load(folder, kind, arguments, pattern, make, keep_head):
         _check_tied(files, weights[0].names[0])
     model = make()
     # Without the model's own name, the first part of which may be missing.
-    variables = {v.path.removeprefix(f"{model.name}/"): v for v in model.weights}
-    _check_filled(files.folder, variables, {weight.path for weight in weights}, head_is_new="num_classes" in arguments)
+    assign = {path.removeprefix(f"{model.name}/"): give for path, give in assigners(model).items()}
+    _check_filled(files.folder, assign, {weight.path for weight in weights}, head_is_new="num_classes" in arguments)
     bar = keras.utils.Progbar(len(weights), unit_name="weight")
     for weight in files.in_order(weights):
-        variables[weight.path].assign(weight.ours(files.read))
+        assign[weight.path](weight.ours(files.read))
         bar.add(1)
     files.close()
     return model

@@ -4,9 +4,11 @@ from keras_jamba.layers.attention import AttentionLayer
 from keras_jamba.layers.block import JambaBlock
 from keras_jamba.layers.feed_forward import FeedForward
 from keras_jamba.layers.gated_conv import GatedConvLayer
+from keras_jamba.layers.lora import enable_lora, merge_lora
 from keras_jamba.layers.mamba import MambaLayer
 from keras_jamba.layers.moe import MoELayer
 from keras_jamba.layers.patch_encoder import PatchEncoder
+from keras_jamba.layers.quantization import quantize
 from keras_jamba.layers.readout import LastReadout, MeanReadout, SequencePooling
 from keras_jamba.layers.router import Router
 from keras_jamba.layers.spatial_encoder import SpatialEncoder
@@ -29,4 +31,7 @@ __all__ = [
     "SequencePooling",
     "SpatialEncoder",
     "detach_state",
+    "enable_lora",
+    "merge_lora",
+    "quantize",
 ]

@@ -4,13 +4,15 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._compact import Holder
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state
 from keras_jamba.ops import _checks
 from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 
 
-class GatedMixer(keras.layers.Layer):
+class GatedMixer(Holder, keras.layers.Layer):
     """Projects to `x` and a gate `z`, mixes over time in one direction or two, and projects back.
 
     A subclass has `_directions()`, its one or two layers `(x, z, ...) -> (y, state)` with `state_shapes`.
@@ -37,7 +39,7 @@ class GatedMixer(keras.layers.Layer):
         self.out_proj = self._dense(d_model, "out_proj", gain=0.5 * residual_gain)
 
     def _dense(self, units, name, gain):
-        return keras.layers.Dense(
+        return Projection(
             units,
             use_bias=self.proj_bias,
             kernel_initializer=_initializers.xavier(gain),

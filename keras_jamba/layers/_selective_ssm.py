@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.ops import selective_scan
 
@@ -39,18 +40,16 @@ class SelectiveSSM(ShortConvolution):
         self.d_state, self.dt_rank, self.mixer_rms_norm = d_state, dt_rank, mixer_rms_norm
         self.dt_min, self.dt_max, self.epsilon = dt_min, dt_max, epsilon
         self.implementation = implementation
-        self.x_proj = self._dense(dt_rank + 2 * d_state, "x_proj", _initializers.xavier())
-        self.dt_proj = self._dense(inner, "dt_proj", _initializers.uniform(dt_rank**-0.5))
+        given = dict(dtype=self.dtype_policy)
+        xavier, narrow = _initializers.xavier(), _initializers.uniform(dt_rank**-0.5)
+        self.x_proj = Projection(dt_rank + 2 * d_state, kernel_initializer=xavier, name="x_proj", **given)
+        # Small, and what comes out of it acts through exponentials.
+        self.dt_proj = Projection(inner, kernel_initializer=narrow, keeps_float=True, name="dt_proj", **given)
         if mixer_rms_norm:
             self.dt_norm, self.b_norm, self.c_norm = (
                 keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
                 for name in ("dt_norm", "b_norm", "c_norm")
             )
-
-    def _dense(self, units, name, initializer):
-        return keras.layers.Dense(
-            units, use_bias=False, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
-        )
 
     def build(self, x_shape, z_shape=None):
         e, n = self.inner, self.d_state

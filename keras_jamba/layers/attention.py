@@ -4,7 +4,9 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._compact import Holder
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._tokens import NO_DOCUMENT
@@ -12,7 +14,7 @@ from keras_jamba.ops.attention import CachedTokens
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class AttentionLayer(keras.layers.Layer):
+class AttentionLayer(Holder, keras.layers.Layer):
     """Multi-head attention with grouped key-value heads, optional rotary positions and an optional window.
 
     Args:
@@ -95,13 +97,8 @@ class AttentionLayer(keras.layers.Layer):
         self.causal, self.attention_window, self.residual_gain = causal, attention_window, residual_gain
 
         def dense(units, name, gain=1.0):
-            return keras.layers.Dense(
-                units,
-                use_bias=False,
-                kernel_initializer=_initializers.xavier(gain),
-                name=name,
-                dtype=self.dtype_policy,
-            )
+            start = _initializers.xavier(gain)
+            return Projection(units, kernel_initializer=start, name=name, dtype=self.dtype_policy)
 
         self.q_proj = dense(d_model, "q_proj")
         self.k_proj = dense(num_kv_heads * self.head_width, "k_proj")

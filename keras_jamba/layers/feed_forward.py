@@ -4,11 +4,13 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._compact import Holder
+from keras_jamba.layers._projection import Projection
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class FeedForward(keras.layers.Layer):
+class FeedForward(Holder, keras.layers.Layer):
     """SwiGLU, `down(silu(gate(x)) * up(x))`, or a two-layer perceptron with GELU, `down(gelu(up(x)))`.
 
     Args:
@@ -39,13 +41,8 @@ class FeedForward(keras.layers.Layer):
         self.residual_gain = residual_gain
 
         def dense(units, name, gain=1.0):
-            return keras.layers.Dense(
-                units,
-                use_bias=False,
-                kernel_initializer=_initializers.xavier(gain),
-                name=name,
-                dtype=self.dtype_policy,
-            )
+            start = _initializers.xavier(gain)
+            return Projection(units, kernel_initializer=start, name=name, dtype=self.dtype_policy)
 
         if use_swiglu:
             self.gate_proj = dense(d_ff, "gate_proj")

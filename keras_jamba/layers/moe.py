@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._compact import Compact, Holder, float_policy
 from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers.router import Router
@@ -13,7 +14,7 @@ _DECIDED = ("logits", "probabilities", "weights", "indices")
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class MoELayer(keras.layers.Layer):
+class MoELayer(Holder, Compact, keras.layers.Layer):
     """Every token goes through the k experts that a router chooses for it; their outputs are weighted and summed.
 
     Only the chosen experts are computed, and no token is dropped unless `capacity_factor` is set. `Router`
@@ -57,6 +58,10 @@ class MoELayer(keras.layers.Layer):
         [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668).
     """
 
+    MATRICES = ("gate_bank", "up_bank", "down_bank")
+    PLAIN = (*MATRICES, "usage", "drop_rate")
+    KIND = "bank"
+
     def __init__(
         self,
         d_model,
@@ -95,7 +100,7 @@ class MoELayer(keras.layers.Layer):
             squared_z_loss,
             z_coefficient,
             name="router",
-            dtype=self.dtype_policy,
+            dtype=float_policy(self),
         )
         self.num_experts, self.use_swiglu = self.router.num_experts, use_swiglu
         self.capacity_factor, self.residual_gain = capacity_factor, residual_gain
@@ -106,21 +111,24 @@ class MoELayer(keras.layers.Layer):
         if not self.router.built:
             self.router.build((None, d))
         if self.use_swiglu:
-            self.gate_bank = self._bank("gate_bank", d, f)
-        self.up_bank = self._bank("up_bank", d, f)
-        self.down_bank = self._bank("down_bank", f, d, self.residual_gain)
+            self._add_bank("gate_bank", d, f)
+        self._add_bank("up_bank", d, f)
+        self._add_bank("down_bank", f, d, self.residual_gain)
         self.usage = self._statistic("usage", (self.num_experts,), 1.0 / self.num_experts)
         self.drop_rate = self._statistic("drop_rate", (), 0.0)
+        self.built = True
+        self._adapt()
 
     @property
     def aux_loss(self):
         return self.router.aux_loss
 
-    def _bank(self, name, fan_in, fan_out, gain=1.0):
+    def _add_bank(self, name, fan_in, fan_out, gain=1.0):
         # Glorot's bound of one expert: the initializer would take the experts for a receptive field.
         bound = gain * (6.0 / (fan_in + fan_out)) ** 0.5
         shape = (self.num_experts, fan_in, fan_out)
-        return with_decay(self.add_weight(shape, _initializers.uniform(bound), name=name))
+        self._add_matrix(name, shape, initializer=_initializers.uniform(bound))
+        with_decay(getattr(self, name))
 
     def _statistic(self, name, shape, value):
         start = keras.initializers.Constant(value)
@@ -146,8 +154,7 @@ class MoELayer(keras.layers.Layer):
         return outputs, whole | statistics
 
     def _experts(self, tokens, routing, mask):
-        given = dict(up_bank=self.up_bank, down_bank=self.down_bank)
-        given |= {"gate_bank": self.gate_bank} if self.use_swiglu else {}
+        given = {name: self._matrix(name) for name in self.matrices()}
         given |= {name: routing[name] for name in ("weights", "indices")}
         if self.capacity_factor is None:
             return expert_mlp(tokens, **given), None
@@ -184,4 +191,4 @@ class MoELayer(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         router = config.get("router")
-        return cls(**config | {"router": router and keras.saving.deserialize_keras_object(router)})
+        return super().from_config(config | {"router": router and keras.saving.deserialize_keras_object(router)})

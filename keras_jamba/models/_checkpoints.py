@@ -2,10 +2,9 @@
 
 import inspect
 
-import keras
-
 from keras_jamba import presets
 from keras_jamba.converters import checkpoints, hub
+from keras_jamba.layers.quantization import assigners, float_values
 from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
@@ -30,7 +29,8 @@ class Checkpoints:
             dtype: a dtype or policy, "bfloat16" for example; None is Keras' own, float32 as a rule. What the memory
                 must hold is one copy of the weights in it.
             **overrides: constructor arguments that replace the preset's. With another num_classes a classifier gets
-                all weights but the head's.
+                all weights but the head's. With `quantization="int8"`, "int4" or "experts_int8" weights are rounded
+                one after the other as they are read.
 
         Returns:
             The model; its `tokenizer` is None where the folder has none.
@@ -64,7 +64,7 @@ class Checkpoints:
         if not load_weights:
             return make()
         keep_head = not any(name in given and given[name] != arguments[name] for name in cls._head_arguments)
-        return checkpoints.load(folder, kind, _DEFAULTS | arguments | given, pattern_of, make, keep_head)
+        return checkpoints.load(folder, kind, _DEFAULTS | arguments | given, pattern_of, make, assigners, keep_head)
 
     def save_to_preset(self, folder):
         """Writes configuration, weights and tokenizer to a folder that does not exist yet or is empty.
@@ -74,12 +74,14 @@ class Checkpoints:
         Raises:
             ValueError: if the folder exists and holds anything.
         """
+        self._check_merged()
         presets.write(self, folder, more=self._write_tokenizer)
 
     def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
         """Writes a checkpoint that transformers reads to a folder that does not exist yet or is empty.
 
-        `JambaForCausalLM.from_pretrained(folder)` has the same logits; the tokenizer goes with it.
+        `JambaForCausalLM.from_pretrained(folder)` has the same logits; the tokenizer goes with it. Weights in few bits
+        are written as the floating-point numbers that they stand for.
 
         Args:
             folder: appears whole or not at all.
@@ -87,13 +89,14 @@ class Checkpoints:
             max_shard_bytes: of a file; what is more goes into another.
 
         Raises:
-            ValueError: if the folder holds anything, or the model has options that transformers' does not have.
+            ValueError: if the folder holds anything, or the model has adapters or options that transformers' does not
+                have.
         """
         dtype = self.variable_dtype if dtype is None else dtype
         _checks.check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
         _checks.check_integer("max_shard_bytes", max_shard_bytes)
-        variables = {v.path.removeprefix(f"{self.name}/"): v for v in self.weights}
-        values = {path: lambda v=v: keras.ops.convert_to_numpy(v) for path, v in variables.items()}
+        self._check_merged()
+        values = {path.removeprefix(f"{self.name}/"): value for path, value in float_values(self).items()}
         with presets.whole_folder(folder) as staging:
             config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
             checkpoints.write(staging, type(self).__name__, config, self.block_pattern, values, dtype, max_shard_bytes)

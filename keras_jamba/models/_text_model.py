@@ -8,6 +8,9 @@ import numpy as np
 from keras import ops
 
 from keras_jamba._backend import host_values
+from keras_jamba.layers._token_embedding import TokenEmbedding
+from keras_jamba.layers.quantization import QUANTIZATIONS
+from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._checkpoints import Checkpoints
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.models.jamba_backbone import JambaBackbone
@@ -28,7 +31,7 @@ DEFAULTS = dict(
 _INPUTS = ("token_ids", "padding_mask", "segment_ids", "inputs_embeds")
 
 
-class TextModel(Checkpoints, RoutingMetrics, keras.Model):
+class TextModel(Adapting, Checkpoints, RoutingMetrics, keras.Model):
     """A token embedding before a `JambaBackbone`; what is made of its features is the subclass' affair.
 
     Args:
@@ -56,13 +59,12 @@ class TextModel(Checkpoints, RoutingMetrics, keras.Model):
         d_model = self._config["d_model"]
         start = keras.initializers.RandomNormal(stddev=0.02)
         given = dict(embeddings_initializer=start, name="token_embedding", dtype=self.dtype_policy)
-        if tie_embeddings is None:
-            layer = keras.layers.Embedding(vocab_size, d_model, **given)
-        else:
-            layer = keras.layers.ReversibleEmbedding(vocab_size, d_model, tie_weights=tie_embeddings, **given)
+        # A model without a head has no second matrix.
+        layer = TokenEmbedding(vocab_size, d_model, tie_weights=tie_embeddings is not False, **given)
+        mode = QUANTIZATIONS.get(self._config["quantization"], {}).get(layer.KIND)
+        if mode and not layer.keeps_float:
+            layer.set_mode(mode)
         layer.build((None, None))
-        # It looks at one token at a time; Keras' own does not say so.
-        layer.supports_masking = True
         return layer
 
     def build(self, input_shape=None):

@@ -17,6 +17,7 @@ from keras_jamba.layers import (
     SpatialEncoder,
     detach_state,
 )
+from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
@@ -31,7 +32,7 @@ _AXES = {"grid": "HWC", "frames": "THWC", "grid+frames": "THWC"}
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class DHCJamba(RoutingMetrics, keras.Model):
+class DHCJamba(Adapting, RoutingMetrics, keras.Model):
     """A classifier of images or clips: an encoder makes tokens, Jamba mixes them, what it reads out is classified.
 
     An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. Of a clip, whose frames are
@@ -273,6 +274,7 @@ class DHCJamba(RoutingMetrics, keras.Model):
         Raises:
             ValueError: if the folder exists and holds anything.
         """
+        self._check_merged()
         presets.write(self, folder)
 
 

@@ -9,13 +9,15 @@ from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, Jamb
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers.quantization import QUANTIZATIONS, quantize
+from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._pattern import block_pattern
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaBackbone(RoutingMetrics, keras.Model):
+class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
     """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward parts.
 
     With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
@@ -56,6 +58,8 @@ class JambaBackbone(RoutingMetrics, keras.Model):
             adds.
         dropout, drop_path: see `JambaBlock`.
         epsilon: of all norms.
+        quantization: None, or the bits in which weights are stored from the beginning: "int8", "int4" or
+            "experts_int8", see `keras_jamba.layers.quantize`.
         gradient_checkpointing: whether a block keeps nothing but its input in training, and is computed again
             for the gradient: less memory for more time, the same numbers. Eager TensorFlow keeps everything.
 
@@ -122,6 +126,7 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         dropout=0.0,
         drop_path=0.0,
         epsilon=1e-6,
+        quantization=None,
         gradient_checkpointing=False,
         dtype=None,
         name=None,
@@ -134,6 +139,7 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         _checks.check_integer("d_model", d_model)
         _checks.check_choice("direction", direction, ("causal", "bidirectional"))
         _checks.check_choice("balance_over", balance_over, ("layer", "model"))
+        _checks.check_choice("quantization", quantization, (None, *QUANTIZATIONS))
         self.supports_masking = True
         self._config = config
         self.block_pattern = block_pattern(
@@ -157,6 +163,8 @@ class JambaBackbone(RoutingMetrics, keras.Model):
         if balance_over == "model" and self._moe_layers():
             self.aux_loss = self.add_weight((), "zeros", dtype="float32", trainable=False, name="aux_loss")
         self._watch_routing()
+        if quantization is not None:
+            quantize(self, quantization)
         self.build((None, None, d_model))
 
     def _mixer(self, kind):

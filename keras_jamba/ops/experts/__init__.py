@@ -8,8 +8,10 @@ from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops.experts import blocks, capacity, dense, loop, native, split
+from keras_jamba.ops.few_bits import Quantized, dequantized
 
 # Fastest first where it can run.
+_READS_FEW_BITS = (native, split, blocks)
 _TABLE = {"native": native, "split": split, "loop": loop, "blocks": blocks, "dense": dense, "capacity": capacity}
 
 
@@ -22,6 +24,8 @@ class _Call:
     limited: bool = False
     platform: str = "cpu"
     tokens: int | None = None
+    # None, or the bits of the banks.
+    bits: int | None = None
 
 
 def expert_mlp(
@@ -44,7 +48,8 @@ def expert_mlp(
         tokens: `(s, d)`.
         weights: `(s, k)`, the weight of each chosen expert.
         indices: `(s, k)` integers from 0 to x - 1, the chosen experts, different in a row.
-        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None.
+        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None. Tensors, or all `ops.few_bits.Quantized`, which have
+            no gradient.
         down_bank: `(x, f, d)`.
         capacity_factor: None, and no token is dropped; or how many tokens an expert has room for, as a
             multiple of `s * k / x`. First choices come before second ones, earlier tokens before later ones.
@@ -72,8 +77,9 @@ def expert_mlp(
     """
     tensors = dict(tokens=tokens, weights=weights, up_bank=up_bank, down_bank=down_bank)
     tensors |= {} if gate_bank is None else {"gate_bank": gate_bank}
-    tensors = {name: ops.convert_to_tensor(x) for name, x in tensors.items()}
-    _checks.check_floating(tensors)
+    few = {name for name, x in tensors.items() if isinstance(x, Quantized)}
+    tensors = {name: x if name in few else ops.convert_to_tensor(x) for name, x in tensors.items()}
+    _checks.check_floating({name: x for name, x in tensors.items() if name not in few})
     indices = ops.convert_to_tensor(indices)
     others = {"indices": indices} | ({} if mask is None else {"mask": mask})
     shapes = {"tokens": "sd", "weights": "sk", "indices": "sk", "up_bank": "xdf", "down_bank": "xfd", "mask": "s"}
@@ -87,7 +93,10 @@ def expert_mlp(
         _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
         limits = dict(capacity_factor=capacity_factor, mask=mask)
     platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
-    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits), platform, count)
+    bits = (8 if tensors["up_bank"].zero is None else 4) if few else None
+    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits), platform, count, bits)
     chosen = choose("expert_mlp", _TABLE, implementation, call)
+    if chosen not in _READS_FEW_BITS:
+        tensors |= {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}
     tensors.setdefault("gate_bank", None)
     return chosen.run(indices=indices, **tensors, **limits)

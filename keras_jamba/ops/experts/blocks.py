@@ -10,6 +10,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops.experts._moving import moved
 from keras_jamba.ops.experts.dense import FEW, activation
+from keras_jamba.ops.few_bits import Quantized, picked
 
 
 def why_not(call):
@@ -25,9 +26,12 @@ def why_not(call):
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     def perceptrons(x, expert_of_block, used):
-        gate = None if gate_bank is None else ops.matmul(x, _picked(gate_bank, expert_of_block))
-        hidden = activation(ops.matmul(x, _picked(up_bank, expert_of_block)), gate)
-        return ops.matmul(hidden, _picked(down_bank, expert_of_block))
+        def through(x, bank):
+            few = isinstance(bank, Quantized)
+            return ops.matmul(x, picked(bank, expert_of_block, x.dtype) if few else _picked(bank, expert_of_block))
+
+        gate = None if gate_bank is None else through(x, gate_bank)
+        return through(activation(through(x, up_bank), gate), down_bank)
 
     size = _block_size(tokens.shape[0], indices.shape[1], up_bank.shape[0])
     return through_blocks(perceptrons, size, tokens, weights, indices, up_bank.shape[0])

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.ops.experts.dense import activation
+from keras_jamba.ops.few_bits import Quantized, picked
 
 
 def why_not(call):
@@ -21,9 +22,7 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     order = ops.argsort(expert)
     counts = ops.sum(ops.one_hot(expert, experts, dtype="int32"), axis=0)
     parts = _backend.split(ops.take(tokens, order // k, axis=0), counts)
-    # Unstacked: the gradient of bank[i] would be as large as the bank, for every i.
-    ups, downs = ops.unstack(up_bank, experts), ops.unstack(down_bank, experts)
-    gates = [None] * experts if gate_bank is None else ops.unstack(gate_bank, experts)
+    ups, downs, gates = (_one_by_one(bank, experts, tokens.dtype) for bank in (up_bank, down_bank, gate_bank))
     outputs = []
     for x, up, down, gate in zip(parts, ups, downs, gates, strict=True):
         hidden = activation(ops.matmul(x, up), None if gate is None else ops.matmul(x, gate))
@@ -31,3 +30,12 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     y = ops.take(ops.concatenate(outputs), ops.argsort(order), axis=0)
     y = ops.reshape(y, (-1, k, y.shape[-1]))
     return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)
+
+
+def _one_by_one(bank, experts, dtype):
+    if bank is None:
+        return [None] * experts
+    if isinstance(bank, Quantized):
+        return (picked(bank, i, dtype) for i in range(experts))
+    # Unstacked: the gradient of bank[i] would be as large as the bank, for every i.
+    return ops.unstack(bank, experts)

@@ -1,0 +1,46 @@
+"""The linear projections inside blocks."""
+
+import keras
+
+from keras_jamba.layers._compact import Compact
+from keras_jamba.ops.few_bits import dequantized
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class Projection(Compact, keras.layers.Dense):
+    """Keras' Dense, whose kernel may be stored in few bits and have an adapter, see `Compact`.
+
+    Args:
+        units, use_bias, kernel_initializer: see `keras.layers.Dense`.
+        keeps_float: whether `quantize` leaves it as it is.
+    """
+
+    MATRICES, PLAIN = ("kernel",), ("kernel", "bias")
+
+    def __init__(self, units, use_bias=False, keeps_float=False, **kwargs):
+        super().__init__(units, use_bias=use_bias, **kwargs)
+        self.keeps_float = keeps_float
+
+    def build(self, input_shape):
+        self._add_matrix("kernel", (input_shape[-1], self.units), initializer=self.kernel_initializer)
+        self.bias = self.add_weight((self.units,), self.bias_initializer, name="bias") if self.use_bias else None
+        self.built = True
+        self._adapt()
+
+    @property
+    def kernel(self):
+        """The variable; in few bits or with an adapter the matrix that these stand for."""
+        if self.quantization_mode is None and not self.lora_enabled:
+            return self._kernel
+        return dequantized(self._matrix("kernel"), self.compute_dtype)
+
+    def call(self, inputs, training=None):
+        y = self._product(inputs, "kernel")
+        return y if self.bias is None else y + self.bias
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        if not self.keeps_float:
+            super().quantize(mode, type_check, config)
+
+    def get_config(self):
+        return super().get_config() | {"keeps_float": self.keeps_float}

@@ -1,0 +1,44 @@
+"""Tokens into vectors, and vectors into logits."""
+
+import keras
+
+from keras_jamba.layers._compact import Compact
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
+    """Keras' ReversibleEmbedding, whose projection to logits may be stored in few bits, see `Compact`.
+
+    The embedding itself is only looked up, and its errors would go through all layers: it keeps its dtype.
+    """
+
+    MATRICES, PLAIN = ("reverse_embeddings",), ("embeddings", "reverse_embeddings")
+    KIND = "head"
+
+    @property
+    def keeps_float(self):
+        return self.tie_weights
+
+    def build(self, input_shape=None):
+        start = self.embeddings_initializer
+        self._embeddings = self.add_weight((self.input_dim, self.output_dim), start, name="embeddings")
+        if not self.tie_weights:
+            self._add_matrix("reverse_embeddings", (self.output_dim, self.input_dim), initializer=start)
+        # It looks at one token at a time; Keras' own does not say so.
+        self.supports_masking = True
+        self.built = True
+
+    @property
+    def embeddings(self):
+        return self._embeddings
+
+    def call(self, inputs, reverse=False):
+        if reverse and self.quantization_mode is not None:
+            return self._product(inputs, "reverse_embeddings")
+        return super().call(inputs, reverse=reverse)
+
+    def enable_lora(self, rank, lora_alpha=None):
+        raise ValueError(
+            f"A token embedding has no adapter. Received: {self.path!r}. Train it whole: pass "
+            f"also_train={self.name!r} to the model's enable_lora."
+        )

@@ -1,0 +1,167 @@
+"""Low-rank adapters: beside which projections, what else is trained, and back into the weights."""
+
+import math
+
+from keras_jamba import _backend
+from keras_jamba.layers._compact import Compact, compact_layers
+from keras_jamba.layers.attention import AttentionLayer
+from keras_jamba.layers.feed_forward import FeedForward
+from keras_jamba.layers.gated_conv import GatedConvLayer
+from keras_jamba.layers.mamba import MambaLayer
+from keras_jamba.layers.moe import MoELayer
+from keras_jamba.layers.quantization import float_shapes
+
+# Kinds of layers, and their projections.
+TARGETS = {
+    "attention": (AttentionLayer, ("q_proj", "k_proj", "v_proj", "out_proj")),
+    "mamba": (MambaLayer, ("in_proj", "x_proj", "dt_proj", "out_proj")),
+    "gated_conv": (GatedConvLayer, ("in_proj", "out_proj")),
+    "feed_forward": (FeedForward, ("gate_proj", "up_proj", "down_proj")),
+    "experts": (MoELayer, ()),
+}
+_CHOICES = (*TARGETS, *(f"{kind}.{part}" for kind, (_, parts) in TARGETS.items() for part in parts))
+
+
+def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
+    """Puts low-rank adapters beside the projections of a layer or model, and freezes everything else.
+
+    Compile a model after this, not before. What is trained is printed.
+
+    Args:
+        layer: a Keras layer or model with weights; they may be in few bits.
+        rank: width of the adapters.
+        targets: which projections: `"attention"` (q, k, v, out), `"mamba"` (in, x, dt, out), `"gated_conv"`,
+            `"feed_forward"`, `"experts"` (all banks, an adapter for each expert), or one kind of projection, for
+            example `"mamba.in_proj"`; several in a list. None for all mixers: attention, mamba and gated_conv.
+        lora_alpha: what an adapter adds is multiplied by lora_alpha / rank; None for rank.
+        also_train: names of layers that are trained whole, a new `"head"` for example.
+
+    Returns:
+        `{"trained": count, "weights": count, "share": trained / weights}`.
+
+    Raises:
+        ValueError: for an unknown target or layer, one that is not there, numbers out of range, or a layer with
+            adapters or without weights.
+
+    Example:
+        >>> import keras_jamba
+        >>> model = keras_jamba.DHCJamba.from_preset("digits")
+        >>> share = model.enable_lora(4, also_train="head")["share"]
+
+    Reference:
+        [Hu et al. (2021)](https://arxiv.org/abs/2106.09685); on Mamba:
+        [Galim et al. (2024)](https://arxiv.org/abs/2410.09016).
+    """
+    also_train = [also_train] if isinstance(also_train, str) else list(also_train)
+    adapted = _targeted(layer, targets)
+    whole = _named(layer, also_train)
+    for each in adapted:
+        each.check_lora(rank, lora_alpha)
+    for each in adapted:
+        each.enable_lora(rank, lora_alpha)
+    freeze(layer, whole)
+    return told(layer)
+
+
+def freeze(layer, whole=()):
+    """Leaves the adapters and the layers `whole` to be trained, and nothing else."""
+    trained = {id(inner) for each in whole for inner in each._flatten_layers()}
+    thaw(layer)
+    for each in layer._flatten_layers():
+        if id(each) in trained:
+            continue
+        if not (isinstance(each, Compact) or list(each._flatten_layers(include_self=False))):
+            # A layer by itself knows that it is frozen: batch norm keeps its statistics.
+            each.trainable = False
+            continue
+        for variable in each._trainable_variables:
+            variable.trainable = is_adapter(variable)
+    _backend.weights_changed(layer)
+
+
+def thaw(layer):
+    # TensorFlow passes over a value that an attribute has already.
+    layer.trainable = False
+    layer.trainable = True
+
+
+def told(layer):
+    """Prints and returns how many weights are trained."""
+    trained = sum(math.prod(v.shape) for v in layer.trainable_variables)
+    adapted = [each for _, each in compact_layers(layer) if each.lora_enabled]
+    count = sum(len(each.matrices()) for each in adapted)
+    weights = sum(map(math.prod, float_shapes(layer).values())) + trained
+    print(
+        f"Adapters of rank {adapted[0].lora_rank} beside {count} matrices: {trained:,} of {weights:,} weights are "
+        f"trained, {trained / weights:.2%}."
+    )
+    return {"trained": trained, "weights": weights, "share": trained / weights}
+
+
+def merge_lora(layer):
+    """Adds all adapters to the weights beside which they stand and removes them; everything is trained again.
+
+    The layer computes what it did, to rounding; weights in few bits are rounded to them anew.
+
+    Raises:
+        ValueError: if there are no adapters.
+    """
+    for each in with_adapters(layer):
+        each.merge_lora()
+    thaw(layer)
+    _backend.weights_changed(layer)
+
+
+def with_adapters(layer):
+    """The layers inside that have adapters; an error where none has."""
+    found = [each for _, each in compact_layers(layer) if each.lora_enabled]
+    if not found:
+        raise ValueError(f"There must be adapters. Received: {layer.name!r} without any. Call enable_lora first.")
+    return found
+
+
+def is_adapter(variable):
+    return variable.name.endswith(("_lora_a", "_lora_b"))
+
+
+def _targeted(layer, targets):
+    wanted = ("attention", "mamba", "gated_conv") if targets is None else targets
+    wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    found = {}
+    for target in wanted:
+        if target not in _CHOICES:
+            raise ValueError(
+                f"targets must be among {list(_CHOICES)}. Received: {target!r}. Pass one or several of these."
+            )
+        theirs = {id(each): each for each in _of_kind(layer, *target.partition(".")[::2])}
+        if not theirs and targets is not None:
+            raise ValueError(
+                f"A target must be in the model. Received: {target!r}, of which {layer.name!r} has none. Leave it out."
+            )
+        found |= theirs
+    if not found:
+        raise ValueError(
+            f"There must be something to adapt. Received: {layer.name!r}, without mixers. Choose other targets."
+        )
+    return list(found.values())
+
+
+def _of_kind(layer, kind, part):
+    cls, parts = TARGETS[kind]
+    for holder in layer._flatten_layers():
+        if isinstance(holder, cls):
+            for name, each in compact_layers(holder):
+                last = name.rpartition("/")[2]
+                if not parts or last in ([part] if part else parts):
+                    yield each
+
+
+def _named(layer, names):
+    found = {each.name: each for each in layer._flatten_layers(include_self=False)}
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise ValueError(
+            f"also_train must name layers of {layer.name!r}, {sorted(found)[:20]}. Received: {unknown[0]!r}. "
+            "Pass the name of one of them."
+        )
+    return [found[name] for name in names]

@@ -1,0 +1,139 @@
+"""Adapters in files of their own."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+
+from keras_jamba.layers import lora
+from keras_jamba.layers._compact import ADAPTER, compact_layers
+
+FORMAT = "keras_jamba.lora.1"
+
+
+def adapted(model):
+    """`{path without the model's name: layer}` of the layers with adapters; an error where there are none."""
+    lora.with_adapters(model)
+    return {_short(model, each.path): each for _, each in compact_layers(model) if each.lora_enabled}
+
+
+def whole(model):
+    """`{path: variable}` of what is trained beside the adapters."""
+    return {_short(model, v.path): v for v in model.trainable_weights if not lora.is_adapter(v)}
+
+
+def save(model, file):
+    from safetensors.numpy import save_file
+
+    layers = adapted(model)
+    tensors = {_short(model, v.path): v for layer in layers.values() for v in layer.weights if lora.is_adapter(v)}
+    tensors = {path: np.array(ops.convert_to_numpy(v), "float32") for path, v in (tensors | whole(model)).items()}
+    _check_finite(tensors, "a model")
+    told = {path: [layer.lora_rank, layer.lora_alpha] for path, layer in layers.items()}
+    metadata = {"format": FORMAT, "layers": json.dumps(told)}
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, staging = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, staging, metadata=metadata)
+        os.chmod(staging, 0o644)
+        os.replace(staging, file)
+    finally:
+        Path(staging).unlink(missing_ok=True)
+
+
+def load(model, file):
+    told, tensors = _read(Path(file))
+    install(model, told, tensors, file)
+
+
+def install(model, told, tensors, source):
+    """Gives a model adapters.
+
+    Args:
+        model: one with or without adapters.
+        told: `{path of a layer: (rank, alpha)}`.
+        tensors: `{path of a variable: array}`: two for each matrix of these layers, and what was trained whole.
+        source: where they are from, for messages.
+
+    Raises:
+        ValueError: if they do not fit. Nothing is changed then.
+    """
+    layers = {_short(model, each.path): each for _, each in compact_layers(model)}
+    expected = {}
+    for path, (rank, _) in told.items():
+        for name in layers[path].matrices() if path in layers else ():
+            *stack, d, f = layers[path].matrix_shape(name)
+            for suffix, shape in zip(ADAPTER, ((*stack, d, rank), (*stack, rank, f)), strict=True):
+                expected[f"{path}/{name}{suffix}"] = shape
+    weights = {_short(model, v.path): v for v in model.weights if not lora.is_adapter(v)}
+    beside = {path: tuple(weights[path].shape) for path in tensors if path in weights}
+    found = {path: x.shape for path, x in tensors.items()}
+    if found != expected | beside or not set(told) <= set(layers):
+        differ = {p for p in found.keys() | expected.keys() if found.get(p) != (expected | beside).get(p)}
+        raise ValueError(
+            "Adapters must fit the layers of the model. Received: "
+            f"{str(source)!r}, which differs in {sorted(differ | set(told) - set(layers))[:3]}. Load them into the "
+            "model that they were trained with."
+        )
+    _check_finite(tensors, source)
+    have = {path: (layer.lora_rank, layer.lora_alpha) for path, layer in layers.items() if layer.lora_enabled}
+    if have and have != {path: tuple(pair) for path, pair in told.items()}:
+        raise ValueError(
+            "Adapters take the place of others like them, of the same layers, rank and lora_alpha. Received: "
+            f"{str(source)!r} with {dict(list(told.items())[:2])}, and a model with {dict(list(have.items())[:2])}. "
+            "Call merge_lora, or begin with a model without adapters."
+        )
+    if not have:
+        for path, pair in told.items():
+            layers[path].enable_lora(*pair)
+        lora.freeze(model, {id(layer): layer for layer in _owners(model, beside)}.values())
+    variables = {_short(model, v.path): v for v in model.weights}
+    for path, x in tensors.items():
+        variables[path].assign(x)
+
+
+def _owners(model, paths):
+    """The layers that weights belong to."""
+    return [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if any(_short(model, v.path) in paths for v in layer.weights) and not _inner(layer)
+    ]
+
+
+def _inner(layer):
+    return list(layer._flatten_layers(include_self=False))
+
+
+def _read(file):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, no dict
+        told = json.loads(metadata["layers"]) if metadata.get("format") == FORMAT else None
+        told = {path: (int(rank), float(alpha)) for path, (rank, alpha) in told.items()}
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"Adapters must be a file that save_lora wrote. Received: {str(file)!r}, {error!r}. Write it again."
+        ) from error
+    return told, tensors
+
+
+def _check_finite(tensors, source):
+    for name, x in tensors.items():
+        if not np.isfinite(x).all():
+            raise ValueError(
+                f"Adapters must be finite. Received: {name!r} of {str(source)!r} with NaN or infinity. Take an "
+                "earlier state of the training."
+            )
+
+
+def _short(model, path):
+    return path.removeprefix(f"{model.name}/")

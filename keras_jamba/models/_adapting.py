@@ -1,0 +1,100 @@
+"""Making a model one's own: low-rank adapters, and weights in few bits."""
+
+import inspect
+
+from keras_jamba.layers import lora
+from keras_jamba.layers.quantization import float_shapes, quantize
+from keras_jamba.models import _adapters
+
+
+class Adapting:
+    """A model with `quantize`, `enable_lora`, `merge_lora`, `save_lora` and `load_lora`."""
+
+    def __new__(cls, *args, **kwargs):
+        model = super().__new__(cls, *args, **kwargs)
+        # Keras puts a check of its own modes before every model's method.
+        vars(model).pop("quantize", None)
+        return model
+
+    def quantize(self, mode, config=None, filters=None):
+        """Stores the weights in few bits; `from_preset(..., quantization=mode)` never has them in more.
+
+        Args:
+            mode: "int8", "int4" or "experts_int8"; see `keras_jamba.layers.quantize`, which says which weights.
+            config, filters: not taken; for a choice of layers call `keras_jamba.layers.quantize` on each.
+
+        Raises:
+            ValueError: for another mode, a config or filters, and where weights are in few bits already.
+
+        Example:
+            >>> import keras_jamba
+            >>> model = keras_jamba.DHCJamba.from_preset("digits")
+            >>> model.quantize("int8")
+        """
+        if config is not None or filters is not None:
+            raise ValueError(
+                f"A model is quantized as its mode says. Received: config={config!r}, filters={filters!r}. Leave them "
+                "out; keras_jamba.layers.quantize takes single layers."
+            )
+        quantize(self, mode)
+        for model in (self, *self._inner()):
+            model._config["quantization"] = mode
+        self._changed()
+
+    def enable_lora(self, rank, targets=None, lora_alpha=None, also_train=()):
+        found = lora.enable_lora(self, rank, targets, lora_alpha, also_train)
+        self._changed()
+        return found
+
+    def merge_lora(self):
+        lora.merge_lora(self)
+        self._changed()
+
+    enable_lora.__doc__ = inspect.getdoc(lora.enable_lora).replace("a layer or model, ", "the model, ")
+    merge_lora.__doc__ = inspect.getdoc(lora.merge_lora)
+
+    def save_lora(self, file):
+        """Writes the adapters, and what was trained whole beside them, to a safetensors file.
+
+        The file appears whole or not at all; an older one of this name is replaced.
+
+        Raises:
+            ValueError: if the model has no adapters, or a number in them is not finite.
+        """
+        _adapters.save(self, file)
+
+    def load_lora(self, source):
+        """Takes over what `save_lora` wrote for a model of these sizes; adapters are added where there are none.
+
+        Args:
+            source: the file. A folder is one of PEFT's, `adapter_config.json` and `adapter_model.safetensors`, for
+                models that transformers has too.
+
+        Raises:
+            ValueError: if the file is damaged, or of another model or other adapters. Nothing is changed then.
+        """
+        _adapters.load(self, source)
+        self._changed()
+
+    def save(self, filepath, *args, **kwargs):
+        """Keras' own; a model with adapters is not what its configuration says, and is refused."""
+        self._check_merged()
+        super().save(filepath, *args, **kwargs)
+
+    def _check_merged(self):
+        if any(lora.is_adapter(v) for v in self.weights):
+            raise ValueError(
+                "A model is saved without adapters beside its weights. Received: a model with adapters. Call "
+                "save_lora for the adapters alone, or merge_lora first."
+            )
+
+    def float_shapes(self):
+        """`{path: shape}` of the weights as they would be in floating point and without adapters."""
+        return float_shapes(self)
+
+    def _inner(self):
+        return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, Adapting)]
+
+    def _changed(self):
+        """What was compiled knows other variables."""
+        self.train_function = self.test_function = self.predict_function = None

@@ -1,0 +1,109 @@
+"""Matrices stored in eight or four bits, and products with them."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops, quantizers
+
+# Rows of a matrix that share a scale in four bits.
+GROUP = 64
+_LEVELS = (-8, 7)
+
+
+class Quantized(NamedTuple):
+    """A matrix `(..., d, f)`, or a stack of them, in few bits.
+
+    Attributes:
+        values: int8, `(..., d, f)`; in four bits `(..., d, ceil(f / 2))`, two columns a byte.
+        scale: float32. In eight bits `(..., f)`, one a column, by which the values are divided; in four
+            `(..., groups, f)`, by which they are multiplied.
+        zero: None; in four bits int8 `(..., groups, f)`, the value that stands for zero.
+    """
+
+    values: Any
+    scale: Any
+    zero: Any = None
+
+    @property
+    def shape(self):
+        return (*self.values.shape[:-1], self.scale.shape[-1])
+
+
+def parts(shape, mode):
+    """`{suffix: (shape, dtype)}` of the tensors that store a matrix of this shape."""
+    *stack, rows, columns = shape
+    if mode == "int8":
+        return {"": (tuple(shape), "int8"), "_scale": ((*stack, columns), "float32")}
+    groups = (*stack, math.ceil(rows / GROUP), columns)
+    packed = (*stack, rows, math.ceil(columns / 2))
+    return {"": (packed, "int8"), "_scale": (groups, "float32"), "_zero": (groups, "int8")}
+
+
+def quantized(x, mode):
+    """NumPy arrays `{suffix: array}` that store a matrix or a stack of them, `(..., d, f)`, to the nearest level.
+
+    Eight bits: each column has the levels -127 to 127 between its largest values. Four: each `GROUP` rows of a
+    column have 16 levels between their least and their largest value, zero among them.
+    """
+    x = np.asarray(x, "float32")
+    if mode == "int8":
+        values, scale = quantizers.abs_max_quantize(x, axis=-2, to_numpy=True)
+        return {"": _host(values), "_scale": _host(scale)[..., 0, :]}
+    values, scale, zero = _grouped(x.reshape(-1, *x.shape[-2:]))
+    # Two columns a byte, the even one in the lower half.
+    values = np.pad(values, ((0, 0), (0, 0), (0, values.shape[-1] % 2)))
+    packed = ((values[..., ::2] & 15) | (values[..., 1::2] << 4)).astype("int8")
+    shaped = lambda y: y.reshape(*x.shape[:-2], *y.shape[1:])  # noqa: E731
+    return {"": shaped(packed), "_scale": shaped(scale), "_zero": shaped(zero)}
+
+
+def _grouped(stack):
+    """Keras' own rounding of groups, for each matrix of a stack."""
+    found = [
+        quantizers.abs_max_quantize_grouped_with_zero_point(x, block_size=GROUP, value_range=_LEVELS, to_numpy=True)
+        for x in stack
+    ]
+    return (np.stack([_host(each) for each in arrays]) for arrays in zip(*found, strict=True))
+
+
+def _host(x):
+    return np.asarray(ops.convert_to_numpy(x))
+
+
+def dequantized(x, dtype):
+    """The matrix that a `Quantized` stands for; another tensor as it is."""
+    if not isinstance(x, Quantized):
+        return x
+    if x.zero is None:
+        return ops.cast(ops.cast(x.values, "float32") / x.scale[..., None, :], dtype)
+    rows = x.values.shape[-2]
+    spread = lambda y: ops.repeat(ops.cast(y, "float32"), GROUP, axis=-2)[..., :rows, :]  # noqa: E731
+    values = ops.cast(_unpacked(x.values, x.scale.shape[-1]), "float32")
+    return ops.cast((values - spread(x.zero)) * spread(x.scale), dtype)
+
+
+def _unpacked(values, columns):
+    # An arithmetic shift to the right brings the sign along.
+    halves = ops.stack([ops.right_shift(ops.left_shift(values, 4), 4), ops.right_shift(values, 4)], axis=-1)
+    return ops.reshape(halves, (*values.shape[:-1], -1))[..., :columns]
+
+
+def picked(x, indices, dtype):
+    """Matrices of a stack by their numbers, as they are needed: the others stay in few bits."""
+    if not isinstance(x, Quantized):
+        return ops.take(x, indices, axis=0)
+    return dequantized(Quantized(*(None if part is None else ops.take(part, indices, axis=0) for part in x)), dtype)
+
+
+def product(x, matrix):
+    """`x @ matrix`, `(..., d)` by `(d, f)`, in the dtype of `x`.
+
+    Only `x` has a gradient. Eight bits are not made floating-point numbers of whole: their scale is the product's.
+    """
+    if not isinstance(matrix, Quantized):
+        return ops.matmul(x, matrix)
+    if matrix.zero is not None:
+        return ops.matmul(x, dequantized(matrix, x.dtype))
+    y = ops.matmul(x, ops.cast(matrix.values, x.dtype))
+    return ops.cast(ops.cast(y, "float32") / matrix.scale, x.dtype)
