@@ -114,16 +114,25 @@ def _check_filled(folder, variables, paths, head_is_new):
         )
 
 
-def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes):
-    """Writes config.json and the tensors; see `JambaCausalLM.export_to_transformers`."""
+def places(class_name, arguments, pattern):
+    """`(kind, weights)`: the converter of a model of ours, and where each of its weights stands there.
+
+    Raises:
+        ValueError: if transformers has no such model.
+    """
     kind = mamba1 if arguments["d_ff"] == 0 else jamba
     if class_name not in kind.ARCHITECTURES:
         raise ValueError(
             f"transformers has no {kind.MODEL_TYPE} for a {class_name}. Received: d_ff={arguments['d_ff']}. "
             "Build the model with feed-forward parts."
         )
+    return kind, list(kind.weights(arguments, pattern))
+
+
+def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes):
+    """Writes config.json and the tensors; see `JambaCausalLM.export_to_transformers`."""
+    kind, weights = places(class_name, arguments, pattern)
     config = kind.config(arguments)
-    weights = list(kind.weights(arguments, pattern))
     _check_filled(folder, variables, {weight.path for weight in weights}, head_is_new=False)
     kept = {k: v for k, v in (arguments["transformers_config"] or {}).items() if k not in _ABOUT_FILES}
     config = kept | config | {"architectures": [kind.ARCHITECTURES[class_name]], "dtype": dtype}

@@ -1,5 +1,8 @@
 """Layers whose matrices may be stored in few bits, and may have low-rank adapters beside them."""
 
+import contextlib
+import gc
+
 import keras
 from keras import ops
 
@@ -258,6 +261,17 @@ class Holder:
                 if found[name]["mode"]:
                     inner.set_mode(found[name]["mode"])
         return layer
+
+
+@contextlib.contextmanager
+def removing():
+    """Keras looks through all objects of the process after each variable that is removed: here, once at the end."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.collect()
 
 
 def compact_layers(layer, name=""):

@@ -3,7 +3,7 @@
 import math
 
 from keras_jamba import _backend
-from keras_jamba.layers._compact import Compact, compact_layers
+from keras_jamba.layers._compact import Compact, compact_layers, removing
 from keras_jamba.layers.attention import AttentionLayer
 from keras_jamba.layers.feed_forward import FeedForward
 from keras_jamba.layers.gated_conv import GatedConvLayer
@@ -106,8 +106,9 @@ def merge_lora(layer):
     Raises:
         ValueError: if there are no adapters.
     """
-    for each in with_adapters(layer):
-        each.merge_lora()
+    with removing():
+        for each in with_adapters(layer):
+            each.merge_lora()
     thaw(layer)
     _backend.weights_changed(layer)
 

@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.layers._compact import compact_layers
+from keras_jamba.layers._compact import compact_layers, removing
 from keras_jamba.ops import _checks
 
 # What each mode makes of the projections of blocks, of experts' banks, and of the projection to logits.
@@ -50,11 +50,12 @@ def quantize(layer, mode):
             f"mode={mode!r} is for layers in floating point, of the kinds {sorted(kinds)}. Received: {what}. "
             "Load or build the model anew, or choose another mode."
         )
-    for each in found:
-        if each.built:
-            each.quantize(kinds[each.KIND])
-        else:
-            each.set_mode(kinds[each.KIND])
+    with removing():
+        for each in found:
+            if each.built:
+                each.quantize(kinds[each.KIND])
+            else:
+                each.set_mode(kinds[each.KIND])
     _backend.weights_changed(layer)
 
 

@@ -20,6 +20,12 @@ def adapted(model):
     return {_short(model, each.path): each for _, each in compact_layers(model) if each.lora_enabled}
 
 
+def pair(layer):
+    """The two matrices `(d, r)` and `(r, f)` of the adapter of a projection."""
+    own = layer.own_variables()
+    return tuple(ops.convert_to_numpy(own[f"kernel{suffix}"]) for suffix in ADAPTER)
+
+
 def whole(model):
     """`{path: variable}` of what is trained beside the adapters."""
     return {_short(model, v.path): v for v in model.trainable_weights if not lora.is_adapter(v)}

@@ -1,6 +1,7 @@
 """Making a model one's own: low-rank adapters, and weights in few bits."""
 
 import inspect
+from pathlib import Path
 
 from keras_jamba.layers import lora
 from keras_jamba.layers.quantization import float_shapes, quantize
@@ -73,7 +74,10 @@ class Adapting:
         Raises:
             ValueError: if the file is damaged, or of another model or other adapters. Nothing is changed then.
         """
-        _adapters.load(self, source)
+        if Path(source).is_dir():
+            self._load_peft(source)
+        else:
+            _adapters.load(self, source)
         self._changed()
 
     def save(self, filepath, *args, **kwargs):
@@ -91,6 +95,12 @@ class Adapting:
     def float_shapes(self):
         """`{path: shape}` of the weights as they would be in floating point and without adapters."""
         return float_shapes(self)
+
+    def _load_peft(self, folder):
+        raise ValueError(
+            f"Only models that transformers has take PEFT's adapters. Received: {str(folder)!r}, a folder, and a "
+            f"{type(self).__name__}. Pass a file that save_lora wrote."
+        )
 
     def _inner(self):
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, Adapting)]

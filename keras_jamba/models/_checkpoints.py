@@ -2,9 +2,12 @@
 
 import inspect
 
+import keras
+
 from keras_jamba import presets
-from keras_jamba.converters import checkpoints, hub
+from keras_jamba.converters import checkpoints, hub, peft
 from keras_jamba.layers.quantization import assigners, float_values
+from keras_jamba.models import _adapters
 from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
@@ -101,6 +104,64 @@ class Checkpoints:
             config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
             checkpoints.write(staging, type(self).__name__, config, self.block_pattern, values, dtype, max_shard_bytes)
             self._write_tokenizer(staging)
+
+    def export_lora_to_peft(self, folder):
+        """Writes adapters that PEFT reads to a folder that does not exist yet or is empty; `load_lora` reads it too.
+
+        `PeftModel.from_pretrained(JambaForCausalLM.from_pretrained(...), folder).merge_and_unload()` has the same
+        logits. Unmerged, transformers (5.23) passes over the adapters of `mamba.dt_proj`, whose weight it multiplies by
+        itself: leave these out of the targets where adapters shall stay unmerged there.
+
+        Args:
+            folder: appears whole or not at all.
+
+        Raises:
+            ValueError: if the folder holds anything, or the model has no adapters, or some that PEFT has no place
+                for: those of experts.
+        """
+        pairs, whole, ranks = {}, {}, set()
+        weights = {weight.path: weight for weight in self._places()}
+        for path, layer in _adapters.adapted(self).items():
+            weight = weights[f"{path}/kernel"] if f"{path}/kernel" in weights else None
+            if weight is None:
+                raise ValueError(
+                    f"PEFT has no place for adapters of experts. Received: adapters of {path!r}. Call merge_lora and "
+                    "export_to_transformers, or adapt other targets."
+                )
+            pairs[weight.names[0].removesuffix(".weight")] = _adapters.pair(layer)
+            ranks.add((layer.lora_rank, layer.lora_alpha))
+        if len(ranks) > 1:
+            raise ValueError(
+                f"All adapters must have one rank and lora_alpha. Received: {sorted(ranks)}. Call the model's "
+                "enable_lora, once."
+            )
+        for path, variable in _adapters.whole(self).items():
+            whole |= weights[path].theirs(keras.ops.convert_to_numpy(variable))
+        with presets.whole_folder(folder) as staging:
+            peft.write(staging, type(self).__name__, pairs, *ranks.pop(), whole)
+
+    def _load_peft(self, folder):
+        """Gives the model the adapters of a folder of PEFT's."""
+        pairs, rank, lora_alpha, whole = peft.read(folder)
+        paths = {name: weight.path for weight in self._places() for name in weight.names}
+        weights = {name: weight for weight in self._places() for name in weight.names}
+        unknown = [m for m in (*(f"{module}.weight" for module in pairs), *whole) if m not in paths]
+        if unknown:
+            raise ValueError(
+                f"Adapters must be of modules of the model. Received: {unknown[0]!r} in {str(folder)!r}. Load them "
+                "into the model that they were trained with."
+            )
+        told, tensors = {}, {}
+        for module, sides in pairs.items():
+            path = paths[f"{module}.weight"].removesuffix("/kernel")
+            told[path] = (rank, lora_alpha)
+            tensors |= {f"{path}/kernel{suffix}": x for suffix, x in zip(_adapters.ADAPTER, sides, strict=True)}
+        tensors |= {paths[name]: weights[name].ours(whole.__getitem__) for name in whole}
+        _adapters.install(self, told, tensors, folder)
+
+    def _places(self):
+        config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
+        return checkpoints.places(type(self).__name__, config, self.block_pattern)[1]
 
     def _write_tokenizer(self, folder):
         if self.tokenizer is not None:

@@ -31,7 +31,7 @@ DEFAULTS = dict(
 _INPUTS = ("token_ids", "padding_mask", "segment_ids", "inputs_embeds")
 
 
-class TextModel(Adapting, Checkpoints, RoutingMetrics, keras.Model):
+class TextModel(Checkpoints, Adapting, RoutingMetrics, keras.Model):
     """A token embedding before a `JambaBackbone`; what is made of its features is the subclass' affair.
 
     Args:

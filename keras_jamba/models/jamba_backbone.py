@@ -59,7 +59,8 @@ class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
         dropout, drop_path: see `JambaBlock`.
         epsilon: of all norms.
         quantization: None, or the bits in which weights are stored from the beginning: "int8", "int4" or
-            "experts_int8", see `keras_jamba.layers.quantize`.
+            "experts_int8", see `keras_jamba.layers.quantize`. They are zeros until weights are loaded: to round random
+            ones call `quantize`.
         gradient_checkpointing: whether a block keeps nothing but its input in training, and is computed again
             for the gradient: less memory for more time, the same numbers. Eager TensorFlow keeps everything.
 

@@ -1,0 +1,97 @@
+"""Low-rank adapters as PEFT reads and writes them: adapter_config.json and adapter_model.safetensors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_TASKS = {"JambaCausalLM": "CAUSAL_LM", "JambaClassifier": "SEQ_CLS"}
+# What an adapter of ours cannot be: field of theirs, and the values that change nothing.
+_PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "use_rslora": (False,),
+    "use_dora": (False,),
+    "rank_pattern": ({},),
+    "alpha_pattern": ({},),
+    "layers_to_transform": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "lora_bias": (False,),
+}
+
+
+def write(folder, class_name, pairs, rank, lora_alpha, whole):
+    """Writes adapters.
+
+    Args:
+        folder: that exists.
+        class_name: of the model.
+        pairs: `{their module: (a (d, r), b (r, f))}`, NumPy arrays.
+        rank, lora_alpha: of all of them.
+        whole: `{their tensor: array}` of what was trained whole.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for module, (a, b) in pairs.items():
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.T)
+    tensors |= {f"{_PREFIX}{name}": np.ascontiguousarray(x) for name, x in whole.items()}
+    config = {name: values[0] for name, values in _PLAIN.items()} | {
+        "task_type": _TASKS[class_name],
+        "base_model_name_or_path": None,
+        "r": rank,
+        "lora_alpha": lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(pairs),
+        "modules_to_save": sorted(name.removesuffix(".weight") for name in whole) or None,
+        "inference_mode": True,
+    }
+    folder = Path(folder)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read(folder):
+    """`(pairs, rank, lora_alpha, whole)`, see `write`.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or speaks of another kind of adapter.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        rank, lora_alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"A folder of PEFT's must hold {CONFIG} and {WEIGHTS}. Received: {str(folder)!r}, {error!r}. Pass a folder "
+            "that PEFT's save_pretrained wrote."
+        ) from error
+    for name, values in _PLAIN.items():
+        if config.get(name, values[0]) not in values:
+            raise ValueError(
+                f"Adapters must be plain LoRA. Received: {name}={config[name]!r} in {str(folder / CONFIG)!r}. Merge "
+                "them with PEFT, and load the model as a checkpoint."
+            )
+    sides = {"lora_A": {}, "lora_B": {}}
+    whole = {}
+    for name, x in tensors.items():
+        module, _, side = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        if side in sides:
+            sides[side][module] = x.T
+        else:
+            whole[name.removeprefix(_PREFIX)] = x
+    if set(sides["lora_A"]) != set(sides["lora_B"]):
+        odd = sorted(set(sides["lora_A"]) ^ set(sides["lora_B"]))
+        raise ValueError(
+            f"An adapter has two matrices. Received: {str(folder)!r} with one of {odd[:3]}. Write it again."
+        )
+    return {module: (a, sides["lora_B"][module]) for module, a in sides["lora_A"].items()}, rank, lora_alpha, whole
