@@ -11,7 +11,7 @@ from keras_jamba.ops.experts import blocks, capacity, dense, loop, native, split
 from keras_jamba.ops.few_bits import Quantized, dequantized
 
 # Fastest first where it can run.
-_READS_FEW_BITS = (native, split, blocks)
+_READS_FEW_BITS = (split, blocks)
 _TABLE = {"native": native, "split": split, "loop": loop, "blocks": blocks, "dense": dense, "capacity": capacity}
 
 
@@ -60,7 +60,8 @@ def expert_mlp(
             `"split"`: tokens sorted by expert and split, as many products as there are experts; PyTorch, and
             TensorFlow without XLA.
             `"loop"`: tokens sorted by expert, in blocks of one expert each, block after block; JAX on a CPU.
-            `"blocks"`: the same blocks side by side, in static shapes; JAX, and TensorFlow.
+            `"blocks"`: the same blocks side by side, in static shapes; JAX, TensorFlow, and on PyTorch a few tokens
+            through banks in few bits.
             `"capacity"`: as many rows for each expert; with a capacity it is the only one.
 
     Returns:

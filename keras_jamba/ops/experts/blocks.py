@@ -16,10 +16,10 @@ from keras_jamba.ops.few_bits import Quantized, picked
 def why_not(call):
     if call.limited:
         return "it drops no token"
-    if keras.backend.backend() == "torch":
+    few = call.tokens is not None and call.tokens <= FEW
+    if keras.backend.backend() == "torch" and not (few and call.bits):
         return "PyTorch runs eagerly, where 'split' does the same without padding"
-    few = call.tokens is not None and call.tokens <= FEW and call.tokens * call.per_token >= call.experts
-    if few or 2 * call.per_token >= call.experts:
+    if few and call.tokens * call.per_token >= call.experts or 2 * call.per_token >= call.experts:
         return "half of the experts are chosen or more, or all by few tokens, where 'dense' does as little work"
     return None
 

@@ -5,7 +5,6 @@ from keras import ops
 from keras_jamba import _backend, _native
 from keras_jamba.ops._implementations import in_short_or_single
 from keras_jamba.ops.experts import dense
-from keras_jamba.ops.few_bits import dequantized
 
 
 def _portable(tensors, options):
@@ -23,13 +22,12 @@ def why_not(call):
         return "it is for a CPU"
     if call.tokens is None or call.tokens > dense.FEW:
         return f"it is for {dense.FEW} tokens at most, a number known beforehand"
-    if call.bits == 4:
-        return "it reads eight bits, not four"
+    if call.bits:
+        return "it reads banks in floating point"
     return _native.why_not() or _backend.why_not_native((call.tokens, call.per_token))
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
-    up_bank, down_bank, gate_bank = (dequantized(bank, tokens.dtype) for bank in (up_bank, down_bank, gate_bank))
     token, up, down, gate = map(in_short_or_single, (tokens, up_bank, down_bank, gate_bank))
     weights, indices = ops.cast(weights, "float32"), ops.cast(indices, "int32")
     (y,) = _function((token[:, None], up, down, gate, weights, indices), ())
