@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._decay import with_decay
 from keras_jamba.ops import _checks
 from keras_jamba.ops.few_bits import Quantized, dequantized, parts, product, quantized
 
@@ -177,7 +178,7 @@ class Compact:
             starts = _initializers.uniform(d**-0.5), "zeros"
             shapes = (*stack, d, rank), (*stack, rank, f)
             for suffix, shape, start in zip(ADAPTER, shapes, starts, strict=True):
-                variable = self.add_weight(shape, start, name=name + suffix, dtype="float32")
+                variable = with_decay(self.add_weight(shape, start, name=name + suffix, dtype="float32"))
                 setattr(self, self._attribute(name) + suffix, variable)
         self._tracker.lock()
         self.lora_enabled, self.lora_rank, self.lora_alpha = True, rank, lora_alpha or rank

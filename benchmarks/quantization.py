@@ -1,0 +1,105 @@
+"""What few bits cost and save: size, memory of loading, error of the logits, equal tokens, and speed.
+
+    KERAS_BACKEND=jax python benchmarks/quantization.py
+
+The model is that of decode.py, 32 M random parameters; the peer is itself in float32. Random weights are the hard case:
+experts are chosen by differences that rounding can turn round. Writes results/quantization_BACKEND.json.
+"""
+
+import argparse
+import functools
+import gc
+import json
+import tempfile
+import threading
+from pathlib import Path
+
+import keras
+import measure
+import numpy as np
+from decode import both
+
+import keras_jamba
+
+MODES = (None, "experts_int8", "int8", "int4")
+PROMPT, NEW, LONG = 16, 64, 512
+
+
+def load(folder, mode):
+    return keras_jamba.JambaCausalLM.from_preset(folder, quantization=mode)
+
+
+def size(model):
+    return sum(np.asarray(keras.ops.convert_to_numpy(v.value)).nbytes for v in model.weights)
+
+
+def logits(model, ids):
+    values = [[v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
+    return keras.ops.convert_to_numpy(model.stateless_call(*values, ids)[0])
+
+
+def speeds(models, rounds):
+    """Tokens a second of decoding at batch 1 and 8, and of reading a long prompt, in one interleaved run."""
+    found = {}
+    for batch, prompt, new in ((1, PROMPT, NEW), (8, PROMPT, NEW), (1, LONG, 1)):
+        ids = np.random.default_rng(batch).integers(3, 1000, (batch, prompt))
+        given = dict(max_new_tokens=new, stop_token_ids=None, strip_prompt=True)
+        functions = {mode: functools.partial(model.generate, ids, **given) for mode, model in models.items()}
+        times = measure.interleaved(functions, rounds)
+        name = f"decoding, batch {batch}" if new > 1 else f"reading {prompt} tokens"
+        found[name] = {mode: batch * (new if new > 1 else prompt) / times[mode] for mode in models}
+    return found
+
+
+def loading(folder, mode):
+    """MB of memory of its own, mapped files not counted, that a process takes at most for loading."""
+    load(folder, mode)  # what is loaded once only
+    gc.collect()
+    before, most, done = _anonymous(), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.001):
+            most[0] = max(most[0], _anonymous())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    load(folder, mode)
+    done.set()
+    watching.join()
+    return (most[0] - before) / 1e3
+
+
+def _anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        print(loading(*json.loads(args.memory)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        both(Path(folder) / "jamba")
+        peaks = {mode: measure.memory_in_a_process(__file__, f"{folder}/jamba", mode) for mode in MODES}
+        models = {mode: load(Path(folder) / "jamba", mode) for mode in MODES}
+    ids = np.random.default_rng(0).integers(3, 1000, (4, 64))
+    exact = logits(models[None], ids)
+    rates = speeds(models, args.rounds)
+    rows = []
+    for mode, model in models.items():
+        actual = logits(model, ids)
+        row = {"weights": mode or "float32", "MB": round(size(model) / 1e6, 1)}
+        row["loading, MB"] = peaks[mode]
+        row["error, %"] = round(100 * float(np.linalg.norm(actual - exact) / np.linalg.norm(exact)), 2)
+        row["same best token, %"] = round(100 * float((actual.argmax(-1) == exact.argmax(-1)).mean()), 1)
+        rows.append(row | {name: round(by_mode[mode]) for name, by_mode in rates.items()})
+    print(measure.table(rows, list(rows[0])))
+    measure.record(f"quantization_{keras.backend.backend()}", {"rounds": args.rounds, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
