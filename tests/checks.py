@@ -10,12 +10,20 @@ def numpy(tree):
 
 
 def whole(function):
-    """`function` as one program on JAX, which would otherwise compile every operation of every shape by itself."""
+    """`function` as one program on JAX, which would otherwise compile every operation of every shape by itself.
+
+    Layers are to be built before. Their weights are those of the first call, and what they write down is not kept.
+    """
     if keras.backend.backend() != "jax":
         return function
     import jax
 
-    return jax.jit(function)
+    @jax.jit
+    def program(*args, **given):
+        with keras.StatelessScope():
+            return function(*args, **given)
+
+    return program
 
 
 def gradients(function, tensors):

@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+from checks import numpy, whole
 
 import keras_jamba
 from keras_jamba.converters import checkpoints
@@ -15,6 +16,21 @@ FOLDER = Path(__file__).parent / "golden"
 def model(case):
     kind = keras_jamba.JambaClassifier if case == "seqcls" else keras_jamba.JambaCausalLM
     return kind.from_preset(FOLDER / case)
+
+
+@functools.cache
+def call(case):
+    return whole(model(case))
+
+
+@functools.cache
+def step(case):
+    return whole(model(case).step)
+
+
+@functools.cache
+def features(case):
+    return numpy(whole(model(case).extract_features)(recorded(case)["input_ids"]))
 
 
 @functools.cache

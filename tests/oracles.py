@@ -12,12 +12,12 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
     if delta_softplus:
         delta = np.logaddexp(0, delta)
     state = np.zeros((u.shape[0], *A.shape)) if initial_state is None else np.asarray(initial_state)
-    outputs = []
+    # All that one token does not have from another at once, or 65536 tokens would take ten seconds.
+    decay, drive = np.exp(delta[..., None] * A), (delta * u)[..., None] * B[:, :, None]
+    states = np.empty_like(drive)
     for t in range(u.shape[1]):
-        state = np.exp(delta[:, t, :, None] * A) * state
-        state = state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
-        outputs.append((state * C[:, t, None, :]).sum(-1))
-    y = np.stack(outputs, axis=1)
+        states[:, t] = state = decay[:, t] * state + drive[:, t]
+    y = (states * C[:, :, None]).sum(-1)
     if D is not None:
         y = y + D * u
     return (y if z is None else y * z / (1 + np.exp(-z))), state
@@ -29,28 +29,25 @@ def selective_scan_gradients(grad_y, grad_last, u, delta, A, B, C, D, z, delta_b
     biased = np.asarray(delta, "float64") + delta_bias
     delta = np.logaddexp(0, biased)
     sigmoid = 1 / (1 + np.exp(-z))
-    states = [np.asarray(initial_state, "float64")]
+    decay, drive = np.exp(delta[..., None] * A), (delta * u)[..., None] * B[:, :, None]
+    states = np.empty((u.shape[0], u.shape[1] + 1, *A.shape))
+    states[:, 0] = initial_state
     for t in range(u.shape[1]):
-        decay = np.exp(delta[:, t, :, None] * A)
-        drive = (delta[:, t] * u[:, t])[:, :, None]
-        states.append(decay * states[-1] + drive * B[:, t, None, :])
-    ungated = np.stack([(s * C[:, t, None]).sum(-1) for t, s in enumerate(states[1:])], 1) + D * u
+        states[:, t + 1] = decay[:, t] * states[:, t] + drive[:, t]
+    ungated = (states[:, 1:] * C[:, :, None]).sum(-1) + D * u
     grad_z = grad_y * ungated * sigmoid * (1 + z * (1 - sigmoid))
     grad = grad_y * z * sigmoid
-    grad_u, grad_delta = grad * D, np.zeros_like(u)
-    grad_A, grad_B, grad_C = np.zeros_like(A), np.zeros_like(B), np.zeros_like(C)
-    grad_state = np.asarray(grad_last, "float64")
+    grad_states, grad_state = np.empty_like(drive), np.asarray(grad_last, "float64")
     for t in reversed(range(u.shape[1])):
-        decay = np.exp(delta[:, t, :, None] * A)
-        grad_state = grad_state + grad[:, t, :, None] * C[:, t, None]
-        grad_C[:, t] = (states[t + 1] * grad[:, t, :, None]).sum(1)
-        grad_B[:, t] = (grad_state * (delta * u)[:, t, :, None]).sum(1)
-        grad_drive = (grad_state * B[:, t, None]).sum(-1)
-        grad_u[:, t] += grad_drive * delta[:, t]
-        grad_exponent = grad_state * states[t] * decay
-        grad_A += (grad_exponent * delta[:, t, :, None]).sum(0)
-        grad_delta[:, t] = grad_drive * u[:, t] + (grad_exponent * A).sum(-1)
-        grad_state = grad_state * decay
+        grad_states[:, t] = grad_state = grad_state + grad[:, t, :, None] * C[:, t, None]
+        grad_state = grad_state * decay[:, t]
+    grad_C = (states[:, 1:] * grad[..., None]).sum(2)
+    grad_B = (grad_states * (delta * u)[..., None]).sum(2)
+    grad_drive = (grad_states * B[:, :, None]).sum(-1)
+    grad_exponent = grad_states * states[:, :-1] * decay
+    grad_A = (grad_exponent * delta[..., None]).sum((0, 1))
+    grad_u = grad * D + grad_drive * delta
+    grad_delta = grad_drive * u + (grad_exponent * A).sum(-1)
     grad_delta = grad_delta / (1 + np.exp(-biased))
     grad_D, grad_bias = (grad * u).sum((0, 1)), grad_delta.sum((0, 1))
     return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_state

@@ -1,5 +1,6 @@
 """Generating: against the model's own logits, for any batch, piece, state, sampler and stop."""
 
+import checks
 import golden_jamba
 import keras
 import numpy as np
@@ -36,21 +37,21 @@ def speaker():
     return model
 
 
-def greedy(model, prompt, count):
+def greedy(whole_pass, prompt, count):
     """The tokens that whole passes give one after the other."""
     row = list(prompt)
     for _ in range(count):
         # Padded to one size, for which JAX compiles once.
         ids = np.array([row + [0] * (16 - len(row))])
-        logits = model({"token_ids": ids, "padding_mask": np.arange(16)[None] < len(row)})
+        logits = whole_pass({"token_ids": ids, "padding_mask": np.arange(16)[None] < len(row)})
         row.append(int(numpy(logits)[0, len(row) - 1].argmax()))
     return row
 
 
 def test_each_prompt_of_a_batch_gives_what_whole_passes_give(model):
-    rows = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
+    rows, whole_pass = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None), checks.whole(model)
     for prompt, row in zip(PROMPTS, rows, strict=True):
-        assert row.dtype == np.int32 and row.tolist() == greedy(model, prompt, 6)
+        assert row.dtype == np.int32 and row.tolist() == greedy(whole_pass, prompt, 6)
 
 
 def test_a_row_ends_with_its_stop_token_and_the_others_go_on(model):
@@ -170,11 +171,11 @@ def test_a_router_that_looks_at_values_still_generates():
     model.token_embedding.embeddings.assign(keras.random.normal((31, 16), seed=1))
     row = model.generate([1, 2, 3], max_new_tokens=8, stop_token_ids=None)
     # Whole passes see all tokens at once, and the first of them decides: so token by token.
-    cache, found = model.init_cache(1, 16), [1, 2, 3]
-    logits, cache = model.step({"token_ids": np.array([[1, 2, 3]])}, cache)
+    step, cache, found = checks.whole(model.step), model.init_cache(1, 16), [1, 2, 3]
+    logits, cache = step({"token_ids": np.array([[1, 2, 3]])}, cache)
     for _ in range(8):
         found.append(int(numpy(logits)[0, -1].argmax()))
-        logits, cache = model.step({"token_ids": np.array([found[-1:]])}, cache)
+        logits, cache = step({"token_ids": np.array([found[-1:]])}, cache)
     assert row.tolist() == found
 
 
@@ -201,7 +202,7 @@ def test_compile_takes_the_samplers_of_keras_hub(model):
             return keras.ops.top_k(probabilities, 2)[1][:, 1]
 
     row = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, sampler=Second(), strip_prompt=True)
-    whole = numpy(model(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
+    whole = numpy(checks.whole(model)(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
     np.testing.assert_array_equal(row, np.argsort(whole, axis=-1)[:, -2])
     model.compile(sampler=Second())
     again = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, strip_prompt=True)

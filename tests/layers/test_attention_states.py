@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, variable_gradients
+from checks import numpy, variable_gradients, whole
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer
@@ -11,9 +11,22 @@ from keras_jamba.layers import AttentionLayer
 LENGTH = 9
 
 
-@pytest.fixture(params=[None, 4], ids=["whole", "window"])
+@pytest.fixture(scope="module", params=[None, 4], ids=["whole", "window"])
 def layer(request):
-    return AttentionLayer(8, num_heads=4, num_kv_heads=2, attention_window=request.param)
+    keras.utils.set_random_seed(0)
+    layer = AttentionLayer(8, num_heads=4, num_kv_heads=2, attention_window=request.param)
+    layer.build((3, LENGTH, 8))
+    return layer
+
+
+@pytest.fixture(scope="module")
+def step(layer):
+    return whole(layer.step)
+
+
+@pytest.fixture(scope="module")
+def with_state(layer):
+    return whole(lambda x, state=None: layer(x, initial_state=state, return_state=True))
 
 
 @pytest.fixture
@@ -29,10 +42,11 @@ def cut(cuts):
 @pytest.mark.parametrize("window", [1, 4, 20])
 def test_a_window_is_attention_with_a_band(features, window, causal):
     layer = AttentionLayer(8, num_heads=2, attention_window=window, causal=causal, use_rope=False)
+    layer.build(features.shape)
     mask = np.ones((3, LENGTH), bool)
     mask[0, [0, 4, 8]] = mask[1, 2:4] = False
     ids = np.array([[0, 0, 0, 1, 1, 1, 1, 1, 1]] * 3)
-    outputs = numpy(layer(features, mask=mask, segment_ids=ids))
+    outputs = numpy(whole(layer)(features, mask=mask, segment_ids=ids))
     q, k, v = (numpy(f(features)).reshape(3, LENGTH, 2, 4) for f in (layer.q_proj, layer.k_proj, layer.v_proj))
     scores = np.einsum("bthc,bshc->bhts", q, k) / 2
     place = np.cumsum(mask, axis=1)
@@ -68,14 +82,14 @@ def stepped(layer, features):
 
 @pytest.mark.parametrize("cuts", [(1,), (2, 3), (6, 7), tuple(range(1, LENGTH))])
 @pytest.mark.parametrize("fixed", [True, False])
-def test_pieces_are_the_whole(layer, features, cuts, fixed):
+def test_pieces_are_the_whole(layer, step, with_state, features, cuts, fixed):
     outputs = numpy(layer(features))
     state, pieces = layer.init_cache(3, max_length=12) if fixed else None, []
     for a, b in cut(cuts):
         if fixed:
-            y, state = layer.step(features[:, a:b], state)
+            y, state = step(features[:, a:b], state)
         else:
-            y, state = layer(features[:, a:b], initial_state=state, return_state=True)
+            y, state = with_state(features[:, a:b], state)
         pieces.append(numpy(y))
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), outputs, atol=2e-5)
     np.testing.assert_array_equal(numpy(state["length"]), [LENGTH] * 3)
@@ -84,7 +98,7 @@ def test_pieces_are_the_whole(layer, features, cuts, fixed):
 
 @pytest.mark.parametrize("cuts", [(), (2, 5), (3, 4, 8)])
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
-def test_padding_is_not_there(layer, features, side, cuts):
+def test_padding_is_not_there(layer, step, with_state, features, side, cuts):
     mask = np.array([np.arange(LENGTH) < n for n in (4, 1, LENGTH)])
     if side == "left":
         mask = mask[:, ::-1].copy()
@@ -92,12 +106,12 @@ def test_padding_is_not_there(layer, features, side, cuts):
         mask = np.random.default_rng(1).random((3, LENGTH)) > 0.4
     cache, pieces = layer.init_cache(3, max_length=LENGTH), []
     for a, b in cut(cuts):
-        y, cache = layer.step(features[:, a:b], cache, mask=mask[:, a:b])
+        y, cache = step(features[:, a:b], cache, mask=mask[:, a:b])
         pieces.append(numpy(y))
     outputs = np.concatenate(pieces, axis=1)
     assert np.isfinite(outputs).all()
     for row, real in enumerate(mask):
-        alone, last = layer(features[row : row + 1, real], return_state=True)
+        alone, last = with_state(features[row : row + 1, real])
         np.testing.assert_allclose(outputs[row, real], numpy(alone)[0], atol=2e-5)
         there = min(real.sum(), cache["key"].shape[1])
         newest = [(real.sum() - 1 - i) for i in range(there)]
@@ -110,21 +124,23 @@ def test_padding_is_not_there(layer, features, side, cuts):
 @pytest.mark.parametrize("causal", [True, False])
 def test_documents_are_alone(features, causal):
     layer = AttentionLayer(8, num_heads=2, causal=causal)
+    layer.build(features.shape)
     ids = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
-    packed = numpy(layer(features, segment_ids=ids))
+    call = whole(layer)
+    packed = numpy(call(features, segment_ids=ids))
     for i in range(3):
-        alone = layer(features[:, ids[0] == i])
+        alone = call(features[:, ids[0] == i])
         np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=2e-5)
 
 
-def test_a_cache_goes_on_with_its_last_document(layer, features):
+def test_a_cache_goes_on_with_its_last_document(layer, step, features):
     ids = np.array([[0, 0, 1, 1, 1]] * 3)
-    _, cache = layer.step(features[:, :5], layer.init_cache(3, LENGTH), segment_ids=ids)
+    _, cache = step(features[:, :5], layer.init_cache(3, LENGTH), segment_ids=ids)
     np.testing.assert_array_equal(numpy(cache["start"]), [2, 2, 2])
     more = np.array([[1, 1, 2, 2]] * 3)
-    outputs, cache = layer.step(features[:, 5:], cache, segment_ids=more)
-    np.testing.assert_allclose(numpy(outputs)[:, :2], numpy(layer(features[:, 2:7]))[:, 3:], atol=2e-5)
-    np.testing.assert_allclose(numpy(outputs)[:, 2:], numpy(layer(features[:, 7:])), atol=2e-5)
+    outputs, cache = step(features[:, 5:], cache, segment_ids=more)
+    np.testing.assert_allclose(numpy(outputs)[:, :2], numpy(whole(layer)(features[:, 2:7]))[:, 3:], atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[:, 2:], numpy(whole(layer)(features[:, 7:])), atol=2e-5)
     np.testing.assert_array_equal(numpy(cache["start"]), [7, 7, 7])
 
 
@@ -139,20 +155,23 @@ def test_attention_is_the_same_wherever_the_sequence_begins(features):
 @pytest.mark.parametrize("begin", [0, 100_000, 2**31 - 100])
 def test_a_windowed_cache_runs_for_ever(features, begin):
     layer = AttentionLayer(8, num_heads=2, attention_window=4)
+    layer.build(features.shape)
     begin = ops.full((3,), begin, "int32")
     cache = layer.init_cache(3) | {"length": begin, "start": begin}
+    step = whole(layer.step)
     for i in range(3 * LENGTH):
-        y, cache = layer.step(features[:, i % LENGTH][:, None], cache)
+        y, cache = step(features[:, i % LENGTH][:, None], cache)
     assert cache["key"].shape == (3, 4, 2, 4)
-    np.testing.assert_allclose(numpy(y)[:, 0], numpy(layer(features[:, -4:]))[:, -1], atol=1e-4)
+    np.testing.assert_allclose(numpy(y)[:, 0], numpy(whole(layer)(features[:, -4:]))[:, -1], atol=1e-4)
 
 
 def test_a_window_is_whole_however_little_was_seen_first(features):
     layer = AttentionLayer(8, num_heads=2, attention_window=6)
-    first, state = layer(features[:, :2], return_state=True)
-    rest, _ = layer.step(features[:, 2:], state)
+    layer.build(features.shape)
+    first, state = whole(lambda x: layer(x, return_state=True))(features[:, :2])
+    rest, _ = whole(layer.step)(features[:, 2:], state)
     outputs = np.concatenate([numpy(first), numpy(rest)], axis=1)
-    np.testing.assert_allclose(outputs, numpy(layer(features)), atol=2e-5)
+    np.testing.assert_allclose(outputs, numpy(whole(layer)(features)), atol=2e-5)
     with pytest.raises(ValueError, match="or for a whole window. Received: room for 3 tokens, 9 needed"):
         layer.step(features, layer.init_cache(3, max_length=3))
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import gradients, numpy
+from checks import gradients, numpy, whole
 from keras import ops
 
 from keras_jamba.layers import MambaLayer, detach_state
@@ -11,13 +11,24 @@ from keras_jamba.layers import MambaLayer, detach_state
 LENGTH = 9
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def layer():
+    keras.utils.set_random_seed(0)
     layer = MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True)
     layer.build((None, None, 8))
     # Biases that padding would carry into the others' convolution if it were not kept out.
     layer.in_proj.bias.assign(np.linspace(-1, 1, 32))
     return layer
+
+
+@pytest.fixture(scope="module")
+def step(layer):
+    return whole(layer.step)
+
+
+@pytest.fixture(scope="module")
+def with_state(layer):
+    return whole(lambda x, **given: layer(x, return_state=True, **given))
 
 
 @pytest.fixture
@@ -26,11 +37,11 @@ def features():
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2, 3), (4, 5, 8), tuple(range(1, LENGTH))])
-def test_pieces_are_the_whole(layer, features, cuts):
-    outputs, last = layer(features, return_state=True)
+def test_pieces_are_the_whole(layer, step, with_state, features, cuts):
+    outputs, last = with_state(features)
     cache, pieces = layer.init_cache(3), []
     for a, b in zip((0, *cuts), (*cuts, LENGTH), strict=True):
-        y, cache = layer.step(features[:, a:b], cache)
+        y, cache = step(features[:, a:b], cache)
         pieces.append(numpy(y))
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), numpy(outputs), atol=2e-5)
     for name in ("conv", "ssm"):
@@ -38,13 +49,13 @@ def test_pieces_are_the_whole(layer, features, cuts):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_not_there(layer, features, side):
+def test_padding_is_not_there(with_state, features, side):
     lengths = [4, 1, LENGTH]
     mask = np.array([np.arange(LENGTH) < n for n in lengths])
     mask = mask[:, ::-1].copy() if side == "left" else mask
-    outputs, state = layer(features, mask=mask, return_state=True)
+    outputs, state = with_state(features, mask=mask)
     for row, real in enumerate(mask):
-        alone, last = layer(features[row : row + 1, real], return_state=True)
+        alone, last = with_state(features[row : row + 1, real])
         np.testing.assert_allclose(numpy(outputs)[row, real], numpy(alone)[0], atol=2e-5)
         for name in ("conv", "ssm"):
             np.testing.assert_allclose(numpy(state[name])[row], numpy(last[name])[0], atol=2e-5)
@@ -54,24 +65,27 @@ def test_padding_is_not_there(layer, features, side):
 def test_documents_are_alone(features, bidirectional):
     layer = MambaLayer(8, d_state=4, bidirectional=bidirectional)
     ids = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
-    packed = numpy(layer(features, segment_ids=ids))
+    layer.build(features.shape)
+    call = whole(layer)
+    packed = numpy(call(features, segment_ids=ids))
     for i in range(3):
-        alone = layer(features[:, ids[0] == i])
+        alone = call(features[:, ids[0] == i])
         np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=2e-5)
 
 
-def test_another_document_than_the_states_begins_anew(layer, features):
-    _, state = layer(features[:, :4], segment_ids=np.array([[0, 0, 1, 1]] * 3), return_state=True)
+def test_another_document_than_the_states_begins_anew(layer, with_state, features):
+    call = whole(layer)
+    _, state = with_state(features[:, :4], segment_ids=np.array([[0, 0, 1, 1]] * 3))
     np.testing.assert_array_equal(numpy(state["document"]), [1, 1, 1])
     # Row 0 goes on, row 1 begins, row 2 sees padding first, and only then another document.
     ids, mask = np.array([[1] * 5, [2] * 5, [1, 1, 2, 2, 2]]), np.array([[True] * 5] * 2 + [[False] * 2 + [True] * 3])
-    outputs, last = layer(features[:, 4:], mask=mask, segment_ids=ids, initial_state=state, return_state=True)
-    np.testing.assert_allclose(numpy(outputs)[0], numpy(layer(features[:1, 2:]))[0, 2:], atol=2e-5)
-    np.testing.assert_allclose(numpy(outputs)[1], numpy(layer(features[1:2, 4:]))[0], atol=2e-5)
-    np.testing.assert_allclose(numpy(outputs)[2, 2:], numpy(layer(features[2:, 6:]))[0], atol=2e-5)
+    outputs, last = with_state(features[:, 4:], mask=mask, segment_ids=ids, initial_state=state)
+    np.testing.assert_allclose(numpy(outputs)[0], numpy(call(features[:1, 2:]))[0, 2:], atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[1], numpy(call(features[1:2, 4:]))[0], atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[2, 2:], numpy(call(features[2:, 6:]))[0], atol=2e-5)
     np.testing.assert_array_equal(numpy(last["document"]), [1, 2, 2])
     # Tokens without numbers go on with whatever was there.
-    _, held = layer(features[:, 4:], initial_state=state, return_state=True)
+    _, held = with_state(features[:, 4:], initial_state=state)
     np.testing.assert_array_equal(numpy(held["document"]), [1, 1, 1])
 
 

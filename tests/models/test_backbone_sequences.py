@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from checks import numpy
+from checks import numpy, whole
 from hypothesis import strategies as st
 from keras import ops
 
@@ -29,6 +29,16 @@ def backbone(request):
     )
 
 
+@pytest.fixture(scope="module")
+def call(backbone):
+    return whole(backbone)
+
+
+@pytest.fixture(scope="module")
+def step(backbone):
+    return whole(backbone.step)
+
+
 @pytest.fixture
 def features():
     return np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
@@ -41,14 +51,14 @@ def features():
     begins=st.none() | st.sets(st.sampled_from([2, 3, 6, 7]), max_size=2),
     seed=st.integers(0, 99),
 )
-def test_pieces_with_any_padding_are_each_document_alone(backbone, cuts, mask, begins, seed):
+def test_pieces_with_any_padding_are_each_document_alone(backbone, step, cuts, mask, begins, seed):
     features = np.random.default_rng(seed).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
     mask = np.ones((BATCH, LENGTH), bool) if mask is None else np.array(mask).reshape(BATCH, LENGTH)
     ids = np.stack([np.isin(np.arange(LENGTH), list(begins or ())).cumsum()] * BATCH)
     cache, pieces = backbone.init_cache(BATCH, max_length=LENGTH), []
     for a, b in zip((0, *sorted(cuts)), (*sorted(cuts), LENGTH), strict=True):
         documents = None if begins is None else ids[:, a:b]
-        y, cache = backbone.step(features[:, a:b], cache, padding_mask=mask[:, a:b], segment_ids=documents)
+        y, cache = step(features[:, a:b], cache, padding_mask=mask[:, a:b], segment_ids=documents)
         pieces.append(numpy(y))
     outputs = np.concatenate(pieces, axis=1)
     for document in np.unique(ids):
@@ -62,8 +72,9 @@ def test_pieces_with_any_padding_are_each_document_alone(backbone, cuts, mask, b
 
 def test_calls_with_states_are_the_whole_too(backbone, features):
     expected = numpy(backbone(features))
-    first, state = backbone(features[:, :7], return_state=True)
-    second, _ = backbone(features[:, 7:], initial_state=state, return_state=True)
+    call = whole(lambda x, state=None: backbone(x, initial_state=state, return_state=True))
+    first, state = call(features[:, :7])
+    second, _ = call(features[:, 7:], state)
     np.testing.assert_allclose(np.concatenate([numpy(first), numpy(second)], axis=1), expected, atol=1e-4)
 
 
@@ -125,30 +136,30 @@ def test_a_step_can_be_compiled_by_itself(backbone, features):
     assert all(np.isfinite(numpy(loss)) for loss in backbone.losses)
 
 
-def test_packed_documents_are_alone(backbone, features):
+def test_packed_documents_are_alone(call, features):
     ids = np.array([[0] * 3 + [1] * 5 + [2] * 4] * BATCH)
-    packed = numpy(backbone(features, segment_ids=ids))
+    packed = numpy(call(features, segment_ids=ids))
     for i in range(3):
-        alone = backbone(features[:, ids[0] == i])
+        alone = call(features[:, ids[0] == i])
         np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=1e-4)
 
 
-def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, features, tmp_path):
-    _, cache = backbone.step(features[:, :6], backbone.init_cache(BATCH, LENGTH))
+def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, step, features, tmp_path):
+    _, cache = step(features[:, :6], backbone.init_cache(BATCH, LENGTH))
     leaves = {f"{b}/{n}": numpy(x) for b, block in cache.items() for n, x in block.items()}
     np.savez(tmp_path / "cache.npz", **leaves)
     stored = np.load(tmp_path / "cache.npz")
     loaded = {b: {n: stored[f"{b}/{n}"] for n in block} for b, block in cache.items()}
-    expected, _ = backbone.step(features[:, 6:], cache)
-    again, _ = backbone.step(features[:, 6:], loaded)
+    expected, _ = step(features[:, 6:], cache)
+    again, _ = step(features[:, 6:], loaded)
     np.testing.assert_allclose(numpy(again), numpy(expected), atol=1e-6)
     order = np.array([1, 0], "int32")
     swapped = keras.tree.map_structure(lambda x: ops.take(x, order, axis=0), cache)
-    turned, _ = backbone.step(features[order, 6:], swapped)
+    turned, _ = step(features[order, 6:], swapped)
     np.testing.assert_allclose(numpy(turned), numpy(expected)[order], atol=1e-5)
 
 
-def test_keras_masks_of_an_embedding_arrive(backbone):
+def test_keras_masks_of_an_embedding_arrive(backbone, call):
     ids = np.array([[0, 0, 0, 4, 5, 6, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]])
     tokens = keras.Input((None,), dtype="int32")
     embedding = keras.layers.Embedding(7, WIDTH, mask_zero=True)
@@ -162,7 +173,7 @@ def test_keras_masks_of_an_embedding_arrive(backbone):
     np.testing.assert_allclose(
         numpy(backbone(embedding(ids), segment_ids=zeros))[ids != 0], numpy(expected)[ids != 0], atol=1e-4
     )
-    alone = backbone(embedding(ids[:1, 3:]))
+    alone = call(embedding(ids[:1, 3:]))
     np.testing.assert_allclose(numpy(model(ids))[0, 3:], numpy(alone)[0], atol=1e-4)
 
 
@@ -170,11 +181,11 @@ def test_states_keep_their_dtypes_under_mixed_precision(features):
     model = keras_jamba.JambaBackbone(
         d_model=WIDTH, num_layers=2, mamba_ratio=1, moe_frequency=0, num_heads=2, d_state=4, dtype="mixed_bfloat16"
     )
-    expected = numpy(ops.cast(model(features), "float32"))
-    _, cache = model.step(features[:, :5], model.init_cache(BATCH, LENGTH))
+    expected, step = numpy(ops.cast(whole(model)(features), "float32")), whole(model.step)
+    _, cache = step(features[:, :5], model.init_cache(BATCH, LENGTH))
     dtypes = {n: keras.backend.standardize_dtype(x.dtype) for block in cache.values() for n, x in block.items()}
     assert dtypes["ssm"] == "float32" and dtypes["key"] == "bfloat16" and dtypes["length"] == "int32"
-    outputs, _ = model.step(features[:, 5:], cache)
+    outputs, _ = step(features[:, 5:], cache)
     np.testing.assert_allclose(numpy(ops.cast(outputs, "float32")), expected[:, 5:], atol=0.1)
 
 

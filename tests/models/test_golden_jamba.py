@@ -4,8 +4,8 @@ import golden_jamba
 import keras
 import numpy as np
 import pytest
-from checks import numpy, variable_gradients
-from golden_jamba import model, recorded
+from checks import numpy, variable_gradients, whole
+from golden_jamba import call, features, model, recorded, step
 from keras import ops
 
 CASES = ["dense", "moe", "gqa_leftpad", "proj_bias"]
@@ -18,36 +18,42 @@ def close(actual, expected, case):
     )
 
 
+def stateless(case, inputs):
+    """`(logits, non-trainable variables by path, losses)`."""
+    others = model(case).non_trainable_variables
+    values = [[v.value for v in variables] for variables in (model(case).trainable_variables, others)]
+    logits, changed, losses = model(case).stateless_call(*values, inputs, return_losses=True)
+    return logits, dict(zip([v.path for v in others], changed, strict=True)), losses
+
+
 def loss(case):
     """Cross-entropy of the next token and the auxiliary loss, as `fit` adds them."""
     labels = recorded(case)["labels"][:, 1:]
     counted = (labels != -100).astype("float32")
     targets = np.where(labels == -100, 0, labels).astype("int32")
-    values = [[v.value for v in model(case).trainable_variables], model(case).non_trainable_variables]
-    logits, _, losses = model(case).stateless_call(*values, recorded(case)["input_ids"], return_losses=True)
+    logits, _, losses = stateless(case, recorded(case)["input_ids"])
     entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
     return entropy(targets, logits[:, :-1], counted) + sum(losses)
 
 
 @pytest.mark.parametrize("case", LANGUAGE)
 def test_hidden_states_and_logits_equal_transformers(case):
-    features = model(case).extract_features(recorded(case)["input_ids"])
-    blocks = [features[f"block_{i}"] for i in range(len(model(case).block_pattern))]
-    np.testing.assert_allclose(numpy(ops.stack(blocks)), recorded(case)["hidden_after_layer"], rtol=1e-4, atol=2e-5)
-    np.testing.assert_allclose(numpy(features["features"]), recorded(case)["final_norm"], rtol=1e-4, atol=2e-5)
-    close(numpy(model(case)(recorded(case)["input_ids"])), recorded(case)["logits"], case)
+    blocks = [features(case)[f"block_{i}"] for i in range(len(model(case).block_pattern))]
+    np.testing.assert_allclose(np.stack(blocks), recorded(case)["hidden_after_layer"], rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(features(case)["features"], recorded(case)["final_norm"], rtol=1e-4, atol=2e-5)
+    close(numpy(call(case)(recorded(case)["input_ids"])), recorded(case)["logits"], case)
 
 
 @pytest.mark.parametrize("case", ["moe", "gqa_leftpad"])
 def test_router_logits_equal_transformers(case):
-    routing = model(case).extract_features(recorded(case)["input_ids"])["routing"]
-    logits = [ops.reshape(layer["logits"], (-1, layer["logits"].shape[-1])) for layer in routing.values()]
-    np.testing.assert_allclose(numpy(ops.stack(logits)), recorded(case)["router_logits"], rtol=1e-4, atol=2e-5)
+    routing = features(case)["routing"]
+    logits = [layer["logits"].reshape(-1, layer["logits"].shape[-1]) for layer in routing.values()]
+    np.testing.assert_allclose(np.stack(logits), recorded(case)["router_logits"], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("case", LANGUAGE)
 def test_losses_equal_transformers(case):
-    np.testing.assert_allclose(numpy(loss(case)), recorded(case)["loss"], rtol=1e-5)
+    np.testing.assert_allclose(numpy(whole(lambda: loss(case))()), recorded(case)["loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["moe", "gqa_leftpad"])
@@ -55,11 +61,11 @@ def test_losses_equal_transformers(case):
 def test_the_auxiliary_loss_over_all_layers_equals_transformers(case, prefix):
     arrays = recorded(case)
     mask = arrays[f"{prefix}attention_mask"] if prefix else None
-    model(case)({"token_ids": arrays[f"{prefix}input_ids"], "padding_mask": mask})
-    (aux,) = model(case).losses
+    inputs = {"token_ids": arrays[f"{prefix}input_ids"], "padding_mask": mask}
+    _, changed, (aux,) = numpy(whole(lambda inputs: stateless(case, inputs))(inputs))
     coefficient = model(case).get_config()["balance_coefficient"]
-    np.testing.assert_allclose(numpy(aux) / coefficient, arrays[f"{prefix}aux_loss"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(numpy(model(case).backbone.aux_loss.value), numpy(aux))
+    np.testing.assert_allclose(aux / coefficient, arrays[f"{prefix}aux_loss"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(changed[model(case).backbone.aux_loss.path], aux)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,13 +81,13 @@ def test_every_gradient_equals_transformers(case):
 @pytest.mark.parametrize("case", CASES)
 def test_packed_documents_have_the_true_logits(case):
     inputs = {"token_ids": recorded(case)["input_ids"], "segment_ids": recorded(case)["truth_segment_ids"]}
-    close(numpy(model(case)(inputs)), recorded(case)["truth_packed_logits"], case)
+    close(numpy(call(case)(inputs)), recorded(case)["truth_packed_logits"], case)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_left_padded_rows_have_the_true_logits_and_those_of_each_row_alone(case):
     mask = recorded(case)["lp_attention_mask"].astype(bool)
-    logits = numpy(model(case)({"token_ids": recorded(case)["lp_input_ids"], "padding_mask": mask}))[mask]
+    logits = numpy(call(case)({"token_ids": recorded(case)["lp_input_ids"], "padding_mask": mask}))[mask]
     close(logits, recorded(case)["truth_lp_logits"][mask], case)
     close(logits, recorded(case)["lp_solo_logits"][mask], case)
 
@@ -89,7 +95,7 @@ def test_left_padded_rows_have_the_true_logits_and_those_of_each_row_alone(case)
 @pytest.mark.parametrize("case", CASES)
 def test_right_padded_rows_have_their_logits(case):
     mask = recorded(case)["rp_attention_mask"].astype(bool)
-    logits = numpy(model(case)({"token_ids": recorded(case)["rp_input_ids"], "padding_mask": mask}))[mask]
+    logits = numpy(call(case)({"token_ids": recorded(case)["rp_input_ids"], "padding_mask": mask}))[mask]
     close(logits, recorded(case)["rp_logits"][mask], case)
 
 
@@ -98,7 +104,7 @@ def test_chunked_prefill_has_the_true_logits_and_states(case):
     ids, ends = recorded(case)["input_ids"], recorded(case)["truth_chunk_ends"]
     cache, logits, begin = model(case).init_cache(len(ids), max_length=16), [], 0
     for end in ends:
-        y, cache = model(case).step(ids[:, begin:end], cache)
+        y, cache = step(case)(ids[:, begin:end], cache)
         logits.append(y)
         begin = end
     close(numpy(ops.concatenate(logits, axis=1)), recorded(case)["truth_logits"], case)
@@ -111,10 +117,10 @@ def test_chunked_prefill_has_the_true_logits_and_states(case):
 @pytest.mark.parametrize("case", LANGUAGE)
 def test_decoding_has_the_logits_and_the_states_of_transformers(case):
     ids = recorded(case)["input_ids"]
-    logits, cache = model(case).step(ids[:, :5], model(case).init_cache(len(ids), max_length=16))
+    logits, cache = step(case)(ids[:, :5], model(case).init_cache(len(ids), max_length=16))
     logits = [logits]
     for t in range(5, ids.shape[1]):
-        y, cache = model(case).step(ids[:, t : t + 1], cache)
+        y, cache = step(case)(ids[:, t : t + 1], cache)
         logits.append(y)
     close(numpy(ops.concatenate(logits, axis=1)), recorded(case)["dec_logits"], case)
     for i, (mixer, _) in enumerate(model(case).block_pattern):
@@ -143,13 +149,13 @@ def test_greedy_tokens_are_exactly_those_of_transformers(case, piece):
 def test_a_classifier_has_their_logits():
     arrays = recorded("seqcls")
     inputs = {"token_ids": arrays["input_ids"], "padding_mask": arrays["attention_mask"]}
-    np.testing.assert_allclose(numpy(model("seqcls")(inputs)), arrays["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(numpy(call("seqcls")(inputs)), arrays["logits"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["dense", "proj_bias"])
 def test_in_bfloat16_logits_are_near_theirs(case):
     low = golden_jamba.keras_jamba.JambaCausalLM.from_preset(golden_jamba.FOLDER / case, dtype="bfloat16")
-    logits = low(recorded(case)["input_ids"])
+    logits = whole(low)(recorded(case)["input_ids"])
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
     np.testing.assert_allclose(numpy(logits), recorded(case)["bf16_logits"], rtol=0, atol=0.1)
 

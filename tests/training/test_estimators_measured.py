@@ -1,0 +1,221 @@
+"""Estimates against XLA's count of operations and what PyTorch keeps."""
+
+import functools
+import json
+
+import keras
+import numpy as np
+import pytest
+from test_estimators import CELLS, FRAMES, IMAGES
+
+import keras_jamba
+from keras_jamba.models import JambaBackbone
+from keras_jamba.training.estimators import model_report, scan_flops
+
+BACKEND = keras.backend.backend()
+ON_JAX = pytest.mark.skipif(BACKEND != "jax", reason="XLA's own count of operations; runs on jax")
+ON_TORCH = pytest.mark.skipif(BACKEND != "torch", reason="what autograd keeps can be looked at there; runs on torch")
+
+
+def lowered_flops(function, *arguments, compiled=False):
+    import jax
+
+    program = jax.jit(function).lower(*arguments)
+    return (program.compile() if compiled else program).cost_analysis()["flops"]
+
+
+@ON_JAX
+def test_operations_of_the_scan_are_those_of_eight_unrolled_tokens():
+    import jax
+    import jax.numpy as jnp
+
+    b, t, e, n = 8, 8, 64, 16
+
+    def scan(tokens, A, D, bias, h):
+        outputs = []
+        for u, delta, B, C, z in tokens:
+            delta = jax.nn.softplus(delta + bias)
+            h = jnp.exp(delta[:, :, None] * A) * h + (delta * u)[:, :, None] * B[:, None]
+            outputs.append((jnp.sum(h * C[:, None], axis=-1) + u * D) * jax.nn.silu(z))
+        return outputs, h
+
+    def with_gradient(cotangents, *arguments):
+        outputs, gradient = jax.vjp(scan, *arguments)
+        return outputs, gradient(cotangents)
+
+    single = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
+    # A tensor a token: the gradient of a slice would be as long as the whole.
+    tokens = [(single(b, e), single(b, e), single(b, n), single(b, n), single(b, e))] * t
+    arguments = tokens, single(e, n), single(e), single(e), single(b, e, n)
+    forward, backward = scan_flops(b, t, e, n)
+    assert forward == pytest.approx(lowered_flops(scan, *arguments), rel=1e-6)
+    both = lowered_flops(with_gradient, ([single(b, e)] * t, single(b, e, n)), *arguments)
+    assert forward + backward == pytest.approx(both, rel=0.01)
+
+
+COUNTED = {
+    "mamba": dict(mamba_ratio=None),
+    "attention": dict(mamba_ratio=0),
+    "window": dict(mamba_ratio=0, num_kv_heads=2, attention_window=32),
+    "both ways": dict(mamba_ratio=1, direction="bidirectional", attention_window=32),
+    "gated conv": dict(mamba_ratio=None, mixer="gated_conv"),
+    "gated conv both ways": dict(mamba_ratio=None, mixer="gated_conv", direction="bidirectional"),
+    "images": dict(mamba_ratio=1, num_classes=10, image_shape=(16, 16, 3), downsample=2),
+    "patchify": dict(mamba_ratio=1, image_shape=(18, 16, 3), stem="patchify", downsample=4, scan_order="snake"),
+    "seqpool": dict(mamba_ratio=1, image_shape=(16, 16, 3), downsample=2, readout="seqpool"),
+    "frames": FRAMES | dict(mamba_ratio=1, downsample=2, readout="last"),
+    "grid+frames": CELLS | dict(mixer="gated_conv", stem="patchify", readout="seqpool"),
+}
+
+
+@ON_JAX
+@pytest.mark.parametrize("config", COUNTED.values(), ids=COUNTED)
+def test_operations_without_the_scan_are_those_that_xla_counts(config, monkeypatch):
+    import jax
+
+    from keras_jamba.layers import _selective_ssm, _short_convolution
+
+    def no_scan(u, delta, A, B, C, D=None, z=None, **_):
+        # Of the same shapes, and with a gradient for all of them.
+        y = (u + delta) * keras.ops.silu(z) + keras.ops.sum(B * C, axis=-1, keepdims=True)
+        return y, keras.ops.zeros((u.shape[0], *A.shape))
+
+    monkeypatch.setattr(_selective_ssm, "selective_scan", no_scan)
+    in_sight = functools.partial(keras_jamba.ops.causal_depthwise_conv, implementation="portable")
+    monkeypatch.setattr(_short_convolution, "causal_depthwise_conv", in_sight)  # XLA does not see into the C library
+    config = dict(d_model=128, num_layers=2, moe_frequency=0, num_heads=4) | config
+    images = "image_shape" in config
+    model = (keras_jamba.DHCJamba if images else JambaBackbone)(**config)
+    report = model_report(model, batch_size=2, context=None if images else 128)
+    trained, others = ([v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables))
+
+    def loss(trained, inputs):
+        return model.stateless_call(trained, others, inputs, training=True)[0].sum()
+
+    inputs = jax.ShapeDtypeStruct((2, *(config["image_shape"] if images else (128, 128))), "float32")
+    scans = sum("mamba" in layer.kind for layer in report.layers) * (1 + ("direction" in config))
+    forward, backward = (scans * count for count in scan_flops(2, report.context, 256, 16))
+    counted = lowered_flops(loss, trained, inputs, compiled=True)
+    assert report.flops_forward - forward == pytest.approx(counted, rel=0.02)
+    counted = lowered_flops(jax.grad(loss), trained, inputs, compiled=True)
+    assert report.flops_per_step - forward - backward == pytest.approx(counted, rel=0.02)
+
+
+# Large patches: XLA adds the bias anew in each of its fusions.
+PARTS = {"encoder": dict(stem="patchify", downsample=8), "tokens": FRAMES, "readout": CELLS | dict(readout="seqpool")}
+
+
+@ON_JAX
+@pytest.mark.parametrize("part", PARTS)
+def test_operations_of_a_part_are_those_that_xla_counts(part):
+    import jax
+
+    model = keras_jamba.DHCJamba(d_model=128, num_layers=1, **PARTS[part])
+    row = next(layer for layer in model_report(model, batch_size=2).layers if layer.name == part)
+    layer = getattr(model, part)
+    trained, others = ([v.value for v in vs] for vs in (layer.trainable_variables, layer.non_trainable_variables))
+    inputs, outputs = (jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype) for x in (layer.input, layer.output))
+
+    def weighted(trained, inputs, weights):
+        return (layer.stateless_call(trained, others, inputs)[0] * weights).sum()
+
+    # Nobody asks for the gradient of the pixels.
+    both = jax.value_and_grad(weighted, (0,) if part == "encoder" else (0, 1))
+    for function, count in ((weighted, row.flops_forward), (both, row.flops_forward + row.flops_backward)):
+        counted = lowered_flops(function, trained, inputs, outputs, compiled=True) - 2 * np.prod(outputs.shape)
+        assert count == pytest.approx(counted, rel=0.02)
+
+
+def kept_for_the_gradient(model, inputs):
+    """Bytes that autograd keeps, the model's own variables apart."""
+    import torch
+
+    own = {v.value.untyped_storage().data_ptr() for v in model.variables}
+    sizes, alive = {}, []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)  # or its address would be given to another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(inputs, training=True)
+    del outputs
+    return sum(sizes.values())
+
+
+KEPT = {
+    "jamba": dict(mamba_ratio=1, num_experts=4, num_kv_heads=2),
+    "capacity": dict(mamba_ratio=None, moe_frequency=1, num_experts=4, capacity_factor=1.5, dropout=0.1),
+    "plain": dict(mamba_ratio=None, moe_frequency=0, mixer_rms_norm=False, use_swiglu=False),
+    "two directions": dict(mamba_ratio=None, moe_frequency=0, direction="bidirectional"),
+    "gated conv": dict(mamba_ratio=None, moe_frequency=0, mixer="gated_conv"),
+    "gated conv both ways": dict(mamba_ratio=1, moe_frequency=0, mixer="gated_conv", direction="bidirectional"),
+    "window": dict(mamba_ratio=0, moe_frequency=0, attention_window=16),
+    "wide window": dict(mamba_ratio=0, moe_frequency=0, attention_window=64),
+}
+
+
+@ON_TORCH
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("config", KEPT.values(), ids=KEPT)
+def test_activations_are_what_autograd_keeps(config, dtype):
+    model = JambaBackbone(**dict(d_model=64, num_layers=2, num_heads=4, dtype=dtype) | config)
+    report = model_report(model, batch_size=2, context=50)
+    assert report.activations == pytest.approx(kept_for_the_gradient(model, np.ones((2, 50, 64), "float32")), rel=0.03)
+
+
+@ON_TORCH
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("scan", ["portable", "associative", "reference"])
+def test_activations_are_those_of_each_scan(scan, dtype, monkeypatch):
+    monkeypatch.setenv("KERAS_JAMBA_SCAN", scan)
+    model = JambaBackbone(64, 2, mamba_ratio=None, moe_frequency=0, dtype=dtype)
+    report = model_report(model, batch_size=2, context=50)
+    assert report.scan == scan
+    assert report.activations == pytest.approx(kept_for_the_gradient(model, np.ones((2, 50, 64), "float32")), rel=0.03)
+
+
+@ON_TORCH
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("kind", IMAGES.values(), ids=IMAGES)
+def test_activations_of_an_image_model_are_what_autograd_keeps(kind, dtype):
+    config = dict(image_shape=(16, 16, 3), d_model=32, num_layers=2, mamba_ratio=1, dtype=dtype) | kind
+    model = keras_jamba.DHCJamba(5, **config)
+    report = model_report(model, batch_size=2)
+    kept = kept_for_the_gradient(model, keras.ops.ones((2, *config["image_shape"])))
+    assert report.activations == pytest.approx(kept, rel=0.03)
+
+
+@ON_TORCH
+def test_with_checkpointing_autograd_keeps_the_inputs_of_blocks():
+    model = JambaBackbone(64, 4, mamba_ratio=1, num_experts=4, gradient_checkpointing=True)
+    report = model_report(model, batch_size=2, context=50)
+    kept = kept_for_the_gradient(model, np.ones((2, 50, 64), "float32"))
+    # Inputs of the blocks and the final norm; besides, the checkpoint of the first block holds its own input.
+    inside = max(layer.activations for layer in report.layers if layer.kind)
+    assert report.activations - inside == pytest.approx(kept, abs=2 * 50 * 64 * 4 + 1024)
+
+
+@ON_TORCH
+@pytest.mark.parametrize("options", [dict(stem="patchify"), FRAMES, FRAMES | dict(stem="patchify")])
+def test_the_peak_is_that_of_pytorchs_allocator(options, tmp_path):
+    import torch
+
+    config = dict(image_shape=(32, 32, 3), downsample=2, d_model=64, num_layers=2, mamba_ratio=1) | options
+    model = keras_jamba.DHCJamba(5, **config, mixer="gated_conv", moe_frequency=0)
+    report = model_report(model, batch_size=2)
+
+    def step():
+        model(keras.ops.ones((2, *config["image_shape"])), training=True).square().sum().backward()
+
+    step()  # the gradients of a step before are there all the time
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    profiler.export_chrome_trace(str(tmp_path / "trace"))
+    events = json.loads((tmp_path / "trace").read_text())["traceEvents"]
+    memory = sorted((event["ts"], event["args"]["Total Allocated"]) for event in events if event["name"] == "[memory]")
+    peak = max(size for _, size in memory) - memory[-1][1]
+    assert report.activations + report.working == pytest.approx(peak, rel=0.1)
