@@ -66,6 +66,21 @@ def test_text_generation_trains_compares_and_writes(tmp_path):
     assert model.generate("def ", max_new_tokens=2, strip_prompt=True) is not None
 
 
+def test_fine_tuning_adapts_rounds_and_draws(tmp_path):
+    output = python(ROOT / "examples" / "fine_tuning.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
+    assert "39,498 of 169,159 weights are trained" in output
+    results = json.loads((tmp_path / "results.json").read_text())
+    before = results["fine_tuning"]["accuracy"]["before"]
+    assert before["upright"] > 95 and before["turned"] < 25
+    bits = results["few_bits"]
+    assert bits["int4"]["bytes"] < bits["int8"]["bytes"] < bits["float32"]["bytes"]
+    assert bits["int8"]["accuracy"] > 95
+    assert (tmp_path / "fine_tuning.png").read_bytes().startswith(b"\x89PNG")
+    model = keras_jamba.DHCJamba.from_preset("digits")
+    model.load_lora(tmp_path / "adapters.safetensors")
+    assert keras_jamba.DHCJamba.from_preset(tmp_path / "int8").get_config()["quantization"] == "int8"
+
+
 def test_image_classification_reads_a_folder_of_images(tmp_path):
     from PIL import Image
 

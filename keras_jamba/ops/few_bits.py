@@ -47,24 +47,24 @@ def quantized(x, mode):
     column have 16 levels between their least and their largest value, zero among them.
     """
     x = np.asarray(x, "float32")
+    stack = x.reshape(-1, *x.shape[-2:])
+    # One after the other: rounding makes several copies of what it is given.
+    found = [_rounded(matrix, mode) for matrix in stack]
+    return {
+        name: np.stack([each[name] for each in found]).reshape(*x.shape[:-2], *array.shape)
+        for name, array in found[0].items()
+    }
+
+
+def _rounded(x, mode):
     if mode == "int8":
-        values, scale = quantizers.abs_max_quantize(x, axis=-2, to_numpy=True)
-        return {"": _host(values), "_scale": _host(scale)[..., 0, :]}
-    values, scale, zero = _grouped(x.reshape(-1, *x.shape[-2:]))
+        values, scale = quantizers.abs_max_quantize(x, axis=0, to_numpy=True)
+        return {"": _host(values), "_scale": _host(scale)[0]}
+    found = quantizers.abs_max_quantize_grouped_with_zero_point(x, block_size=GROUP, value_range=_LEVELS, to_numpy=True)
+    values, scale, zero = map(_host, found)
     # Two columns a byte, the even one in the lower half.
-    values = np.pad(values, ((0, 0), (0, 0), (0, values.shape[-1] % 2)))
-    packed = ((values[..., ::2] & 15) | (values[..., 1::2] << 4)).astype("int8")
-    shaped = lambda y: y.reshape(*x.shape[:-2], *y.shape[1:])  # noqa: E731
-    return {"": shaped(packed), "_scale": shaped(scale), "_zero": shaped(zero)}
-
-
-def _grouped(stack):
-    """Keras' own rounding of groups, for each matrix of a stack."""
-    found = [
-        quantizers.abs_max_quantize_grouped_with_zero_point(x, block_size=GROUP, value_range=_LEVELS, to_numpy=True)
-        for x in stack
-    ]
-    return (np.stack([_host(each) for each in arrays]) for arrays in zip(*found, strict=True))
+    values = np.pad(values, ((0, 0), (0, values.shape[-1] % 2)))
+    return {"": ((values[:, ::2] & 15) | (values[:, 1::2] << 4)).astype("int8"), "_scale": scale, "_zero": zero}
 
 
 def _host(x):
