@@ -145,8 +145,11 @@ class BeamSampler:
     def __init__(self, num_beams=4, length_penalty=1.0, early_stopping=False):
         _checks.check_integer("num_beams", num_beams)
         _checks.check_number("length_penalty", length_penalty, low=-100, high=100)
-        if not isinstance(early_stopping, bool):
-            _checks.check_choice("early_stopping", early_stopping, (True, False, "never"))
+        if not isinstance(early_stopping, bool) and early_stopping != "never":
+            raise ValueError(
+                f"early_stopping must be True, False or 'never'. Received: early_stopping={early_stopping!r}. Pass "
+                "False for what transformers does unless told otherwise."
+            )
         self.num_beams, self.length_penalty = int(num_beams), float(length_penalty)
         self.early_stopping = early_stopping
 
