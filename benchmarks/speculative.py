@@ -124,8 +124,8 @@ def compared(model, assistants, prompts, rounds, **given):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, nargs=2, default=[100, 40], help="of training, both models")
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--seconds", type=float, nargs=2, default=[90, 30], help="of training, both models")
+    parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-tokens", type=int, nargs=2, default=[8, 4], help="of PromptLookup and DraftModel")
     args = parser.parse_args()

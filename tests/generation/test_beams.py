@@ -4,11 +4,12 @@ import keras
 import numpy as np
 import pytest
 import torch
-from checks import numpy, whole
+from checks import numpy
 from tiny_text import SIZE, tiny
 from transformers import JambaConfig, JambaForCausalLM
 
 import keras_jamba
+from keras_jamba import _backend
 from keras_jamba.generation import BeamSampler
 from keras_jamba.generation.samplers import sampler_of
 
@@ -27,14 +28,16 @@ def model():
 @pytest.fixture(scope="module")
 def likely(model):
     """A function of at most four rows of tokens that gives the logarithms of the next ones' probabilities."""
-    # A call would assign the auxiliary loss, which a program of its own cannot.
-    run = whole(lambda ids, mask: model.step({"token_ids": ids, "padding_mask": mask}, model.init_cache(4, 16))[0])
+    step = lambda ids, mask: model.step({"token_ids": ids, "padding_mask": mask}, model.init_cache(4, 16))[0]  # noqa: E731
+    run = _backend.inference(step, model.variables)
 
     def likely(rows):
         ids, mask = np.zeros((4, 16), "int32"), np.zeros((4, 16), bool)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, True
-        logits = numpy(run(ids, mask)).astype("float64")[range(len(rows)), [len(row) - 1 for row in rows]]
+        logits = numpy(run(*map(keras.ops.convert_to_tensor, (ids, mask)))).astype("float64")[
+            range(len(rows)), [len(row) - 1 for row in rows]
+        ]
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
     return likely
@@ -63,7 +66,6 @@ def searched(likely, prompt, room, num_beams, length_penalty=1.0, early_stopping
     "rules",
     [
         dict(num_beams=4, length_penalty=2.0, early_stopping="never"),
-        pytest.param(dict(num_beams=3), marks=ELSEWHERE),
         pytest.param(dict(num_beams=2, length_penalty=-0.5, early_stopping=True), marks=ELSEWHERE),
     ],
     ids=str,
