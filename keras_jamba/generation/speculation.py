@@ -39,22 +39,20 @@ class SpeculativeDecoder(Decoder):
         Besides: the assistant whose statistics are kept, its state after the prompts, and the room that a row has.
         """
         state = self._first(logits, cache, prompts, uniforms, limits, room) | {"helper": helper}
-        assistant.reset()
-        given, done = np.zeros_like(prompts.lengths), 0
+        given = np.zeros_like(prompts.lengths)
         while True:
             tokens, end = (ops.convert_to_numpy(state[name]) for name in ("tokens", "end"))
             counts = ops.convert_to_numpy(state["counts"]).tolist()
             assistant.statistics = dict(zip(("rounds", "proposed", "accepted"), counts, strict=True))
             begin = prompts.lengths + given
             yield [row[a:b] for row, a, b in zip(tokens, begin, end, strict=True)]
-            given, done = end - prompts.lengths, done + at_a_time if done else 1
+            given = end - prompts.lengths
             running = ~ops.convert_to_numpy(state["finished"])
             if not running.any():
                 return
-            # Rows that are ahead go on while others are behind.
-            target = prompts.lengths + done + at_a_time
-            going = ops.convert_to_tensor((running & (end < target)).any())
-            state = self._turns(going, state | {"target": ops.convert_to_tensor(target.astype("int32"))})
+            # So many for the row that has fewest; those that are ahead go on meanwhile.
+            target = (prompts.lengths + given[running].min() + at_a_time).astype("int32")
+            state = self._turns(ops.convert_to_tensor(True), state | {"target": ops.convert_to_tensor(target)})
 
     def _first(self, logits, cache, prompts, uniforms, limits, room):
         """The state after the first token. Rows begin at place 0, with the numbers drawn for each place."""

@@ -64,6 +64,8 @@ class Job:
 
     def steps(self, prefill_chunk_size, at_a_time):
         """Chooses tokens; after each so many of them it stops to be looked at."""
+        if self.assistant is not None:
+            self.assistant.reset()
         if not self.count:
             return
         prompts, given = self.prompts, {}

@@ -165,10 +165,12 @@ def test_a_stream_with_stop_strings_and_the_state_of_a_prefill(model, assistants
     new = model.generate(text, strip_prompt=True, **given)
     assert model.generate(text, strip_prompt=True, assistant=assistant, **given) == new
     pieces = list(model.stream(text, assistant=assistant, **given))
-    assert "".join(pieces) == new and len(pieces) <= assistant.statistics["rounds"] + 1
+    assert "".join(pieces) == new and len(pieces) == assistant.statistics["rounds"] + 1
     assert list(model.stream([1, 2, 3, 1, 2, 3], assistant=assistant, **given)) == model.tokenizer.encode(new)
     stops = dict(stop_strings=[new[7:9]])
     assert model.generate(text, strip_prompt=True, assistant=assistant, **given, **stops) == new[: new.index(new[7:9])]
+    model.generate(text, max_new_tokens=0, assistant=assistant)
+    assert assistant.statistics == {"rounds": 0, "proposed": 0, "accepted": 0} and assistant.acceptance_rate == 0
     state = model.prefill(text[:4])
     assert model.generate(text, strip_prompt=True, assistant=assistant, state=state, **given) == new
 
