@@ -19,8 +19,8 @@ def joined(trail):
     first, *more = trail
     if not more:
         return first
-    names = [sorted(each["tokens"]) for each in trail]
-    if any(each != names[0] for each in names):
+    names = [sorted(each["tokens"]) if isinstance(each, dict) and "tokens" in each else None for each in trail]
+    if None in names or any(each != names[0] for each in names):
         raise ValueError(
             "Trails of steps in a row must be of one kind. Received: "
             f"{names}. Give all of these steps a mask and segment_ids, or none."

@@ -126,6 +126,7 @@ def test_no_projection_runs_again(layer, found, monkeypatch):
         (None, [0.0] * 4, "count must be integers.*dtype=float32"),
         ({"cache": {}}, COUNTS, "trail must be what a step of this layer returned.*Received: dict"),
         ({"cache": {}, "tokens": {"y": 0}}, COUNTS, r"Received: \['y'\]"),
+        ([{"cache": {}, "tokens": {"x": 0}}, {}], COUNTS, r"must be of one kind. Received: \[\['x'\], None\]"),
     ],
 )
 def test_trails_and_counts_of_something_else_are_named(layer, found, trail, count, message):
