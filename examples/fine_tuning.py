@@ -101,15 +101,12 @@ def draw(images, tuning, bits, file):
     axis.legend(loc="upper center", ncols=2, frameon=False, fontsize="small")
     axis = left.add_subplot(grid[:, 2])
     axis.plot(np.arange(1, len(tuning["loss"]) + 1), tuning["loss"])
-    axis.set(xlabel="epoch", title=f"training loss, {tuning['share']:.1%} of the weights", yscale="log")
+    axis.set(xlabel="epoch", title=f"loss, {tuning['share']:.0%} of weights trained")
     axis = right.subplots()
-    for name, row in bits.items():
-        axis.plot(row["bytes"] / 1024, row["accuracy"], "o")
-        axis.annotate(name, (row["bytes"] / 1024, row["accuracy"]), xytext=(6, 4), textcoords="offset points")
-    low = min(row["accuracy"] for row in bits.values())
-    axis.set(xlabel="weights, KiB", ylabel="% of the upright images right", title="in few bits")
-    axis.set(xlim=(0, 1.3 * max(row["bytes"] for row in bits.values()) / 1024), ylim=(low - 1, 100.5))
-    axis.grid(alpha=0.3)
+    bars = axis.barh(list(bits), [row["bytes"] / 1024 for row in bits.values()], color="C2")
+    axis.bar_label(bars, [f" {row['accuracy']:.1f} % right" for row in bits.values()])
+    axis.set(xlabel="weights, KiB", title="in few bits, upright images", xlim=(0, 720))
+    axis.invert_yaxis()
     figure.savefig(file, dpi=120)
 
 

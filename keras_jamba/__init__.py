@@ -1,6 +1,6 @@
 """Jamba for Keras 3: Mamba, attention and mixture-of-experts layers and models on JAX, TensorFlow and PyTorch."""
 
-from keras_jamba import layers, models, ops, presets, tokenizers, training, visualize
+from keras_jamba import generation, layers, models, ops, presets, tokenizers, training, visualize
 from keras_jamba.generation import Sampler
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM, JambaClassifier
 
@@ -12,6 +12,7 @@ __all__ = [
     "JambaCausalLM",
     "JambaClassifier",
     "Sampler",
+    "generation",
     "layers",
     "models",
     "ops",

@@ -23,6 +23,9 @@ what they hold when it is called counts, and is no part of what was compiled.
 bool, is true; otherwise as `inference`. For steps of many small operations: all of the loop is compiled, or on PyTorch
 the body written down.
 
+`scan(body, carry, inputs, reverse=False)`: a loop over the leading axis that stays a loop when
+compiled, with the contract of `jax.lax.scan`: `body(carry, slices)` returns `(carry, outputs)`.
+
 `recomputed(function)`: a function of tensors of which only inputs and outputs are kept for the gradient, and which is
 computed again for it; the function itself where the backend cannot.
 
@@ -61,9 +64,6 @@ Only where shapes may depend on values (tensorflow, torch):
 `split(x, counts)`: the rows of `x`, `counts[0]` of them, `counts[1]`, ...
 
 Only where a compiler runs the loops (jax, tensorflow):
-
-`scan(body, carry, inputs, reverse=False)`: a loop over the leading axis that stays a loop when
-compiled, with the contract of `jax.lax.scan`: `body(carry, slices)` returns `(carry, outputs)`.
 
 `custom_gradient(forward, backward)`: a compiled function of tensors whose gradient is written by hand.
 `forward(*tensors)` returns `(outputs, residuals)`, `backward(residuals, gradients)` one gradient an input, None
@@ -149,6 +149,7 @@ elif _BACKEND == "torch":
         random_states,
         recomputed,
         repeated,
+        scan,
         set_random_states,
         split,
         start_trace,

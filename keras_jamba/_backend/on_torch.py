@@ -3,10 +3,22 @@
 from pathlib import Path
 
 import torch
+from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_jamba._backend.native_on_torch import native  # noqa: F401
 from keras_jamba._backend.recording_on_torch import recorded, recording
+
+
+def scan(body, carry, inputs, reverse=False):
+    leaves, structure = _pytree.tree_flatten(inputs)
+    places = range(leaves[0].shape[0])
+    found = []
+    for i in reversed(places) if reverse else places:
+        carry, outputs = body(carry, _pytree.tree_unflatten([x[i] for x in leaves], structure))
+        found.append(outputs)
+    found = found[::-1] if reverse else found
+    return carry, _pytree.tree_map(lambda *each: torch.stack(each), *found)
 
 
 def platform(x=None):

@@ -1,5 +1,6 @@
 """Choosing tokens one after the other."""
 
-from keras_jamba.generation.samplers import Sampler
+from keras_jamba.generation.assistants import Assistant, DraftModel, PromptLookup
+from keras_jamba.generation.samplers import BeamSampler, Sampler
 
-__all__ = ["Sampler"]
+__all__ = ["Assistant", "BeamSampler", "DraftModel", "PromptLookup", "Sampler"]

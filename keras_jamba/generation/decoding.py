@@ -29,17 +29,28 @@ class Decoder:
         self._turns = _backend.repeated(self._turn, variables)
         self._run = self._from_outside if isinstance(sampler, ProbabilitySampler) else self._many
 
+    # Places in a cache that it needs beyond those of prompts and new tokens.
+    more_room = 0
+
     def prefill(self, token_ids, mask, cache, piece):
         """`(logits (b, v) of the last tokens, cache)` after tokens `(b, t)` padded on the left, `piece` at a time."""
-        if _backend.compiles():
-            token_ids, mask = _rounded_up(token_ids, mask, piece)
-        for begin in range(0, token_ids.shape[1], piece):
-            here = slice(begin, begin + piece)
-            inputs = {"token_ids": ops.convert_to_tensor(token_ids[:, here])}
-            if not mask[:, here].all():
-                inputs["padding_mask"] = ops.convert_to_tensor(mask[:, here])
-            logits, cache = self._prefill(inputs, cache)
-        return logits[:, -1], cache
+        return prefilled(self._prefill, token_ids, mask, cache, piece)
+
+    def pieces(self, logits, cache, prompts, uniforms, limits, at_a_time):
+        """New tokens as they come, each time a list of those of each row: the first, then `at_a_time` for each.
+
+        Args:
+            logits, cache: what `prefill` returned.
+            prompts: the `Prompts`.
+            uniforms: what the sampler draws, `(n, b)` for n tokens.
+            limits: `(b,)`, how many tokens are wanted; those beyond do no harm.
+            at_a_time: how many are chosen before they are given.
+        """
+        state = self.begin(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
+        yield ops.convert_to_numpy(state["token"])[:, None]
+        for done in range(1, len(uniforms), at_a_time):
+            tokens, state = self.run(state, uniforms[done : done + at_a_time])
+            yield tokens
 
     def begin(self, logits, cache, token_ids, mask, uniform):
         """The state of the loop with the first new token chosen, from the logits after a prefill."""
@@ -93,7 +104,7 @@ class Decoder:
     def _is_stop(self, token):
         if not self._stops:
             return ops.zeros_like(token, dtype="bool")
-        return ops.any(token[:, None] == ops.convert_to_tensor(self._stops, "int32")[None], axis=1)
+        return ops.any(token[..., None] == ops.convert_to_tensor(self._stops, "int32"), axis=-1)
 
     def _seen(self, token_ids, mask, size):
         if not self._sampler.needs_seen:
@@ -107,6 +118,19 @@ class Decoder:
         if not self._sampler.needs_seen:
             return seen
         return ops.logical_or(seen, ops.arange(seen.shape[1], dtype="int32")[None] == token[:, None])
+
+
+def prefilled(step, token_ids, mask, cache, piece):
+    """See `Decoder.prefill`, for any `step`."""
+    if _backend.compiles():
+        token_ids, mask = _rounded_up(token_ids, mask, piece)
+    for begin in range(0, token_ids.shape[1], piece):
+        here = slice(begin, begin + piece)
+        inputs = {"token_ids": ops.convert_to_tensor(token_ids[:, here])}
+        if not mask[:, here].all():
+            inputs["padding_mask"] = ops.convert_to_tensor(mask[:, here])
+        logits, cache = step(inputs, cache)
+    return logits[:, -1], cache
 
 
 def _rounded_up(token_ids, mask, piece):

@@ -113,6 +113,58 @@ class Sampler:
         return cls(**config)
 
 
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class BeamSampler:
+    """Beam search: the sequence of tokens that is most likely as a whole, of those that it looks at.
+
+    So many beginnings of each prompt are carried on; one that ends, with a stop token or for want of room, goes into a
+    pool of as many, and the best of these is the result. Its score is the sum of the logarithms of its tokens'
+    probabilities over `number of tokens ** length_penalty`. It costs what a batch of so many rows costs.
+
+    Args:
+        num_beams: how many beginnings; 1 is greedy.
+        length_penalty: above 0 longer sequences are favoured, below 0 shorter ones.
+        early_stopping: when to stop with a full pool: True at once; False when no beam has a better score as it is;
+            "never" when none could have one at its greatest length.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Example:
+        >>> import keras_jamba
+        >>> model = keras_jamba.JambaCausalLM(vocab_size=16, d_model=16, num_layers=2, mamba_ratio=1)
+        >>> model.generate([1, 2, 3], max_new_tokens=4, sampler=keras_jamba.generation.BeamSampler(num_beams=2)).shape
+        (7,)
+
+    Reference:
+        [Wu et al. (2016)](https://arxiv.org/abs/1609.08144), section 7; pool and stopping are those of transformers.
+    """
+
+    needs_seen = False
+
+    def __init__(self, num_beams=4, length_penalty=1.0, early_stopping=False):
+        _checks.check_integer("num_beams", num_beams)
+        _checks.check_number("length_penalty", length_penalty, low=-100, high=100)
+        if not isinstance(early_stopping, bool) and early_stopping != "never":
+            raise ValueError(
+                f"early_stopping must be True, False or 'never'. Received: early_stopping={early_stopping!r}. Pass "
+                "False for what transformers does unless told otherwise."
+            )
+        self.num_beams, self.length_penalty = int(num_beams), float(length_penalty)
+        self.early_stopping = early_stopping
+
+    def uniforms(self, count, rows):
+        """Nothing is drawn."""
+        return np.zeros((count, rows), "float32")
+
+    def get_config(self):
+        return {name: getattr(self, name) for name in ("num_beams", "length_penalty", "early_stopping")}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
 class ProbabilitySampler:
     """A sampler of keras-hub that has `get_next_token(probabilities)`, in the place of a `Sampler`.
 
@@ -139,15 +191,21 @@ def sampler_of(given):
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(given, (Sampler, ProbabilitySampler)):
+    if isinstance(given, (Sampler, BeamSampler, ProbabilitySampler)):
         return given
     if isinstance(given, str) and given in NAMES:
         return Sampler(**NAMES[given])
     if not isinstance(given, (str, type)) and _has_next_token(given):
         return ProbabilitySampler(given)
+    if any(kind.__name__ == "BeamSampler" for kind in type(given).__mro__):
+        raise ValueError(
+            "Beam search is keras_jamba.generation.BeamSampler here. Received: "
+            f"{type(given).__module__.split('.')[0]}'s own. Pass "
+            f"keras_jamba.generation.BeamSampler(num_beams={getattr(given, 'num_beams', 4)})."
+        )
     raise ValueError(
-        f"sampler must be one of {list(NAMES)}, a keras_jamba.Sampler, or an object with "
-        f"get_next_token(probabilities). Received: sampler={given!r}. For example "
+        f"sampler must be one of {list(NAMES)}, a keras_jamba.Sampler, a keras_jamba.generation.BeamSampler, or an "
+        f"object with get_next_token(probabilities). Received: sampler={given!r}. For example "
         "keras_jamba.Sampler(temperature=0.7, top_p=0.9)."
     )
 

@@ -7,7 +7,7 @@ from keras_jamba.layers import _initializers
 from keras_jamba.layers._compact import Holder
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
-from keras_jamba.layers.states import empty_state
+from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks
 from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 
@@ -15,7 +15,8 @@ from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 class GatedMixer(Holder, keras.layers.Layer):
     """Projects to `x` and a gate `z`, mixes over time in one direction or two, and projects back.
 
-    A subclass has `_directions()`, its one or two layers `(x, z, ...) -> (y, state)` with `state_shapes`.
+    A subclass has `_directions()`, its one or two layers `(x, z, ...) -> (y, state)` with `state_shapes` and, of what a
+    call with `return_trail` returns besides, `state_after`.
 
     Args:
         d_model: width d.
@@ -56,17 +57,22 @@ class GatedMixer(Holder, keras.layers.Layer):
             direction.build(inner, inner)
 
     def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
-        mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
         if initial_state is not None or return_state:
             self._check_has_state()
+        mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
+        outputs, state, _ = self._mixed(inputs, mask, segment_ids, initial_state)
+        return (outputs, state) if return_state else outputs
+
+    def _mixed(self, inputs, mask, segment_ids, initial_state, return_trail=False):
+        """`(outputs, state, what of the tokens the state after some of them needs)`."""
         state, document = self._before(inputs, initial_state, mask, segment_ids)
         x, z = ops.split(self.in_proj(inputs), 2, axis=-1)
         forward, *backward = self._directions()
-        y, state = forward(x, z, mask=mask, segment_ids=segment_ids, initial_state=state)
+        given = {"return_trail": True} if return_trail else {}
+        y, state, *trail = forward(x, z, mask=mask, segment_ids=segment_ids, initial_state=state, **given)
         if backward:
             y = y + self._turned_round(*backward, x, z, mask, segment_ids)
-        outputs = self.out_proj(y)
-        return (outputs, state | {"document": document}) if return_state else outputs
+        return self.out_proj(y), state | {"document": document}, *(trail or [None])
 
     def _before(self, inputs, state, mask, segment_ids):
         """What the first direction begins with, and the document that the tokens end in."""
@@ -93,12 +99,36 @@ class GatedMixer(Holder, keras.layers.Layer):
         _checks.check_integer("batch_size", batch_size)
         return empty_state(self._state_specs(batch_size))
 
-    def step(self, inputs, cache, mask=None, segment_ids=None):
+    def step(self, inputs, cache, mask=None, segment_ids=None, return_trail=False):
         """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
 
-        The same as a call with `initial_state`; the cost does not depend on how many those were.
+        The same as a call with `initial_state`; the cost does not depend on how many those were. With `return_trail`
+        it returns what `rollback` takes too.
         """
-        return self(inputs, mask=mask, segment_ids=segment_ids, initial_state=cache, return_state=True)
+        if not return_trail:
+            return self(inputs, mask=mask, segment_ids=segment_ids, initial_state=cache, return_state=True)
+        self._check_has_state()
+        inputs = ops.convert_to_tensor(inputs)
+        if not self.built:
+            self.build(inputs.shape)
+        mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
+        cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
+        outputs, state, tokens = self._mixed(inputs, mask, segment_ids, cache, return_trail=True)
+        return outputs, state, trail_of(cache, mask, segment_ids, **tokens)
+
+    def rollback(self, trail, count):
+        """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`.
+
+        The projections are not run again: the convolution's state is taken anew from its inputs, and the state space
+        runs over what it was fed, with the tokens left out that are taken back.
+        """
+        trail = joined(trail)
+        direction = self._directions()[0]
+        _checks.check_trail(trail, direction.trail)
+        tokens, mask, segment_ids = kept_tokens(trail, count)
+        # From the cache itself: of a row that keeps no token, none began a document.
+        state, document = self._before(tokens["x"], trail["cache"], mask, segment_ids)
+        return direction.state_after(tokens, state, mask, segment_ids) | {"document": document}
 
     def _check_has_state(self):
         if self.bidirectional:

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._asked import asked
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.ops import selective_scan
@@ -17,10 +18,13 @@ class SelectiveSSM(ShortConvolution):
         x, z: `(b, t, e)`, what enters, and the gate.
         mask, segment_ids: `(b, t)` or None.
         initial_state: `{"conv": (b, k - 1, e), "ssm": (b, e, n)}` or None.
+        return_trail: whether to return what `state_after` needs of the tokens too.
 
     Returns:
-        `((b, t, e), final state)`.
+        `((b, t, e), final state)`, or that and the trail.
     """
+
+    trail = ("x", "convolved", "delta", "B")
 
     def __init__(
         self,
@@ -66,32 +70,40 @@ class SelectiveSSM(ShortConvolution):
             self.b_norm.build((None, None, n))
             self.c_norm.build((None, None, n))
 
-    def call(self, x, z, mask=None, segment_ids=None, initial_state=None):
+    def call(self, x, z, mask=None, segment_ids=None, initial_state=None, return_trail=False):
         state = {"conv": None, "ssm": None} if initial_state is None else initial_state
-        x, conv_state = self.convolved(x, state["conv"], mask, segment_ids)
+        before, (x, conv_state) = x, self.convolved(x, state["conv"], mask, segment_ids)
         r, n = self.dt_rank, self.d_state
         # Slices: PyTorch cannot export the sizes that come out of a split at given places.
         projected = self.x_proj(x)
         low_rank, B, C = projected[..., :r], projected[..., r : r + n], projected[..., r + n :]
         if self.mixer_rms_norm:
             low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
-        y, ssm_state = selective_scan(
-            x,
-            self.dt_proj(low_rank),
+        trail = {"x": before, "convolved": x, "delta": self.dt_proj(low_rank), "B": B}
+        y, ssm_state = self._scan(trail, C, state["ssm"], mask, segment_ids, D=self.D, z=z)
+        return asked(y, (True, {"conv": conv_state, "ssm": ssm_state}), (return_trail, trail))
+
+    def _scan(self, trail, C, initial_state, mask, segment_ids, **skip_and_gate):
+        return selective_scan(
+            trail["convolved"],
+            trail["delta"],
             -ops.exp(ops.cast(self.A_log, "float32")),
-            B,
+            trail["B"],
             C,
-            D=self.D,
-            z=z,
+            **skip_and_gate,
             delta_bias=self.dt_bias,
             delta_softplus=True,
-            initial_state=state["ssm"],
+            initial_state=initial_state,
             return_last_state=True,
             mask=mask,
             segment_ids=segment_ids,
             implementation=self.implementation,
         )
-        return y, {"conv": conv_state, "ssm": ssm_state}
+
+    def state_after(self, tokens, state, mask, segment_ids):
+        # C reads the state and does not change it: here whatever has its shape will do.
+        _, ssm_state = self._scan(tokens, tokens["B"], state["ssm"], mask, segment_ids)
+        return super().state_after(tokens, state, mask, segment_ids) | {"ssm": ssm_state}
 
     def state_shapes(self, batch_size):
         return super().state_shapes(batch_size) | {"ssm": ((batch_size, self.inner, self.d_state), "float32")}

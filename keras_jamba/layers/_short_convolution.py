@@ -4,8 +4,10 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._asked import asked
 from keras_jamba.layers._decay import without_decay
 from keras_jamba.ops import causal_depthwise_conv
+from keras_jamba.ops.convolution import last_inputs
 
 
 class ShortConvolution(keras.layers.Layer):
@@ -16,6 +18,9 @@ class ShortConvolution(keras.layers.Layer):
         d_conv: width k of the kernel.
         conv_bias: whether it has a bias.
     """
+
+    # What of its tokens a trail holds.
+    trail = ("x",)
 
     def __init__(self, inner, d_conv, conv_bias, **kwargs):
         # No autocast: it would round a float32 state to the compute dtype on its way in.
@@ -45,6 +50,10 @@ class ShortConvolution(keras.layers.Layer):
             activation="silu",
         )
 
+    def state_after(self, tokens, state, mask, segment_ids):
+        """The state after the tokens of a trail that the mask leaves, from the state before them."""
+        return {"conv": last_inputs(tokens["x"], state["conv"], mask, segment_ids, self.d_conv)}
+
     def state_shapes(self, batch_size):
         """`{name: (shape, dtype)}` of the state."""
         return {"conv": ((batch_size, self.d_conv - 1, self.inner), self.compute_dtype)}
@@ -61,12 +70,13 @@ class GatedConvolution(ShortConvolution):
         x, z: `(b, t, e)`, what enters, and the gate.
         mask, segment_ids: `(b, t)` or None.
         initial_state: `{"conv": (b, k - 1, e)}` or None.
+        return_trail: whether to return what `state_after` needs of the tokens too.
 
     Returns:
-        `((b, t, e), final state)`.
+        `((b, t, e), final state)`, or that and the trail.
     """
 
-    def call(self, x, z, mask=None, segment_ids=None, initial_state=None):
+    def call(self, x, z, mask=None, segment_ids=None, initial_state=None, return_trail=False):
         state = None if initial_state is None else initial_state["conv"]
         y, state = self.convolved(x, state, mask, segment_ids)
-        return y * ops.silu(z), {"conv": state}
+        return asked(y * ops.silu(z), (True, {"conv": state}), (return_trail, {"x": x}))

@@ -4,10 +4,11 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._asked import asked
 from keras_jamba.layers._compact import Holder
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
-from keras_jamba.layers.states import empty_state
+from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._tokens import NO_DOCUMENT
 from keras_jamba.ops.attention import CachedTokens
@@ -117,11 +118,15 @@ class AttentionLayer(Holder, keras.layers.Layer):
             self._check_has_state()
         if not (stateful or mask is not None or segment_ids is not None or self.attention_window):
             return self._attend(inputs, 0, lambda *heads: grouped_query_attention(*heads, causal=self.causal))
-        outputs, write = self._after(inputs, initial_state, mask, segment_ids)
+        inputs = ops.convert_to_tensor(inputs)
+        mask, segment_ids = _checks.check_tokens(mask, segment_ids, inputs.shape)
+        if initial_state is not None:
+            initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
+        outputs, new, tokens = self._after(inputs, initial_state, mask, segment_ids)
         if not return_state:
             return outputs
         room = 0 if initial_state is None else ops.shape(initial_state["key"])[1]
-        return outputs, write(self.attention_window or room + ops.shape(inputs)[1])
+        return outputs, _written(tokens, new, initial_state, self.attention_window or room + ops.shape(inputs)[1])
 
     def init_cache(self, batch_size, max_length=None):
         """A cache with room for `max_length` tokens, or for the window where that is less, that has seen none."""
@@ -154,19 +159,35 @@ class AttentionLayer(Holder, keras.layers.Layer):
         room = ((0, 0), (0, max(more, 0)), (0, 0), (0, 0))
         return cache | {name: ops.pad(cache[name], room) for name in ("key", "value")}
 
-    def step(self, inputs, cache, mask=None, segment_ids=None):
+    def step(self, inputs, cache, mask=None, segment_ids=None, return_trail=False):
         """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
 
         The cache keeps its room: one shape, one compilation. Where it is full the oldest tokens make way. That is
         exact where there is room for a window, and elsewhere an error, if the lengths can be looked at: on a CPU,
-        and not inside of a compiled function.
+        and not inside of a compiled function. With `return_trail` it returns what `rollback` takes too.
         """
         self._check_has_state()
         if not self.built:
             self.build(inputs.shape)
         cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
-        outputs, write = self._after(inputs, cache, mask_of(inputs, mask), segment_ids, keeps_room=True)
-        return outputs, write(ops.shape(cache["key"])[1])
+        inputs = ops.convert_to_tensor(inputs)
+        mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
+        outputs, new, tokens = self._after(inputs, cache, mask, segment_ids, keeps_room=True)
+        after = _written(tokens, new, cache, cache["key"].shape[1])
+        return asked(outputs, (True, after), (return_trail, trail_of(cache, mask, segment_ids, **new)))
+
+    def rollback(self, trail, count):
+        """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`.
+
+        Their keys and values are written into the cache before it; nothing is projected again.
+        """
+        trail = joined(trail)
+        _checks.check_trail(trail, ("key", "value"))
+        new, mask, segment_ids = kept_tokens(trail, count)
+        cache = trail["cache"]
+        counts = (cache[name] for name in _COUNTS)
+        tokens = CachedTokens(mask, segment_ids, *counts, ops.shape(new["key"])[:2])
+        return _written(tokens, new, cache, cache["key"].shape[1])
 
     def attention_weights(self, inputs):
         """How much each token takes of each other in a call on the same inputs, without padding and as one document.
@@ -194,9 +215,7 @@ class AttentionLayer(Holder, keras.layers.Layer):
         return attention_weights(*self._query_and_key(inputs, 0), self.causal, self.attention_window)
 
     def _after(self, inputs, state, mask, segment_ids, keeps_room=False):
-        """`(outputs, capacity -> new state)`."""
-        inputs = ops.convert_to_tensor(inputs)
-        mask, segment_ids = _checks.check_tokens(mask, segment_ids, inputs.shape)
+        """`(outputs, {"key", "value"} of the tokens, where they stand)`."""
         if mask is not None:
             # Not even what is not finite in the padding shall reach the others.
             inputs = ops.where(mask[..., None], inputs, 0.0)
@@ -205,25 +224,18 @@ class AttentionLayer(Holder, keras.layers.Layer):
         counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
         held, capacity = None, 0
         if state is not None:
-            state = _checks.check_state("initial_state", state, self._state_specs(inputs.shape[0]))
             counts, held = (state[name] for name in _COUNTS), (state["key"], state["value"])
             capacity = ops.shape(state["key"])[1]
         tokens = CachedTokens(mask, segment_ids, *counts, (batch, length))
         if keeps_room and not (self.attention_window and capacity >= self.attention_window):
             tokens.check_room(capacity)
-        new = []
+        new = {}
 
         def mix(query, key, value):
-            new.extend((key, value))
+            new.update(key=key, value=value)
             return tokens.attend(query, key, value, held, self.attention_window, self.causal)
 
-        outputs = self._attend(inputs, tokens.positions, mix)
-
-        def write(capacity):
-            slots = [tokens.written(*pair, capacity) for pair in zip(held or (None, None), new, strict=True)]
-            return dict(zip(("key", "value", *_COUNTS), (*slots, *tokens.next_counts()), strict=True))
-
-        return outputs, write
+        return self._attend(inputs, tokens.positions, mix), new, tokens
 
     def _query_and_key(self, inputs, positions):
         query = self._heads(self.q_proj(inputs), self.num_heads)
@@ -276,6 +288,13 @@ class AttentionLayer(Holder, keras.layers.Layer):
 
 
 _COUNTS = ("length", "start", "document")
+
+
+def _written(tokens, new, state, capacity):
+    """The state with room for `capacity` tokens after new keys and values, from that before them or None."""
+    held = {} if state is None else state
+    slots = {name: tokens.written(held.get(name), x, capacity) for name, x in new.items()}
+    return slots | dict(zip(_COUNTS, tokens.next_counts(), strict=True))
 
 
 def _check_divides(part_name, part, whole_name, whole):

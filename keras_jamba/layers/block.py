@@ -97,13 +97,28 @@ class JambaBlock(keras.layers.Layer):
         """The mixer's; see there."""
         return self.mixer.init_cache(batch_size, max_length)
 
-    def step(self, inputs, cache, mask=None, segment_ids=None):
+    def step(self, inputs, cache, mask=None, segment_ids=None, return_trail=False):
         """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
-        mixed, cache = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids)
+        given = {"return_trail": True} if return_trail else {}
+        if return_trail:
+            self._check_takes_back()
+        mixed, *rest = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids, **given)
         # Nothing is assigned in a step: it can be compiled by itself.
-        return self._feed_forward(inputs + mixed, mask, training=False, record=False)[0], cache
+        return self._feed_forward(inputs + mixed, mask, training=False, record=False)[0], *rest
+
+    def rollback(self, trail, count):
+        """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`."""
+        self._check_takes_back()
+        return self.mixer.rollback(trail, count)
+
+    def _check_takes_back(self):
+        if not hasattr(self.mixer, "rollback"):
+            raise ValueError(
+                "Tokens are taken back by a mixer with a rollback, whose step takes return_trail. Received: a "
+                f"{type(self.mixer).__name__} without. Add them to it, or go on from a cache of before."
+            )
 
     def _feed_forward(self, x, mask, training, return_routing=False, record=True):
         given = {} if mask is None else {"mask": mask}

@@ -2,13 +2,46 @@
 
 import keras
 
-from keras_jamba.ops._tokens import NO_DOCUMENT
+from keras_jamba.ops import _checks
+from keras_jamba.ops._tokens import NO_DOCUMENT, first_tokens
 
 
 def empty_state(specs):
     """The state before the first token: zeros, and no document."""
     fill = {"document": NO_DOCUMENT}
     return {name: keras.ops.full(spec.shape, fill.get(name, 0), spec.dtype) for name, spec in specs.items()}
+
+
+def joined(trail):
+    """One trail of a list of those of steps one after the other; a trail itself stays what it is."""
+    if not isinstance(trail, (list, tuple)):
+        return trail
+    first, *more = trail
+    if not more:
+        return first
+    names = [sorted(each["tokens"]) if isinstance(each, dict) and "tokens" in each else None for each in trail]
+    if None in names or any(each != names[0] for each in names):
+        raise ValueError(
+            "Trails of steps in a row must be of one kind. Received: "
+            f"{names}. Give all of these steps a mask and segment_ids, or none."
+        )
+    tokens = {name: keras.ops.concatenate([each["tokens"][name] for each in trail], axis=1) for name in names[0]}
+    return {"cache": first["cache"], "tokens": tokens}
+
+
+def trail_of(cache, mask, segment_ids, **tokens):
+    """What `rollback` needs of a step: the cache before it, and `(b, t, ...)` of its tokens, but for what is None."""
+    tokens |= dict(mask=mask, segment_ids=segment_ids)
+    return {"cache": dict(cache), "tokens": {name: x for name, x in tokens.items() if x is not None}}
+
+
+def kept_tokens(trail, count):
+    """`(tokens, mask, segment_ids)` of a trail, with a mask of those among the first `count` of each row."""
+    tokens = dict(trail["tokens"])
+    mask, segment_ids = tokens.pop("mask", None), tokens.pop("segment_ids", None)
+    batch, length = next(iter(tokens.values())).shape[:2]
+    count = _checks.check_count(count, batch, length)
+    return tokens, first_tokens(count, mask, length), segment_ids
 
 
 def detach_state(state):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_jamba.generation.samplers import Sampler, sampler_of
+from keras_jamba.generation.samplers import BeamSampler, Sampler, sampler_of
 from keras_jamba.models._text_data import check_ids, compile_again, is_text, next_tokens, rows_of
 
 _GIVEN = ("token_ids", "padding_mask", "segment_ids")
@@ -20,7 +20,8 @@ class LanguageTraining:
             loss: "auto" is the mean cross-entropy of the tokens that have weight.
             weighted_metrics: "auto" is their accuracy.
             sampler: how `generate` chooses: "greedy", "random", "top_k" (5), "top_p" (.9), "min_p" (.05), a
-                `keras_jamba.Sampler`, or a sampler of keras-hub that has `get_next_token`.
+                `keras_jamba.Sampler`, a `keras_jamba.generation.BeamSampler`, or a sampler of keras-hub that has
+                `get_next_token`.
             **kwargs: see `keras.Model.compile`.
 
         Raises:
@@ -36,7 +37,8 @@ class LanguageTraining:
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
     def get_compile_config(self):
-        sampler = keras.saving.serialize_keras_object(self.sampler) if isinstance(self.sampler, Sampler) else "greedy"
+        ours = isinstance(self.sampler, (Sampler, BeamSampler))
+        sampler = keras.saving.serialize_keras_object(self.sampler) if ours else "greedy"
         return super().get_compile_config() | {"sampler": sampler}
 
     def compile_from_config(self, config):

@@ -253,7 +253,7 @@ class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
                 caches[name] = block.mixer.with_room(cache[name], max_length)
         return caches
 
-    def step(self, features, cache, padding_mask=None, segment_ids=None):
+    def step(self, features, cache, padding_mask=None, segment_ids=None, return_trail=False):
         """Runs some more tokens after those that a cache has seen: a prefill, or one token at a time.
 
         Args:
@@ -261,18 +261,55 @@ class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
             cache: what `init_cache` or an earlier step returned. It is not changed: an older one can be
                 gone back to.
             padding_mask, segment_ids: `(b, t)` or None, as in a call.
+            return_trail: whether to return what `rollback` takes too.
 
         Returns:
-            `((b, t, d), cache)`; the cache keeps its shapes.
+            `((b, t, d), cache)`; the cache keeps its shapes. Or that and the trail, nested dicts of tensors.
 
         Raises:
             ValueError: if the cache is of another model or batch, or attention has no room left.
         """
         self._check_state(cache)
-        mask, caches = mask_of(features, padding_mask), {}
+        given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids)
+        given |= {"return_trail": True} if return_trail else {}
+        caches, trails = {}, {}
         for name, block in self._named_blocks():
-            features, caches[name] = block.step(features, cache[name], mask=mask, segment_ids=segment_ids)
-        return self.final_norm(features), caches
+            features, caches[name], *trail = block.step(features, cache[name], **given)
+            trails |= {name: trail[0]} if return_trail else {}
+        return asked(self.final_norm(features), (True, caches), (return_trail, trails))
+
+    def rollback(self, trail, count):
+        """The cache after only the first tokens of a step, as if the others had never been given.
+
+        No projection and no expert is run again: only the scan and the state of the convolution, and keys and values
+        are written anew.
+
+        Args:
+            trail: what `step(..., return_trail=True)` returned last; or a list of these, of steps one after the other.
+            count: `(b,)` integers, how many of the step's tokens, padding included, stay in each row: from 0, which
+                gives the cache before it, to all, which gives the one after it.
+
+        Returns:
+            A cache, as `step` returns it.
+
+        Raises:
+            ValueError: for a trail of something else, and for counts out of range where they can be looked at.
+
+        Example:
+            >>> import keras, keras_jamba
+            >>> backbone = keras_jamba.models.JambaBackbone(d_model=64, num_layers=4, mamba_ratio=3)
+            >>> features = keras.random.normal((2, 5, 64))
+            >>> _, cache, trail = backbone.step(features, backbone.init_cache(2, 16), return_trail=True)
+            >>> cache = backbone.rollback(trail, [0, 3])
+
+        Reference:
+            [Leviathan et al. (2023)](https://arxiv.org/abs/2211.17192), for which states must be taken back.
+        """
+        trails = trail if isinstance(trail, (list, tuple)) else [trail]
+        for each in trails:
+            self._check_state(each, "trail")
+        blocks = self._named_blocks()
+        return {name: block.rollback([each[name] for each in trails], count) for name, block in blocks}
 
     def block_outputs(self, features, padding_mask=None, segment_ids=None):
         """What each block puts out, and what the routers decided.
@@ -314,12 +351,12 @@ class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
     def _named_blocks(self):
         return [(f"block_{i}", block) for i, block in enumerate(self.blocks)]
 
-    def _check_state(self, state):
+    def _check_state(self, state, kind="state"):
         names = [name for name, _ in self._named_blocks()]
         if state is not None and not (isinstance(state, dict) and sorted(state) == sorted(names)):
             have = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
-                f"The state of this backbone must be a dict with {names}. Received: {have}. "
+                f"The {kind} of this backbone must be a dict with {names}. Received: {have}. "
                 "Pass what init_cache, step or a call of the same model returned."
             )
 

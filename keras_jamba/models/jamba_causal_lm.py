@@ -90,22 +90,29 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         """The state before the first token, with room for `max_length` tokens; see `JambaBackbone.init_cache`."""
         return self.backbone.init_cache(batch_size, max_length)
 
-    def step(self, inputs, cache, logits_to_keep=None):
+    def step(self, inputs, cache, logits_to_keep=None, return_trail=False):
         """Some more tokens after those that a cache has seen: a prefill, or one token at a time.
 
         Args:
             inputs, logits_to_keep: see a call.
             cache: what `init_cache` or an earlier step returned. It is not changed.
+            return_trail: whether to return what `rollback` takes too.
 
         Returns:
-            `(logits (b, t, v), cache)`; each token is to be given once.
+            `(logits (b, t, v), cache)`, or that and the trail; each token is to be given once.
 
         Raises:
             ValueError: if the cache is of another model or batch, or attention has no room left.
         """
         embeddings, mask, segment_ids = self._read(inputs)
-        features, cache = self.backbone.step(embeddings, cache, padding_mask=mask, segment_ids=segment_ids)
-        return self.logits(_kept(features, logits_to_keep)), cache
+        given = dict(padding_mask=mask, segment_ids=segment_ids)
+        given |= {"return_trail": True} if return_trail else {}
+        features, *rest = self.backbone.step(embeddings, cache, **given)
+        return self.logits(_kept(features, logits_to_keep)), *rest
+
+    def rollback(self, trail, count):
+        """The cache after only the first `count` `(b,)` tokens of each row of a step; see `JambaBackbone.rollback`."""
+        return self.backbone.rollback(trail, count)
 
     def compute_output_spec(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}

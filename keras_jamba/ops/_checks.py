@@ -114,6 +114,35 @@ def check_state(name, state, specs):
     return state
 
 
+def check_trail(trail, tokens):
+    """`trail` is what a step of this layer returned: the cache before it and, of its tokens, what is named."""
+    good = isinstance(trail, dict) and set(trail) == {"cache", "tokens"} and isinstance(trail["tokens"], dict)
+    have = set(trail["tokens"]) if good else None
+    if not good or not set(tokens) <= have <= {*tokens, "mask", "segment_ids"}:
+        raise ValueError(
+            f"trail must be what a step of this layer returned, with {sorted(tokens)} of its tokens. Received: "
+            f"{sorted(have) if good else type(trail).__name__}. Pass what step(..., return_trail=True) returned last."
+        )
+
+
+def check_count(count, batch, length):
+    """How many of `length` tokens stay, `(b,)` int32; the values only where they lie on the host."""
+    count = ops.convert_to_tensor(count)
+    known = tuple(count.shape) == (batch,) or batch is None and len(count.shape) == 1
+    if not known or not backend.is_int_dtype(count.dtype):
+        raise ValueError(
+            f"count must be integers of shape (b,) = ({batch},), one for each row. Received: shape="
+            f"{tuple(count.shape)}, dtype={backend.standardize_dtype(count.dtype)}. For two rows pass [0, 3]."
+        )
+    values = _backend.host_values(count)
+    if values is not None and values.size and not 0 <= values.min() <= values.max() <= length:
+        raise ValueError(
+            f"count must be from 0 to the {length} tokens of the step. Received: count={values.tolist()}. "
+            "Take more tokens back by the trails of more steps, one after the other in a list."
+        )
+    return ops.cast(count, "int32")
+
+
 def check_integer(name, value, at_least=1):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise ValueError(

@@ -21,6 +21,12 @@ def compaction(mask):
     return ops.cast(order, "int32"), ops.cumsum(real, axis=1) - real
 
 
+def first_tokens(count, mask, length):
+    """`(b, t)` bool: which of `length` tokens are among the first `count` `(b,)` of their row, and real."""
+    first = ops.arange(length, dtype="int32")[None] < ops.cast(count, "int32")[:, None]
+    return first if mask is None else ops.logical_and(first, mask)
+
+
 def begins_document(segment_ids, mask):
     """`(b, t)` bool: whether a token is real and of another document than the last real one before it.
 

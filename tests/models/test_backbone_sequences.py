@@ -144,6 +144,33 @@ def test_packed_documents_are_alone(call, features):
         np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=1e-4)
 
 
+def test_tokens_that_are_taken_back_were_never_given(backbone, features):
+    counts = np.array([2, 5], "int32")
+    mask = np.ones((BATCH, 6), bool)
+    mask[1, 1:3] = False
+
+    def both(x, count):
+        _, cache = backbone.step(x[:, :6], backbone.init_cache(BATCH, LENGTH))
+        _, _, trail = backbone.step(x[:, 6:], cache, padding_mask=mask, return_trail=True)
+        alone = []
+        for row, kept in enumerate(counts):
+            here = keras.tree.map_structure(lambda leaf, row=row: leaf[row : row + 1], cache)
+            given = x[row : row + 1, 6 : 6 + kept], here
+            alone.append(backbone.step(*given, padding_mask=mask[row : row + 1, :kept])[1])
+        return backbone.rollback(trail, count), alone
+
+    found, alone = numpy(whole(both)(ops.convert_to_tensor(features), ops.convert_to_tensor(counts)))
+    assert found.keys() == backbone.init_cache(BATCH, LENGTH).keys()
+    for name, block in found.items():
+        for leaf, x in block.items():
+            for row in range(BATCH):
+                np.testing.assert_allclose(
+                    x[row], alone[row][name][leaf][0], rtol=0, atol=2e-6, err_msg=f"{name}/{leaf}"
+                )
+    with pytest.raises(ValueError, match="The trail of this backbone must be a dict with .*Received: .*'block_0'"):
+        backbone.rollback({"block_0": {}}, counts)
+
+
 def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, step, features, tmp_path):
     _, cache = step(features[:, :6], backbone.init_cache(BATCH, LENGTH))
     leaves = {f"{b}/{n}": numpy(x) for b, block in cache.items() for n, x in block.items()}

@@ -69,7 +69,7 @@ def causal_depthwise_conv(
     y = chosen.run(**tensors, mask=mask, segment_ids=segment_ids, silu=activation == "silu")
     if not return_last_state:
         return y
-    return y, _last_state(x, tensors["initial_state"], mask, segment_ids, width)
+    return y, last_inputs(x, tensors["initial_state"], mask, segment_ids, width)
 
 
 def _check(tensors):
@@ -90,8 +90,8 @@ def _check(tensors):
     _checks.check_shapes(present, letters)
 
 
-def _last_state(x, initial_state, mask, segment_ids, width):
-    """The last k - 1 real inputs, zeros in the place of another document's than the last one's."""
+def last_inputs(x, initial_state, mask, segment_ids, width):
+    """The state after a convolution of this width: the last k - 1 real inputs, zeros for those of other documents."""
     if width == 1:
         return x[:, :0]
     if initial_state is None:

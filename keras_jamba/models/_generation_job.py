@@ -1,0 +1,220 @@
+"""One generation: what was asked for, and what there is so far."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jamba.generation.assistants import check_assistant
+from keras_jamba.generation.decoding import CACHE
+from keras_jamba.generation.samplers import BeamSampler, sampler_of
+from keras_jamba.ops import _checks
+
+# How many tokens are chosen before text is looked at for stop strings.
+LOOK = 16
+_NEW = 128
+
+
+class Job:
+    """One generation: what was asked for, and what there is so far."""
+
+    def __init__(
+        self, model, inputs, max_length, max_new_tokens, stop_token_ids, sampler, stop_strings, state, assistant
+    ):
+        self.model, self.prompts = model, model._prompts(inputs)
+        self.count = _count(self.prompts.lengths, max_length, max_new_tokens)
+        self.stops = model._stops(stop_token_ids)
+        self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        if self.stop_strings and model.tokenizer is None:
+            raise ValueError(
+                "Stop strings need a tokenizer. Received: stop_strings, and a model whose tokenizer is None. "
+                "Set model.tokenizer, or pass stop_token_ids."
+            )
+        self.limits = self.count if max_length is None else np.minimum(self.count, max_length - self.prompts.lengths)
+        self.limits = np.broadcast_to(self.limits, self.prompts.lengths.shape)
+        self.sampler = sampler_of(model.sampler if sampler is None else sampler)
+        if self.stop_strings and isinstance(self.sampler, BeamSampler):
+            raise ValueError(
+                "Beams end with tokens: a text could end before another beam is better. Received: stop_strings="
+                f"{list(self.stop_strings)} and a BeamSampler. Pass stop_token_ids, or another sampler."
+            )
+        if assistant is not None:
+            check_assistant(assistant, self.sampler, model.get_config()["vocab_size"])
+        self.assistant, self.decoder = assistant, model._decoder(self.sampler, self.stops, assistant)
+        self.state = state
+        if state is not None:
+            self._check_state(state)
+        self.new = [[] for _ in self.prompts.lengths]
+        self.ended = [limit == 0 for limit in self.limits]
+        self.cut = [None for _ in self.new]
+
+    def _check_state(self, state):
+        if state.model != self.model._fingerprint():
+            raise ValueError(
+                "The state of a prompt is of one model with its weights. Received: that of another model. "
+                "Prefill again."
+            )
+        size = len(state.token_ids)
+        for i in range(len(self.prompts.token_ids)):
+            row = self.prompts.row(i)
+            if len(row) < size or not np.array_equal(row[:size], state.token_ids):
+                raise ValueError(
+                    f"Every prompt must begin with the {size} tokens of the state. Received: row {i}, "
+                    f"{row[:size].tolist()[:8]}... Prefill this beginning, or leave the state out."
+                )
+
+    def steps(self, prefill_chunk_size, at_a_time):
+        """Chooses tokens; after each so many of them it stops to be looked at."""
+        if self.assistant is not None:
+            self.assistant.reset()
+        if not self.count:
+            return
+        prompts, given = self.prompts, {}
+        rows, length = prompts.token_ids.shape
+        _checks.check_integer("prefill_chunk_size", prefill_chunk_size)
+        room = rounded(length + self.count + self.decoder.more_room)
+        logits, cache = self._prefilled(room, prefill_chunk_size)
+        if self.assistant is not None:
+            helper = self.assistant.begin(prompts.token_ids, prompts.mask, room, prefill_chunk_size)
+            given = dict(assistant=self.assistant, helper=helper, room=room)
+        uniforms = self.sampler.uniforms(self.count, rows)
+        for tokens in self.decoder.pieces(logits, cache, prompts, uniforms, self.limits, at_a_time, **given):
+            self._take(tokens)
+            yield
+            if all(self.ended):
+                break
+
+    def _prefilled(self, room, piece):
+        prompts, model = self.prompts, self.model
+        rows = len(prompts.token_ids)
+        if self.state is None:
+            return self.decoder.prefill(prompts.token_ids, prompts.mask, model.init_cache(rows, room), piece)
+        # In a file bfloat16 was stored as float32.
+        like = model.init_cache(1, CACHE)
+        repeated = lambda x, y: ops.repeat(ops.cast(x, y.dtype), rows, axis=0)  # noqa: E731
+        cache = keras.tree.map_structure(repeated, self.state.cache, like)
+        cache = model.backbone.with_room(cache, room)
+        size = len(self.state.token_ids)
+        rest = [prompts.row(i)[size:].tolist() for i in range(rows)]
+        if not any(rest):
+            return ops.repeat(self.state.logits, rows, axis=0), cache
+        rest = _padded_left(rest)
+        logits, cache = self.decoder.prefill(*rest, cache, piece)
+        nothing = ~rest[1].any(axis=1)
+        # Of a row that says nothing more, the last token was read before.
+        return ops.where(nothing[:, None], ops.repeat(self.state.logits, rows, axis=0), logits), cache
+
+    def _take(self, tokens):
+        for i, row in enumerate(tokens):
+            for token in row:
+                if not self.ended[i]:
+                    self.new[i].append(int(token))
+                    self.ended[i] = int(token) in self.stops or len(self.new[i]) == self.limits[i]
+            if self.stop_strings and self.cut[i] is None:
+                self._look_for_stop_strings(i)
+
+    def _look_for_stop_strings(self, i):
+        text = self._new_text(i)
+        places = [place for place in (text.find(stop) for stop in self.stop_strings) if place >= 0]
+        if places:
+            self.cut[i], self.ended[i] = text[: min(places)], True
+            while self.new[i] and any(stop in self._new_text(i, len(self.new[i]) - 1) for stop in self.stop_strings):
+                self.new[i].pop()
+
+    def result(self, strip_prompt):
+        kind = self.prompts.kind
+        if kind in ("text", "texts"):
+            texts = [self._text(i, strip_prompt) for i in range(len(self.new))]
+            return texts[0] if kind == "text" else texts
+        rows = [self._ids(i, strip_prompt) for i in range(len(self.new))]
+        if kind == "row":
+            return rows[0]
+        return rows if kind == "rows" else self._padded(strip_prompt)
+
+    def _text(self, i, strip_prompt):
+        new = self._new_text(i) if self.cut[i] is None else self.cut[i]
+        return new if strip_prompt else self.model.tokenizer.decode(self.prompts.row(i)) + new
+
+    def _new_text(self, i, count=None):
+        """What the first `count` new tokens add to the text: by themselves some begin without their space."""
+        decode, row = self.model.tokenizer.decode, self.prompts.row(i)
+        before = decode(row)
+        whole = decode([*row, *self.new[i][:count]])
+        # A prompt may end in the middle of a character.
+        return whole[len(before) :] if whole.startswith(before) else decode(self.new[i][:count])
+
+    def _ids(self, i, strip_prompt):
+        before = [] if strip_prompt else self.prompts.row(i)
+        return np.array([*before, *self.new[i]], "int32")
+
+    def _padded(self, strip_prompt):
+        """`(b, t)`: prompts as they stood, new tokens behind them; where padding stood on the right, in its place."""
+        pad = self.model._config["pad_token_id"] or 0
+        longest = max(map(len, self.new))
+        length = self.prompts.token_ids.shape[1] + longest
+        if strip_prompt:
+            found = np.full((len(self.new), longest), pad, "int32")
+            for i, new in enumerate(self.new):
+                found[i, : len(new)] = new
+            return found
+        found = np.full((len(self.new), length), pad, "int32")
+        for i, new in enumerate(self.new):
+            row = self.prompts.row(i)
+            begin = 0 if self.prompts.right else length - longest - len(row)
+            found[i, begin : begin + len(row)] = row
+            found[i, begin + len(row) : begin + len(row) + len(new)] = new
+        return found
+
+    def pieces(self, prefill_chunk_size):
+        """What comes out, one token at a time; text only when no later token can change it."""
+        given = 0
+        for _ in self.steps(prefill_chunk_size, 1):
+            if self.prompts.kind == "row":
+                yield from self.new[0][given:]
+                given = len(self.new[0])
+                continue
+            text = self._new_text(0) if self.cut[0] is None else self.cut[0]
+            safe = len(text) if self.ended[0] else self._safe(text)
+            if safe > given:
+                yield text[given:safe]
+                given = safe
+
+    def _safe(self, text):
+        """How much of a text stays: no half of a character, and no beginning of a stop string."""
+        end = len(text)
+        while end and text[end - 1] == "\ufffd":
+            end -= 1
+        for stop in self.stop_strings:
+            for size in range(min(len(stop) - 1, end), 0, -1):
+                if text[:end].endswith(stop[:size]):
+                    end -= size
+                    break
+        return end
+
+
+def _padded_left(rows):
+    """`(token_ids, mask)` of rows of ids, some of which may be empty, padded on the left."""
+    length = max(map(len, rows))
+    token_ids, mask = np.zeros((len(rows), length), "int32"), np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        token_ids[i, length - len(row) :], mask[i, length - len(row) :] = row, True
+    return token_ids, mask
+
+
+def _count(lengths, max_length, max_new_tokens):
+    """How many tokens the row that gets most may get."""
+    if max_new_tokens is not None:
+        _checks.check_integer("max_new_tokens", max_new_tokens, at_least=0)
+    if max_length is None:
+        return _NEW if max_new_tokens is None else int(max_new_tokens)
+    _checks.check_integer("max_length", max_length)
+    if lengths.max() > max_length:
+        raise ValueError(
+            f"A prompt must be at most max_length tokens long. Received: {lengths.max()} tokens in row "
+            f"{int(lengths.argmax())} and max_length={max_length}. Pass a larger max_length, or max_new_tokens instead."
+        )
+    room = int(max_length - lengths.min())
+    return room if max_new_tokens is None else min(room, int(max_new_tokens))
+
+
+def rounded(length):
+    return -(-length // CACHE) * CACHE

@@ -1,0 +1,146 @@
+"""Taking tokens back: against stepping with the others alone from the cache before."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy, whole
+
+from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer
+
+BEFORE, LENGTH = 4, 6
+COUNTS = np.array([0, 3, LENGTH, 1], "int32")
+MIXERS = {
+    "mamba": lambda: MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True),
+    "gated_conv": lambda: GatedConvLayer(8, proj_bias=True),
+    "attention": lambda: AttentionLayer(8, num_heads=4, num_kv_heads=2),
+    # Fewer slots than tokens come and go.
+    "window": lambda: AttentionLayer(8, num_heads=2, attention_window=4),
+}
+
+
+@pytest.fixture(scope="module", params=MIXERS)
+def layer(request):
+    keras.utils.set_random_seed(0)
+    layer = MIXERS[request.param]()
+    layer.build((None, None, 8))
+    for variable in layer.trainable_variables:
+        if variable.path.endswith("bias"):
+            variable.assign(np.linspace(-1, 1, variable.shape[0]))
+    return layer
+
+
+@pytest.fixture(scope="module")
+def features():
+    return np.random.default_rng(0).standard_normal((4, BEFORE + LENGTH, 8)).astype("float32")
+
+
+def documents(padding):
+    """What a step is given besides: of all tokens, those before included."""
+    ids = np.array([[0, 0, 1, 1, 1, 1, 2, 2, 2, 3], [0] * 4 + [1] * 6, [0] * 10, [5] * 5 + [6] * 5], "int32")
+    mask = np.random.default_rng(1).random(ids.shape) > 0.35
+    mask[3, BEFORE : BEFORE + 2] = False
+    return {"segment_ids": ids} | ({"mask": mask} if padding else {})
+
+
+@pytest.mark.parametrize("padding", [False, True], ids=["", "padding"])
+def test_with_documents_and_padding_the_cache_is_that_of_the_tokens_that_stay(layer, features, padding):
+    given = documents(padding)
+    first, rest = ({name: x[:, here] for name, x in given.items()} for here in (slice(BEFORE), slice(BEFORE, None)))
+
+    def both(x, count):
+        _, cache = layer.step(x[:, :BEFORE], layer.init_cache(4, 12), **first)
+        plain, _ = layer.step(x[:, BEFORE:], cache, **rest)
+        outputs, _, trail = layer.step(x[:, BEFORE:], cache, **rest, return_trail=True)
+        # Tokens that a mask leaves out do not exist, which the layers' own tests show.
+        stays = np.arange(LENGTH)[None] < COUNTS[:, None]
+        _, expected = layer.step(x[:, BEFORE:], cache, **rest | {"mask": stays & rest.get("mask", True)})
+        return outputs, plain, layer.rollback(trail, count), expected
+
+    outputs, plain, found, expected = numpy(whole(both)(features, COUNTS))
+    np.testing.assert_array_equal(outputs, plain)
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        assert x.dtype == expected[name].dtype
+        np.testing.assert_allclose(x, expected[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def found(layer, features):
+    """One step and what is taken back of it, as one program."""
+    # Each row as it would be alone, with its padding behind it.
+    rows = np.zeros((4, BEFORE + LENGTH + 1, 8), "float32")
+    for row, count in enumerate(COUNTS):
+        rows[row, : BEFORE + count + 1] = [*features[row, : BEFORE + count], features[row, -1]]
+    real = np.arange(BEFORE + LENGTH + 1)[None] <= BEFORE + COUNTS[:, None]
+
+    def all_of_it(x, rows, count, nothing, everything):
+        _, before = layer.step(x[:, :BEFORE], layer.init_cache(4, 12))
+        _, after, trail = layer.step(x[:, BEFORE:], before, return_trail=True)
+        cache, trails = before, []
+        for here in (slice(BEFORE, BEFORE + 1), slice(BEFORE + 1, BEFORE + 2), slice(BEFORE + 2, None)):
+            _, cache, one = layer.step(x[:, here], cache, return_trail=True)
+            trails.append(one)
+        back = layer.rollback(trail, count)
+        found = dict(before=before, after=after, trail=trail, back=back, by_pieces=layer.rollback(trails, count))
+        found |= dict(nothing=layer.rollback(trail, nothing), everything=layer.rollback(trail, everything))
+        return found | dict(outputs=layer.step(x[:, -1:], back)[0], rows=layer(rows, mask=real))
+
+    return numpy(whole(all_of_it)(features, rows, COUNTS, np.zeros(4, "int32"), np.full(4, LENGTH, "int32")))
+
+
+def same(found, expected, tolerance=1e-6):
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        np.testing.assert_allclose(x, expected[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_each_row_goes_on_as_if_it_had_been_given_those_tokens_alone(found):
+    for row, count in enumerate(COUNTS):
+        np.testing.assert_allclose(found["outputs"][row, 0], found["rows"][row, BEFORE + count], atol=2e-5)
+
+
+def test_of_nothing_and_of_everything_the_caches_are_those_before_and_after(found):
+    same(found["nothing"], found["before"])
+    same(found["everything"], found["after"])
+
+
+def test_trails_of_steps_in_a_row_are_one(found):
+    same(found["by_pieces"], found["back"], 2e-6)
+
+
+def test_no_projection_runs_again(layer, found, monkeypatch):
+    def refuses(*given, **more):
+        raise AssertionError("a projection ran")
+
+    monkeypatch.setattr(keras.layers.Dense, "call", refuses)
+    trail = keras.tree.map_structure(keras.ops.convert_to_tensor, found["trail"])
+    same(numpy(whole(layer.rollback)(trail, COUNTS)), found["back"])
+
+
+@pytest.mark.parametrize(
+    ("trail", "count", "message"),
+    [
+        (None, [0, 3, 7, 1], r"count must be from 0 to the 6 tokens of the step. Received: count=\[0, 3, 7, 1\]"),
+        (None, [0, -1, 6, 1], "count must be from 0 to the 6 tokens"),
+        (None, [0, 3], r"count must be integers of shape \(b,\) = \(4,\).*Received: shape=\(2,\)"),
+        (None, [0.0] * 4, "count must be integers.*dtype=float32"),
+        ({"cache": {}}, COUNTS, "trail must be what a step of this layer returned.*Received: dict"),
+        ({"cache": {}, "tokens": {"y": 0}}, COUNTS, r"Received: \['y'\]"),
+        ([{"cache": {}, "tokens": {"x": 0}}, {}], COUNTS, r"must be of one kind. Received: \[\['x'\], None\]"),
+    ],
+)
+def test_trails_and_counts_of_something_else_are_named(layer, found, trail, count, message):
+    trail = found["trail"] if trail is None else trail
+    with pytest.raises(ValueError, match=message):
+        layer.rollback(trail, keras.ops.convert_to_tensor(count))
+
+
+def test_a_block_whose_mixer_takes_nothing_back_says_so(features):
+    class Plain(keras.layers.Layer):
+        def step(self, inputs, cache, mask=None, segment_ids=None):
+            return inputs, cache
+
+    block = JambaBlock(Plain(), FeedForward(8, 8))
+    for call in (lambda: block.step(features, {}, return_trail=True), lambda: block.rollback({}, COUNTS)):
+        with pytest.raises(ValueError, match="a mixer with a rollback.*Received: a Plain"):
+            call()
