@@ -28,7 +28,8 @@ def quantize(layer, mode):
             in eight bits; `"experts_int8"`, experts alone.
 
     Raises:
-        ValueError: for another mode, where nothing is there to be quantized, and where something already is.
+        ValueError: for another mode, where nothing is there to be quantized, where something already is, and for
+            layers that compute in float16.
 
     Example:
         >>> import keras_jamba
@@ -49,6 +50,11 @@ def quantize(layer, mode):
         raise ValueError(
             f"mode={mode!r} is for layers in floating point, of the kinds {sorted(kinds)}. Received: {what}. "
             "Load or build the model anew, or choose another mode."
+        )
+    if any(each.compute_dtype == "float16" for each in found):
+        raise ValueError(
+            "Products with whole numbers of eight bits can be beyond what float16 holds. Received: "
+            f"mode={mode!r} for {layer.name!r}, which computes in float16. Use bfloat16."
         )
     with removing():
         for each in found:

@@ -160,6 +160,8 @@ def test_what_cannot_be_quantized_is_refused():
     model = tiny(quantization="int8")
     with pytest.raises(ValueError, match="is in .* already"):
         model.quantize("int8")
+    with pytest.raises(ValueError, match="Use bfloat16"):
+        tiny(quantization="int8", dtype="mixed_float16")
     with pytest.raises(ValueError, match="mode must be one of"):
         model.quantize("int2")
     with pytest.raises(ValueError, match="quantization must be one of"):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from checks import numpy
 
 import keras_jamba
 from keras_jamba.models import JambaBackbone
@@ -97,6 +98,18 @@ def test_counts_are_those_of_built_language_models(tied):
     report = model_report(model, context=8)
     assert report.parameters == sum(np.prod(v.shape, dtype=int) for v in model.trainable_variables)
     assert report.parameters + report.statistics == model.count_params()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4", "experts_int8"])
+def test_weights_in_few_bits_are_those_of_built_models(quantization):
+    given = dict(d_model=16, num_layers=2, mamba_ratio=1, d_ff=70, num_heads=4, quantization=quantization)
+    for model in (
+        keras_jamba.JambaCausalLM(50, **given),
+        keras_jamba.JambaCausalLM(50, tie_embeddings=True, use_swiglu=False, **given),
+        keras_jamba.JambaBackbone(direction="bidirectional", mixer="gated_conv", **given),
+    ):
+        stored = sum(numpy(v.value).nbytes for v in model.weights)
+        assert model_report(model, context=8, training=False).weights == stored
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])

@@ -9,7 +9,7 @@ import keras
 from keras_jamba import _backend
 from keras_jamba.ops import _checks, implementations
 from keras_jamba.ops.scan import _FASTEST_FIRST
-from keras_jamba.training.estimators import activations, operations, parameters, working
+from keras_jamba.training.estimators import activations, few_bits, operations, parameters, working
 from keras_jamba.training.estimators._plan import Run, bytes_of, plan_of, sizes_of
 from keras_jamba.training.estimators.caches import cache_bytes, readout_bytes
 
@@ -21,7 +21,7 @@ class LayerReport:
     Attributes:
         name: "encoder", "tokens", "embedding", "block_0", ..., "final_norm", "readout" or "head".
         kind: of a block its mixer and feed-forward part, else empty.
-        parameters: numbers that are trained.
+        parameters: numbers that are trained; in few bits, that were.
         active_parameters: those of them that one token goes through: k of x experts.
         statistics: numbers that are kept and not trained: of batch norms, and of the last routing.
         flops_forward, flops_backward: see `scan_flops` for what counts.
@@ -222,7 +222,8 @@ def model_report(
     Args:
         model: a `JambaBackbone`, a `DHCJamba`, or a dict of constructor arguments of one of the two. A dict with
             `vocab_size` is a language model: a backbone between an embedding `(v, d)` and a head `(d, v)` without
-            bias, which are one with `tie_embeddings=True`.
+            bias, which are one with `tie_embeddings=True`. With `quantization` weights are counted in the bits that
+            they are stored in; adapters are not counted.
         batch_size: sequences or images b.
         context: tokens t of a sequence. Of an image model the image decides, or the clip: None.
         image_size: `(H, W)` for an image model that takes any, `(T, H, W)` for one of clips.
@@ -330,7 +331,8 @@ def _layers(plan, run, training, checkpointing, slots):
     if plan.vocabulary:
         yield _row(settings, "embedding", parameters.embedding, operations.embedding, kept.embedding, (plan,))
     for i, block in enumerate(plan.pattern):
-        row = _row(settings, f"block_{i}", parameters.block, operations.block, kept.block, (plan, *block))
+        what = (plan, *block)
+        row = _row(settings, f"block_{i}", parameters.block, operations.block, kept.block, what, few_bits.block)
         first = i == 0 and not (plan.image or plan.vocabulary)
         yield dataclasses.replace(
             row,
@@ -347,15 +349,17 @@ def _layers(plan, run, training, checkpointing, slots):
     if plan.image or plan.vocabulary:
         # The image model's head is float32 under every policy.
         settings = (dataclasses.replace(run, stored=4), *settings[1:]) if plan.image else settings
-        yield _row(settings, "head", parameters.head, operations.head, kept.head, (plan,))
+        few = few_bits.head if plan.vocabulary else few_bits.none
+        yield _row(settings, "head", parameters.head, operations.head, kept.head, (plan,), few)
 
 
-def _row(settings, name, numbers, flops, kept, what):
-    """A row; `what` are arguments of the three functions, besides the run."""
+def _row(settings, name, numbers, flops, kept, what, few=few_bits.none):
+    """A row; `what` are arguments of the four functions, besides the run."""
     run, training, slots = settings
+    few = few(*what)
     numbers, flops, kept = numbers(*what), flops(run, *what), kept(run, *what)
-    # Statistics are float32 under every policy.
-    stored = run.stored * numbers.parameters
+    # What is in few bits is not trained.
+    trained = run.stored * (numbers.parameters - few.parameters)
     return LayerReport(
         name=name,
         kind="",
@@ -365,9 +369,10 @@ def _row(settings, name, numbers, flops, kept, what):
         flops_forward=flops.forward,
         flops_backward=flops.backward if training else 0,
         flops_recomputed=0,
-        weights=stored + 4 * numbers.statistics,
-        gradients=stored if training else 0,
-        optimizer=slots * stored if training else 0,
+        # Statistics are float32 under every policy.
+        weights=trained + few.stored + 4 * numbers.statistics,
+        gradients=trained if training else 0,
+        optimizer=slots * trained if training else 0,
         activations=kept,
         checkpoint=kept if training else 0,
         kv_cache=0,
