@@ -97,6 +97,13 @@ def build(cls, preset, load_weights, overrides, head=()):
             f"The preset must be one of the class that loads it. Received: {str(preset)!r} of class "
             f"{metadata['class_name']}, loaded by {cls.__name__}. Call {metadata['class_name']}.from_preset."
         )
+    stored = metadata["config"].get("quantization")
+    if load_weights and stored is not None and overrides.get("quantization", stored) != stored:
+        raise ValueError(
+            "A preset in few bits is loaded in these. Received: "
+            f"{str(preset)!r} in {stored!r}, and quantization={overrides['quantization']!r}. Leave it out, or load "
+            "what was saved in floating point."
+        )
     weights = metadata["weights"] if load_weights else None
     if weights is not None:
         _check_file(folder / WEIGHTS, weights["sha256"])

@@ -48,12 +48,22 @@ def write(folder, class_name, pairs, rank, lora_alpha, whole):
         "lora_alpha": lora_alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(pairs),
-        "modules_to_save": sorted(name.removesuffix(".weight") for name in whole) or None,
+        "modules_to_save": sorted({_module(name) for name in whole}) or None,
         "inference_mode": True,
     }
     folder = Path(folder)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _module(name):
+    module, _, leaf = name.rpartition(".")
+    if leaf not in ("weight", "bias"):
+        raise ValueError(
+            f"PEFT trains whole modules, not single parameters. Received: {name!r}, trained whole. Leave its layer out "
+            "of also_train, or call merge_lora and export_to_transformers."
+        )
+    return module
 
 
 def read(folder):

@@ -6,7 +6,7 @@ from keras import ops, tree
 from keras_jamba.generation.decoding import BUFFER, Decoder
 
 # In the place of minus infinity, which would make numbers of no meaning.
-_NEVER = -1e9
+_NEVER = -1e36
 
 
 class BeamDecoder(Decoder):

@@ -123,7 +123,7 @@ class BeamSampler:
 
     Args:
         num_beams: how many beginnings; 1 is greedy.
-        length_penalty: above 0 longer sequences are favoured, below 0 shorter ones.
+        length_penalty: above 0 longer sequences are favoured, below 0 shorter ones; from -5 to 5.
         early_stopping: when to stop with a full pool: True at once; False when no beam has a better score as it is;
             "never" when none could have one at its greatest length.
 
@@ -144,7 +144,7 @@ class BeamSampler:
 
     def __init__(self, num_beams=4, length_penalty=1.0, early_stopping=False):
         _checks.check_integer("num_beams", num_beams)
-        _checks.check_number("length_penalty", length_penalty, low=-100, high=100)
+        _checks.check_number("length_penalty", length_penalty, low=-5, high=5)
         if not isinstance(early_stopping, bool) and early_stopping != "never":
             raise ValueError(
                 f"early_stopping must be True, False or 'never'. Received: early_stopping={early_stopping!r}. Pass "

@@ -78,7 +78,7 @@ class Compact:
         return Quantized(values, ops.convert_to_tensor(scale), None if zero is None else ops.convert_to_tensor(zero))
 
     def _matrix(self, name):
-        """A matrix, its adapter added: a tensor, or `Quantized` where there is none."""
+        """A matrix, its adapter multiplied out and added: a tensor, or `Quantized` where there is none."""
         stored = self._stored(name)
         if not self.lora_enabled:
             return stored
@@ -240,6 +240,15 @@ class Compact:
 
 class Holder:
     """Stands before a Keras layer among the bases of one that holds `Compact` layers, to be remade as it was."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.dtype_policy.quantization_mode is not None:
+            raise ValueError(
+                f"A {type(self).__name__} has a dtype policy in floating point, and its matrices have their own. "
+                f"Received: dtype={self.dtype_policy.name!r}. Call keras_jamba.layers.quantize on the layer, before it "
+                "is built or after."
+            )
 
     def get_config(self):
         found = {}

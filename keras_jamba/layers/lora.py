@@ -25,7 +25,9 @@ _CHOICES = (*TARGETS, *(f"{kind}.{part}" for kind, (_, parts) in TARGETS.items()
 def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
     """Puts low-rank adapters beside the projections of a layer or model, and freezes everything else.
 
-    Compile a model after this, not before. What is trained is printed.
+    What is trained is printed. The optimizer of a model that was trained before begins anew. Save in a training by
+    `keras_jamba.training.Checkpoint` or `ModelCheckpoint(save_weights_only=True)`. In a step of decoding adapters cost
+    little beside projections, but those of experts are multiplied out: merge them for that.
 
     Args:
         layer: a Keras layer or model with weights; they may be in few bits.
@@ -34,7 +36,7 @@ def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
             `"feed_forward"`, `"experts"` (all banks, an adapter for each expert), or one kind of projection, for
             example `"mamba.in_proj"`; several in a list. None for all mixers: attention, mamba and gated_conv.
         lora_alpha: what an adapter adds is multiplied by lora_alpha / rank; None for rank.
-        also_train: names of layers that are trained whole, a new `"head"` for example.
+        also_train: names of layers that are trained whole, a new `"head"` for example; all layers of that name.
 
     Returns:
         `{"trained": count, "weights": count, "share": trained / weights}`.
@@ -158,11 +160,19 @@ def _of_kind(layer, kind, part):
 
 
 def _named(layer, names):
-    found = {each.name: each for each in layer._flatten_layers(include_self=False)}
-    unknown = [name for name in names if name not in found]
-    if unknown:
+    inner = list(layer._flatten_layers(include_self=False))
+    there = {each.name for each in inner}
+    for name in names:
+        if name not in there:
+            raise ValueError(
+                f"also_train must name layers of {layer.name!r}, {sorted(there)[:20]}. Received: {name!r}. "
+                "Pass the name of one of them."
+            )
+    found = [each for each in inner if each.name in names]
+    few = [part.path for each in found for _, part in compact_layers(each) if part.quantization_mode]
+    if few:
         raise ValueError(
-            f"also_train must name layers of {layer.name!r}, {sorted(found)[:20]}. Received: {unknown[0]!r}. "
-            "Pass the name of one of them."
+            f"What is trained whole must be in floating point. Received: also_train={names}, with {few[0]!r} in few "
+            "bits. Adapt it, or load the model in floating point."
         )
-    return [found[name] for name in names]
+    return found

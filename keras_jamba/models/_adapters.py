@@ -41,6 +41,8 @@ def save(model, file):
     told = {path: [layer.lora_rank, layer.lora_alpha] for path, layer in layers.items()}
     metadata = {"format": FORMAT, "layers": json.dumps(told)}
     file = Path(file)
+    if file.is_dir():
+        raise ValueError(f"Adapters are written to a file. Received: {str(file)!r}, a folder. Add a name to it.")
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, staging = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     os.close(handle)
@@ -127,7 +129,8 @@ def _read(file):
         told = {path: (int(rank), float(alpha)) for path, (rank, alpha) in told.items()}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"Adapters must be a file that save_lora wrote. Received: {str(file)!r}, {error!r}. Write it again."
+            f"Adapters must be a file that save_lora wrote. Received: {str(file)!r}, {error!r}. Pass the path of one "
+            "that is whole."
         ) from error
     return told, tensors
 

@@ -3,8 +3,11 @@
 import inspect
 from pathlib import Path
 
+import keras
+
 from keras_jamba.layers import lora
-from keras_jamba.layers.quantization import float_shapes, quantize
+from keras_jamba.layers._compact import compact_layers
+from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
 from keras_jamba.models import _adapters
 
 
@@ -22,7 +25,7 @@ class Adapting:
 
         Args:
             mode: "int8", "int4" or "experts_int8"; see `keras_jamba.layers.quantize`, which says which weights.
-            config, filters: not taken; for a choice of layers call `keras_jamba.layers.quantize` on each.
+            config, filters: not taken.
 
         Raises:
             ValueError: for another mode, a config or filters, and where weights are in few bits already.
@@ -35,7 +38,7 @@ class Adapting:
         if config is not None or filters is not None:
             raise ValueError(
                 f"A model is quantized as its mode says. Received: config={config!r}, filters={filters!r}. Leave them "
-                "out; keras_jamba.layers.quantize takes single layers."
+                "out."
             )
         quantize(self, mode)
         for model in (self, *self._inner()):
@@ -81,16 +84,31 @@ class Adapting:
         self._changed()
 
     def save(self, filepath, *args, **kwargs):
-        """Keras' own; a model with adapters is not what its configuration says, and is refused."""
-        self._check_merged()
+        """Keras' own; what would come back as another model is refused before the file is opened."""
+        self._check_is_as_configured()
         super().save(filepath, *args, **kwargs)
 
-    def _check_merged(self):
+    def get_build_config(self):
+        # Keras asks for it wherever it writes a model down, inside another one too.
+        self._check_is_as_configured()
+        return super().get_build_config()
+
+    def _check_is_as_configured(self):
+        """What is remade from the configuration must have the weights that this model has."""
         if any(lora.is_adapter(v) for v in self.weights):
             raise ValueError(
                 "A model is saved without adapters beside its weights. Received: a model with adapters. Call "
                 "save_lora for the adapters alone, or merge_lora first."
             )
+        mode = self._config["quantization"]
+        for _, layer in compact_layers(self):
+            expected = QUANTIZATIONS.get(mode, {}).get(None if layer.keeps_float else layer.KIND)
+            if layer.quantization_mode != expected:
+                raise ValueError(
+                    f"A model is saved in the bits of its configuration. Received: quantization={mode!r}, and "
+                    f"{layer.path!r} in {layer.quantization_mode or 'floating point'}. Call quantize of the whole "
+                    "model, which notes it."
+                )
 
     def float_shapes(self):
         """`{path: shape}` of the weights as they would be in floating point and without adapters."""
@@ -106,5 +124,8 @@ class Adapting:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, Adapting)]
 
     def _changed(self):
-        """What was compiled knows other variables."""
+        """What was compiled, and the optimizer, know other variables."""
         self.train_function = self.test_function = self.predict_function = None
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and optimizer.built:
+            self.optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))

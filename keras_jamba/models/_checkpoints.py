@@ -77,7 +77,7 @@ class Checkpoints:
         Raises:
             ValueError: if the folder exists and holds anything.
         """
-        self._check_merged()
+        self._check_is_as_configured()
         presets.write(self, folder, more=self._write_tokenizer)
 
     def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
@@ -98,7 +98,7 @@ class Checkpoints:
         dtype = self.variable_dtype if dtype is None else dtype
         _checks.check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
         _checks.check_integer("max_shard_bytes", max_shard_bytes)
-        self._check_merged()
+        self._check_is_as_configured()
         values = {path.removeprefix(f"{self.name}/"): value for path, value in float_values(self).items()}
         with presets.whole_folder(folder) as staging:
             config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
@@ -143,9 +143,8 @@ class Checkpoints:
     def _load_peft(self, folder):
         """Gives the model the adapters of a folder of PEFT's."""
         pairs, rank, lora_alpha, whole = peft.read(folder)
-        paths = {name: weight.path for weight in self._places() for name in weight.names}
         weights = {name: weight for weight in self._places() for name in weight.names}
-        unknown = [m for m in (*(f"{module}.weight" for module in pairs), *whole) if m not in paths]
+        unknown = [name for name in (*(f"{module}.weight" for module in pairs), *whole) if name not in weights]
         if unknown:
             raise ValueError(
                 f"Adapters must be of modules of the model. Received: {unknown[0]!r} in {str(folder)!r}. Load them "
@@ -153,10 +152,10 @@ class Checkpoints:
             )
         told, tensors = {}, {}
         for module, sides in pairs.items():
-            path = paths[f"{module}.weight"].removesuffix("/kernel")
+            path = weights[f"{module}.weight"].path.removesuffix("/kernel")
             told[path] = (rank, lora_alpha)
             tensors |= {f"{path}/kernel{suffix}": x for suffix, x in zip(_adapters.ADAPTER, sides, strict=True)}
-        tensors |= {paths[name]: weights[name].ours(whole.__getitem__) for name in whole}
+        tensors |= {weights[name].path: weights[name].ours(whole.__getitem__) for name in whole}
         _adapters.install(self, told, tensors, folder)
 
     def _places(self):

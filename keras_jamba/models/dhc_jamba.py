@@ -274,7 +274,7 @@ class DHCJamba(Adapting, RoutingMetrics, keras.Model):
         Raises:
             ValueError: if the folder exists and holds anything.
         """
-        self._check_merged()
+        self._check_is_as_configured()
         presets.write(self, folder)
 
 

@@ -81,6 +81,12 @@ def test_adapters_of_experts_have_no_place_in_peft(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_single_parameters_that_were_trained_have_no_place_in_peft(tmp_path):
+    with pytest.raises(ValueError, match="PEFT trains whole modules"):
+        with_adapters("dense", targets="attention", also_train="block_0").export_lora_to_peft(tmp_path / "adapters")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

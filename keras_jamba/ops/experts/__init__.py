@@ -10,8 +10,9 @@ from keras_jamba.ops._implementations import choose
 from keras_jamba.ops.experts import blocks, capacity, dense, loop, native, split
 from keras_jamba.ops.few_bits import Quantized, dequantized
 
-# Fastest first where it can run.
+# The others are given what the bits stand for.
 _READS_FEW_BITS = (split, blocks)
+# Fastest first where it can run.
 _TABLE = {"native": native, "split": split, "loop": loop, "blocks": blocks, "dense": dense, "capacity": capacity}
 
 
@@ -24,8 +25,8 @@ class _Call:
     limited: bool = False
     platform: str = "cpu"
     tokens: int | None = None
-    # None, or the bits of the banks.
-    bits: int | None = None
+    # Whether the banks are in few bits.
+    few_bits: bool = False
 
 
 def expert_mlp(
@@ -94,8 +95,7 @@ def expert_mlp(
         _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
         limits = dict(capacity_factor=capacity_factor, mask=mask)
     platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
-    bits = (8 if tensors["up_bank"].zero is None else 4) if few else None
-    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits), platform, count, bits)
+    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits), platform, count, bool(few))
     chosen = choose("expert_mlp", _TABLE, implementation, call)
     if chosen not in _READS_FEW_BITS:
         tensors |= {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}

@@ -17,7 +17,7 @@ def why_not(call):
     if call.limited:
         return "it drops no token"
     few = call.tokens is not None and call.tokens <= FEW
-    if keras.backend.backend() == "torch" and not (few and call.bits):
+    if keras.backend.backend() == "torch" and not (few and call.few_bits):
         return "PyTorch runs eagerly, where 'split' does the same without padding"
     if few and call.tokens * call.per_token >= call.experts or 2 * call.per_token >= call.experts:
         return "half of the experts are chosen or more, or all by few tokens, where 'dense' does as little work"

@@ -22,7 +22,7 @@ def why_not(call):
         return "it is for a CPU"
     if call.tokens is None or call.tokens > dense.FEW:
         return f"it is for {dense.FEW} tokens at most, a number known beforehand"
-    if call.bits:
+    if call.few_bits:
         return "it reads banks in floating point"
     return _native.why_not() or _backend.why_not_native((call.tokens, call.per_token))
 
