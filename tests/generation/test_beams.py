@@ -139,3 +139,11 @@ def test_beams_are_those_of_transformers(tmp_path, eos):
 def test_what_beams_cannot_do_is_named(model, call, message):
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+@ELSEWHERE
+def test_a_penalty_that_makes_every_score_small_still_ends_with_tokens(model):
+    given = dict(max_new_tokens=48, stop_token_ids=None, strip_prompt=True)
+    assert model.generate([PROMPTS[0]], sampler=BeamSampler(num_beams=2, length_penalty=-5.0), **given)[0].shape == (
+        48,
+    )
