@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tests on each backend, in a process of its own; fails if any of them failed, after running them all.
-# JAX compiles for most of its time, on one core, so TensorFlow and then PyTorch run beside it.
+# JAX and TensorFlow compile for most of their time, on one core each; PyTorch begins when one of the two has ended.
 set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -10,17 +10,29 @@ trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$logs"' EXIT
 export OMP_WAIT_POLICY=PASSIVE TF_CPP_MIN_LOG_LEVEL=2
 
 on() {
-    KERAS_BACKEND=$1 "$python" -m pytest "${@:2}" 2>&1
+    KERAS_BACKEND=$1 "$python" -m pytest "${@:2}" >"$logs/$1" 2>&1
     echo $? >"$logs/$1.status"
 }
 
-on jax "$@" >"$logs/jax" &
-for backend in tensorflow torch; do
+all() {
+    trap 'kill $(jobs -p) 2>/dev/null' TERM
+    on jax "$@" &
+    on tensorflow "$@" &
+    wait -n
+    on torch "$@" &
+    wait
+}
+
+touch "$logs"/{jax,tensorflow,torch}
+all "$@" &
+for backend in jax tensorflow torch; do
     echo "== $backend"
-    on $backend "$@" | tee "$logs/$backend"
+    tail -n +1 -f "$logs/$backend" &
+    shown=$!
+    until [ -s "$logs/$backend.status" ]; do sleep 1; done
+    sleep 1
+    kill $shown
 done
-echo "== jax"
-tail -n +1 -f --pid=$! "$logs/jax"
 wait
 
 echo
