@@ -84,7 +84,9 @@ def main():
         return
     with tempfile.TemporaryDirectory() as folder:
         both(Path(folder) / "jamba")
-        peaks = {mode: measure.memory_in_a_process(__file__, f"{folder}/jamba", mode) for mode in MODES}
+        # TensorFlow's allocator keeps what the first loading had, and a second seems to take nothing.
+        measured = () if keras.backend.backend() == "tensorflow" else MODES
+        peaks = {mode: measure.memory_in_a_process(__file__, f"{folder}/jamba", mode) for mode in measured}
         models = {mode: load(Path(folder) / "jamba", mode) for mode in MODES}
     ids = np.random.default_rng(0).integers(3, 1000, (4, 64))
     exact = logits(models[None], ids)
@@ -93,7 +95,7 @@ def main():
     for mode, model in models.items():
         actual = logits(model, ids)
         row = {"weights": mode or "float32", "MB": round(size(model) / 1e6, 1)}
-        row["loading, MB"] = peaks[mode]
+        row |= {"loading, MB": peaks[mode]} if mode in peaks else {}
         row["error, %"] = round(100 * float(np.linalg.norm(actual - exact) / np.linalg.norm(exact)), 2)
         row["same best token, %"] = round(100 * float((actual.argmax(-1) == exact.argmax(-1)).mean()), 1)
         rows.append(row | {name: round(by_mode[mode]) for name, by_mode in rates.items()})
