@@ -146,20 +146,33 @@ def cores():
 
 
 def machine():
-    """Processor, cores, and the versions of what is installed."""
+    """Processor, cores, GPUs where there are any, and the versions of what is installed."""
     names = ("keras", "jax", "tensorflow", "torch", "numpy", "mambapy", "keras-hub", "transformers", "scikit-learn")
+    names += ("triton", "jax-triton", "mamba-ssm", "causal-conv1d")
     versions = {}
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    gpus = _gpus()
     return {
         "processor": _processor(),
         "cores": cores(),
+        **({"gpus": gpus} if gpus else {}),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _gpus():
+    """Names of NVIDIA's, and their driver."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True)
+    except OSError:
+        return []
+    return [] if done.returncode else done.stdout.splitlines()
 
 
 def _processor():
