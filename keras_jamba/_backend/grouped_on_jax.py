@@ -1,5 +1,6 @@
 """Products of rows sorted by group on JAX, and how a kernel in Triton is launched there."""
 
+import functools
 import importlib.util
 
 import jax
@@ -27,6 +28,7 @@ def why_not_grouped(platform, dtype, sizes):
     return None
 
 
+@functools.cache
 def why_not_triton():
     if any(importlib.util.find_spec(name) is None for name in ("triton", "jax_triton")):
         return "Triton and jax-triton are not both installed"

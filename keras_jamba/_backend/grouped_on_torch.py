@@ -1,6 +1,7 @@
 """Products of rows sorted by group on PyTorch, and how a kernel in Triton is launched there."""
 
 import contextlib
+import functools
 import importlib.util
 
 import torch
@@ -30,11 +31,18 @@ def _ends(counts):
     return counts.cumsum(0, dtype=torch.int32)
 
 
-def why_not_triton():
+@functools.cache
+def _why_not_here():
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if not torch.cuda.is_available() or torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
         return "Triton's kernels are for an NVIDIA GPU of capability 8.0 or more"
+    return None
+
+
+def why_not_triton():
+    if _why_not_here():
+        return _why_not_here()
     if recording() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "what is written down or compiled has no place for such a kernel"
     # Where an operator has no rule for it, PyTorch takes the derivative for zero.

@@ -145,10 +145,9 @@ def _for_a_bank(share, m, n, dtype, gathered):
         tiles = Tiles(128, 128, 32, 16, 8, 3)
     elif m % 8 or n % 8:
         tiles = Tiles(64, 128, 32, 16, 4, 3)
-    elif gathered:
-        tiles = Tiles(128, 128, 64, 16, 8, 4)
     else:
-        tiles = Tiles(128, 256, 64, 16, 8, 4)
+        # What names the rows takes two of the stages.
+        tiles = Tiles(128, 256, 64, 16, 8, 5 if gathered else 4)
     if share <= 32:
         tiles = tiles._replace(depth=max(16, min(tiles.depth, _power(int(share) + 1))))
     fit = lambda size, most: max(16, min(most, _power(size)))  # noqa: E731

@@ -234,19 +234,31 @@ def bank_gradient(
     each, count = _experts_of(counts, EXPERTS, ROOM)
     start = tl.sum(tl.where(each < expert, count, 0), 0)
     end = start + tl.sum(tl.where(each == expert, count, 0), 0)
+    inner = tl.arange(0, BK)
     total = tl.zeros((BM, BN), tl.float32)
-    for first in range(start, end, BK):
-        rows = first + tl.arange(0, BK)
-        there = rows < end
-        a_row = rows
-        b_row = rows
-        if A_GATHERED:
-            a_row = tl.load(a_source + rows, mask=there, other=0)
-        if B_GATHERED:
-            b_row = tl.load(b_source + rows, mask=there, other=0)
-        x = _loaded(a + a_row.to(tl.int64)[None, :] * M + i[:, None], i < M, there, M % BM == 0, False)
-        w = _loaded(b + b_row.to(tl.int64)[:, None] * N + j[None, :], there, j < N, False, N % BN == 0)
-        total = tl.dot(x, w, total, input_precision=_SINGLE)
+    if A_GATHERED or B_GATHERED:
+        for first in range(start, end, BK):
+            rows = first + inner
+            there = rows < end
+            a_row = rows
+            b_row = rows
+            if A_GATHERED:
+                a_row = tl.load(a_source + rows, mask=there, other=0)
+            if B_GATHERED:
+                b_row = tl.load(b_source + rows, mask=there, other=0)
+            x = _loaded(a + a_row.to(tl.int64)[None, :] * M + i[:, None], i < M, there, M % BM == 0, False)
+            w = _loaded(b + b_row.to(tl.int64)[:, None] * N + j[None, :], there, j < N, False, N % BN == 0)
+            total = tl.dot(x, w, total, input_precision=_SINGLE)
+    else:
+        a += start.to(tl.int64) * M + inner[None, :] * M + i[:, None]
+        b += start.to(tl.int64) * N + inner[:, None] * N + j[None, :]
+        for first in range(0, end - start, BK):
+            there = inner < end - start - first
+            x = _loaded(a, i < M, there, M % BM == 0, False)
+            w = _loaded(b, there, j < N, False, N % BN == 0)
+            total = tl.dot(x, w, total, input_precision=_SINGLE)
+            a += BK * M
+            b += BK * N
     to = expert.to(tl.int64) * (M * N) + i.to(tl.int64)[:, None] * N + j[None, :]
     tl.store(y + to, total.to(y.dtype.element_ty), mask=(i < M)[:, None] & (j < N)[None, :])
 

@@ -70,10 +70,11 @@ class _Kernels:
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
         """Functions of nothing: for the last layer's bank, and for the first layer's, one for each of `grads`."""
-        source, counts = self.rows.source, self.rows.counts
-        first = lambda grad: lambda: kernels.bank_gradient(_backend.launch, tokens, grad, counts, a_source=source)  # noqa: E731
-        last = lambda: kernels.bank_gradient(_backend.launch, hidden, gradient, counts, b_source=source)  # noqa: E731
-        return [last, *map(first, grads)]
+        # A gather within the sum over rows would wait for what names the rows.
+        given = lambda x: ops.take(x, self.rows.source, axis=0)  # noqa: E731
+        bank = lambda a, b: kernels.bank_gradient(_backend.launch, a, b, self.rows.counts)  # noqa: E731
+        first = lambda grad: lambda: bank(given(tokens), grad)  # noqa: E731
+        return [lambda: bank(hidden, given(gradient)), *map(first, grads)]
 
     def _summed(self, y):
         return ops.sum(ops.reshape(y, (*self.rows.place.shape, y.shape[-1])), axis=1)
