@@ -100,8 +100,8 @@ def compiled(function):
 
 
 def check(cases):
-    """Rows of the errors of every form; a form that computes something else ends the program."""
-    rows = []
+    """Rows of the errors of every form, and which of them are not what the form should compute."""
+    rows, wrong = [], []
     for (tokens, d, hidden), dtype in cases:
         arrays, indices, weight = draw_for_a_check(tokens, d, hidden)
         exact = exact_mixture(*arrays, indices, weight)
@@ -110,15 +110,19 @@ def check(cases):
         for name, function in forms(dtype, d, hidden, tokens).items():
             if PLATFORM == "gpu" and not name.startswith(("triton", "grouped")):
                 continue  # what is for a CPU is tested there
-            run = compiled(both_passes(function))
-            found = run(*given[:-1], ops.convert_to_tensor(indices), given[-1])
-            found = [ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64") for x in found]
-            errors = [float(np.linalg.norm(a - e) / np.linalg.norm(e)) for a, e in zip(found, exact, strict=True)]
             row = {"form": name, "dtype": dtype, "tokens": tokens, "d": d, "hidden": hidden}
+            try:
+                found = compiled(both_passes(function))(*given[:-1], ops.convert_to_tensor(indices), given[-1])
+                found = [ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64") for x in found]
+            except Exception as error:
+                print(f"{row} cannot run: {error!r}"[:600], file=sys.stderr, flush=True)
+                continue
+            errors = [float(np.linalg.norm(a - e) / np.linalg.norm(e)) for a, e in zip(found, exact, strict=True)]
             rows.append(row | {"output": errors[0], "gradients": max(errors[1:])})
-            if not max(errors) < ALLOWED[dtype]:
-                raise SystemExit(f"Errors of outputs and gradients: {errors}. Received: {row}.")
-    return rows
+            if not all(error < ALLOWED[dtype] for error in errors):
+                wrong.append(f"{row}: {errors}")
+                print(f"WRONG: {wrong[-1]}", file=sys.stderr, flush=True)
+    return rows, wrong
 
 
 def draw_for_a_check(tokens, d, hidden):
@@ -471,7 +475,7 @@ def main():
     tokens, d, hidden = (40, 16, 24) if args.smoke else (args.tokens, args.d, args.hidden)
     rounds = 1 if args.smoke else args.rounds
     began = time.perf_counter()
-    errors = check(SMOKE if args.smoke else CASES)
+    errors, wrong = check(SMOKE if args.smoke else CASES)
     shown = [{k: f"{v:.1e}" if isinstance(v, float) else v for k, v in row.items()} for row in errors]
     print("Errors, as shares of the norm:\n" + measure.table(shown, list(shown[0])))
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -494,6 +498,8 @@ def main():
         results["tiles"] = tune(arrays, min(rounds, 3), dense)
         print("Tiles (rows, columns, depth, strip, warps, stages), share of the dense rate:")
         print(measure.table(results["tiles"], list(results["tiles"][0])))
+    if wrong:
+        raise SystemExit("Something else was computed, and nothing is recorded:\n" + "\n".join(wrong))
     if not args.smoke:
         measure.record(f"gpu_moe_{BACKEND}", results)
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)

@@ -5,6 +5,7 @@ KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/interpreted_experts.py
 
 import numpy as np
 import oracles
+import pytest
 import torch
 from triton.runtime import interpreter
 
@@ -68,6 +69,14 @@ def check_mixture(d, f, swiglu, products):
     assert alone.shape == tokens.shape
 
 
+def check_that_a_second_gradient_is_refused():
+    (tokens, weights, up, down, gate), indices, _ = draw(16, 24)
+    tokens.requires_grad_()
+    y = triton.run(tokens, weights, indices, up, down, gate, products="triton")
+    with pytest.raises(ValueError, match="no gradient of its own.*Received: tensors that ask for one"):
+        torch.autograd.grad(y.square().sum(), tokens, create_graph=True)
+
+
 def check_tiles(d, f):
     """Many tiles for each expert, and strips of them, in all directions."""
     (tokens, weights, up, down, gate), indices, gradient = draw(d, f)
@@ -101,4 +110,5 @@ for d, f in ((48, 40), (18, 25)):
         check_mixture(d, f, swiglu, "triton")
 check_mixture(16, 24, True, "library")
 check_mixture(16, 24, False, "library")
+check_that_a_second_gradient_is_refused()
 print("all are equal")

@@ -52,6 +52,11 @@ def why_not_triton():
 
 
 def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise ValueError(
+            "A kernel in Triton has no gradient of its own. Received: tensors that ask for one, as in a gradient of a "
+            "gradient. Compute it with another implementation of the op."
+        )
     device = inputs[0].device
     inputs = [x.contiguous() for x in inputs]
     made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in outputs]
