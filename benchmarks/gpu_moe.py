@@ -27,6 +27,8 @@ from keras_jamba.ops.experts import _TABLE, _Call, triton
 from keras_jamba.ops.experts._sorting import sorted_by_expert
 
 BACKEND = keras.backend.backend()
+if BACKEND == "tensorflow":
+    raise SystemExit("The kernels run on JAX and PyTorch. Received: KERAS_BACKEND=tensorflow. Set it to jax or torch.")
 PLATFORM = _backend.platform()
 EXPERTS, PER_TOKEN = 8, 2
 NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
