@@ -99,3 +99,29 @@ def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None):
                 hidden = hidden * gate / (1 + np.exp(-gate))
             y[row] += weight * hidden @ down[e]
     return y
+
+
+def expert_mlp_gradients(gradient, tokens, weights, indices, up_bank, down_bank, gate_bank=None):
+    """By hand, in the order of the arguments after the gradient, but for the indices."""
+    given = [tokens, weights, up_bank, down_bank] + ([] if gate_bank is None else [gate_bank])
+    tokens, weights, up, down, *gate = (np.asarray(x, "float64") for x in given)
+    found = [np.zeros_like(x) for x in (tokens, weights, up, down, *gate)]
+    for row, choice in np.ndindex(*indices.shape):
+        e, token, weight, grad = indices[row, choice], tokens[row], weights[row, choice], gradient[row]
+        wide = token @ up[e]
+        if gate:
+            opening = token @ gate[0][e]
+            opened = 1 / (1 + np.exp(-opening))
+            slope, factor = opening * opened, wide * opened * (1 + opening * (1 - opened))
+            hidden = wide * slope
+        else:
+            below = (1 + np.vectorize(erf)(wide / np.sqrt(2))) / 2
+            hidden, slope = wide * below, below + wide * np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
+        grad_hidden = down[e] @ grad
+        found[1][row, choice] = hidden @ down[e] @ grad
+        found[3][e] += weight * np.outer(hidden, grad)
+        firsts = [(2, up, slope)] + ([(4, gate[0], factor)] if gate else [])
+        for i, bank, local in firsts:
+            found[0][row] += weight * bank[e] @ (grad_hidden * local)
+            found[i][e] += weight * np.outer(token, grad_hidden * local)
+    return found

@@ -13,8 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # that a new part states its place here.
 MAY_IMPORT = {
     "_native": {"_native"},
-    "_backend": {"_backend", "_native"},
-    "ops": {"ops", "_backend", "_native"},
+    "_triton": {"_triton"},
+    "_backend": {"_backend", "_native", "_triton"},
+    "ops": {"ops", "_backend", "_native", "_triton"},
     "presets": {"presets"},
     "tokenizers": {"tokenizers"},
     "generation": {"generation", "ops", "_backend"},

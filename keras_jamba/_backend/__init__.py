@@ -42,6 +42,11 @@ on tensors, any of which may be None; `portable` is the same function in operati
 
 `why_not_native(shape)`: None, or why such a function cannot be called where it is asked, for an input of this shape.
 
+`custom_gradient(forward, backward, plain=None)`: a function of tensors whose gradient is written by hand; compiled,
+where there is a compiler. `forward(*tensors)` returns `(outputs, residuals)`, `backward(residuals, gradients)` one
+gradient an input, None for an integer one; gradients are structured as the outputs are. On jax and torch a gradient may
+be a function without arguments, called if it is wanted, and `plain(*tensors)` computes the outputs where none is.
+
 `sum_over_replicas(tensors)`: inside a step that several replicas take on parts of a batch, the sums over all of
 them; the tensors themselves where there is one, or where they are sums already.
 
@@ -63,11 +68,20 @@ Only where shapes may depend on values (tensorflow, torch):
 
 `split(x, counts)`: the rows of `x`, `counts[0]` of them, `counts[1]`, ...
 
-Only where a compiler runs the loops (jax, tensorflow):
+Only where rows can be multiplied by the matrix of their group, and Triton runs (jax, torch):
 
-`custom_gradient(forward, backward)`: a compiled function of tensors whose gradient is written by hand.
-`forward(*tensors)` returns `(outputs, residuals)`, `backward(residuals, gradients)` one gradient an input, None
-for an integer one; gradients are structured as the outputs are.
+`grouped_product(x, bank, counts, turned=False)`: rows of `x` `(rows, k)`, the first `counts[0]` of them times `bank[0]`
+of `(x, k, n)`, the next `counts[1]` times `bank[1]`, ...; where `turned` the bank is `(x, n, k)`. `counts` is int32.
+
+`grouped_sum(a, b, counts)`: its gradient for the bank, `(x, k, n)`: for each group its rows of `a` `(rows, k)`,
+transposed, times those of `b` `(rows, n)`.
+
+`why_not_grouped(platform, dtype, sizes)`: None, or why the two cannot be called for rows of these sizes.
+
+`launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages)`: what a kernel in Triton puts out, arrays of
+the `(shape, dtype)` in `outputs`. It takes inputs, outputs, then the constants by name, and has no gradient.
+
+`why_not_triton()`: None, or why no such kernel runs here.
 """
 
 # ruff: noqa: F401, for which names there are depends on the backend
@@ -84,9 +98,12 @@ if _BACKEND == "jax":
         custom_gradient,
         device_memory,
         device_name,
+        grouped_product,
+        grouped_sum,
         host_values,
         inference,
         input_gradient,
+        launch,
         may_log,
         native,
         out_of_memory,
@@ -100,7 +117,9 @@ if _BACKEND == "jax":
         start_trace,
         sum_over_replicas,
         weights_changed,
+        why_not_grouped,
         why_not_native,
+        why_not_triton,
     )
     from keras_jamba._backend.parallel_on_jax import DataParallel
 elif _BACKEND == "tensorflow":
@@ -136,11 +155,15 @@ elif _BACKEND == "torch":
         compiled,
         compiles,
         compiling,
+        custom_gradient,
         device_memory,
         device_name,
+        grouped_product,
+        grouped_sum,
         host_values,
         inference,
         input_gradient,
+        launch,
         may_log,
         native,
         out_of_memory,
@@ -155,7 +178,9 @@ elif _BACKEND == "torch":
         start_trace,
         sum_over_replicas,
         weights_changed,
+        why_not_grouped,
         why_not_native,
+        why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel
 else:

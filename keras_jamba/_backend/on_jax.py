@@ -4,6 +4,13 @@ import jax
 import keras
 import numpy as np
 
+from keras_jamba._backend.grouped_on_jax import (  # noqa: F401
+    grouped_product,
+    grouped_sum,
+    launch,
+    why_not_grouped,
+    why_not_triton,
+)
 from keras_jamba._backend.native_on_jax import native, register  # noqa: F401
 
 
@@ -11,12 +18,13 @@ def scan(body, carry, inputs, reverse=False):
     return jax.lax.scan(body, carry, inputs, reverse=reverse)
 
 
-def custom_gradient(forward, backward):
+def custom_gradient(forward, backward, plain=None):
     @jax.custom_vjp
     def function(*tensors):
-        return forward(*tensors)[0]
+        return plain(*tensors) if plain else forward(*tensors)[0]
 
-    function.defvjp(forward, backward)
+    # What is not wanted the compiler leaves out.
+    function.defvjp(forward, lambda *given: tuple(g() if callable(g) else g for g in backward(*given)))
     # Outside of a caller's jit the loops would be traced anew at every call.
     return jax.jit(function)
 

@@ -44,7 +44,7 @@ def _output_specs(body, carry, inputs):
     return tf.nest.map_structure(spec_of, graph.structured_outputs)
 
 
-def custom_gradient(forward, backward):
+def custom_gradient(forward, backward, plain=None):
     # On a CPU Keras runs TensorFlow without XLA; these loops are an order of magnitude slower there.
     forward = tf.function(forward, jit_compile=True, autograph=False)
     backward = tf.function(backward, jit_compile=True, autograph=False)

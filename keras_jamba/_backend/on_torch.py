@@ -6,6 +6,13 @@ import torch
 from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from keras_jamba._backend.grouped_on_torch import (  # noqa: F401
+    grouped_product,
+    grouped_sum,
+    launch,
+    why_not_grouped,
+    why_not_triton,
+)
 from keras_jamba._backend.native_on_torch import native  # noqa: F401
 from keras_jamba._backend.recording_on_torch import recorded, recording
 
@@ -19,6 +26,30 @@ def scan(body, carry, inputs, reverse=False):
         found.append(outputs)
     found = found[::-1] if reverse else found
     return carry, _pytree.tree_map(lambda *each: torch.stack(each), *found)
+
+
+def custom_gradient(forward, backward, plain=None):
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            outputs, residuals = forward(*tensors)
+            kept, ctx.structure = _pytree.tree_flatten(residuals)
+            ctx.save_for_backward(*kept)
+            return outputs
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            residuals = _pytree.tree_unflatten(list(ctx.saved_tensors), ctx.structure)
+            found = backward(residuals, gradients if len(gradients) > 1 else gradients[0])
+            wanted = zip(found, ctx.needs_input_grad, strict=True)
+            return tuple((g() if callable(g) else g) if needed else None for g, needed in wanted)
+
+    def function(*tensors):
+        if plain and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+            return plain(*tensors)
+        return Function.apply(*tensors)
+
+    return function
 
 
 def platform(x=None):

@@ -1,32 +1,34 @@
 """Experts that see only their own tokens, against every expert on every token."""
 
+import keras
 import numpy as np
 import oracles
 import pytest
 from checks import close, gradients, numpy
 from keras import ops
 
-from keras_jamba.ops.experts import _TABLE, _Call, expert_mlp
+from keras_jamba import _backend
+from keras_jamba.ops.experts import _TABLE, _Call, _fastest_first, expert_mlp
 
 SIZES = [(1, 8, 2, 0), (40, 8, 2, 0), (40, 8, 1, 9), (33, 5, 2, 2), (16, 8, 3, 1)]
-CASES = [
-    (name, size) for size in SIZES for name in _TABLE if _TABLE[name].why_not(_Call(*size[1:3], tokens=size[0])) is None
-]
 NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
 
 
-def runnable(experts, per_token):
-    call = _Call(experts, per_token, tokens=40)
+def runnable(experts, per_token, tokens=40, **call):
+    call = _Call(experts, per_token, tokens=tokens, platform=_backend.platform(), **call)
     return [name for name, form in _TABLE.items() if form.why_not(call) is None]
 
 
-def draw(tokens, experts, k, skew=0.0):
+CASES = [(name, size) for size in SIZES for name in runnable(*size[1:3], size[0])]
+
+
+def draw(tokens, experts, k, skew=0.0, d=8, f=12):
     rng = np.random.default_rng(tokens + experts)
     normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
     logits = rng.standard_normal((tokens, experts)) - skew * np.arange(experts)
     indices = np.argsort(-logits, axis=1)[:, :k].astype("int32")
-    banks = [normal(experts, 6, 10), normal(experts, 10, 6), normal(experts, 6, 10)]
-    return [normal(tokens, 6), rng.random((tokens, k), "float32"), *banks], indices, normal(tokens, 6)
+    banks = [normal(experts, d, f), normal(experts, f, d), normal(experts, d, f)]
+    return [normal(tokens, d), rng.random((tokens, k), "float32"), *banks], indices, normal(tokens, d)
 
 
 @pytest.mark.parametrize("swiglu", [True, False])
@@ -50,6 +52,51 @@ def test_gradients_are_those_of_every_expert_on_every_token(name, size):
 
     for actual, expected in zip(gradients(loss(name), tensors), gradients(loss("dense"), tensors), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["grouped", "dense", "triton"])
+def test_short_floats_give_nearly_the_same(name, dtype):
+    if name not in runnable(8, 2, dtype=dtype):
+        pytest.skip("it cannot run here, and says why in another test")
+    tensors, indices, _ = draw(40, 8, 2, d=16, f=24)
+    exact = oracles.expert_mlp(indices=indices, **dict(zip(NAMES, tensors, strict=True)))
+    tensors = [x if name == "weights" else ops.cast(x, dtype) for name, x in zip(NAMES, tensors, strict=True)]
+    y = expert_mlp(indices=indices, implementation=name, **dict(zip(NAMES, tensors, strict=True)))
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    assert np.abs(numpy(ops.cast(y, "float32")) - exact).max() < 0.03 * np.abs(exact).max()
+
+
+def test_sizes_that_are_no_multiple_of_anything_are_computed_or_refused_with_the_reason():
+    tensors, indices, _ = draw(40, 8, 2, d=6, f=10)
+    given = dict(zip(NAMES, tensors, strict=True))
+    exact = oracles.expert_mlp(indices=indices, **given)
+    call = _Call(8, 2, tokens=40, platform=_backend.platform(), sizes=(6, 10))
+    for name in runnable(8, 2):
+        if (reason := _TABLE[name].why_not(call)) is None:
+            y = expert_mlp(indices=ops.convert_to_tensor(indices), implementation=name, **given)
+            close(y, exact, absolute=1e-4)
+        else:
+            assert name == "grouped" and "these have 6 and 10 float32" in reason
+            with pytest.raises(ValueError, match="a multiple of 16 bytes"):
+                expert_mlp(indices=indices, implementation=name, **given)
+
+
+def test_a_gpu_begins_with_other_forms_than_a_cpu():
+    first = lambda **call: list(_fastest_first(_Call(8, 2, **call)))[:2]  # noqa: E731
+    assert first() == first(platform="gpu", few_bits=True) == ["native", "split"]
+    assert first(platform="gpu") == ["triton", "grouped"]
+
+
+def test_what_cannot_run_here_says_why():
+    tensors, indices, _ = draw(4, 4, 2)
+    given = dict(zip(NAMES, tensors, strict=True)) | {"indices": indices}
+    if _backend.platform() == "cpu":
+        with pytest.raises(ValueError, match="'triton': it is for a GPU"):
+            expert_mlp(implementation="triton", **given)
+    if keras.backend.backend() == "tensorflow":
+        with pytest.raises(ValueError, match="'grouped': TensorFlow has no product"):
+            expert_mlp(implementation="grouped", **given)
 
 
 def room_by_hand(indices, mask, experts, room):

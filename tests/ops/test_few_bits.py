@@ -72,7 +72,7 @@ FORMS = [
     for tokens in (3, 40)
     for bits in (8, 4)
     for name in _TABLE
-    if _TABLE[name].why_not(_Call(8, 2, tokens=tokens, few_bits=True)) is None
+    if _TABLE[name].why_not(_Call(8, 2, tokens=tokens, few_bits=True, sizes=(6, 10))) is None
 ]
 
 

@@ -2,18 +2,29 @@
 
 from dataclasses import dataclass
 
-from keras import ops
+from keras import backend, ops
 
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops.experts import blocks, capacity, dense, loop, native, split
+from keras_jamba.ops.experts import blocks, capacity, dense, grouped, loop, native, split, triton
 from keras_jamba.ops.few_bits import Quantized, dequantized
 
 # The others are given what the bits stand for.
 _READS_FEW_BITS = (split, blocks)
-# Fastest first where it can run.
-_TABLE = {"native": native, "split": split, "loop": loop, "blocks": blocks, "dense": dense, "capacity": capacity}
+# Fastest first on a CPU, where it can run.
+_TABLE = {
+    "native": native,
+    "split": split,
+    "loop": loop,
+    "blocks": blocks,
+    "dense": dense,
+    "capacity": capacity,
+    "grouped": grouped,
+    "triton": triton,
+}
+# On a GPU these go before the others, but for few bits: the others need not make all of a bank floating point at once.
+_FIRST_ON_GPU = ("triton", "grouped")
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,15 @@ class _Call:
     tokens: int | None = None
     # Whether the banks are in few bits.
     few_bits: bool = False
+    # What is computed in, and (d, f), where they matter.
+    dtype: str = "float32"
+    sizes: tuple = ()
+
+
+def _fastest_first(call):
+    if call.platform != "gpu" or call.few_bits:
+        return _TABLE
+    return {name: _TABLE[name] for name in (*_FIRST_ON_GPU, *_TABLE)}
 
 
 def expert_mlp(
@@ -64,6 +84,9 @@ def expert_mlp(
             `"blocks"`: the same blocks side by side, in static shapes; JAX, TensorFlow, and on PyTorch a few tokens
             through banks in few bits.
             `"capacity"`: as many rows for each expert; with a capacity it is the only one.
+            `"grouped"`: tokens sorted by expert, and the backend's own product of rows with the matrix of their
+            group; JAX and PyTorch, and a GPU's choice.
+            `"triton"`: the same with kernels in Triton; a GPU, JAX (with jax-triton) and PyTorch.
 
     Returns:
         `(s, d)` in the dtype of `tokens`; with a capacity, also `(s, k)` bool, which assignments found
@@ -95,9 +118,15 @@ def expert_mlp(
         _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
         limits = dict(capacity_factor=capacity_factor, mask=mask)
     platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
-    call = _Call(tensors["up_bank"].shape[0], indices.shape[1], bool(limits), platform, count, bool(few))
-    chosen = choose("expert_mlp", _TABLE, implementation, call)
+    (experts, d, f), dtype = tensors["up_bank"].shape, _dtype(tensors, few)
+    call = _Call(experts, indices.shape[1], bool(limits), platform, count, bool(few), dtype, (d, f))
+    chosen = choose("expert_mlp", _fastest_first(call), implementation, call)
     if chosen not in _READS_FEW_BITS:
         tensors |= {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}
     tensors.setdefault("gate_bank", None)
     return chosen.run(indices=indices, **tensors, **limits)
+
+
+def _dtype(tensors, few):
+    """What the products are computed in: few bits become what the tokens are."""
+    return backend.result_type(*(x.dtype for name, x in tensors.items() if name not in {*few, "weights"}))

@@ -1,0 +1,511 @@
+"""How fast a mixture of experts is on a GPU, as a share of plain matrix products of as many operations.
+
+    KERAS_BACKEND=torch python benchmarks/gpu_moe.py
+
+8,192 tokens, 8 experts, two a token, d 4096, hidden 14336, SwiGLU, bfloat16. Every form is first compared with float64,
+outputs and gradients, at sizes that fill tiles and at sizes that fit none, an expert without tokens among them. Then,
+in interleaved runs: the three products of the forward pass and the nine of both passes as plain products; every form of
+`expert_mlp`, beside Hugging Face's on PyTorch; each product alone, the library's and Triton's; and what lies between
+the products. `--tune` times other tiles of the kernels; `--smoke` is quick, for a CPU, and writes nothing. Prints
+tables and writes results/gpu_moe_BACKEND.json.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+import keras
+import measure
+import numpy as np
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba._triton import grouped as kernels
+from keras_jamba.ops import expert_mlp
+from keras_jamba.ops.experts import _TABLE, _Call, triton
+from keras_jamba.ops.experts._sorting import sorted_by_expert
+
+BACKEND = keras.backend.backend()
+if BACKEND == "tensorflow":
+    raise SystemExit("The kernels run on JAX and PyTorch. Received: KERAS_BACKEND=tensorflow. Set it to jax or torch.")
+PLATFORM = _backend.platform()
+EXPERTS, PER_TOKEN = 8, 2
+NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
+# Error allowed, as a share of the norm. Of float32 JAX multiplies only the first digits on a GPU.
+ALLOWED = {"float32": 2e-3, "bfloat16": 2e-2, "float16": 4e-3}
+KERNELS = _backend.why_not_triton() is None
+ODD, SMALL, LARGE = (33, 18, 25), (300, 80, 96), (1500, 512, 1024)  # tokens, d, hidden
+SMOKE = [((40, 16, 24), dtype) for dtype in ALLOWED] + [(ODD, "float32"), (ODD, "bfloat16")]
+CASES = [(ODD, "float32"), (SMALL, "float32"), (SMALL, "float16"), (SMALL, "bfloat16"), (LARGE, "bfloat16")]
+TUNED = [(128, 256, 64, 16, 8, 3), (128, 256, 64, 16, 8, 4), (128, 256, 64, 8, 8, 4), (128, 256, 64, 32, 8, 4)]
+TUNED += [(128, 256, 32, 16, 8, 5), (256, 128, 64, 8, 8, 4), (128, 128, 64, 16, 8, 4), (128, 128, 64, 16, 4, 3)]
+TUNED += [(128, 128, 64, 16, 4, 4), (128, 128, 128, 16, 8, 3), (64, 256, 64, 16, 4, 3), (64, 256, 64, 16, 4, 4)]
+
+
+def forms(dtype, d, hidden, tokens):
+    """`{name: function of (tokens, weights, up_bank, down_bank, gate_bank, indices)}` of all that can run here."""
+    call = _Call(EXPERTS, PER_TOKEN, platform=PLATFORM, tokens=tokens, dtype=dtype, sizes=(d, hidden))
+    found = {name: form_of(name) for name, form in _TABLE.items() if name != "triton" and form.why_not(call) is None}
+    if KERNELS:
+        found["triton"] = with_products("triton")
+        if _backend.why_not_grouped(PLATFORM, dtype, (d, hidden)) is None:
+            found["triton, library's products"] = with_products("library")
+    return found
+
+
+def form_of(implementation=None, **options):
+    def mixture(*tensors):
+        *tensors, indices = tensors
+        given = dict(zip(NAMES, tensors, strict=True)) | options
+        y = expert_mlp(indices=indices, implementation=implementation, **given)
+        return y[0] if options else y
+
+    return mixture
+
+
+def with_products(products):
+    return lambda x, weights, up, down, gate, indices: triton.run(x, weights, indices, up, down, gate, products)
+
+
+def both_passes(function):
+    """`(*tensors, indices, weight) -> outputs and gradients` for all tensors."""
+    if BACKEND == "jax":
+        import jax
+
+        def run(*given):
+            *tensors, indices, weight = given
+            y, pull_back = jax.vjp(lambda *xs: function(*xs, indices), *tensors)
+            return y, *pull_back(weight)
+
+        return run
+    import torch
+
+    def run(*given):
+        *tensors, indices, weight = given
+        leaves = [x.detach().requires_grad_(True) for x in tensors]
+        with torch.enable_grad():
+            y = function(*leaves, indices)
+        return y.detach(), *torch.autograd.grad(y, leaves, weight)
+
+    return run
+
+
+def compiled(function):
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    import torch
+
+    return torch.no_grad()(function)
+
+
+def check(cases):
+    """Rows of the errors of every form, and which of them are not what the form should compute."""
+    rows, wrong = [], []
+    for (tokens, d, hidden), dtype in cases:
+        arrays, indices, weight = draw_for_a_check(tokens, d, hidden)
+        exact = exact_mixture(*arrays, indices, weight)
+        given = [ops.cast(ops.convert_to_tensor(x), dtype) for x in (*arrays, weight)]
+        given[1] = ops.convert_to_tensor(arrays[1])
+        for name, function in forms(dtype, d, hidden, tokens).items():
+            if PLATFORM == "gpu" and not name.startswith(("triton", "grouped")):
+                continue  # what is for a CPU is tested there
+            row = {"form": name, "dtype": dtype, "tokens": tokens, "d": d, "hidden": hidden}
+            try:
+                found = compiled(both_passes(function))(*given[:-1], ops.convert_to_tensor(indices), given[-1])
+                found = [ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64") for x in found]
+            except Exception as error:
+                print(f"{row} cannot run: {error!r}"[:600], file=sys.stderr, flush=True)
+                continue
+            errors = [float(np.linalg.norm(a - e) / np.linalg.norm(e)) for a, e in zip(found, exact, strict=True)]
+            rows.append(row | {"output": errors[0], "gradients": max(errors[1:])})
+            if not all(error < ALLOWED[dtype] for error in errors):
+                wrong.append(f"{row}: {errors}")
+                print(f"WRONG: {wrong[-1]}", file=sys.stderr, flush=True)
+    return rows, wrong
+
+
+def draw_for_a_check(tokens, d, hidden):
+    """NumPy arrays; routing is uneven, and one expert has no token."""
+    rng = np.random.default_rng(tokens)
+    normal = lambda *shape: (rng.standard_normal(shape) / shape[-2] ** (len(shape) > 2 and 0.5)).astype("float32")  # noqa: E731
+    logits = rng.standard_normal((tokens, EXPERTS)) - 0.3 * np.arange(EXPERTS)
+    logits[:, 3] = -np.inf
+    indices = np.argsort(-logits, axis=1)[:, :PER_TOKEN].astype("int32")
+    banks = [normal(EXPERTS, d, hidden), normal(EXPERTS, hidden, d), normal(EXPERTS, d, hidden)]
+    # As bfloat16 holds them, so that only what is computed is compared.
+    rounded = [_short(x) for x in (normal(tokens, d), *banks, normal(tokens, d))]
+    return [rounded[0], rng.random((tokens, PER_TOKEN), "float32"), *rounded[1:4]], indices, rounded[4]
+
+
+def _short(x):
+    return ops.convert_to_numpy(ops.cast(ops.cast(ops.convert_to_tensor(x), "bfloat16"), "float32"))
+
+
+def exact_mixture(tokens, weights, up, down, gate, indices, gradient):
+    """Outputs and gradients in float64, expert by expert."""
+    tokens, weights, up, down, gate, gradient = (
+        x.astype("float64") for x in (tokens, weights, up, down, gate, gradient)
+    )
+    y, *grads = (np.zeros_like(x) for x in (tokens, tokens, weights, up, down, gate))
+    for e in range(EXPERTS):
+        row, choice = np.nonzero(indices == e)
+        x, weight = tokens[row], weights[row, choice][:, None]
+        wide, opening = x @ up[e], x @ gate[e]
+        opened = 1 / (1 + np.exp(-opening))
+        hidden, grad = wide * opening * opened, gradient[row]
+        result, back = hidden @ down[e], weight * (grad @ down[e].T)
+        grad_wide, grad_opening = back * opening * opened, back * wide * opened * (1 + opening * (1 - opened))
+        y[row] += weight * result
+        grads[0][row] += grad_wide @ up[e].T + grad_opening @ gate[e].T
+        grads[1][row, choice] = (grad * result).sum(1)
+        grads[2][e], grads[3][e], grads[4][e] = x.T @ grad_wide, hidden.T @ (weight * grad), x.T @ grad_opening
+    return [y, *grads]
+
+
+def draw(tokens, d, hidden, skew, dtype="bfloat16"):
+    """What all that is timed takes, made on the device; a skew of 1 gives the first expert nearly half of all."""
+    seeds = iter(range(100))
+    normal = lambda *shape: keras.random.normal(shape, dtype=dtype, seed=next(seeds))  # noqa: E731
+    bank = lambda *shape: normal(*shape) * shape[-2] ** -0.5  # noqa: E731
+    logits = keras.random.normal((tokens, EXPERTS), seed=next(seeds)) - skew * ops.arange(EXPERTS, dtype="float32")
+    indices = ops.cast(ops.top_k(logits, PER_TOKEN)[1], "int32")
+    rows = sorted_by_expert(indices, EXPERTS)
+    found = {"x": normal(tokens, d), "weights": keras.random.uniform((tokens, PER_TOKEN), seed=next(seeds))}
+    found |= {"up": bank(EXPERTS, d, hidden), "down": bank(EXPERTS, hidden, d), "gate": bank(EXPERTS, d, hidden)}
+    found |= {"indices": indices, "dy": normal(tokens, d), "rows": tuple(rows)}
+    wide = {name: normal(tokens * PER_TOKEN, hidden) for name in ("hidden", "wide", "opening")}
+    sorted_ = {f"sorted {name}": ops.take(found[name], rows.source, axis=0) for name in ("x", "dy")}
+    return found | wide | sorted_
+
+
+def dense_products():
+    """`{name: (how many products, function)}`: every product of one pass, all rows with the matrix of one expert."""
+    first = lambda a: (ops.matmul(a["sorted x"], a["up"][0]), ops.matmul(a["sorted x"], a["gate"][0]))  # noqa: E731
+    turned = lambda x, bank: ops.matmul(x, ops.transpose(bank[0]))  # noqa: E731
+    bank = lambda a, b: ops.matmul(ops.transpose(a), b)  # noqa: E731
+    last = lambda a: ops.matmul(a["hidden"], a["down"][0])  # noqa: E731
+    forward = lambda a: (*first(a), last(a))  # noqa: E731
+
+    def backward(a):
+        tokens = turned(a["wide"], a["up"]), turned(a["opening"], a["gate"])
+        banks = bank(a["sorted x"], a["wide"]), bank(a["sorted x"], a["opening"]), bank(a["hidden"], a["sorted dy"])
+        return *tokens, turned(a["sorted dy"], a["down"]), *banks
+
+    return {
+        "first layer": (2, first),
+        "last layer": (1, last),
+        "to hidden": (1, lambda a: turned(a["sorted dy"], a["down"])),
+        "to tokens": (2, lambda a: (turned(a["wide"], a["up"]), turned(a["opening"], a["gate"]))),
+        "up bank": (1, lambda a: bank(a["sorted x"], a["wide"])),
+        "down bank": (1, lambda a: bank(a["hidden"], a["sorted dy"])),
+        "forward": (3, forward),
+        "both passes": (9, lambda a: (*forward(a), *backward(a))),
+    }
+
+
+def library_products():
+    product = lambda a, x, bank, turned=False: _backend.grouped_product(a[x], a[bank], a["rows"][3], turned)  # noqa: E731
+    return {
+        "first layer": lambda a: (product(a, "sorted x", "up"), product(a, "sorted x", "gate")),
+        "last layer": lambda a: product(a, "hidden", "down"),
+        "to hidden": lambda a: product(a, "sorted dy", "down", True),
+        "to tokens": lambda a: (product(a, "wide", "up", True), product(a, "opening", "gate", True)),
+        "up bank": lambda a: _backend.grouped_sum(a["sorted x"], a["wide"], a["rows"][3]),
+        "down bank": lambda a: _backend.grouped_sum(a["hidden"], a["sorted dy"], a["rows"][3]),
+    }
+
+
+def triton_products(tiles=None):
+    """Those of the library, with what is part of them: gathers, activation, weights, sums of two."""
+
+    def first(a, keep):
+        _, source, _, counts = a["rows"]
+        return kernels.first_product(_backend.launch, a["x"], source, counts, a["up"], a["gate"], keep, tiles)
+
+    def product(a, x, bank, other=None, **given):
+        counts = a["rows"][3]
+        return kernels.rows_product(_backend.launch, a[x], a[bank], counts, other, tiles=tiles, **given)
+
+    def bank(a, x, y, *sources):
+        return kernels.bank_gradient(_backend.launch, a[x], a[y], a["rows"][3], *sources, tiles=tiles)
+
+    target = lambda a: a["rows"][0]  # noqa: E731
+    source = lambda a: a["rows"][1]  # noqa: E731
+    return {
+        "first layer": lambda a: first(a, True),
+        "first layer, inference": lambda a: first(a, False),
+        "last layer": lambda a: product(a, "hidden", "down", target=target(a), scale=a["weights"]),
+        "to hidden": lambda a: product(a, "dy", "down", turned=True, source=source(a)),
+        "to tokens": lambda a: product(a, "wide", "up", (a["opening"], a["gate"]), turned=True, target=target(a)),
+        "up bank": lambda a: bank(a, "sorted x", "wide"),
+        "up bank, gathered": lambda a: bank(a, "x", "wide", source(a)),
+        "down bank": lambda a: bank(a, "hidden", "sorted dy"),
+    }
+
+
+def between():
+    """What lies between the products, in operations of the backend and in Triton."""
+    grad_mixture = lambda a: (a["hidden"], a["wide"], a["opening"], a["weights"], a["rows"][0])  # noqa: E731
+    weight = lambda a: ops.cast(a["weights"], a["x"].dtype)[..., None]  # noqa: E731
+
+    def weighted_sum(a):
+        rows = ops.take(a["sorted x"], ops.reshape(a["rows"][2], (-1,)), axis=0)
+        return ops.sum(ops.reshape(rows, (*a["rows"][2].shape, -1)) * weight(a), axis=1)
+
+    found = {
+        "sorting": lambda a: tuple(sorted_by_expert(a["indices"], EXPERTS)),
+        "gathering rows": lambda a: ops.take(a["x"], a["rows"][1], axis=0),
+        "activation": lambda a: ops.silu(a["opening"]) * a["wide"],
+        "weighted sum": weighted_sum,
+    }
+    if not KERNELS:
+        return found
+    return found | {
+        "activation, Triton": lambda a: kernels.activation(_backend.launch, a["wide"], a["opening"]),
+        "its gradient, Triton": lambda a: kernels.activation_gradient(_backend.launch, *grad_mixture(a)),
+        "weighted sum, Triton": lambda a: kernels.combination(
+            _backend.launch, a["sorted x"], a["rows"][2], a["weights"]
+        ),
+    }
+
+
+def mixtures(arrays, tokens, d, hidden):
+    """`{name: (forward, both passes)}` of what is timed as a whole, functions of the arrays."""
+    inputs = lambda a: [a[name] for name in ("x", "weights", "up", "down", "gate", "indices")]  # noqa: E731
+    whole = forms("bfloat16", d, hidden, tokens)
+    if PLATFORM == "gpu":
+        # What copies the weights of every block would not fit.
+        whole.pop("blocks", None)
+    whole["capacity 1.0"] = form_of(capacity_factor=1.0)
+    found = {
+        name: (lambda a, f=f: f(*inputs(a)), lambda a, f=f: both_passes(f)(*inputs(a), a["dy"]))
+        for name, f in whole.items()
+    }
+    if BACKEND == "torch":
+        for kind in ("eager", "grouped_mm"):
+            try:
+                found[f"Hugging Face, {kind}"] = hugging_face(arrays, kind)
+            except Exception as error:
+                print(f"Hugging Face's {kind} cannot run: {error!r}"[:300], file=sys.stderr)
+    return found
+
+
+def hugging_face(arrays, kind):
+    """Jamba's block of transformers, its router included."""
+    import torch
+    from transformers import JambaConfig
+    from transformers.models.jamba.modeling_jamba import JambaSparseMoeBlock
+
+    up, gate, down = arrays["up"], arrays["gate"], arrays["down"]
+    config = JambaConfig(
+        hidden_size=up.shape[1],
+        intermediate_size=up.shape[2],
+        num_experts=EXPERTS,
+        num_experts_per_tok=PER_TOKEN,
+        experts_implementation=kind,
+    )
+    with torch.device("meta"):
+        block = JambaSparseMoeBlock(config)
+    block = block.to_empty(device=up.device).to(up.dtype)
+    with torch.no_grad():
+        block.router.weight.normal_(std=up.shape[1] ** -0.5)
+        block.experts.gate_up_proj.copy_(torch.cat([gate, up], dim=2).mT)
+        block.experts.down_proj.copy_(down.mT)
+
+    def forward(a):
+        return block(a["x"][None])
+
+    def gradient(a):
+        with torch.enable_grad():
+            x = a["x"][None].detach().requires_grad_(True)
+            y = block(x)
+            y = y[0] if isinstance(y, tuple) else y
+        return torch.autograd.grad(y, [x, *block.parameters()], a["dy"][None])
+
+    forward(arrays)
+    return forward, gradient
+
+
+def mosaic_products():
+    """JAX's example of a grouped product for Hopper, if it is there: no part of JAX to rely on."""
+    from jax.experimental.pallas.ops.gpu.ragged_dot_mgpu import ragged_dot
+    from jax.experimental.pallas.ops.gpu.transposed_ragged_dot_mgpu import transposed_ragged_dot
+
+    rows = dict(block_m=128, block_n=128, block_k=64, max_concurrent_steps=4, grid_block_n=8)
+    product = lambda a, x, bank, turned=False: ragged_dot(  # noqa: E731
+        a[x], a[bank], group_sizes=a["rows"][3], transpose_rhs=turned, **rows
+    )
+    return {
+        "last layer": lambda a: product(a, "hidden", "down"),
+        "to hidden": lambda a: product(a, "sorted dy", "down", True),
+        "up bank": lambda a: transposed_ragged_dot(a["sorted x"], a["wide"], group_sizes=a["rows"][3], **rows),
+    }
+
+
+def milliseconds(functions, arrays, rounds, times=3):
+    """Median of each of `{key: function of the arrays}`, all of them once a round; None for what cannot run.
+
+    A measurement is of several calls one after the other, so that what starts them waits for none.
+    """
+    functions, found = {key: compiled(function) for key, function in functions.items()}, {}
+    for key, function in functions.items():
+        try:
+            finished(function(arrays))
+            finished(function(arrays))
+            found[key] = []
+        except Exception as error:
+            print(f"{key} cannot run: {error!r}"[:300], file=sys.stderr, flush=True)
+    for _ in range(rounds):
+        for key in found:
+            found[key].append(duration(functions[key], arrays, times))
+    return {key: statistics.median(found[key]) if key in found else None for key in functions}
+
+
+def duration(function, arrays, times):
+    if BACKEND == "torch" and PLATFORM == "gpu":
+        import torch
+
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(times):
+            function(arrays)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / times
+    started = time.perf_counter()
+    for _ in range(times):
+        result = function(arrays)
+    finished(result)
+    return 1e3 * (time.perf_counter() - started) / times
+
+
+def finished(result):
+    if BACKEND == "jax":
+        import jax
+
+        jax.block_until_ready(result)
+    elif PLATFORM == "gpu":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def share(ms, dense):
+    return "" if ms is None else f"{dense / ms:.0%}"
+
+
+def rounded(ms):
+    return None if ms is None else float(f"{ms:.4g}")
+
+
+def time_products(arrays, rounds, operations):
+    """Rows of the products one by one; the dense ones' milliseconds by name."""
+    dense = dense_products()
+    functions = {("dense", name): function for name, (_, function) in dense.items()}
+    functions |= {("library", name): function for name, function in library_products().items()}
+    if KERNELS:
+        functions |= {("Triton", name): function for name, function in triton_products().items()}
+    if BACKEND == "jax" and PLATFORM == "gpu":
+        try:
+            functions |= {("Mosaic", name): function for name, function in mosaic_products().items()}
+        except ImportError as error:
+            print(f"Mosaic's products are not there: {error}", file=sys.stderr)
+    ms = milliseconds(functions, arrays, rounds)
+    rows = []
+    for name in dict.fromkeys(name for _, name in functions):
+        count = dense[name.split(",")[0]][0]
+        plain = ms["dense", name.split(",")[0]]
+        row = {"product": name, "dense, TFLOP/s": f"{count * operations / plain / 1e9:.0f}"}
+        for kind in ("dense", "library", "Triton", "Mosaic"):
+            if (kind, name) in ms:
+                row |= {f"{kind}, ms": rounded(ms[kind, name])}
+                row |= {} if kind == "dense" else {kind: share(ms[kind, name], plain)}
+        rows.append(row)
+    return rows, {name: ms["dense", name] for name in dense}
+
+
+def time_mixtures(arrays, rounds, sizes, dense):
+    pairs = mixtures(arrays, *sizes)
+    functions = {(name, i): pair[i] for name, pair in pairs.items() for i in (0, 1)}
+    ms = milliseconds(functions, arrays, rounds)
+    return [
+        {
+            "form": name,
+            "forward, ms": rounded(ms[name, 0]),
+            "of the dense rate": share(ms[name, 0], dense["forward"]),
+            "both passes, ms": rounded(ms[name, 1]),
+            "of its rate": share(ms[name, 1], dense["both passes"]),
+        }
+        for name in pairs
+    ]
+
+
+def tune(arrays, rounds, dense):
+    """Rows of every kernel with other tiles; where a kernel has two sums, each has half of the columns."""
+    rows = []
+    for numbers in TUNED:
+        tiles = kernels.Tiles(*numbers)
+        halved = tiles._replace(columns=tiles.columns // 2)
+        functions = {
+            name: function
+            for name, function in (triton_products(tiles) | _first(triton_products(halved))).items()
+            if name != "up bank, gathered"
+        }
+        ms = milliseconds(functions, arrays, rounds)
+        rows.append({"tiles": str(numbers)} | {name: share(ms[name], dense[name.split(",")[0]]) for name in functions})
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def _first(products):
+    return {name: function for name, function in products.items() if name.startswith("first")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--d", type=int, default=4096)
+    parser.add_argument("--hidden", type=int, default=14336)
+    parser.add_argument("--skew", type=float, default=0.0, help="0 gives all experts about as many tokens")
+    parser.add_argument("--tune", action="store_true", help="time other tiles of the kernels too")
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    tokens, d, hidden = (40, 16, 24) if args.smoke else (args.tokens, args.d, args.hidden)
+    rounds = 1 if args.smoke else args.rounds
+    began = time.perf_counter()
+    errors, wrong = check(SMOKE if args.smoke else CASES)
+    shown = [{k: f"{v:.1e}" if isinstance(v, float) else v for k, v in row.items()} for row in errors]
+    print("Errors, as shares of the norm:\n" + measure.table(shown, list(shown[0])))
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    arrays = draw(tokens, d, hidden, args.skew)
+    operations = 2 * tokens * PER_TOKEN * d * hidden
+    products, dense = time_products(arrays, rounds, operations)
+    columns = ["product", "dense, TFLOP/s", "dense, ms", "library, ms", "library"]
+    columns += ["Triton, ms", "Triton", "Mosaic, ms", "Mosaic"]
+    print("Products, and their share of the dense rate:\n" + measure.table(products, columns), flush=True)
+    whole = time_mixtures(arrays, rounds, (tokens, d, hidden), dense)
+    print("Mixtures:\n" + measure.table(whole, list(whole[0])), flush=True)
+    parts = {name: rounded(ms) for name, ms in milliseconds(between(), arrays, rounds).items()}
+    print(
+        "Between the products, ms:\n" + measure.table([{"part": k, "ms": v} for k, v in parts.items()], ["part", "ms"])
+    )
+    results = {"device": _backend.device_name(), "backend": BACKEND, "tokens": tokens, "d": d, "hidden": hidden}
+    results |= {"experts": EXPERTS, "per token": PER_TOKEN, "skew": args.skew, "rounds": rounds, "errors": errors}
+    results |= {"products": products, "mixtures": whole, "between, ms": parts}
+    if args.tune and KERNELS:
+        results["tiles"] = tune(arrays, min(rounds, 3), dense)
+        print("Tiles (rows, columns, depth, strip, warps, stages), share of the dense rate:")
+        print(measure.table(results["tiles"], list(results["tiles"][0])))
+    if wrong:
+        raise SystemExit("Something else was computed, and nothing is recorded:\n" + "\n".join(wrong))
+    if not args.smoke:
+        measure.record(f"gpu_moe_{BACKEND}", results)
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

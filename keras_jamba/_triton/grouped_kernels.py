@@ -1,0 +1,359 @@
+"""Kernels for rows that are sorted by expert: their products with the matrices of their experts, and what lies between.
+
+The rows of an expert follow those of the one before, without gaps; `counts` says how many each has. A grid has room for
+the most tiles that any routing needs, and programs that find no work end at once, so that no number has to come back
+from the device. Tiles of an expert are taken in strips of `STRIP` tiles of rows, so that what a strip reads stays in
+the cache.
+"""
+
+import triton
+import triton.language as tl
+
+# Of a product of float32: three products of tf32, as exact as one of float32 for all that matters here.
+_SINGLE = tl.constexpr("tf32x3")
+
+
+@triton.jit
+def _experts_of(counts, EXPERTS: tl.constexpr, ROOM: tl.constexpr):
+    expert = tl.arange(0, ROOM)
+    return expert, tl.load(counts + expert, mask=expert < EXPERTS, other=0)
+
+
+@triton.jit
+def _tile_of_rows(
+    program,
+    counts,
+    EXPERTS: tl.constexpr,
+    ROOM: tl.constexpr,
+    COLUMN_TILES: tl.constexpr,
+    BM: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """The expert of a program, the first row of its tile, where the expert's rows end, and its tile of columns.
+
+    The expert is `EXPERTS` or more where there is no work.
+    """
+    each, count = _experts_of(counts, EXPERTS, ROOM)
+    tiles = (count + BM - 1) // BM
+    expert = tl.sum((tl.cumsum(tiles, 0) * COLUMN_TILES <= program).to(tl.int32), 0)
+    before = each < expert
+    mine = tl.sum(tl.where(each == expert, tiles, 0), 0)
+    row = tl.sum(tl.where(before, count, 0), 0)
+    end = row + tl.sum(tl.where(each == expert, count, 0), 0)
+    place = program - tl.sum(tl.where(before, tiles, 0), 0) * COLUMN_TILES
+    strip, place = place // (STRIP * COLUMN_TILES), place % (STRIP * COLUMN_TILES)
+    width = tl.maximum(tl.minimum(mine - strip * STRIP, STRIP), 1)
+    return expert, row + (strip * STRIP + place % width) * BM, end, place // width
+
+
+@triton.jit
+def _loaded(pointers, rows, columns, ROWS_FIT: tl.constexpr, COLUMNS_FIT: tl.constexpr):
+    """A tile, with zeros where rows or columns are past the end; a mask that always holds is left out."""
+    if ROWS_FIT and COLUMNS_FIT:
+        return tl.load(pointers)
+    elif ROWS_FIT:
+        return tl.load(pointers, mask=columns[None, :], other=0.0)
+    elif COLUMNS_FIT:
+        return tl.load(pointers, mask=rows[:, None], other=0.0)
+    else:
+        return tl.load(pointers, mask=rows[:, None] & columns[None, :], other=0.0)
+
+
+@triton.jit
+def _product(
+    total, a, b, columns, K: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
+    """`total` and the product of the tiles at `a` `(BM, K)` and `b` `(K, BN)`, whose columns go to `N`.
+
+    From one row of `b` to the next it is `STEP` elements.
+    """
+    inner = tl.arange(0, BK)
+    for k in range(0, K, BK):
+        left = inner < K - k
+        x = _loaded(a, left, left, True, K % BK == 0)
+        y = _loaded(b, left, columns < N, K % BK == 0, N % BN == 0)
+        total = tl.dot(x, y, total, input_precision=_SINGLE)
+        a += BK
+        b += BK * STEP
+    return total
+
+
+@triton.jit
+def first_product(
+    x,
+    source,
+    counts,
+    up_bank,
+    gate_bank,
+    hidden,
+    up,
+    gate,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    ROOM: tl.constexpr,
+    GATED: tl.constexpr,
+    GATHERED: tl.constexpr,
+    KEPT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """`hidden`: rows of `x`, those that `source` names, through an expert's first layer.
+
+    `silu(x @ gate) * (x @ up)`, or `gelu(x @ up)`; where `KEPT`, the products themselves are written too.
+    """
+    expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, ROOM, tl.cdiv(N, BN), BM, STRIP)
+    if expert >= EXPERTS:
+        return
+    rows = row + tl.arange(0, BM)
+    columns = tile * BN + tl.arange(0, BN)
+    inner = tl.arange(0, BK)
+    from_row = tl.minimum(rows, end - 1)
+    if GATHERED:
+        from_row = tl.load(source + from_row)
+    a = x + from_row.to(tl.int64)[:, None] * K + inner[None, :]
+    b = expert.to(tl.int64) * (K * N) + inner[:, None] * N + columns[None, :]
+    up_b = up_bank + b
+    up_sum = tl.zeros((BM, BN), tl.float32)
+    if GATED:
+        gate_b = gate_bank + b
+        gate_sum = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, K, BK):
+            left = inner < K - k
+            given = _loaded(a, left, left, True, K % BK == 0)
+            up_weight = _loaded(up_b, left, columns < N, K % BK == 0, N % BN == 0)
+            gate_weight = _loaded(gate_b, left, columns < N, K % BK == 0, N % BN == 0)
+            up_sum = tl.dot(given, up_weight, up_sum, input_precision=_SINGLE)
+            gate_sum = tl.dot(given, gate_weight, gate_sum, input_precision=_SINGLE)
+            a += BK
+            up_b += BK * N
+            gate_b += BK * N
+        result = gate_sum * tl.sigmoid(gate_sum) * up_sum
+    else:
+        up_sum = _product(up_sum, a, up_b, columns, K, N, N, BN, BK)
+        result = 0.5 * up_sum * (1 + tl.erf(up_sum * 0.7071067811865476))
+    to = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    there = (rows < end)[:, None] & (columns < N)[None, :]
+    tl.store(hidden + to, result.to(hidden.dtype.element_ty), mask=there)
+    if KEPT:
+        tl.store(up + to, up_sum.to(up.dtype.element_ty), mask=there)
+        if GATED:
+            tl.store(gate + to, gate_sum.to(gate.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def rows_product(
+    x,
+    bank,
+    other_x,
+    other_bank,
+    source,
+    target,
+    scale,
+    counts,
+    y,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    ROOM: tl.constexpr,
+    TURNED: tl.constexpr,
+    TWO: tl.constexpr,
+    GATHERED: tl.constexpr,
+    SCATTERED: tl.constexpr,
+    SCALED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """`y`: rows of `x` times the matrix of their expert, `(K, N)`, or where `TURNED` `(N, K)` transposed.
+
+    Where `TWO`, the product of another pair is added; where `GATHERED`, `source` names the rows of `x`; where
+    `SCATTERED`, `target` says which row of `y` each goes to, and where `SCALED`, by which of `scale` it is multiplied.
+    """
+    expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, ROOM, tl.cdiv(N, BN), BM, STRIP)
+    if expert >= EXPERTS:
+        return
+    rows = row + tl.arange(0, BM)
+    columns = tile * BN + tl.arange(0, BN)
+    inner = tl.arange(0, BK)
+    inside = tl.minimum(rows, end - 1)
+    from_row = inside
+    if GATHERED:
+        from_row = tl.load(source + inside)
+    a = from_row.to(tl.int64)[:, None] * K + inner[None, :]
+    b = expert.to(tl.int64) * (K * N)
+    if TURNED:
+        b += columns.to(tl.int64)[None, :] * K + inner[:, None]
+    else:
+        b += inner[:, None] * N + columns[None, :]
+    STEP: tl.constexpr = 1 if TURNED else N
+    total = tl.zeros((BM, BN), tl.float32)
+    total = _product(total, x + a, bank + b, columns, K, STEP, N, BN, BK)
+    if TWO:
+        total = _product(total, other_x + a, other_bank + b, columns, K, STEP, N, BN, BK)
+    to = rows
+    if SCATTERED:
+        to = tl.load(target + inside)
+        if SCALED:
+            total *= tl.load(scale + to).to(tl.float32)[:, None]
+    there = (rows < end)[:, None] & (columns < N)[None, :]
+    tl.store(y + to.to(tl.int64)[:, None] * N + columns[None, :], total.to(y.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def bank_gradient(
+    a,
+    b,
+    a_source,
+    b_source,
+    counts,
+    y,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    ROOM: tl.constexpr,
+    A_GATHERED: tl.constexpr,
+    B_GATHERED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """`y[expert]`, `(M, N)`: the transposed rows of `a` times the rows of `b`, summed over the rows of the expert."""
+    ROW_TILES: tl.constexpr = (M + BM - 1) // BM
+    COLUMN_TILES: tl.constexpr = (N + BN - 1) // BN
+    expert = tl.program_id(0) // (ROW_TILES * COLUMN_TILES)
+    place = tl.program_id(0) % (ROW_TILES * COLUMN_TILES)
+    strip, place = place // (STRIP * COLUMN_TILES), place % (STRIP * COLUMN_TILES)
+    width = tl.minimum(ROW_TILES - strip * STRIP, STRIP)
+    i = (strip * STRIP + place % width) * BM + tl.arange(0, BM)
+    j = (place // width) * BN + tl.arange(0, BN)
+    each, count = _experts_of(counts, EXPERTS, ROOM)
+    start = tl.sum(tl.where(each < expert, count, 0), 0)
+    end = start + tl.sum(tl.where(each == expert, count, 0), 0)
+    inner = tl.arange(0, BK)
+    total = tl.zeros((BM, BN), tl.float32)
+    if A_GATHERED or B_GATHERED:
+        for first in range(start, end, BK):
+            rows = first + inner
+            there = rows < end
+            a_row = rows
+            b_row = rows
+            if A_GATHERED:
+                a_row = tl.load(a_source + rows, mask=there, other=0)
+            if B_GATHERED:
+                b_row = tl.load(b_source + rows, mask=there, other=0)
+            x = _loaded(a + a_row.to(tl.int64)[None, :] * M + i[:, None], i < M, there, M % BM == 0, False)
+            w = _loaded(b + b_row.to(tl.int64)[:, None] * N + j[None, :], there, j < N, False, N % BN == 0)
+            total = tl.dot(x, w, total, input_precision=_SINGLE)
+    else:
+        a += start.to(tl.int64) * M + inner[None, :] * M + i[:, None]
+        b += start.to(tl.int64) * N + inner[:, None] * N + j[None, :]
+        for first in range(0, end - start, BK):
+            there = inner < end - start - first
+            x = _loaded(a, i < M, there, M % BM == 0, False)
+            w = _loaded(b, there, j < N, False, N % BN == 0)
+            total = tl.dot(x, w, total, input_precision=_SINGLE)
+            a += BK * M
+            b += BK * N
+    to = expert.to(tl.int64) * (M * N) + i.to(tl.int64)[:, None] * N + j[None, :]
+    tl.store(y + to, total.to(y.dtype.element_ty), mask=(i < M)[:, None] & (j < N)[None, :])
+
+
+@triton.jit
+def activation(up, gate, hidden, N: tl.constexpr, GATED: tl.constexpr, BN: tl.constexpr):
+    """`hidden`, one row a program: `silu(gate) * up`, or `gelu(up)`."""
+    start = tl.program_id(0).to(tl.int64) * N
+    for first in range(0, N, BN):
+        columns = first + tl.arange(0, BN)
+        there = columns < N
+        u = tl.load(up + start + columns, mask=there, other=0.0).to(tl.float32)
+        if GATED:
+            g = tl.load(gate + start + columns, mask=there, other=0.0).to(tl.float32)
+            result = g * tl.sigmoid(g) * u
+        else:
+            result = 0.5 * u * (1 + tl.erf(u * 0.7071067811865476))
+        tl.store(hidden + start + columns, result.to(hidden.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def activation_gradient(
+    gradient,
+    up,
+    gate,
+    scale,
+    target,
+    grad_up,
+    grad_gate,
+    hidden,
+    grad_scale,
+    N: tl.constexpr,
+    GATED: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Back through an expert's first layer, one row a program, of which `scale[target[row]]` is the weight.
+
+    From `gradient`, the one of `hidden` before its weight: those of `up` and `gate` with it, and of the weight itself;
+    and `hidden` once more, times the weight.
+    """
+    row = tl.program_id(0)
+    start = row.to(tl.int64) * N
+    to = tl.load(target + row)
+    weight = tl.load(scale + to).to(tl.float32)
+    total = tl.zeros((BN,), tl.float32)
+    for first in range(0, N, BN):
+        columns = first + tl.arange(0, BN)
+        there = columns < N
+        d = tl.load(gradient + start + columns, mask=there, other=0.0).to(tl.float32)
+        u = tl.load(up + start + columns, mask=there, other=0.0).to(tl.float32)
+        if GATED:
+            g = tl.load(gate + start + columns, mask=there, other=0.0).to(tl.float32)
+            opened = tl.sigmoid(g)
+            h = g * opened * u
+            d_up = d * g * opened
+            d_gate = d * u * opened * (1 + g * (1 - opened))
+            tl.store(grad_gate + start + columns, (weight * d_gate).to(grad_gate.dtype.element_ty), mask=there)
+        else:
+            below = 0.5 * (1 + tl.erf(u * 0.7071067811865476))
+            h = u * below
+            d_up = d * (below + u * 0.3989422804014327 * tl.exp(-0.5 * u * u))
+        tl.store(grad_up + start + columns, (weight * d_up).to(grad_up.dtype.element_ty), mask=there)
+        tl.store(hidden + start + columns, (weight * h).to(hidden.dtype.element_ty), mask=there)
+        total += d * h
+    tl.store(grad_scale + to, tl.sum(total, 0).to(grad_scale.dtype.element_ty))
+
+
+@triton.jit
+def combination(
+    x,
+    other_x,
+    place,
+    scale,
+    y,
+    D: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+    SCALED: tl.constexpr,
+    TWO: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """`y`, one token a program: the sum of its rows of `x`, which `place` names, weighted by `scale` where `SCALED`.
+
+    Where `TWO`, each row is that of `x` plus that of `other_x`.
+    """
+    token = tl.program_id(0)
+    for first in range(0, D, BN):
+        columns = first + tl.arange(0, BN)
+        there = columns < D
+        total = tl.zeros((BN,), tl.float32)
+        for i in tl.static_range(PER_TOKEN):
+            row = tl.load(place + token * PER_TOKEN + i).to(tl.int64)
+            part = tl.load(x + row * D + columns, mask=there, other=0.0).to(tl.float32)
+            if TWO:
+                part += tl.load(other_x + row * D + columns, mask=there, other=0.0).to(tl.float32)
+            if SCALED:
+                part *= tl.load(scale + token * PER_TOKEN + i).to(tl.float32)
+            total += part
+        tl.store(y + token.to(tl.int64) * D + columns, total.to(y.dtype.element_ty), mask=there)

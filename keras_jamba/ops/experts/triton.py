@@ -1,0 +1,154 @@
+"""Tokens sorted by expert, and kernels in Triton for what lies between products, or for these too: for a GPU.
+
+Rows are gathered and put back where they are multiplied, the activation and the weights of the experts are part of a
+pass that there is anyway, and for the gradient only the products of the first layer are kept.
+"""
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba._triton import grouped as kernels
+from keras_jamba.ops.experts._sorting import Sorted, in_one_dtype, sorted_by_expert
+
+# What multiplies where nobody says: "triton", or the backend's own "library" where that can.
+PRODUCTS = {"jax": "triton", "torch": "library"}.get(keras.backend.backend())
+
+
+def why_not(call):
+    if call.limited:
+        return "it drops no token"
+    if call.platform != "gpu":
+        return "it is for a GPU"
+    if keras.backend.backend() == "tensorflow":
+        return "its kernels run on JAX and PyTorch"
+    if not isinstance(call.tokens, int) or call.tokens == 0:
+        return "it is for a number of tokens that is known beforehand, and not zero"
+    if call.dtype not in ("bfloat16", "float16", "float32"):
+        return f"it computes in bfloat16, float16 or float32, and this is {call.dtype}"
+    return _backend.why_not_triton()
+
+
+def run(tokens, weights, indices, up_bank, down_bank, gate_bank, products=None):
+    given = tokens.dtype
+    tokens, up_bank, down_bank, gate_bank = in_one_dtype(tokens, up_bank, down_bank, gate_bank)
+    products, dtype = products or PRODUCTS, keras.backend.standardize_dtype(tokens.dtype)
+    if products == "library" and _backend.why_not_grouped(_backend.platform(tokens), dtype, up_bank.shape[1:]):
+        products = "triton"
+    rows = sorted_by_expert(indices, up_bank.shape[0])
+    banks = (down_bank, up_bank) if gate_bank is None else (down_bank, up_bank, gate_bank)
+    return ops.cast(_MIXTURES[products](tokens, weights, *rows, *banks), given)
+
+
+class _Kernels:
+    """Products in Triton, which gather and scatter on the way."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def hidden(self, tokens, up_bank, gate_bank, keep):
+        rows = self.rows
+        return kernels.first_product(_backend.launch, tokens, rows.source, rows.counts, up_bank, gate_bank, keep)
+
+    def outputs(self, hidden, down_bank, weights):
+        return self._summed(
+            kernels.rows_product(
+                _backend.launch, hidden, down_bank, self.rows.counts, target=self.rows.order, scale=weights
+            )
+        )
+
+    def hidden_gradient(self, gradient, down_bank):
+        source, counts = self.rows.source, self.rows.counts
+        return kernels.rows_product(_backend.launch, gradient, down_bank, counts, turned=True, source=source)
+
+    def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
+        other = None if gate_bank is None else (grad_gate, gate_bank)
+        counts, target = self.rows.counts, self.rows.order
+        return self._summed(
+            kernels.rows_product(_backend.launch, grad_up, up_bank, counts, other, turned=True, target=target)
+        )
+
+    def bank_gradients(self, tokens, grads, hidden, gradient):
+        """Functions of nothing: for the last layer's bank, and for the first layer's, one for each of `grads`."""
+        # A gather within the sum over rows would wait for what names the rows.
+        given = lambda x: ops.take(x, self.rows.source, axis=0)  # noqa: E731
+        bank = lambda a, b: kernels.bank_gradient(_backend.launch, a, b, self.rows.counts)  # noqa: E731
+        first = lambda grad: lambda: bank(given(tokens), grad)  # noqa: E731
+        return [lambda: bank(hidden, given(gradient)), *map(first, grads)]
+
+    def _summed(self, y):
+        return ops.sum(ops.reshape(y, (*self.rows.place.shape, y.shape[-1])), axis=1)
+
+
+class _Library:
+    """Products of the backend's own; what lies between them in Triton."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def hidden(self, tokens, up_bank, gate_bank, keep):
+        x = self._gathered(tokens)
+        up = self._product(x, up_bank)
+        gate = None if gate_bank is None else self._product(x, gate_bank)
+        hidden = kernels.activation(_backend.launch, up, gate)
+        return (hidden, up, gate) if keep else hidden
+
+    def outputs(self, hidden, down_bank, weights):
+        return kernels.combination(_backend.launch, self._product(hidden, down_bank), self.rows.place, weights)
+
+    def hidden_gradient(self, gradient, down_bank):
+        return self._product(self._gathered(gradient), down_bank, turned=True)
+
+    def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
+        x = self._product(grad_up, up_bank, turned=True)
+        other = None if gate_bank is None else self._product(grad_gate, gate_bank, turned=True)
+        return kernels.combination(_backend.launch, x, self.rows.place, other=other)
+
+    def bank_gradients(self, tokens, grads, hidden, gradient):
+        counts = self.rows.counts
+        first = lambda grad: lambda: _backend.grouped_sum(self._gathered(tokens), grad, counts)  # noqa: E731
+        return [lambda: _backend.grouped_sum(hidden, self._gathered(gradient), counts), *map(first, grads)]
+
+    def _gathered(self, tokens):
+        return ops.take(tokens, self.rows.source, axis=0)
+
+    def _product(self, x, bank, turned=False):
+        return _backend.grouped_product(x, bank, self.rows.counts, turned)
+
+
+def _mixture(products):
+    """The function of `(tokens, weights, *rows, down_bank, up_bank[, gate_bank])`, with its gradient."""
+
+    def parts(tensors):
+        tokens, weights, *rest = tensors
+        count = len(Sorted._fields)
+        down_bank, up_bank, *gate_bank = rest[count:]
+        return tokens, weights, products(Sorted(*rest[:count])), down_bank, up_bank, *(gate_bank or [None])
+
+    def plain(*tensors):
+        tokens, weights, steps, down_bank, up_bank, gate_bank = parts(tensors)
+        return steps.outputs(steps.hidden(tokens, up_bank, gate_bank, keep=False), down_bank, weights)
+
+    def forward(*tensors):
+        tokens, weights, steps, down_bank, up_bank, gate_bank = parts(tensors)
+        hidden, up, gate = steps.hidden(tokens, up_bank, gate_bank, keep=True)
+        return steps.outputs(hidden, down_bank, weights), (tensors, up, gate)
+
+    def backward(residuals, gradient):
+        tensors, up, gate = residuals
+        tokens, weights, steps, down_bank, up_bank, gate_bank = parts(tensors)
+        grad_hidden = steps.hidden_gradient(gradient, down_bank)
+        # With the weight on this side of the last product, that one's result is not needed again.
+        grad_up, grad_gate, grad_weights, hidden = kernels.activation_gradient(
+            _backend.launch, grad_hidden, up, gate, weights, steps.rows.order
+        )
+        grad_tokens = lambda: steps.tokens_gradient(grad_up, up_bank, grad_gate, gate_bank)  # noqa: E731
+        grads = [grad_up] if gate is None else [grad_up, grad_gate]
+        banks = steps.bank_gradients(tokens, grads, hidden, gradient)
+        return grad_tokens, ops.reshape(grad_weights, weights.shape), *[None] * len(Sorted._fields), *banks
+
+    return _backend.custom_gradient(forward, backward, plain)
+
+
+if keras.backend.backend() != "tensorflow":
+    _MIXTURES = {"triton": _mixture(_Kernels), "library": _mixture(_Library)}

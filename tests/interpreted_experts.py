@@ -1,0 +1,114 @@
+"""The kernels of the experts in Triton's interpreter on a CPU, against float64; in a process of its own.
+
+KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/interpreted_experts.py
+"""
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from keras_jamba import _backend
+from keras_jamba._triton import grouped as kernels
+from keras_jamba.ops.experts import triton
+from keras_jamba.ops.experts._sorting import sorted_by_expert
+
+TILES = kernels.Tiles(16, 16, 16, 2, 4, 1)
+EXPERTS, TOKENS, PER_TOKEN = 5, 21, 2
+
+
+def with_indices(patch):
+    """NumPy makes no number of an array of one any more, for which the interpreter asks where a loop ends."""
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    return patched
+
+
+interpreter._patch_lang_tensor = with_indices(interpreter._patch_lang_tensor)
+
+
+def close(actual, expected, name):
+    expected = np.asarray(expected)
+    actual = actual.detach().numpy()
+    assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+
+
+def draw(d, f):
+    """Tokens, weights, banks, and indices; expert 3 gets no token and expert 0 more than a tile has room for."""
+    rng = np.random.default_rng(d)
+    normal = lambda *shape: torch.tensor(rng.standard_normal(shape).astype("float32"))  # noqa: E731
+    indices = np.stack([[0, rng.choice([1, 2, 4])][:: rng.choice([-1, 1])] for _ in range(TOKENS)])
+    banks = [normal(EXPERTS, d, f), normal(EXPERTS, f, d), normal(EXPERTS, d, f)]
+    return [normal(TOKENS, d), torch.rand(TOKENS, PER_TOKEN), *banks], torch.tensor(indices), normal(TOKENS, d)
+
+
+def check_mixture(d, f, swiglu, products):
+    tensors, indices, gradient = draw(d, f)
+    tensors = tensors if swiglu else tensors[:-1]
+    given = [x.numpy() for x in tensors]
+    leaves = [x.requires_grad_() for x in tensors]
+    tokens, weights, up, down, gate = leaves if swiglu else [*leaves, None]
+    name = f"d {d}, f {f}, swiglu {swiglu}, {products}: "
+    y = triton.run(tokens, weights, indices, up, down, gate, products=products)
+    close(y, oracles.expert_mlp(*given[:2], indices.numpy(), *given[2:]), name + "y")
+    with torch.no_grad():
+        again = triton.run(tokens, weights, indices, up, down, gate, products=products)
+    close(again, y.detach().numpy(), name + "y without a gradient")
+    actual = torch.autograd.grad((y * gradient).sum(), leaves)
+    expected = oracles.expert_mlp_gradients(gradient.numpy(), *given[:2], indices.numpy(), *given[2:])
+    for i, pair in enumerate(zip(actual, expected, strict=True)):
+        close(*pair, f"{name}gradient {i}")
+    (alone,) = torch.autograd.grad(
+        triton.run(tokens, weights, indices, up, down, gate, products=products).sum(), tokens
+    )
+    assert alone.shape == tokens.shape
+
+
+def check_that_a_second_gradient_is_refused():
+    (tokens, weights, up, down, gate), indices, _ = draw(16, 24)
+    tokens.requires_grad_()
+    y = triton.run(tokens, weights, indices, up, down, gate, products="triton")
+    with pytest.raises(ValueError, match="no gradient of its own.*Received: tensors that ask for one"):
+        torch.autograd.grad(y.square().sum(), tokens, create_graph=True)
+
+
+def check_tiles(d, f):
+    """Many tiles for each expert, and strips of them, in all directions."""
+    (tokens, weights, up, down, gate), indices, gradient = draw(d, f)
+    rows = sorted_by_expert(indices, EXPERTS)
+    order, source = rows.order.numpy(), rows.source.numpy()
+    expert = indices.numpy().reshape(-1)[order]
+    exact = lambda x: x.numpy().astype("float64")  # noqa: E731
+    x = exact(tokens)[source]
+    product = lambda a, bank, inner: np.einsum(inner, a, exact(bank)[expert])  # noqa: E731
+    into, back = "rd,rdf->rf", "rf,rdf->rd"
+    wide, opening = product(x, up, into), product(x, gate, into)
+    found = kernels.first_product(_backend.launch, tokens, rows.source, rows.counts, up, gate, keep=True, tiles=TILES)
+    for actual, expected in zip(found, (wide * opening / (1 + np.exp(-opening)), wide, opening), strict=True):
+        close(actual, expected, "first_product")
+    _, up_rows, gate_rows = found
+    y = kernels.rows_product(_backend.launch, up_rows, down, rows.counts, target=rows.order, scale=weights, tiles=TILES)
+    expected = np.empty((len(order), d))
+    expected[order] = product(wide, down, "rf,rfd->rd") * exact(weights).reshape(-1)[order][:, None]
+    close(y, expected, "rows_product")
+    both = kernels.rows_product(_backend.launch, up_rows, up, rows.counts, (gate_rows, gate), turned=True, tiles=TILES)
+    close(both, product(wide, up, back) + product(opening, gate, back), "rows_product, two, turned")
+    bank = kernels.bank_gradient(_backend.launch, tokens, gradient, rows.counts, rows.source, rows.source, tiles=TILES)
+    expected = np.zeros((EXPERTS, d, d))
+    np.add.at(expected, expert, x[:, :, None] * exact(gradient)[source][:, None])
+    close(bank, expected, "bank_gradient")
+
+
+for d, f in ((48, 40), (18, 25)):
+    check_tiles(d, f)
+    for swiglu in (True, False):
+        check_mixture(d, f, swiglu, "triton")
+check_mixture(16, 24, True, "library")
+check_mixture(16, 24, False, "library")
+check_that_a_second_gradient_is_refused()
+print("all are equal")
