@@ -81,7 +81,10 @@ transposed, times those of `b` `(rows, n)`.
 `launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages)`: what a kernel in Triton puts out, arrays of
 the `(shape, dtype)` in `outputs`. It takes inputs, outputs, then the constants by name, and has no gradient.
 
-`why_not_triton()`: None, or why no such kernel runs here.
+`launched(program, portable)`: a program of `keras_jamba._triton` as `native` makes a function of a kernel.
+
+`why_not_here()`: None, or why no kernel in Triton runs on this machine; `why_not_triton()`: or why `launch` cannot be
+called where it is asked.
 """
 
 # ruff: noqa: F401, for which names there are depends on the backend
@@ -104,6 +107,7 @@ if _BACKEND == "jax":
         inference,
         input_gradient,
         launch,
+        launched,
         may_log,
         native,
         out_of_memory,
@@ -118,6 +122,7 @@ if _BACKEND == "jax":
         sum_over_replicas,
         weights_changed,
         why_not_grouped,
+        why_not_here,
         why_not_native,
         why_not_triton,
     )
@@ -164,6 +169,7 @@ elif _BACKEND == "torch":
         inference,
         input_gradient,
         launch,
+        launched,
         may_log,
         native,
         out_of_memory,
@@ -179,6 +185,7 @@ elif _BACKEND == "torch":
         sum_over_replicas,
         weights_changed,
         why_not_grouped,
+        why_not_here,
         why_not_native,
         why_not_triton,
     )

@@ -23,11 +23,17 @@ def register():
 
 
 def native(kernel, portable):
+    return differentiable(kernel, portable, _on_cpu)
+
+
+def differentiable(kernel, portable, lowered):
     """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
 
     Args:
-        kernel: of `keras_jamba._native`.
-        portable: the same function in operations of Keras.
+        kernel: of `keras_jamba._native` or `keras_jamba._triton`.
+        portable: the same function in operations of Keras, for all platforms but one and for exports.
+        lowered: `(kernel, backward, inputs, outputs)` to that platform and the rule by which a primitive is lowered
+            there.
     """
     shown = len(kernel.outputs) - kernel.hidden
     hidden = kernel.outputs[shown:]
@@ -40,20 +46,20 @@ def native(kernel, portable):
         return [(x.shape, x.dtype) for x in tensors[: kernel.differentiable]]
 
     def portable_forward(*tensors, options, train):
-        found = portable(_present(tensors), options)
+        found = portable(present(tensors), options)
         specs = outputs(tensors, options, train)[shown:]
         return [*found, *(jnp.zeros(shape, dtype) for shape, dtype in specs)]
 
     def portable_backward(*tensors, options, train):
         count = len(kernel.inputs)
-        function = lambda *wanted: portable(_present((*wanted, *tensors[kernel.differentiable : count])), options)  # noqa: E731
+        function = lambda *wanted: portable(present((*wanted, *tensors[kernel.differentiable : count])), options)  # noqa: E731
         _, pullback = jax.vjp(lambda *wanted: tuple(function(*wanted)), *tensors[: kernel.differentiable])
         return pullback(tuple(tensors[count + len(hidden) :]))
 
     names = (*kernel.inputs, *hidden, *(f"grad_{name}" for name in kernel.outputs[:shown]))
-    forward = _primitive(kernel, False, kernel.inputs, kernel.outputs, outputs, portable_forward)
+    forward = _primitive(kernel, False, kernel.inputs, kernel.outputs, outputs, portable_forward, lowered)
     if kernel.backward:
-        backward = _primitive(kernel, True, names, kernel.gradients, gradients, portable_backward).bind
+        backward = _primitive(kernel, True, names, kernel.gradients, gradients, portable_backward, lowered).bind
     else:
         backward = portable_backward
 
@@ -84,22 +90,22 @@ def _is_none(x):
     return x.shape == (0,)
 
 
-def _present(tensors):
+def present(tensors):
     return [None if _is_none(x) else x for x in tensors]
 
 
-def _primitive(kernel, backward, inputs, outputs, specs, portable):
+def _primitive(kernel, backward, inputs, outputs, specs, portable, lowered):
     primitive = jax.extend.core.Primitive(f"keras_jamba_{kernel.name}_{'backward' if backward else 'forward'}")
     primitive.multiple_results = True
 
     def abstract(*tensors, options, train):
         return [jax.core.ShapedArray(shape, dtype) for shape, dtype in specs(tensors, options, train)]
 
-    def lower_on_cpu(context, *operands, options, train):
-        if context.module_context.lowering_parameters.for_export:
-            return lower_portable(context, *operands, options=options, train=train)
-        layout = _layout(kernel, backward, inputs, outputs, context.avals_in, options)
-        return jax.ffi.ffi_lowering(_TARGET)(context, *operands, layout=layout)
+    platform, lower_there = lowered(kernel, backward, inputs, outputs)
+
+    def lower(context, *operands, options, train):
+        exported = context.module_context.lowering_parameters.for_export
+        return (lower_portable if exported else lower_there)(context, *operands, options=options, train=train)
 
     def over_rows(tensors, axes, options, train):
         """Under `vmap` one element after the other; the kernel uses all cores for each."""
@@ -139,9 +145,17 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable):
     primitive.def_impl(compiled)
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, lower_portable)
-    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+    mlir.register_lowering(primitive, lower, platform=platform)
     batching.primitive_batchers[primitive] = over_rows
     return primitive
+
+
+def _on_cpu(kernel, backward, inputs, outputs):
+    def lower(context, *operands, options, train):
+        layout = _layout(kernel, backward, inputs, outputs, context.avals_in, options)
+        return jax.ffi.ffi_lowering(_TARGET)(context, *operands, layout=layout)
+
+    return "cpu", lower
 
 
 def _layout(kernel, backward, inputs, outputs, specs, options):

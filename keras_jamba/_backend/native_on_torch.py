@@ -9,12 +9,17 @@ from keras_jamba._native import Array
 
 
 def native(kernel, portable):
+    return differentiable(kernel, portable, Operator)
+
+
+def differentiable(kernel, portable, operator):
     """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
 
-    `portable`, the same function in operations of Keras, is needed where the library has no backward function.
+    `portable`, the same function in operations of Keras, is needed where there is no backward function.
+    `operator` makes an operator of each direction.
     """
-    forward = _Operator(kernel, False)
-    backward = _Operator(kernel, True) if kernel.backward else None
+    forward = operator(kernel, False)
+    backward = operator(kernel, True) if kernel.backward else None
     count, shown = len(kernel.inputs), len(kernel.outputs) - kernel.hidden
 
     def setup(ctx, inputs, output):
@@ -54,7 +59,7 @@ def native(kernel, portable):
     return function
 
 
-class _Operator:
+class Operator:
     """One direction of a kernel, registered: its tensors, any of them None, then its options, then `train`."""
 
     def __init__(self, kernel, backward):
@@ -91,22 +96,24 @@ class _Operator:
         return _unlisted([first.new_empty(shape, dtype=_DTYPES.get(dtype, dtype)) for shape, dtype in specs])
 
     def run(self, *arguments):
-        outputs = self.empty(*arguments)
         if 0 in arguments[0].shape:
-            return _unlisted([torch.zeros_like(x) for x in _listed(outputs)])
-        tensors, (*options, _) = self._named(arguments)
+            return _unlisted([torch.zeros_like(x) for x in _listed(self.empty(*arguments))])
+        tensors, (*options, train) = self._named(arguments)
+        return self.computed(tensors, dict(zip(self.kernel.options, options, strict=True)), train, arguments)
+
+    def computed(self, tensors, options, train, arguments):
+        outputs = self.empty(*arguments)
         # Named, so that copies live as long as the call.
         tensors = {name: self._readable(name, x) for name, x in tensors.items() if x is not None and 0 not in x.shape}
         made = {name: x for name, x in zip(self.outputs, _listed(outputs), strict=True) if 0 not in x.shape}
         arrays = {name: _array(x) for name, x in (tensors | made).items()}
-        options = dict(zip(self.kernel.options, options, strict=True))
         self.kernel.run(self.backward, arrays, options, torch.get_num_threads(), _openmp())
         return outputs
 
     def _readable(self, name, x):
         """`x` itself where the library can read it, else a copy without gaps."""
         _, with_rows = self.kernel.field(name)
-        return x if with_rows and _row(x) is not None else x.contiguous()
+        return x if with_rows and row_step(x) is not None else x.contiguous()
 
 
 @functools.cache
@@ -132,7 +139,7 @@ def _unlisted(x):
     return x[0] if len(x) == 1 else tuple(x)
 
 
-def _row(x):
+def row_step(x):
     """The one step from each token to the next, over rows too; None if there is none, or gaps between channels."""
     batch, length, channels = x.shape
     if channels > 1 and x.stride(2) != 1:
@@ -145,6 +152,6 @@ def _row(x):
 
 
 def _array(x):
-    row = _row(x) if x.dim() == 3 else 0
+    row = row_step(x) if x.dim() == 3 else 0
     # What is without gaps may still have any stride where there is one step or none.
     return Array(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."), x.shape[-1] if row is None else row)

@@ -4,14 +4,10 @@ import jax
 import keras
 import numpy as np
 
-from keras_jamba._backend.grouped_on_jax import (  # noqa: F401
-    grouped_product,
-    grouped_sum,
-    launch,
-    why_not_grouped,
-    why_not_triton,
-)
+from keras_jamba._backend.grouped_on_jax import grouped_product, grouped_sum, why_not_grouped  # noqa: F401
 from keras_jamba._backend.native_on_jax import native, register  # noqa: F401
+from keras_jamba._backend.triton_on_jax import launch, launched, why_not_here  # noqa: F401
+from keras_jamba._backend.triton_on_jax import why_not_here as why_not_triton  # noqa: F401
 
 
 def scan(body, carry, inputs, reverse=False):

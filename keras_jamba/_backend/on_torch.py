@@ -6,15 +6,10 @@ import torch
 from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from keras_jamba._backend.grouped_on_torch import (  # noqa: F401
-    grouped_product,
-    grouped_sum,
-    launch,
-    why_not_grouped,
-    why_not_triton,
-)
+from keras_jamba._backend.grouped_on_torch import grouped_product, grouped_sum, why_not_grouped  # noqa: F401
 from keras_jamba._backend.native_on_torch import native  # noqa: F401
 from keras_jamba._backend.recording_on_torch import recorded, recording
+from keras_jamba._backend.triton_on_torch import launch, launched, why_not_here, why_not_triton  # noqa: F401
 
 
 def scan(body, carry, inputs, reverse=False):

@@ -6,10 +6,11 @@ Knows addresses, shapes and dtypes, and no backend: whoever calls it owns the me
 
 import ctypes
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from keras_jamba._signature import Signature
 
 LIBRARY = Path(__file__).parent / "libkeras_jamba.so"
 INSTRUCTION_SETS = {"plain": 1, "avx2": 2, "avx512": 3}
@@ -42,58 +43,23 @@ def _structure(integers, members):
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Signature):
     """A function of the library, and the one for its gradient.
 
     Attributes:
-        name: "scan", "conv" or "experts".
         number: of the forward function in xla_ffi.h; the backward one has the next.
         backward: whether the library has one. Where not, the gradient is that of the portable form.
-        inputs: names of the tensors that go in. Most may be None.
-        differentiable: how many of the inputs, the first ones, have a gradient, `grad_` and the name.
-        outputs: names of the tensors that come out.
-        hidden: how many of the outputs, the last ones, are for the backward pass alone.
-        options: names of the integers that are neither sizes nor tensors.
-        sizes: the shapes of the inputs by name, to the sizes in the structure.
-        shapes: sizes to the shapes of the outputs. The first has the dtype of the first input, the others float32.
-        structure: the mirror of the structure in keras_jamba.h.
-        twice: the implementation of the same op that has second derivatives on all backends.
+        structure: the mirror of the structure in keras_jamba.h. Its integers are the sizes, then the options.
     """
 
-    name: str
     number: int
     backward: bool
-    inputs: tuple
-    differentiable: int
-    outputs: tuple
-    hidden: int
-    options: tuple
-    sizes: Callable
-    shapes: Callable
     structure: type
-    twice: str
-
-    @property
-    def no_second_derivative(self):
-        """What to answer to whoever asks for one."""
-        return (
-            f"The native {self.name} has no second derivatives. Received: a gradient of its gradient. "
-            f"Compute it with implementation={self.twice!r}."
-        )
-
-    @property
-    def gradients(self):
-        return [f"grad_{name}" for name in self.inputs[: self.differentiable]]
 
     def field(self, name):
         """Where a tensor stands in the structure, in bytes, and whether with its dtype and rows."""
         kind = dict(self.structure._fields_)[name]
         return getattr(self.structure, name).offset, kind is _Tensor
-
-    def output_specs(self, shapes, dtype, train):
-        """`[(shape, dtype)]` of the outputs; without `train` the hidden ones are empty."""
-        specs = [(shape, dtype if i == 0 else "float32") for i, shape in enumerate(self.shapes(self.sizes(shapes)))]
-        return specs if train else specs[: len(specs) - self.hidden] + [((0,), "float32")] * self.hidden
 
     def run(self, backward, arrays, options, threads, parallel=None):
         """Calls the library, without Python's lock.

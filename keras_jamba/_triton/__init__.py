@@ -1,1 +1,45 @@
-"""Kernels in Triton, and how they are launched; imports neither a backend nor, by itself, Triton."""
+"""Kernels for a GPU, in Triton, and how each is launched. Knows no backend: `_backend` gives arrays and launches.
+
+Modules with `kernels` in their names import Triton, and are imported where something is launched.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from keras_jamba._signature import Signature
+
+
+class Gpu(NamedTuple):
+    """How whoever owns the arrays launches a kernel.
+
+    Attributes:
+        launch: `(kernel, grid, inputs, outputs, constants, num_warps=, num_stages=, registers=, zeroed=)`. Returns
+            arrays of the `(shape, dtype)` in `outputs`; those whose places are in `zeroed` are zeros before. The kernel
+            takes inputs, outputs, then the constants by name; a thread may use `registers` at most (on JAX those of
+            its program).
+        row: an array `(b, t, e)` to the elements from one token to the next.
+        multiprocessors: how many the device has.
+    """
+
+    launch: Callable
+    row: Callable
+    multiprocessors: int
+
+
+@dataclass(frozen=True)
+class Program(Signature):
+    """A function that one or several kernels compute, and the one for its gradient.
+
+    Attributes:
+        forward: `(gpu, tensors, options, train)`, both by name, to the outputs, None for one that is left out.
+        backward: `(gpu, tensors, options)` to the gradients in their order, None for that of an input that is None;
+            tensors are the inputs, the hidden outputs, and `grad_` and the name of the others.
+        strided: names of inputs `(b, t, e)` that may be parts of wider arrays.
+        registers: how many a thread of the backward kernels may use, or None for as many as it likes.
+    """
+
+    forward: Callable
+    backward: Callable
+    strided: tuple
+    registers: int | None

@@ -8,23 +8,30 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops.scan import associative, native, portable, reference
+from keras_jamba.ops.scan import associative, native, portable, reference, triton
 
-_BY_NAME = {"native": native, "portable": portable, "associative": associative, "reference": reference}
+_BY_NAME = {
+    "native": native,
+    "triton": triton,
+    "portable": portable,
+    "associative": associative,
+    "reference": reference,
+}
 # A time loop wins on a CPU (benchmarks/results); on an accelerator the tree, which has few steps, goes first.
 _FASTEST_FIRST = {
     "cpu": ("native", "portable", "associative", "reference"),
-    "gpu": ("associative", "portable", "reference"),
+    "gpu": ("triton", "associative", "portable", "reference"),
     "tpu": ("associative", "portable", "reference"),
 }
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What an implementation may look at before it refuses: where it runs, and (b, t, e), None where unknown."""
+    """What an implementation may look at before it refuses: where it runs, (b, t, e), and n; None where unknown."""
 
     platform: str
     shape: tuple
+    states: int | None
 
     @property
     def length(self):
@@ -101,7 +108,7 @@ def selective_scan(
     tensors = {k: v if v is None else ops.convert_to_tensor(v) for k, v in tensors.items()}
     _check(tensors)
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, tensors["u"].shape)
-    call = _Call(_backend.platform(tensors["u"]), tuple(tensors["u"].shape))
+    call = _Call(_backend.platform(tensors["u"]), tuple(tensors["u"].shape), tensors["A"].shape[1])
     requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
     table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
     if call.length == 1 and requested is None and native.why_not(call):
@@ -114,7 +121,7 @@ def selective_scan(
 def implementations():
     """What `selective_scan` can run as here: `{name: None, or the reason why it cannot}`, fastest first."""
     platform = _backend.platform()
-    call = _Call(platform, shape=(1, 1, 1))
+    call = _Call(platform, shape=(1, 1, 1), states=1)
     return {name: _BY_NAME[name].why_not(call) for name in _FASTEST_FIRST[platform]}
 
 

@@ -1,4 +1,4 @@
-"""The kernels of the experts in Triton, which here are interpreted."""
+"""The kernels in Triton, which here are interpreted."""
 
 import importlib.util
 import os
@@ -9,19 +9,20 @@ from pathlib import Path
 import keras
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "interpreted_experts.py"
+TESTS = Path(__file__).parent.parent
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the interpreter works on PyTorch's tensors")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernels_compute_experts_and_all_gradients():
+@pytest.mark.parametrize("script", sorted(file.name for file in TESTS.glob("interpreted_*.py")))
+def test_kernels_compute_what_they_should_and_all_gradients(script):
     # Whether kernels are interpreted is decided when Triton is imported.
     done = subprocess.run(
-        [sys.executable, SCRIPT],
+        [sys.executable, TESTS / script],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip().endswith("all are equal")

@@ -1,0 +1,75 @@
+"""Kernels in Triton on JAX: primitives that XLA's GPU compiler lowers to calls of jax-triton."""
+
+import contextlib
+import functools
+import importlib.util
+
+import jax
+from jax import numpy as jnp
+from jax.interpreters import mlir
+
+from keras_jamba._backend.native_on_jax import differentiable, present
+from keras_jamba._triton import Gpu
+
+
+def launched(program, portable):
+    return differentiable(program, portable, _on_gpu)
+
+
+def _on_gpu(program, backward, inputs, outputs):
+    def run(*arrays, options, train):
+        tensors = dict(zip(inputs, present(arrays), strict=True))
+        options = dict(zip(program.options, options, strict=True))
+        if backward:
+            found = program.backward(gpu(), tensors, options)
+        else:
+            found = program.forward(gpu(), tensors, options, train)
+        # In the place of None a vector of no length, as primitives have it.
+        return [jnp.zeros((0,), "float32") if x is None else x for x in found]
+
+    rule = mlir.lower_fun(run, multiple_results=True)
+
+    def lower(context, *operands, options, train):
+        with _registers(program.registers if backward else None):
+            return rule(context, *operands, options=options, train=train)
+
+    return "cuda", lower
+
+
+@contextlib.contextmanager
+def _registers(limit):
+    """How many registers a thread of the kernels compiled inside may use. jax-triton 0.3.1 has no option for it."""
+    if limit is None:
+        yield
+        return
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    parse = CUDABackend.parse_options
+    CUDABackend.parse_options = lambda self, given: parse(self, given | {"maxnreg": limit})
+    try:
+        yield
+    finally:
+        CUDABackend.parse_options = parse
+
+
+@functools.cache
+def why_not_here():
+    """None, or why no kernel in Triton runs on this machine."""
+    if any(importlib.util.find_spec(name) is None for name in ("triton", "jax_triton")):
+        return "Triton and jax-triton are not both installed"
+    if jax.default_backend() != "gpu" or float(getattr(jax.devices()[0], "compute_capability", 0)) < 8:
+        return "Triton's kernels are for an NVIDIA GPU of capability 8.0 or more"
+    return None
+
+
+def gpu():
+    return Gpu(launch, lambda x: x.shape[-1], jax.devices()[0].core_count)
+
+
+def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):
+    # Only here: where there is no GPU it cannot be imported.
+    import jax_triton
+
+    specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
+    given = dict(kernel=kernel, out_shape=specs, grid=grid, num_warps=num_warps, num_stages=num_stages)
+    return jax_triton.triton_call(*inputs, **given, zeroed_outputs=tuple(zeroed), **constants)

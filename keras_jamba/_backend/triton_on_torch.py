@@ -1,0 +1,89 @@
+"""Kernels in Triton on PyTorch: registered operators, which `torch.compile` takes as they are."""
+
+import contextlib
+import functools
+import importlib.util
+
+import torch
+
+from keras_jamba._backend.native_on_torch import Operator, differentiable, row_step
+from keras_jamba._backend.recording_on_torch import recording
+from keras_jamba._triton import Gpu
+
+
+def launched(program, portable):
+    return differentiable(program, portable, _Launched)
+
+
+class _Launched(Operator):
+    def computed(self, tensors, options, train, arguments):
+        tensors = {name: self._readable(name, x) for name, x in tensors.items()}
+        if self.backward:
+            found = self.kernel.backward(gpu(), tensors, options)
+        else:
+            found = self.kernel.forward(gpu(), tensors, options, train)
+        dtype = arguments[0].dtype if self.backward else torch.float32
+        found = tuple(arguments[0].new_empty(0, dtype=dtype) if x is None else x for x in found)
+        return found if len(found) > 1 else found[0]
+
+    def _readable(self, name, x):
+        if x is None or (name in self.kernel.strided and row_step(x) is not None):
+            return x
+        return x.contiguous()
+
+
+@functools.cache
+def why_not_here():
+    """None, or why no kernel in Triton runs on this machine."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not torch.cuda.is_available() or torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
+        return "Triton's kernels are for an NVIDIA GPU of capability 8.0 or more"
+    return None
+
+
+def gpu():
+    return Gpu(_launched, row_step, _multiprocessors())
+
+
+@functools.cache
+def _multiprocessors():
+    # In Triton's interpreter there are none.
+    return torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
+
+
+def _launched(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):
+    device = inputs[0].device
+    make = {True: torch.zeros, False: torch.empty}
+    made = [
+        make[i in zeroed](shape, dtype=_DTYPES.get(dtype, dtype), device=device)
+        for i, (shape, dtype) in enumerate(outputs)
+    ]
+    limit = {} if registers is None else {"maxnreg": registers}
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*inputs, *made, **constants, num_warps=num_warps, num_stages=num_stages, **limit)
+    return made
+
+
+_DTYPES = {"float32": torch.float32}
+
+
+def why_not_triton():
+    if why_not_here():
+        return why_not_here()
+    if recording() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "what is written down or compiled has no place for such a kernel"
+    # Where an operator has no rule for it, PyTorch takes the derivative for zero.
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "it has no forward-mode derivatives"
+    return None
+
+
+def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise ValueError(
+            "A kernel in Triton has no gradient of its own. Received: tensors that ask for one, as in a gradient of a "
+            "gradient. Compute it with another implementation of the op."
+        )
+    inputs = [x.contiguous() for x in inputs]
+    return _launched(kernel, grid, inputs, outputs, constants, num_warps, num_stages)

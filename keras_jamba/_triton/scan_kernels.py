@@ -1,0 +1,338 @@
+"""The selective scan on a GPU, in Triton: forward.
+
+A warp takes BLOCK channels of one row through time: LANES threads a channel, each with EACH of its states in
+registers, as a tile (LANES, EACH, BLOCK). No token waits for a tree of others, and what is summed over states stays
+nearly inside a thread. What is done once a token and channel (softplus, gate) is done for COUNT tokens at once, a tile
+(COUNT, BLOCK) with a thread for each element; `_row` hands a token's row to all threads of its channels. Programs are
+of one warp, so nothing waits for another. In a turn of the loop three tiles are worked at that do not wait for each
+other: one goes through the recurrence, the next is prepared, and the outputs of the one before are finished.
+
+Long sequences are cut into segments that run side by side. A first pass gives the state that each ends with and how
+far it forgets the one before; the second begins with what those before it leave.
+
+What it costs is exponentials, one a state and token, 16 a clock on a multiprocessor: decays are powers of two,
+`exp(delta A) = 2 ** (delta A2)` with `A2 = A log2(e)`.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Bits of a token's flags.
+REAL, RESET = tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def _nothing():
+    """0, which the compiler does not know: for a pointer moved by it, it lays nothing out for wide vectors."""
+    return tl.num_programs(2) - 1
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp2(x * -LOG2E))
+
+
+@triton.jit
+def _softplus(x):
+    """log(1 + exp(x)) to float32's precision: log1p(w) = 2 artanh(w / (2 + w)) with w = exp(-|x|), as a series."""
+    w = tl.exp2(tl.abs(x) * -LOG2E)
+    s = w / (2 + w)
+    q = s * s
+    series = 1.0 + q * (0.33333206 + q * (0.20010847 + q * (0.13999623 + q * 0.14011951)))
+    return tl.maximum(x, 0.0) + 2 * s * series
+
+
+@triton.jit
+def _row(x, i: tl.constexpr):
+    BLOCK: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.gather(x, tl.full([1, BLOCK], i, tl.int32), 0), [BLOCK])
+
+
+@triton.jit
+def _with_row(x, i: tl.constexpr, row, t):
+    return tl.where(t[:, None] == i, row[None, :], x)
+
+
+@triton.jit
+def _tokens(pointer, t, e, left, ROW: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
+    """A tile (COUNT, BLOCK) of the next tokens; zeros for those beyond the `left` that there are.
+
+    WHOLE says that all are, and all channels.
+    """
+    place = pointer + (t[:, None] * ROW + e[None, :] + _nothing())
+    if WHOLE:
+        return tl.load(place)
+    else:
+        return tl.load(place, mask=(t < left)[:, None] & (e < CHANNELS)[None, :], other=0)
+
+
+@triton.jit
+def _gathered(
+    u,
+    delta,
+    z,
+    at,
+    t,
+    e,
+    left,
+    U_ROW: tl.constexpr,
+    DELTA_ROW: tl.constexpr,
+    Z_ROW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Tiles of u, delta and z of the tokens from `at` on."""
+    x = _tokens(u + at * U_ROW, t, e, left, U_ROW, CHANNELS, WHOLE)
+    raw = _tokens(delta + at * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, WHOLE)
+    return x, raw, _tokens(z + at * Z_ROW, t, e, left, Z_ROW, CHANNELS, WHOLE) if HAS_Z else x
+
+
+@triton.jit
+def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
+    place = pointer + (t[:, None] * CHANNELS + e[None, :] + _nothing())
+    if WHOLE:
+        tl.store(place, x.to(pointer.dtype.element_ty))
+    else:
+        tl.store(place, x.to(pointer.dtype.element_ty), mask=(t < left)[:, None] & (e < CHANNELS)[None, :])
+
+
+@triton.jit
+def _states(pointer, n, left, STATES: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr):
+    """B or C of the next COUNT tokens, each (LANES, EACH); the last again for those beyond `left`, unless WHOLE."""
+    found = ()
+    for i in tl.static_range(COUNT):
+        place = pointer + i * STATES if WHOLE else pointer + tl.minimum(i, left - 1) * STATES
+        if STATES == n.shape[0] * n.shape[1]:
+            found = found + (tl.load(place + n),)
+        else:
+            found = found + (tl.load(place + n, mask=n < STATES, other=0.0),)
+    return found
+
+
+@triton.jit
+def _held(x, flags, t, left, FLAGS: tl.constexpr, WHOLE: tl.constexpr):
+    """`x (COUNT, BLOCK)`, zeros where a token is masked or not there."""
+    if FLAGS:
+        real = (tl.load(flags + t, mask=t < left, other=0).to(tl.int32) & REAL) != 0
+        return tl.where(real[:, None], x, 0.0)
+    elif WHOLE:
+        return x
+    else:
+        return tl.where((t < left)[:, None], x, 0.0)
+
+
+@triton.jit
+def _time_steps(raw, shift, flags, t, left, SOFTPLUS: tl.constexpr, FLAGS: tl.constexpr, WHOLE: tl.constexpr):
+    """delta' of each token: 0, which holds the state, where it is masked."""
+    steps = raw.to(tl.float32) + shift[None, :]
+    if SOFTPLUS:
+        steps = _softplus(steps)
+    return _held(steps, flags, t, left, FLAGS, WHOLE)
+
+
+@triton.jit
+def _decay(steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
+    decay = tl.exp2(_row(steps, i)[None, None, :] * A2)
+    if FLAGS:
+        reset = tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & RESET
+        decay = tl.where(reset != 0, 0.0, decay)
+    return decay
+
+
+@triton.jit
+def _summed(x):
+    """Over the states: those of a thread first."""
+    return tl.sum(tl.sum(x, axis=1), axis=0)
+
+
+@triton.jit
+def _prepared(
+    tile,
+    shift,
+    flags,
+    t,
+    left,
+    SOFTPLUS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    FLAGS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """What of a tile's tokens the states have no part in: delta', delta' u, u and silu(z)."""
+    u, delta, z = tile
+    x = u.to(tl.float32)
+    steps = _time_steps(delta, shift, flags, t, left, SOFTPLUS, FLAGS, WHOLE)
+    share = x
+    if HAS_Z:
+        gate = z.to(tl.float32)
+        share = gate * _sigmoid(gate)
+    return steps, steps * x, x, share
+
+
+@triton.jit
+def _recurred(h, steps, driven, B, C, A2, flags, t, left, FLAGS: tl.constexpr):
+    """The state after a tile's tokens, and what each reads of it, summed over the states of a thread alone."""
+    reads = ()
+    for i in tl.static_range(t.shape[0]):
+        h = _decay(steps, A2, flags, i, left, FLAGS) * h + _row(driven, i)[None, None, :] * B[i][:, :, None]
+        reads = reads + (tl.sum(h * C[i][:, :, None], axis=1),)
+    return h, reads
+
+
+@triton.jit
+def _finish(
+    reads,
+    x,
+    share,
+    skip,
+    pointer,
+    flags,
+    t,
+    e,
+    left,
+    CHANNELS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    FLAGS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Sums, skips, gates and stores a tile's outputs."""
+    out = skip[None, :] * x
+    for i in tl.static_range(t.shape[0]):
+        out += tl.where(t[:, None] == i, tl.sum(reads[i], axis=0)[None, :], 0.0)
+    if HAS_Z:
+        out = out * share
+    _put(pointer, _held(out, flags, t, left, FLAGS, True), t, e, left, CHANNELS, WHOLE)
+
+
+@triton.jit
+def _place(length, segment, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's row, number of its segment, its first token and the one after its last, and its channels."""
+    blocks = tl.cdiv(CHANNELS, BLOCK)
+    segments = tl.cdiv(length, segment)
+    place = tl.program_id(0) // blocks
+    begin = place % segments * segment
+    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    return (place // segments).to(tl.int64), place % segments, begin, tl.minimum(begin + segment, length), e
+
+
+@triton.jit
+def scan_forward(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    bias,
+    initial,
+    flags,
+    ends,
+    decays,
+    y,
+    last,
+    checkpoints,
+    length,
+    segment,
+    CHANNELS: tl.constexpr,
+    U_ROW: tl.constexpr,
+    DELTA_ROW: tl.constexpr,
+    Z_ROW: tl.constexpr,
+    STATES: tl.constexpr,
+    LANES: tl.constexpr,
+    EACH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
+    EVERY: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    FLAGS: tl.constexpr,
+    TRAIN: tl.constexpr,
+):
+    """`y (b, t, e)`, `last (b, e, n)` and, to train, the states at every EVERY-th token, `checkpoints (b, t', e, n)`.
+
+    `u`, `delta`, `z`: (b, t, e), with a step of their own from token to token. `A`: (e, n). `B`, `C`: (b, t, n),
+    float32. `initial`: (b, e, n). `ends`, `decays`: (b, segments, e, n) of `scan_ends`.
+    """
+    b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
+    t = tl.arange(0, COUNT)
+    n = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    ok = e < CHANNELS
+    here = (n < STATES)[:, :, None] & ok[None, None, :]
+    state = n[:, :, None] + e[None, None, :] * STATES
+    A2 = tl.load(A + state, mask=here, other=0.0) * LOG2E
+    h = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    if HAS_INITIAL:
+        h = tl.load(initial + b * CHANNELS * STATES + state, mask=here, other=0.0)
+    for before in range(number):
+        part = (b * tl.cdiv(length, segment) + before) * CHANNELS * STATES + state
+        h = tl.load(decays + part, mask=here, other=0.0) * h + tl.load(ends + part, mask=here, other=0.0)
+    skip = tl.load(D + e, mask=ok, other=0.0) if HAS_D else tl.zeros([BLOCK], tl.float32)
+    shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
+
+    first, left = b * length + begin, end - begin
+    u += first * U_ROW
+    delta += first * DELTA_ROW
+    z += first * Z_ROW
+    y += first * CHANNELS
+    B += first * STATES
+    C += first * STATES
+    flags += first
+    checkpoints += (b * tl.cdiv(length, EVERY) + begin // EVERY) * CHANNELS * STATES
+    EVEN: tl.constexpr = CHANNELS % BLOCK == 0
+    whole = left // COUNT * COUNT
+    # Tiles come from far, and several are on their way at a time. B and C, which all channels share, lie near.
+    queue = ()
+    for k in tl.static_range(AHEAD):
+        at = tl.minimum(k * COUNT, tl.maximum(whole - COUNT, 0)).to(tl.int64)
+        queue = queue + (_gathered(u, delta, z, at, t, e, whole, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False),)
+    next_B = _states(B, n, left, STATES, COUNT, False)
+    next_C = _states(C, n, left, STATES, COUNT, False)
+    ready = _prepared(queue[0], shift, flags, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
+    queue = queue[1:]
+    old_x, old_share, reads = ready[2], ready[3], ()
+    for _ in tl.static_range(COUNT):
+        reads = reads + (tl.zeros([LANES, BLOCK], tl.float32),)
+    for at in range(0, whole, COUNT):
+        if TRAIN:
+            if at % EVERY == 0:
+                tl.store(checkpoints + at // EVERY * (CHANNELS * STATES) + state, h, mask=here)
+        # The tile before; in the first turn there is none, and what is put there is put again in the second.
+        back = tl.maximum(at - COUNT, 0)
+        to = y + tl.cast(back, tl.int64) * CHANNELS
+        _finish(reads, old_x, old_share, skip, to, flags + back, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
+        steps, driven, old_x, old_share = ready
+        now_B, now_C = next_B, next_C
+        # In the last turns the last tile again.
+        far = tl.minimum(at + AHEAD * COUNT, whole - COUNT).to(tl.int64)
+        near = tl.minimum(at + COUNT, whole - COUNT)
+        ready = _prepared(queue[0], shift, flags + near, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
+        following = _gathered(u, delta, z, far, t, e, COUNT, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, EVEN)
+        queue = queue[1:] + (following,)
+        next_B = _states(B + near.to(tl.int64) * STATES, n, COUNT, STATES, COUNT, True)
+        next_C = _states(C + near.to(tl.int64) * STATES, n, COUNT, STATES, COUNT, True)
+        h, reads = _recurred(h, steps, driven, now_B, now_C, A2, flags + at, t, COUNT, FLAGS)
+    if whole > 0:
+        to = y + (whole - COUNT).to(tl.int64) * CHANNELS
+        _finish(reads, old_x, old_share, skip, to, flags + whole - COUNT, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
+    rest = left - whole
+    if rest > 0:
+        if TRAIN:
+            if whole % EVERY == 0:
+                tl.store(checkpoints + whole // EVERY * (CHANNELS * STATES) + state, h, mask=here)
+        at_end = whole.to(tl.int64)
+        end_tile = _gathered(u, delta, z, at_end, t, e, rest, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False)
+        end_B = _states(B + at_end * STATES, n, rest, STATES, COUNT, False)
+        end_C = _states(C + at_end * STATES, n, rest, STATES, COUNT, False)
+        steps, driven, x, share = _prepared(end_tile, shift, flags + whole, t, rest, SOFTPLUS, HAS_Z, FLAGS, False)
+        h, end_reads = _recurred(h, steps, driven, end_B, end_C, A2, flags + whole, t, rest, FLAGS)
+        to = y + at_end * CHANNELS
+        _finish(end_reads, x, share, skip, to, flags + whole, t, e, rest, CHANNELS, HAS_Z, FLAGS, False)
+    if end == length:
+        tl.store(last + b * CHANNELS * STATES + state, h, mask=here)

@@ -1,0 +1,128 @@
+"""What segments of a sequence, which run side by side, have to tell each other; see scan_kernels.py."""
+
+import triton
+import triton.language as tl
+
+from keras_jamba._triton.scan_gradient_kernels import _gated
+from keras_jamba._triton.scan_kernels import LOG2E, RESET, _decay, _place, _row, _states, _time_steps, _tokens
+
+
+@triton.jit
+def _lasting(whole, steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
+    """The exponent of the decay over several tokens, with one more."""
+    whole += _row(steps, i)[None, None, :] * A2
+    if FLAGS:
+        reset = tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & RESET
+        whole = tl.where(reset != 0, float("-inf"), whole)
+    return whole
+
+
+@triton.jit
+def scan_ends(
+    u,
+    delta,
+    A,
+    B,
+    bias,
+    flags,
+    ends,
+    decays,
+    length,
+    segment,
+    CHANNELS: tl.constexpr,
+    U_ROW: tl.constexpr,
+    DELTA_ROW: tl.constexpr,
+    STATES: tl.constexpr,
+    LANES: tl.constexpr,
+    EACH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    FLAGS: tl.constexpr,
+):
+    """Of every segment the state that it ends with from zeros, and its whole decay, both (b, segments, e, n)."""
+    b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
+    t = tl.arange(0, COUNT)
+    n = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    ok = e < CHANNELS
+    here = (n < STATES)[:, :, None] & ok[None, None, :]
+    state = n[:, :, None] + e[None, None, :] * STATES
+    A2 = tl.load(A + state, mask=here, other=0.0) * LOG2E
+    shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
+    h = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    whole = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    first, left = b * length + begin, end - begin
+    next_u = _tokens(u + first * U_ROW, t, e, left, U_ROW, CHANNELS, False)
+    next_delta = _tokens(delta + first * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
+    next_B = _states(B + first * STATES, n, left, STATES, COUNT, False)
+    for at in range(0, left, COUNT):
+        now_u, now_delta, now_B, place = next_u, next_delta, next_B, first + at
+        ahead = left - at - COUNT
+        next_u = _tokens(u + (place + COUNT) * U_ROW, t, e, ahead, U_ROW, CHANNELS, False)
+        next_delta = _tokens(delta + (place + COUNT) * DELTA_ROW, t, e, ahead, DELTA_ROW, CHANNELS, False)
+        next_B = _states(B + (place + COUNT) * STATES, n, ahead, STATES, COUNT, False)
+        steps = _time_steps(now_delta, shift, flags + place, t, left - at, SOFTPLUS, FLAGS, False)
+        driven = steps * now_u.to(tl.float32)
+        for i in tl.static_range(COUNT):
+            decay = _decay(steps, A2, flags + place, i, left - at, FLAGS)
+            h = decay * h + _row(driven, i)[None, None, :] * now_B[i][:, :, None]
+            whole = _lasting(whole, steps, A2, flags + place, i, left - at, FLAGS)
+    part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
+    tl.store(ends + part, h, mask=here)
+    tl.store(decays + part, tl.exp2(whole), mask=here)
+
+
+@triton.jit
+def scan_carries(
+    delta,
+    A,
+    C,
+    z,
+    bias,
+    flags,
+    grad_y,
+    carries,
+    decays,
+    length,
+    segment,
+    CHANNELS: tl.constexpr,
+    DELTA_ROW: tl.constexpr,
+    Z_ROW: tl.constexpr,
+    STATES: tl.constexpr,
+    LANES: tl.constexpr,
+    EACH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    FLAGS: tl.constexpr,
+):
+    """Of every segment `q` of its first token if none came from behind it, and its decay, both (b, segments, e, n)."""
+    b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
+    t = tl.arange(0, COUNT)
+    n = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    ok = e < CHANNELS
+    here = (n < STATES)[:, :, None] & ok[None, None, :]
+    state = n[:, :, None] + e[None, None, :] * STATES
+    A2 = tl.load(A + state, mask=here, other=0.0) * LOG2E
+    shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
+    carry = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    whole = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    for k in range(tl.cdiv(end - begin, COUNT) - 1, -1, -1):
+        at = begin + k * COUNT
+        place, left = b * length + at, end - at
+        raw = _tokens(delta + place * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
+        gate = _tokens(z + place * Z_ROW, t, e, left, Z_ROW, CHANNELS, False) if HAS_Z else raw
+        dy = _tokens(grad_y + place * CHANNELS, t, e, left, CHANNELS, CHANNELS, False)
+        Cs = _states(C + place * STATES, n, left, STATES, COUNT, False)
+        steps = _time_steps(raw, shift, flags + place, t, left, SOFTPLUS, FLAGS, False)
+        g = _gated(dy, gate, flags + place, t, left, HAS_Z, FLAGS)
+        for i in tl.static_range(COUNT - 1, -1, -1):
+            decay = _decay(steps, A2, flags + place, i, left, FLAGS)
+            carry = decay * (_row(g, i)[None, None, :] * Cs[i][:, :, None] + carry)
+            whole = _lasting(whole, steps, A2, flags + place, i, left, FLAGS)
+    part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
+    tl.store(carries + part, carry, mask=here)
+    tl.store(decays + part, tl.exp2(whole), mask=here)

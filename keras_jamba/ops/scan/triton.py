@@ -1,0 +1,52 @@
+"""The selective scan in Triton: for a GPU."""
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba._triton import scan as kernels
+from keras_jamba.ops._implementations import in_short_or_single
+from keras_jamba.ops._tokens import begins_document
+from keras_jamba.ops.scan import portable
+
+
+def _portable(tensors, options):
+    u, delta, A, B, C, D, z, bias, initial_state, mask, segment_ids, _ = tensors
+    (softplus,) = options
+    return portable.run(u, delta, A, B, C, D, z, bias, bool(softplus), initial_state, mask, segment_ids)
+
+
+_function = None if keras.backend.backend() == "tensorflow" else _backend.launched(kernels.SCAN, _portable)
+
+
+def why_not(call):
+    if call.platform != "gpu":
+        return "it is for a GPU"
+    if _function is None:
+        return "its kernels run on JAX and PyTorch"
+    if not all(isinstance(size, int) for size in (*call.shape, call.states)):
+        return "it needs sizes that are known"
+    if call.states > kernels.MOST_STATES:
+        return f"it holds {kernels.MOST_STATES} states a channel at most"
+    return _backend.why_not_here() or _backend.why_not_native(call.shape)
+
+
+def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):
+    dtype = u.dtype
+    u, delta, z = map(in_short_or_single, (u, delta, z))
+    A, B, C, D, delta_bias, initial_state = (
+        x if x is None else ops.cast(x, "float32") for x in (A, B, C, D, delta_bias, initial_state)
+    )
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, mask, segment_ids, _flags(mask, segment_ids))
+    y, last_state = _function(tensors, (int(delta_softplus),))
+    return ops.cast(y, dtype), last_state
+
+
+def _flags(mask, segment_ids):
+    """`(b, t)` int8, of each token whether it is real, and whether it begins a document; None where all just go on."""
+    if mask is None and segment_ids is None:
+        return None
+    real = ops.ones_like(segment_ids, "int8") if mask is None else ops.cast(mask, "int8")
+    if segment_ids is None:
+        return real
+    return real + kernels.RESET * ops.cast(begins_document(segment_ids, mask), "int8")
