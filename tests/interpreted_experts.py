@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from triton.runtime import interpreter
+import triton_on_cpu  # noqa: F401
 
 from keras_jamba import _backend
 from keras_jamba._triton import grouped as kernels
@@ -16,19 +16,6 @@ from keras_jamba.ops.experts._sorting import sorted_by_expert
 
 TILES = kernels.Tiles(16, 16, 16, 2, 4, 1)
 EXPERTS, TOKENS, PER_TOKEN = 5, 21, 2
-
-
-def with_indices(patch):
-    """NumPy makes no number of an array of one any more, for which the interpreter asks where a loop ends."""
-
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    return patched
-
-
-interpreter._patch_lang_tensor = with_indices(interpreter._patch_lang_tensor)
 
 
 def close(actual, expected, name):
