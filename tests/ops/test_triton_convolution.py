@@ -1,0 +1,49 @@
+"""The kernels of the convolution and of one token's step in Triton, which here are interpreted."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+from keras_jamba._triton import convolution, step
+
+SCRIPT = Path(__file__).parent.parent / "interpreted_convolution.py"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the interpreter works on PyTorch's tensors")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernels_compute_the_convolution_all_gradients_and_one_tokens_step():
+    # Whether kernels are interpreted is decided when Triton is imported.
+    done = subprocess.run(
+        [sys.executable, SCRIPT],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().endswith("all are equal")
+
+
+@pytest.mark.parametrize("b, t", [(1, 1), (1, 5), (1, 100), (1, 2048), (8, 2048), (4, 100_000)])
+@pytest.mark.parametrize("k, e", [(1, 1), (4, 3), (4, 64), (5, 1536), (8, 2048)])
+@pytest.mark.parametrize("each", [2, 4, 8])
+def test_a_tile_of_the_convolution_is_one_that_its_kernels_can_take(b, t, k, e, each):
+    tile = convolution.tile_for(b, t, (k, e), each)
+    assert all(size & (size - 1) == 0 for size in (tile.block, tile.runs, tile.strip))
+    # Tokens are asked for a turn ahead, and so are those that a run needs of the one after it.
+    assert tile.count >= k - 1 and tile.strip % tile.count == 0
+    # Programs of all of a warp's threads, and not more tokens than there are by far.
+    assert tile.block * tile.runs == 32 * tile.warps * each
+    assert tile.warps == 1 or tile.runs * tile.strip < 4 * t
+
+
+@pytest.mark.parametrize("b, e", [(1, 2048), (1, 8192), (64, 2048), (512, 8192), (6, 4096), (513, 1536)])
+def test_a_tile_of_the_scans_step_divides_the_rows_and_keeps_the_gpu_busy(b, e):
+    rows, block, warps = step.tile_for(b, e, 16)
+    assert b % rows == 0 and block * 16 == warps * 128
+    assert b // rows * -(-e // block) >= 256
