@@ -73,8 +73,9 @@ def gradients(launch, grad_y, x, kernel, bias=None, initial=None, begins=None, *
     x = columns(x)
     (b, t), (k, e) = x.array.shape[:2], kernel.shape
     if tile is None:
-        # Sums and gradients that are not complete take as many registers again as inputs and weights.
-        tile = tile_for(b, t, kernel.shape, 4 if k <= 5 or _vector(x.array) > 4 else 2)
+        # Sums and gradients that are not complete take as many registers again as inputs and weights:
+        # with 16 bytes a thread there would be room for half as many threads, and with documents for none.
+        tile = tile_for(b, t, kernel.shape, 4 if k <= 4 else 2)
     constants = _constants(x, kernel, bias, initial, begins, silu, tile)
     inputs = (grad_y, x.array, *_inputs(x, kernel, bias, initial, begins))
     parts = b * _tiles(t, tile.runs * tile.strip)
