@@ -84,6 +84,19 @@ def check_options(left_out, softplus=True, mask=None, segment_ids=None):
         close(found[0][name], wanted.detach(), name)
 
 
+def check_one_token():
+    """A step of decoding, without gradients, has a kernel of its own."""
+    arrays = draw(3, 1, 10, 16)
+    mask = torch.tensor([[True], [False], [True]])
+    with torch.no_grad():
+        _, given = tensors_of(arrays)
+        y, last = triton.run(**given, delta_softplus=True, mask=mask, segment_ids=None)
+    expected = oracles.selective_scan(**arrays, delta_softplus=True)
+    held = mask.numpy()[:, :, None]
+    close(y, np.where(held, expected[0], 0), "y of one token")
+    close(last, np.where(held, expected[1], arrays["initial_state"]), "state after one token")
+
+
 def check_cuts():
     """Long sequences are cut into segments, each long enough; short ones are not."""
     for multiprocessors, sizes, cuts in (
@@ -141,6 +154,7 @@ def main():
     check_options([], mask=mask)
     check_options([], segment_ids=ids)
     check_options([], mask=mask, segment_ids=ids)
+    check_one_token()
     check_cuts()
     check_segments(29, documents=False)
     check_segments(35, documents=True)

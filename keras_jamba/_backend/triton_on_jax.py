@@ -30,7 +30,7 @@ def _on_gpu(program, backward, inputs, outputs):
     rule = mlir.lower_fun(run, multiple_results=True)
 
     def lower(context, *operands, options, train):
-        with _registers(program.registers if backward else None):
+        with _registers(program.registers):
             return rule(context, *operands, options=options, train=train)
 
     return "cuda", lower

@@ -36,7 +36,7 @@ class Program(Signature):
         backward: `(gpu, tensors, options)` to the gradients in their order, None for that of an input that is None;
             tensors are the inputs, the hidden outputs, and `grad_` and the name of the others.
         strided: names of inputs `(b, t, e)` that may be parts of wider arrays.
-        registers: how many a thread of the backward kernels may use, or None for as many as it likes.
+        registers: how many a thread of its kernels may use, or None for as many as it likes.
     """
 
     forward: Callable

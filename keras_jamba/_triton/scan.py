@@ -2,14 +2,15 @@
 
 from typing import NamedTuple
 
-from keras_jamba._triton import Program
+from keras_jamba._triton import Program, step
+from keras_jamba._triton.convolution import Columns
 
 MOST_STATES = 64
 # Bits of a token's flags, as in scan_kernels.py.
 REAL, RESET = 1, 2
 # Tokens between two states that are kept for the gradient: fewer cost memory, more cost time.
 EVERY = 64
-# Four warps of each scheduler hide what one of them waits for, and that many registers they have for the gradient.
+# Four warps of each scheduler hide what one of them waits for, and that many registers they have.
 REGISTERS = 128
 
 
@@ -102,6 +103,8 @@ def forward(gpu, tensors, options, train):
 
     u, delta, A, B, C, D, z, bias, initial = (tensors[name] for name in SCAN.inputs[:9])
     flags = tensors["flags"]
+    if u.shape[1] == 1 and initial is not None and not train:
+        return _one_token(gpu, tensors, options)
     sizes = _sizes({"u": u.shape, "A": A.shape})
     plan = forward_plan(sizes, gpu.multiprocessors)
     same = plan.constants(sizes) | _flags_of(tensors, options) | dict(U_ROW=gpu.row(u), DELTA_ROW=gpu.row(delta))
@@ -119,8 +122,28 @@ def forward(gpu, tensors, options, train):
     outputs = outputs if train else [*outputs[:2], single(1)]
     has = dict(HAS_D=D is not None, HAS_Z=z is not None, HAS_INITIAL=initial is not None, TRAIN=bool(train))
     has |= dict(Z_ROW=gpu.row(_or(z, u)), EVERY=EVERY, AHEAD=4)
-    y, last, kept = gpu.launch(kernels.scan_forward, plan.grid(sizes), inputs, outputs, same | has, num_warps=1)
+    limits = dict(num_warps=1, registers=REGISTERS)
+    y, last, kept = gpu.launch(kernels.scan_forward, plan.grid(sizes), inputs, outputs, same | has, **limits)
     return y, last, kept if train else None
+
+
+def _one_token(gpu, tensors, options):
+    """The flags say whether a token is real: alone, none begins a document."""
+    of = lambda name: None if tensors[name] is None else Columns(tensors[name][:, 0], row=gpu.row(tensors[name]))  # noqa: E731
+    real = None if tensors["flags"] is None else tensors["flags"][:, 0]
+    y, last = step.scan(
+        gpu.launch,
+        *(of(name) for name in ("u", "delta")),
+        tensors["A"],
+        *(tensors[name][:, 0] for name in ("B", "C")),
+        tensors["D"],
+        of("z"),
+        tensors["bias"],
+        state=tensors["initial"],
+        real=real,
+        softplus=bool(options["softplus"]),
+    )
+    return y[:, None], last, None
 
 
 def backward(gpu, tensors, options):

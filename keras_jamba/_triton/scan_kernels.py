@@ -4,8 +4,8 @@ A warp takes BLOCK channels of one row through time: LANES threads a channel, ea
 registers, as a tile (LANES, EACH, BLOCK). No token waits for a tree of others, and what is summed over states stays
 nearly inside a thread. What is done once a token and channel (softplus, gate) is done for COUNT tokens at once, a tile
 (COUNT, BLOCK) with a thread for each element; `_row` hands a token's row to all threads of its channels. Programs are
-of one warp, so nothing waits for another. In a turn of the loop three tiles are worked at that do not wait for each
-other: one goes through the recurrence, the next is prepared, and the outputs of the one before are finished.
+of one warp, so nothing waits for another. In a turn of the loop one tile goes through the recurrence, the next is
+prepared meanwhile, and others are on their way.
 
 Long sequences are cut into segments that run side by side. A first pass gives the state that each ends with and how
 far it forgets the one before; the second begins with what those before it leave.
@@ -173,17 +173,17 @@ def _prepared(
 
 @triton.jit
 def _recurred(h, steps, driven, B, C, A2, flags, t, left, FLAGS: tl.constexpr):
-    """The state after a tile's tokens, and what each reads of it, summed over the states of a thread alone."""
-    reads = ()
+    """The state after a tile's tokens, and what each reads of it."""
+    out = tl.zeros(steps.shape, tl.float32)
     for i in tl.static_range(t.shape[0]):
         h = _decay(steps, A2, flags, i, left, FLAGS) * h + _row(driven, i)[None, None, :] * B[i][:, :, None]
-        reads = reads + (tl.sum(h * C[i][:, :, None], axis=1),)
-    return h, reads
+        out = _with_row(out, i, _summed(h * C[i][:, :, None]), t)
+    return h, out
 
 
 @triton.jit
 def _finish(
-    reads,
+    out,
     x,
     share,
     skip,
@@ -197,10 +197,8 @@ def _finish(
     FLAGS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Sums, skips, gates and stores a tile's outputs."""
-    out = skip[None, :] * x
-    for i in tl.static_range(t.shape[0]):
-        out += tl.where(t[:, None] == i, tl.sum(reads[i], axis=0)[None, :], 0.0)
+    """Skips, gates and stores a tile's outputs."""
+    out += skip[None, :] * x
     if HAS_Z:
         out = out * share
     _put(pointer, _held(out, flags, t, left, FLAGS, True), t, e, left, CHANNELS, WHOLE)
@@ -296,18 +294,11 @@ def scan_forward(
     next_C = _states(C, n, left, STATES, COUNT, False)
     ready = _prepared(queue[0], shift, flags, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
     queue = queue[1:]
-    old_x, old_share, reads = ready[2], ready[3], ()
-    for _ in tl.static_range(COUNT):
-        reads = reads + (tl.zeros([LANES, BLOCK], tl.float32),)
     for at in range(0, whole, COUNT):
         if TRAIN:
             if at % EVERY == 0:
                 tl.store(checkpoints + at // EVERY * (CHANNELS * STATES) + state, h, mask=here)
-        # The tile before; in the first turn there is none, and what is put there is put again in the second.
-        back = tl.maximum(at - COUNT, 0)
-        to = y + tl.cast(back, tl.int64) * CHANNELS
-        _finish(reads, old_x, old_share, skip, to, flags + back, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
-        steps, driven, old_x, old_share = ready
+        steps, driven, x, share = ready
         now_B, now_C = next_B, next_C
         # In the last turns the last tile again.
         far = tl.minimum(at + AHEAD * COUNT, whole - COUNT).to(tl.int64)
@@ -317,10 +308,9 @@ def scan_forward(
         queue = queue[1:] + (following,)
         next_B = _states(B + near.to(tl.int64) * STATES, n, COUNT, STATES, COUNT, True)
         next_C = _states(C + near.to(tl.int64) * STATES, n, COUNT, STATES, COUNT, True)
-        h, reads = _recurred(h, steps, driven, now_B, now_C, A2, flags + at, t, COUNT, FLAGS)
-    if whole > 0:
-        to = y + (whole - COUNT).to(tl.int64) * CHANNELS
-        _finish(reads, old_x, old_share, skip, to, flags + whole - COUNT, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
+        h, out = _recurred(h, steps, driven, now_B, now_C, A2, flags + at, t, COUNT, FLAGS)
+        to = y + tl.cast(at, tl.int64) * CHANNELS
+        _finish(out, x, share, skip, to, flags + at, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
     rest = left - whole
     if rest > 0:
         if TRAIN:
@@ -331,8 +321,8 @@ def scan_forward(
         end_B = _states(B + at_end * STATES, n, rest, STATES, COUNT, False)
         end_C = _states(C + at_end * STATES, n, rest, STATES, COUNT, False)
         steps, driven, x, share = _prepared(end_tile, shift, flags + whole, t, rest, SOFTPLUS, HAS_Z, FLAGS, False)
-        h, end_reads = _recurred(h, steps, driven, end_B, end_C, A2, flags + whole, t, rest, FLAGS)
+        h, end_out = _recurred(h, steps, driven, end_B, end_C, A2, flags + whole, t, rest, FLAGS)
         to = y + at_end * CHANNELS
-        _finish(end_reads, x, share, skip, to, flags + whole, t, e, rest, CHANNELS, HAS_Z, FLAGS, False)
+        _finish(end_out, x, share, skip, to, flags + whole, t, e, rest, CHANNELS, HAS_Z, FLAGS, False)
     if end == length:
         tl.store(last + b * CHANNELS * STATES + state, h, mask=here)

@@ -1,4 +1,4 @@
-"""The causal depthwise convolution in front of the scan: one contract, two implementations."""
+"""The causal depthwise convolution in front of the scan: one contract, several implementations."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,22 @@ from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops._tokens import compaction
-from keras_jamba.ops.convolution import native, portable
+from keras_jamba.ops.convolution import native, portable, triton
 
-_TABLE = {"native": native, "portable": portable}
+_FASTEST_FIRST = {
+    "cpu": {"native": native, "portable": portable},
+    "gpu": {"triton": triton, "portable": portable},
+    "tpu": {"portable": portable},
+}
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What an implementation may look at before it refuses."""
+    """What an implementation may look at before it refuses: where it runs, (b, t, e), and k."""
 
+    platform: str
     shape: tuple
+    width: int
 
 
 def causal_depthwise_conv(
@@ -49,7 +55,8 @@ def causal_depthwise_conv(
         segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
             Windows do not reach into the document before. The initial state belongs to the first.
         activation: None or "silu", of the output.
-        implementation: None for the fastest that can run, "native" (the C library, on a CPU) or "portable".
+        implementation: None for the fastest that can run, "native" (the C library, on a CPU), "triton" (on a GPU) or
+            "portable".
 
     Returns:
         `(b, t, e)` in the dtype of `x`, or that and the last state `(b, k - 1, e)` in the same dtype.
@@ -64,8 +71,8 @@ def causal_depthwise_conv(
     _checks.check_choice("activation", activation, (None, "silu"))
     x, width = tensors["x"], tensors["kernel"].shape[0]
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, x.shape)
-    table = _TABLE if _backend.platform(x) == "cpu" else {"portable": portable}
-    chosen = choose("causal_depthwise_conv", table, implementation, _Call(tuple(x.shape)))
+    call = _Call(_backend.platform(x), tuple(x.shape), width)
+    chosen = choose("causal_depthwise_conv", _FASTEST_FIRST[call.platform], implementation, call)
     y = chosen.run(**tensors, mask=mask, segment_ids=segment_ids, silu=activation == "silu")
     if not return_last_state:
         return y

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# What is measured on a machine with a GPU: gpu.sh {check|scan|step|moe|lm} [torch|jax]
+# Peers (mamba-ssm, causal-conv1d, transformers) that are not installed are printed as missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export KERAS_BACKEND=${2:-torch} PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_PREALLOCATE=false
+case "${1:-}" in
+    check) python3 benchmarks/gpu_scan.py --parts check long ;;
+    scan) python3 benchmarks/gpu_scan.py --parts check scan ;;
+    step) python3 benchmarks/gpu_step.py ;;
+    moe) python3 benchmarks/gpu_moe.py ;;
+    lm) python3 benchmarks/gpu_lm.py ;;
+    *) echo "Usage: benchmarks/gpu.sh {check|scan|step|moe|lm} [torch|jax]. Received: ${*:-nothing}." >&2; exit 2 ;;
+esac

@@ -1,0 +1,286 @@
+"""The causal depthwise convolution with bias and SiLU on a GPU, in Triton.
+
+A program takes BLOCK channels through RUNS runs of STRIP tokens that follow each other, a tile (RUNS, BLOCK) for each
+token of the runs. A thread has as many neighbouring channels as 16 bytes hold, and takes them through its run with the
+last K - 1 inputs in registers, so that every input is read once, but for those around a run. COUNT tokens are on their
+way while as many are worked on.
+
+Nothing is kept for the way back: it computes the sums before SiLU again. A token's gradient is complete K - 1 tokens
+later, so runs read as many beyond their end. Gradients of the weights are sums over a program's tokens, and another
+kernel adds them in a fixed order.
+"""
+
+import triton
+import triton.language as tl
+
+from keras_jamba._triton.scan_kernels import _sigmoid
+
+
+@triton.jit
+def _place(length, CHANNELS: tl.constexpr, RUNS: tl.constexpr, STRIP: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's row, the first token of it and of each of its runs, and its channels."""
+    blocks = tl.cdiv(CHANNELS, BLOCK)
+    place = tl.program_id(0) // blocks
+    parts = tl.cdiv(length, RUNS * STRIP)
+    begin = place % parts * (RUNS * STRIP)
+    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    return (place // parts).to(tl.int64), begin, begin + tl.arange(0, RUNS) * STRIP, e
+
+
+@triton.jit
+def _offsets(e, RUNS: tl.constexpr, STRIP: tl.constexpr, ROW: tl.constexpr):
+    return tl.arange(0, RUNS)[:, None] * (STRIP * ROW) + e[None, :]
+
+
+@triton.jit
+def _channels(e, CHANNELS: tl.constexpr):
+    return (e < CHANNELS)[None, :]
+
+
+@triton.jit
+def _next(pointer, t, e, length, ROW: tl.constexpr, CHANNELS: tl.constexpr, STRIP: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT tiles of tokens from `t (RUNS,)` on; zeros for those past the row's end."""
+    offsets, found = _offsets(e, t.shape[0], STRIP, ROW), ()
+    for i in tl.static_range(COUNT):
+        here = (t + i < length)[:, None] & _channels(e, CHANNELS)
+        found = found + (tl.load(pointer + i * ROW + offsets, mask=here, other=0),)
+    return found
+
+
+@triton.jit
+def _reaches(begins, t, length, STRIP: tl.constexpr, COUNT: tl.constexpr, BEGINS: tl.constexpr):
+    """How far each of COUNT tokens reaches back: tiles (RUNS, 1)."""
+    found = ()
+    for i in tl.static_range(COUNT):
+        if BEGINS:
+            here = (t + i < length)[:, None]
+            place = begins + i + tl.arange(0, t.shape[0])[:, None] * STRIP
+            found = found + (tl.load(place, mask=here, other=0),)
+        else:
+            found = found + (0,)
+    return found
+
+
+@triton.jit
+def _before(
+    x,
+    initial,
+    b,
+    t,
+    e,
+    length,
+    K: tl.constexpr,
+    ROW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STRIP: tl.constexpr,
+    INITIAL: tl.constexpr,
+):
+    """The K - 1 inputs before each run, the farthest first; before the row those of `initial`, or zeros."""
+    offsets, found = _offsets(e, t.shape[0], STRIP, ROW), ()
+    for i in tl.static_range(K - 1):
+        back = K - 1 - i
+        inside = (t >= back) & (t - back < length)
+        row = tl.load(x - back * ROW + offsets, mask=inside[:, None] & _channels(e, CHANNELS), other=0).to(tl.float32)
+        if INITIAL:
+            # Where `t` is 0: runs are not shorter than K - 1.
+            place = initial + (b * (K - 1) + i) * CHANNELS + e[None, :] + tl.zeros_like(t)[:, None]
+            first = tl.load(place, mask=(t == 0)[:, None] & _channels(e, CHANNELS), other=0).to(tl.float32)
+            row = tl.where((t == 0)[:, None], first, row)
+        found = found + (row,)
+    return found
+
+
+@triton.jit
+def _weights(kernel, bias, e, K: tl.constexpr, CHANNELS: tl.constexpr, BIAS: tl.constexpr):
+    """The K rows of the kernel, and the bias: (1, BLOCK)."""
+    found = ()
+    for i in tl.static_range(K):
+        found = found + (tl.load(kernel + i * CHANNELS + e, mask=e < CHANNELS, other=0.0)[None, :],)
+    if BIAS:
+        shift = tl.load(bias + e, mask=e < CHANNELS, other=0.0)[None, :]
+    else:
+        shift = tl.zeros([1, e.shape[0]], tl.float32)
+    return found, shift
+
+
+@triton.jit
+def _reached(window, reach, BEGINS: tl.constexpr, K: tl.constexpr):
+    """The window, with zeros where it may not reach."""
+    if BEGINS:
+        found = ()
+        for i in tl.static_range(K):
+            found = found + (tl.where(reach >= K - 1 - i, window[i], 0.0),)
+        return found
+    else:
+        return window
+
+
+@triton.jit
+def _sum(window, weights, shift, K: tl.constexpr):
+    total = shift + weights[K - 1] * window[K - 1]
+    for i in tl.static_range(K - 1):
+        total += weights[K - 2 - i] * window[K - 2 - i]
+    return total
+
+
+@triton.jit
+def convolution_forward(
+    x,
+    kernel,
+    bias,
+    initial,
+    begins,
+    y,
+    length,
+    K: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROW: tl.constexpr,
+    FIRST: tl.constexpr,
+    RUNS: tl.constexpr,
+    STRIP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
+    SILU: tl.constexpr,
+    BIAS: tl.constexpr,
+    INITIAL: tl.constexpr,
+    BEGINS: tl.constexpr,
+):
+    """`y (b, t, e)` of `x`: (b, t, ROW), whose channels begin at FIRST.
+
+    `kernel`: (k, e) and `bias`: (e,), float32. `initial`: (b, k - 1, e). `begins`: (b, t) int32, how many of the k - 1
+    tokens before it a token's window reaches.
+    """
+    b, begin, t, e = _place(length, CHANNELS, RUNS, STRIP, BLOCK)
+    x += (b * length + begin) * ROW + FIRST
+    y += (b * length + begin) * CHANNELS
+    begins += b * length + begin
+    rows = _next(x, t, e, length, ROW, CHANNELS, STRIP, COUNT)
+    window = _before(x, initial, b, t, e, length, K, ROW, CHANNELS, STRIP, INITIAL)
+    weights, shift = _weights(kernel, bias, e, K, CHANNELS, BIAS)
+    to = _offsets(e, RUNS, STRIP, CHANNELS)
+    for at in range(0, STRIP, COUNT):
+        now, far = rows, at + COUNT
+        rows = _next(x + far * ROW, t + far, e, tl.where(far < STRIP, length, 0), ROW, CHANNELS, STRIP, COUNT)
+        reaches = _reaches(begins + at, t + at, length, STRIP, COUNT, BEGINS)
+        for i in tl.static_range(COUNT):
+            window = window + (now[i].to(tl.float32),)
+            total = _sum(_reached(window, reaches[i], BEGINS, K), weights, shift, K)
+            if SILU:
+                total = total * _sigmoid(total)
+            here = (t + (at + i) < length)[:, None] & _channels(e, CHANNELS)
+            tl.store(y + (at + i) * CHANNELS + to, total.to(y.dtype.element_ty), mask=here)
+            window = window[1:]
+
+
+@triton.jit
+def _gradient_of_sum(window, weights, shift, grad, K: tl.constexpr, SILU: tl.constexpr):
+    grad = grad.to(tl.float32)
+    if SILU:
+        total = _sum(window, weights, shift, K)
+        open = _sigmoid(total)
+        grad *= open * (1 + total * (1 - open))
+    return grad
+
+
+@triton.jit
+def _given(due, weights, grad, reach, K: tl.constexpr, BEGINS: tl.constexpr):
+    """The gradients of the K inputs of a window, the farthest first, with what this token adds."""
+    found = ()
+    for i in tl.static_range(K - 1):
+        found = found + (due[i] + weights[i] * (tl.where(reach >= K - 1 - i, grad, 0.0) if BEGINS else grad),)
+    return found + (weights[K - 1] * grad,)
+
+
+@triton.jit
+def convolution_backward(
+    grad_y,
+    x,
+    kernel,
+    bias,
+    initial,
+    begins,
+    grad_x,
+    parts,
+    grad_initial,
+    length,
+    K: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROW: tl.constexpr,
+    FIRST: tl.constexpr,
+    RUNS: tl.constexpr,
+    STRIP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
+    SILU: tl.constexpr,
+    BIAS: tl.constexpr,
+    INITIAL: tl.constexpr,
+    BEGINS: tl.constexpr,
+):
+    """`grad_x (b, t, e)`, `grad_initial (b, k - 1, e)`, and of a program's tokens the sums that are the gradients of
+    kernel and bias, `parts (programs of a channel, k + 1, e)`."""
+    b, begin, t, e = _place(length, CHANNELS, RUNS, STRIP, BLOCK)
+    x += (b * length + begin) * ROW + FIRST
+    grad_y += (b * length + begin) * CHANNELS
+    grad_x += (b * length + begin) * CHANNELS
+    begins += b * length + begin
+    rows = _next(x, t, e, length, ROW, CHANNELS, STRIP, COUNT)
+    grads = _next(grad_y, t, e, length, CHANNELS, CHANNELS, STRIP, COUNT)
+    window = _before(x, initial, b, t, e, length, K, ROW, CHANNELS, STRIP, INITIAL)
+    weights, shift = _weights(kernel, bias, e, K, CHANNELS, BIAS)
+    to = _offsets(e, RUNS, STRIP, CHANNELS)
+    sums, due, total = (), (), tl.zeros([RUNS, BLOCK], tl.float32)
+    for _ in tl.static_range(K):
+        sums = sums + (tl.zeros([RUNS, BLOCK], tl.float32),)
+    for _ in tl.static_range(K - 1):
+        due = due + (tl.zeros([RUNS, BLOCK], tl.float32),)
+    for at in range(0, STRIP, COUNT):
+        now, now_grads, far = rows, grads, at + COUNT
+        rows = _next(x + far * ROW, t + far, e, length, ROW, CHANNELS, STRIP, COUNT)
+        grads = _next(grad_y + far * CHANNELS, t + far, e, length, CHANNELS, CHANNELS, STRIP, COUNT)
+        reaches = _reaches(begins + at, t + at, length, STRIP, COUNT, BEGINS)
+        for i in tl.static_range(COUNT):
+            window = window + (now[i].to(tl.float32),)
+            seen = _reached(window, reaches[i], BEGINS, K)
+            grad = _gradient_of_sum(seen, weights, shift, now_grads[i], K, SILU)
+            more = ()
+            for j in tl.static_range(K):
+                more = more + (sums[j] + seen[j] * grad,)
+            sums, total = more, total + grad
+            due = _given(due, weights, grad, reaches[i], K, BEGINS)
+            # That of the token K - 1 before, of this run or, before the row, of `initial`.
+            place = at + (i - K + 1)
+            here = ((t + place < length) & (place >= 0))[:, None] & _channels(e, CHANNELS)
+            tl.store(grad_x + place * CHANNELS + to, due[0].to(grad_x.dtype.element_ty), mask=here)
+            if INITIAL and i < K - 1:
+                if at == 0:
+                    where = grad_initial + (b * (K - 1) + i) * CHANNELS + e[None, :] + tl.zeros_like(t)[:, None]
+                    here = (t == 0)[:, None] & _channels(e, CHANNELS)
+                    tl.store(where, due[0].to(grad_initial.dtype.element_ty), mask=here)
+            window, due = window[1:], due[1:]
+    # What tokens after the run add to its last ones.
+    reaches = _reaches(begins + STRIP, t + STRIP, length, STRIP, COUNT, BEGINS)
+    for i in tl.static_range(K - 1):
+        window = window + (rows[i].to(tl.float32),)
+        seen = _reached(window, reaches[i], BEGINS, K)
+        grad = _gradient_of_sum(seen, weights, shift, grads[i], K, SILU)
+        due = _given(due, weights, grad, reaches[i], K, BEGINS)
+        place = STRIP - K + 1 + i
+        here = (t + place < length)[:, None] & _channels(e, CHANNELS)
+        tl.store(grad_x + place * CHANNELS + to, due[0].to(grad_x.dtype.element_ty), mask=here)
+        window, due = window[1:], due[1:]
+    parts += (tl.program_id(0) // tl.cdiv(CHANNELS, BLOCK)).to(tl.int64) * ((K + 1) * CHANNELS)
+    for j in tl.static_range(K):
+        tl.store(parts + j * CHANNELS + e, tl.sum(sums[j], 0), mask=e < CHANNELS)
+    tl.store(parts + K * CHANNELS + e, tl.sum(total, 0), mask=e < CHANNELS)
+
+
+@triton.jit
+def convolution_sums(parts, sums, count, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """`sums (COLUMNS,)` of `parts (count, COLUMNS)`."""
+    r = tl.arange(0, ROWS)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    for at in range(0, count, ROWS):
+        here = (r + at < count)[:, None] & (column < COLUMNS)[None, :]
+        total += tl.load(parts + (r + at).to(tl.int64)[:, None] * COLUMNS + column[None, :], mask=here, other=0.0)
+    tl.store(sums + column, tl.sum(total, 0), mask=column < COLUMNS)

@@ -1,0 +1,79 @@
+"""How the kernels of one token's step are launched. They have no gradients.
+
+`launch` is as in `convolution.py`. What is said to be `(b, e)` or `(b, n)` may be `Columns` of a wider array too.
+"""
+
+from keras_jamba._triton.convolution import _power, _tiles, _vector, columns
+
+# Threads that keep an H100 busy.
+_BUSY = 132 * 512
+
+
+def convolution(launch, x, state, kernel, bias=None, real=None, *, silu=True, block=None):
+    """`y (b, e)` and the state after it `(b, k - 1, e)`, a new array.
+
+    Args:
+        x: `(b, e)`.
+        state: `(b, k - 1, e)`, the inputs before.
+        kernel: `(k, e)`; bias: `(e,)` or None.
+        real: `(b,)` int8 or None: where it is 0 the state stays as it is, and y is zero.
+        silu: whether SiLU is applied to y.
+        block: channels of a program.
+    """
+    x, (k, e) = columns(x), kernel.shape
+    b = x.array.shape[0]
+    if block is None:
+        block = 32 * (_vector(x.array) if b * e >= _BUSY * _vector(x.array) else 1)
+    block = min(block, max(32, _power(e)))
+    constants = dict(K=k, CHANNELS=e, ROW=x.step, FIRST=x.first, BLOCK=block)
+    constants |= dict(SILU=silu, BIAS=bias is not None, REAL=real is not None)
+    inputs = (x.array, x.array if k == 1 else state, kernel, kernel if bias is None else bias)
+    inputs += (kernel if real is None else real,)
+    outputs = [((b, e), x.array.dtype), ((1,) if k == 1 else state.shape, state.dtype)]
+    grid = (b * _tiles(e, block),)
+    y, after = launch(_kernel("convolution_step"), grid, inputs, outputs, constants, num_warps=1, num_stages=1)
+    return y, state if k == 1 else after
+
+
+def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=None, softplus=True, tile=None):
+    """`y (b, e)` in the dtype of `u`, and the state after it `(b, e, n)` float32, a new array.
+
+    Args:
+        u, delta, z: `(b, e)`; z or None.
+        A: `(e, n)`; B, C: `(b, n)`; D, bias: `(e,)` or None.
+        state: `(b, e, n)` float32.
+        real: as for `convolution`.
+        softplus: whether delta with its bias goes through softplus.
+        tile: `(rows, channels, warps)` of a program; rows divide b.
+    """
+    (e, n), given = A.shape, dict(U=u, DELTA=delta, B=B, C=C, Z=u if z is None else z)
+    given = {name: columns(x) for name, x in given.items()}
+    b = given["U"].array.shape[0]
+    rows, block, warps = tile or tile_for(b, e, n)
+    constants = dict(CHANNELS=e, STATES=n, ROWS=rows, BLOCK=block, WIDTH=_power(n), SOFTPLUS=softplus)
+    constants |= dict(HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None, REAL=real is not None)
+    constants |= {f"{name}_ROW": x.step for name, x in given.items()}
+    constants |= {f"{name}_FIRST": x.first for name, x in given.items()}
+    u, delta, B, C, z = (x.array for x in given.values())
+    inputs = (u, delta, A, B, C, A if D is None else D, z, A if bias is None else bias, state)
+    inputs += (A if real is None else real,)
+    outputs = [((b, e), u.dtype), ((b, e, n), state.dtype)]
+    grid = (b // rows * _tiles(e, block),)
+    return launch(_kernel("scan_step"), grid, inputs, outputs, constants, num_warps=warps, num_stages=1)
+
+
+def tile_for(b, e, n):
+    """Rows, channels and warps of a program: four states a thread and row, in 16 bytes."""
+    threads = b * e * _power(n) // 4
+    warps = 4 if threads >= 4 * _BUSY else 1
+    rows = 1
+    while rows < 4 and b % (2 * rows) == 0 and threads >= 16 * rows * _BUSY:
+        rows *= 2
+    return rows, max(1, warps * 128 // _power(n)), warps
+
+
+def _kernel(name):
+    # Only here, where Triton is.
+    from keras_jamba._triton import step_kernels
+
+    return getattr(step_kernels, name)

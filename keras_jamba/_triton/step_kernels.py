@@ -1,0 +1,135 @@
+"""One token's step of what a Mamba layer does between its projections on a GPU, in Triton: forward only.
+
+Both kernels read a state and write the next one beside it. The one of the scan is bound by that: a program takes BLOCK
+channels of ROWS rows, whose states are contiguous, and asks for all of them before it works on the first; A is read
+once for them.
+"""
+
+import triton
+import triton.language as tl
+
+from keras_jamba._triton.scan_kernels import LOG2E, _sigmoid, _softplus
+
+
+@triton.jit
+def convolution_step(
+    x,
+    state,
+    kernel,
+    bias,
+    real,
+    y,
+    after,
+    K: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROW: tl.constexpr,
+    FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SILU: tl.constexpr,
+    BIAS: tl.constexpr,
+    REAL: tl.constexpr,
+):
+    """`y (b, e)` and `after (b, k - 1, e)` of `x`: (b, ROW), whose channels begin at FIRST, and `state`: (b, k - 1, e).
+
+    `kernel`: (k, e), `bias`: (e,). `real`: (b,) int8; where it is 0 the state stays, and y is zero.
+    """
+    blocks = tl.cdiv(CHANNELS, BLOCK)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    ok = e < CHANNELS
+    window = ()
+    for i in tl.static_range(K - 1):
+        window = window + (tl.load(state + (b * (K - 1) + i) * CHANNELS + e, mask=ok, other=0),)
+    window = window + (tl.load(x + b * ROW + FIRST + e, mask=ok, other=0),)
+    total = tl.zeros([BLOCK], tl.float32)
+    if BIAS:
+        total += tl.load(bias + e, mask=ok, other=0).to(tl.float32)
+    for i in tl.static_range(K):
+        weight = tl.load(kernel + i * CHANNELS + e, mask=ok, other=0).to(tl.float32)
+        total += weight * window[i].to(tl.float32)
+    if SILU:
+        total = total * _sigmoid(total)
+    if REAL:
+        here = tl.load(real + b) != 0
+        total = tl.where(here, total, 0.0)
+    tl.store(y + b * CHANNELS + e, total.to(y.dtype.element_ty), mask=ok)
+    for i in tl.static_range(K - 1):
+        row = window[i + 1].to(after.dtype.element_ty)
+        if REAL:
+            row = tl.where(here, row, window[i])
+        tl.store(after + (b * (K - 1) + i) * CHANNELS + e, row, mask=ok)
+
+
+@triton.jit
+def scan_step(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    bias,
+    state,
+    real,
+    y,
+    after,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    U_ROW: tl.constexpr,
+    U_FIRST: tl.constexpr,
+    DELTA_ROW: tl.constexpr,
+    DELTA_FIRST: tl.constexpr,
+    B_ROW: tl.constexpr,
+    B_FIRST: tl.constexpr,
+    C_ROW: tl.constexpr,
+    C_FIRST: tl.constexpr,
+    Z_ROW: tl.constexpr,
+    Z_FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    REAL: tl.constexpr,
+):
+    """`y (b, e)` and `after (b, e, n)` of `state`: (b, e, n), float32.
+
+    `u`, `delta`, `z`: (b, e); `B`, `C`: (b, n); each in an array with a row of its own and a first column. `A`: (e, n),
+    `D`, `bias`: (e,). `real`: as for `convolution_step`. WIDTH: room for STATES.
+    """
+    blocks = tl.cdiv(CHANNELS, BLOCK)
+    b = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
+    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    n = tl.arange(0, WIDTH)
+    ok, some = e < CHANNELS, n < STATES
+    here, place = ok[:, None] & some[None, :], e[:, None] * STATES + n[None, :]
+    befores, us, deltas, zs, Bs, Cs = (), (), (), (), (), ()
+    for r in tl.static_range(ROWS):
+        befores = befores + (tl.load(state + (b + r) * (CHANNELS * STATES) + place, mask=here, other=0.0),)
+        deltas = deltas + (tl.load(delta + (b + r) * DELTA_ROW + DELTA_FIRST + e, mask=ok, other=0),)
+        us = us + (tl.load(u + (b + r) * U_ROW + U_FIRST + e, mask=ok, other=0),)
+        Bs = Bs + (tl.load(B + (b + r) * B_ROW + B_FIRST + n, mask=some, other=0),)
+        Cs = Cs + (tl.load(C + (b + r) * C_ROW + C_FIRST + n, mask=some, other=0),)
+        if HAS_Z:
+            zs = zs + (tl.load(z + (b + r) * Z_ROW + Z_FIRST + e, mask=ok, other=0),)
+    A2 = tl.load(A + place, mask=here, other=0.0).to(tl.float32) * LOG2E
+    skip = tl.load(D + e, mask=ok, other=0).to(tl.float32) if HAS_D else tl.zeros([BLOCK], tl.float32)
+    shift = tl.load(bias + e, mask=ok, other=0).to(tl.float32) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
+    for r in tl.static_range(ROWS):
+        x = us[r].to(tl.float32)
+        step = deltas[r].to(tl.float32) + shift
+        if SOFTPLUS:
+            step = _softplus(step)
+        h = tl.exp2(step[:, None] * A2) * befores[r] + (step * x)[:, None] * Bs[r].to(tl.float32)[None, :]
+        out = tl.sum(h * Cs[r].to(tl.float32)[None, :], 1) + skip * x
+        if HAS_Z:
+            gate = zs[r].to(tl.float32)
+            out = out * gate * _sigmoid(gate)
+        if REAL:
+            kept = tl.load(real + b + r) == 0
+            h, out = tl.where(kept, befores[r], h), tl.where(kept, 0.0, out)
+        tl.store(after + (b + r) * (CHANNELS * STATES) + place, h, mask=here)
+        tl.store(y + (b + r) * CHANNELS + e, out.to(y.dtype.element_ty), mask=ok)

@@ -1,0 +1,55 @@
+"""The convolution in Triton: for a GPU."""
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba._triton import convolution as kernels
+from keras_jamba.ops._implementations import in_short_or_single
+from keras_jamba.ops._tokens import compaction
+from keras_jamba.ops.convolution import portable
+
+
+def _portable(tensors, options):
+    x, kernel, bias, initial_state, segment_ids, _ = tensors
+    return (portable.run(x, kernel, bias, initial_state, None, segment_ids, silu=bool(options[0])),)
+
+
+_function = None if keras.backend.backend() == "tensorflow" else _backend.launched(kernels.CONVOLUTION, _portable)
+
+
+def why_not(call):
+    if call.platform != "gpu":
+        return "it is for a GPU"
+    if _function is None:
+        return "its kernels run on JAX and PyTorch"
+    if not all(isinstance(size, int) for size in call.shape):
+        return "it needs sizes that are known"
+    if call.width > kernels.WIDEST:
+        return f"a window holds {kernels.WIDEST} tokens at most"
+    return _backend.why_not_here() or _backend.why_not_native(call.shape)
+
+
+def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
+    dtype = x.dtype
+    x = in_short_or_single(x)
+    initial_state = None if initial_state is None else ops.cast(initial_state, x.dtype)
+    kernel, bias = (x if x is None else ops.cast(x, "float32") for x in (kernel, bias))
+    if mask is not None:
+        order, rank = compaction(mask)
+        x = ops.take_along_axis(x, order[..., None], axis=1)
+        segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
+    reach = None if segment_ids is None else _reach(segment_ids, kernel.shape[0])
+    (y,) = _function((x, kernel, bias, initial_state, segment_ids, reach), (int(silu),))
+    if mask is not None:
+        y = ops.where(mask[..., None], ops.take_along_axis(y, rank[..., None], axis=1), 0.0)
+    return ops.cast(y, dtype)
+
+
+def _reach(segment_ids, width):
+    """How many of the k - 1 tokens before it are of a token's document; those before the row are of the first."""
+    length = segment_ids.shape[1]
+    before = ops.repeat(segment_ids[:, :1], width - 1, axis=1)
+    documents = ops.concatenate([before, segment_ids], axis=1)
+    same = [ops.equal(documents[:, i : i + length], segment_ids) for i in range(width - 1)]
+    return sum((ops.cast(x, "int32") for x in same), ops.zeros_like(segment_ids))

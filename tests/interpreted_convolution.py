@@ -1,0 +1,232 @@
+"""The kernels of the convolution and of one token's step in Triton's interpreter on a CPU, against float64.
+
+In a process of its own: KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/interpreted_convolution.py
+"""
+
+import numpy as np
+import oracles
+import torch
+from triton_on_cpu import launch
+
+from keras_jamba._triton import convolution, step
+from keras_jamba.ops.convolution import portable, triton
+
+# Several programs a row, and strips of several turns.
+TILE = convolution.Tile(block=16, runs=2, strip=16, count=8, warps=1)
+
+
+def close(actual, expected, name, rounded=False):
+    expected = np.asarray(expected)
+    actual = actual.to(torch.float64).numpy()
+    assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
+    rtol, atol = (1e-2, 4e-3) if rounded else (1e-4, 1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol * np.abs(expected).max(initial=0), err_msg=name)
+
+
+def normal(rng, *shape, dtype=torch.float32):
+    return torch.tensor(rng.standard_normal(shape)).to(dtype)
+
+
+def wide_and_narrow(x, before, after):
+    """Columns of an array with that many others around them, which are no numbers."""
+    others = [torch.full((*x.shape[:-1], width), torch.nan, dtype=x.dtype) for width in (before, after)]
+    return convolution.Columns(torch.cat([others[0], x, others[1]], -1), first=before)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def reference(x, kernel, bias, initial, begins, activated):
+    """In float64 of PyTorch, by the definition of each output, so that it has gradients."""
+    k, length = len(kernel), x.shape[1]
+    window = torch.cat([initial, x], 1)
+    y = bias
+    for i in range(k):
+        reached = (begins >= k - 1 - i)[..., None]
+        y = y + torch.where(reached, kernel[i] * window[:, i : i + length], 0.0)
+    return torch.nn.functional.silu(y) if activated else y
+
+
+def documents(rng, b, t, k):
+    """How far windows reach where documents begin anywhere."""
+    new = rng.random((b, t)) < 0.2
+    begins = np.empty((b, t), "int32")
+    for row, at in np.ndindex(b, t):
+        before = k - 1 if at == 0 else begins[row, at - 1] + 1
+        begins[row, at] = 0 if new[row, at] else min(before, k - 1)
+    return torch.tensor(begins)
+
+
+def check_convolution(b, t, e, k, *, has=(), dtype=torch.float32, activated=True, tile=None):
+    name = f"b {b}, t {t}, e {e}, k {k}, {has}, {dtype}, silu {activated}: "
+    rng = np.random.default_rng(t)
+    x, grad_y = normal(rng, b, t, e, dtype=dtype), normal(rng, b, t, e, dtype=dtype)
+    kernel, bias, initial = normal(rng, k, e), normal(rng, e), normal(rng, b, k - 1, e, dtype=dtype)
+    begins = documents(rng, b, t, k)
+    given = dict(
+        bias=bias if "bias" in has else None,
+        initial=initial if "initial" in has else None,
+        begins=begins if "documents" in has else None,
+    )
+    columns = wide_and_narrow(x, 16, 8) if "wide" in has else x
+    y = convolution.forward(launch, columns, kernel, **given, silu=activated, tile=tile)
+    found = convolution.gradients(launch, grad_y, columns, kernel, **given, silu=activated, tile=tile)
+
+    exact = [x, kernel, bias if "bias" in has else torch.zeros(e), initial if "initial" in has else 0 * initial]
+    exact = [each.to(torch.float64).requires_grad_() for each in exact]
+    reaches = begins if "documents" in has else torch.full((b, t), k - 1)
+    expected = reference(*exact, reaches, activated)
+    grads = torch.autograd.grad((expected * grad_y).sum(), exact, allow_unused=True)
+    rounded = dtype != torch.float32
+    assert y.dtype == found[0].dtype == dtype and found[1].dtype == torch.float32
+    close(y, expected.detach(), name + "y", rounded)
+    close(found[0], grads[0], name + "gradient of x", rounded)
+    close(found[1], grads[1], name + "gradient of the kernel")
+    for i, part in ((2, "bias"), (3, "initial")):
+        assert (found[i] is None) == (part not in has), name + part
+        if part in has:
+            assert found[i].dtype == (dtype if i == 3 else torch.float32)
+            close(found[i], grads[i], name + "gradient of " + part, rounded and i == 3)
+    if not has and not activated:
+        for row in range(b):
+            alone, _ = oracles.causal_depthwise_conv(x[row], kernel.numpy(), 0, np.zeros((k - 1, e)))
+            close(y[row], alone, name + "one row")
+
+
+def check_a_view():
+    """Columns that are a view, with a step given: nothing else of what they are cut from is read."""
+    rng = np.random.default_rng(0)
+    x, kernel = normal(rng, 2, 9, 24), normal(rng, 4, 24)
+    wide = wide_and_narrow(x, 24, 0).array
+    y = convolution.forward(launch, convolution.Columns(wide[..., 24:], row=48), kernel)
+    close(y, convolution.forward(launch, x, kernel), "a view")
+
+
+def check_convolution_step(b, e, k, *, has=(), dtype=torch.float32, block=None):
+    name = f"step: b {b}, e {e}, k {k}, {has}, {dtype}: "
+    rng = np.random.default_rng(e)
+    x, state = normal(rng, b, e, dtype=dtype), normal(rng, b, k - 1, e, dtype=dtype)
+    kernel, bias = normal(rng, k, e), normal(rng, e)
+    real = torch.tensor(np.arange(b) % 3 > 0).to(torch.int8) if "real" in has else None
+    columns = wide_and_narrow(x, 16, 8) if "wide" in has else x
+    y, after = step.convolution(
+        launch, columns, state, kernel, bias if "bias" in has else None, real, silu="silu" in has, block=block
+    )
+    assert y.dtype == after.dtype == dtype
+    for row in range(b):
+        given = (each[row].to(torch.float64).numpy() for each in (x[:, None], state))
+        x_row, state_row = given
+        shift = bias.numpy() if "bias" in has else 0
+        expected, last = oracles.causal_depthwise_conv(x_row, kernel.numpy(), shift, state_row)
+        expected = silu(expected) if "silu" in has else expected
+        if real is not None and not real[row]:
+            expected, last = 0 * expected, state_row
+        close(y[row], expected[0], name + "y", dtype != torch.float32)
+        close(after[row], last, name + "state")
+
+
+def check_scan_step(b, e, n, *, has=(), dtype=torch.float32, tile=None):
+    name = f"scan's step: b {b}, e {e}, n {n}, {has}, {dtype}, tile {tile}: "
+    rng = np.random.default_rng(e)
+    u, delta, z = (normal(rng, b, e, dtype=dtype) for _ in range(3))
+    B, C = (normal(rng, b, n, dtype=dtype) for _ in range(2))
+    A, state, D, bias = -torch.exp(normal(rng, e, n)), normal(rng, b, e, n), normal(rng, e), normal(rng, e)
+    softplus = "softplus" in has
+    delta = delta if softplus else delta.abs()
+    wide = "wide" in has
+    parts = torch.cat([torch.full((b, 8), torch.nan, dtype=dtype), B, C], -1)
+    real = torch.tensor(np.arange(b) % 3 > 0).to(torch.int8) if "real" in has else None
+    if real is not None:
+        u[0] = torch.inf  # of a token that is not there
+    y, after = step.scan(
+        launch,
+        wide_and_narrow(u, 3, 2) if wide else u,
+        delta,
+        A,
+        convolution.Columns(parts, 8) if wide else B,
+        convolution.Columns(parts, 8 + n) if wide else C,
+        D if "D" in has else None,
+        (wide_and_narrow(z, e, 0) if wide else z) if "z" in has else None,
+        bias if "bias" in has else None,
+        state=state,
+        real=real,
+        softplus=softplus,
+        tile=tile,
+    )
+    assert y.dtype == dtype and after.dtype == torch.float32
+    if real is not None:
+        u[0] = 0
+    exact = lambda x: x.to(torch.float64).numpy()  # noqa: E731
+    token = lambda x: exact(x)[:, None]  # noqa: E731
+    expected, last = oracles.selective_scan(
+        token(u),
+        token(delta),
+        exact(A),
+        token(B),
+        token(C),
+        exact(D) if "D" in has else None,
+        token(z) if "z" in has else None,
+        exact(bias) if "bias" in has else None,
+        softplus,
+        exact(state),
+    )
+    expected = expected[:, 0]
+    if real is not None:
+        there = real.numpy() > 0
+        expected = np.where(there[:, None], expected, 0)
+        last = np.where(there[:, None, None], last, exact(state))
+    close(y, expected, name + "y", dtype != torch.float32)
+    close(after, last, name + "state")
+
+
+def check_op(masked, packed):
+    """`causal_depthwise_conv`, with masks and documents as it takes them, against the portable form."""
+    rng = np.random.default_rng(0)
+    arrays = [normal(rng, *shape) for shape in ((2, 13, 6), (4, 6), (6,), (2, 3, 6))]
+    mask = torch.tensor(np.arange(26).reshape(2, 13) % 4 != 2) if masked else None
+    ids = torch.tensor(np.array([[0] * 5 + [1] * 8, [2] * 2 + [3] * 4 + [4] * 7])).int() if packed else None
+    found = []
+    for form in (triton, portable):
+        leaves = [x.clone().requires_grad_() for x in arrays]
+        wide = torch.cat([leaves[0], leaves[0].detach()], -1)[..., :6]
+        y = form.run(wide, *leaves[1:], mask, ids, True)
+        found.append([y, *torch.autograd.grad((y * y).sum(), leaves)])
+    for actual, expected in zip(*found, strict=True):
+        close(actual.detach(), expected.detach(), f"masked {masked} packed {packed}")
+
+
+for masked in (False, True):
+    for packed in (False, True):
+        check_op(masked, packed)
+
+ALL = ("bias", "initial", "documents", "wide")
+for t in (1, 2, 7, 65):
+    check_convolution(2, t, 24, 4, has=ALL, tile=TILE)
+    check_convolution(1, t, 24, 4, has=ALL)
+for k in range(1, 9):
+    check_convolution(1, 34, 16, k, has=ALL, tile=TILE)
+    check_convolution(1, 17, 3, k, has=("initial",), activated=False)
+for dtype in (torch.bfloat16, torch.float16):
+    check_convolution(2, 70, 40, 4, has=ALL, dtype=dtype)
+    check_convolution(2, 3, 300, 3, has=("bias",), dtype=dtype)
+check_convolution(3, 20, 8, 4)
+check_convolution(3, 20, 8, 4, activated=False)
+check_a_view()
+
+STEP = ("bias", "silu", "real", "wide")
+for k in range(1, 9):
+    check_convolution_step(4, 40, k, has=STEP)
+check_convolution_step(3, 300, 4, has=("bias",), dtype=torch.bfloat16, block=256)
+check_convolution_step(3, 300, 4, has=STEP, dtype=torch.bfloat16, block=256)
+check_convolution_step(1, 5, 4)
+
+SCAN = ("D", "z", "bias", "softplus", "real", "wide")
+for tile in (None, (1, 8, 1), (2, 16, 1), (4, 32, 4)):
+    check_scan_step(4, 40, 16, has=SCAN, tile=tile)
+    check_scan_step(4, 40, 16, has=SCAN, dtype=torch.bfloat16, tile=tile)
+check_scan_step(3, 17, 5, has=SCAN)
+check_scan_step(2, 8, 1, has=())
+for left_out in SCAN:
+    check_scan_step(2, 24, 16, has=tuple(each for each in SCAN if each != left_out))
+print("all are equal")
