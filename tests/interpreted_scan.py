@@ -30,7 +30,7 @@ def tensors_of(arrays, dtype=torch.float32):
     given = {name: leaves.get(name) for name in NAMES}
     wide = torch.stack([given["z"], given["z"].detach()], dim=2).flatten(2)
     given["z"] = wide[..., : given["z"].shape[-1]]
-    short = {name: given[name].to(dtype) for name in ("u", "delta", "z")}
+    short = {name: given[name].to(dtype) for name in ("u", "delta", "B", "C", "z")}
     return leaves, given | short
 
 
@@ -46,7 +46,7 @@ def check(batch, length, channels, states, dtype=torch.float32, tolerance=1e-5):
     arrays = draw(batch, length, channels, states)
     leaves, given = tensors_of(arrays, dtype)
     if dtype != torch.float32:
-        arrays |= {name: given[name].detach().float().numpy() for name in ("u", "delta", "z")}
+        arrays |= {name: given[name].detach().float().numpy() for name in ("u", "delta", "B", "C", "z")}
     y, last = triton.run(**given, delta_softplus=True, mask=None, segment_ids=None)
     expected = oracles.selective_scan(**arrays, delta_softplus=True)
     close(y, expected[0], "y", tolerance)
@@ -110,8 +110,8 @@ def check_cuts():
 
 def check_segments(length, documents):
     """As a long sequence is cut, here with segments of one or two checkpoints, and these near to each other."""
-    whole, every = kernels._plan, kernels.EVERY
-    kernels.EVERY = 8
+    whole, every = kernels._plan, kernels.every
+    kernels.every = lambda length: 8
     kernels._plan = lambda *given, **more: whole(*given, **more)._replace(segment=16 if documents else 8)
     try:
         if documents:
@@ -122,7 +122,7 @@ def check_segments(length, documents):
         else:
             check(1, length, 9, 4)
     finally:
-        kernels._plan, kernels.EVERY = whole, every
+        kernels._plan, kernels.every = whole, every
 
 
 def check_packed(length, mask, segment_ids):

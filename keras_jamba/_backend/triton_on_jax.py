@@ -63,7 +63,7 @@ def why_not_here():
 
 
 def gpu():
-    return Gpu(launch, lambda x: x.shape[-1], jax.devices()[0].core_count)
+    return Gpu(launch, lambda x: x.shape[-1], lambda x, dtype: x.astype(dtype), jax.devices()[0].core_count)
 
 
 def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):

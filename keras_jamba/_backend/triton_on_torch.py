@@ -43,7 +43,7 @@ def why_not_here():
 
 
 def gpu():
-    return Gpu(_launched, row_step, _multiprocessors())
+    return Gpu(_launched, row_step, lambda x, dtype: x.to(_DTYPES.get(dtype, dtype)), _multiprocessors())
 
 
 @functools.cache

@@ -19,11 +19,13 @@ class Gpu(NamedTuple):
             takes inputs, outputs, then the constants by name; a thread may use `registers` at most (on JAX those of
             its program).
         row: an array `(b, t, e)` to the elements from one token to the next.
+        cast: an array and a dtype, another array's or "float32", to the array in it.
         multiprocessors: how many the device has.
     """
 
     launch: Callable
     row: Callable
+    cast: Callable
     multiprocessors: int
 
 

@@ -8,7 +8,7 @@ from keras_jamba._triton.convolution import Columns
 MOST_STATES = 64
 # Bits of a token's flags, as in scan_kernels.py.
 REAL, RESET = 1, 2
-# Tokens between two states that are kept for the gradient: fewer cost memory, more cost time.
+# Most tokens between two states that are kept for the gradient: fewer cost memory, more cost time.
 EVERY = 64
 # Four warps of each scheduler hide what one of them waits for, and that many registers they have.
 REGISTERS = 128
@@ -44,6 +44,14 @@ class Plan(NamedTuple):
         return -(-sizes["length"] // self.segment)
 
 
+def every(length):
+    """Tokens between two states that are kept, about where these and those between two of them are fewest."""
+    tokens = 16
+    while tokens < EVERY and tokens * tokens < 4 * length:
+        tokens *= 2
+    return tokens
+
+
 def _plan(sizes, lanes, least, count=None):
     """With `least` programs, if the sequence is long enough to be cut into that many."""
     batch, length, channels, states = sizes.values()
@@ -54,7 +62,7 @@ def _plan(sizes, lanes, least, count=None):
     # A second pass must pay: twice as many programs then, and segments that are not short.
     cuts = max(1, min(-(-2 * least // programs), length // 256)) if programs < least else 1
     segment = -(-length // cuts)
-    return Plan(lanes, each, block, count or lanes, -(-segment // EVERY) * EVERY)
+    return Plan(lanes, each, block, count or lanes, -(-segment // every(length)) * every(length))
 
 
 def forward_plan(sizes, multiprocessors):
@@ -80,7 +88,7 @@ def _sizes(shapes):
 
 def _shapes(sizes):
     batch, length, channels, states = sizes.values()
-    kept = (batch, -(-length // EVERY), channels, states)
+    kept = (batch, -(-length // every(length)), channels, states)
     return [(batch, length, channels), (batch, channels, states), kept]
 
 
@@ -105,6 +113,7 @@ def forward(gpu, tensors, options, train):
     flags = tensors["flags"]
     if u.shape[1] == 1 and initial is not None and not train:
         return _one_token(gpu, tensors, options)
+    B, C = (gpu.cast(x, "float32") for x in (B, C))
     sizes = _sizes({"u": u.shape, "A": A.shape})
     plan = forward_plan(sizes, gpu.multiprocessors)
     same = plan.constants(sizes) | _flags_of(tensors, options) | dict(U_ROW=gpu.row(u), DELTA_ROW=gpu.row(delta))
@@ -121,7 +130,7 @@ def forward(gpu, tensors, options, train):
     outputs = [(shape, u.dtype if i == 0 else "float32") for i, shape in enumerate(_shapes(sizes))]
     outputs = outputs if train else [*outputs[:2], single(1)]
     has = dict(HAS_D=D is not None, HAS_Z=z is not None, HAS_INITIAL=initial is not None, TRAIN=bool(train))
-    has |= dict(Z_ROW=gpu.row(_or(z, u)), EVERY=EVERY, AHEAD=4)
+    has |= dict(Z_ROW=gpu.row(_or(z, u)), EVERY=every(length), AHEAD=4)
     limits = dict(num_warps=1, registers=REGISTERS)
     y, last, kept = gpu.launch(kernels.scan_forward, plan.grid(sizes), inputs, outputs, same | has, **limits)
     return y, last, kept if train else None
@@ -152,6 +161,8 @@ def backward(gpu, tensors, options):
 
     u, delta, A, B, C, D, z, bias, initial = (tensors[name] for name in SCAN.inputs[:9])
     flags, grad_y, grad_last = tensors["flags"], tensors["grad_y"], tensors["grad_last"]
+    given = B.dtype, C.dtype
+    B, C = (gpu.cast(x, "float32") for x in (B, C))
     sizes = _sizes({"u": u.shape, "A": A.shape})
     batch, length, channels, states = sizes.values()
     plan = backward_plan(sizes, gpu.multiprocessors)
@@ -171,9 +182,13 @@ def backward(gpu, tensors, options):
     outputs = [(u.shape, u.dtype), (u.shape, delta.dtype)]
     outputs += [single(1) if z is None else (u.shape, z.dtype), parts]
     outputs += [single(batch, segments, channels)] * 2
-    outputs += [single(batch, channels, states), single(batch, segments, EVERY // plan.count, channels, states)]
+    outputs += [
+        single(1) if initial is None else single(batch, channels, states),
+        single(batch, segments, every(length) // plan.count, channels, states),
+    ]
     outputs += [single(batch, length, states)] * 2
-    has = dict(U_ROW=gpu.row(u), EVERY=EVERY, HAS_D=D is not None, HAS_LAST=grad_last is not None)
+    has = dict(U_ROW=gpu.row(u), EVERY=every(length), HAS_D=D is not None, HAS_LAST=grad_last is not None)
+    has |= dict(HAS_INITIAL=initial is not None)
     found = gpu.launch(
         kernels.scan_backward,
         plan.grid(sizes),
@@ -189,8 +204,7 @@ def backward(gpu, tensors, options):
         grad_u,
         grad_delta,
         grad_A.sum((0, 1)),
-        grad_B,
-        grad_C,
+        *(gpu.cast(x, dtype) for x, dtype in zip((grad_B, grad_C), given, strict=True)),
         None if D is None else grad_D.sum((0, 1)),
         None if z is None else grad_z,
         None if bias is None else grad_bias.sum((0, 1)),

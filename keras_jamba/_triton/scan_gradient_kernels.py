@@ -101,6 +101,7 @@ def scan_backward(
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
     HAS_LAST: tl.constexpr,
     FLAGS: tl.constexpr,
 ):
@@ -217,7 +218,7 @@ def scan_backward(
                 read = _held(read, flags + place, t, left, FLAGS, True)
                 _put(grad_z + place * CHANNELS, read, t, e, left, CHANNELS, False)
     tl.store(grad_A + (b * segments + number) * PLANE + state, sum_A, mask=here)
-    if number == 0:
+    if HAS_INITIAL and number == 0:
         tl.store(grad_initial + b * PLANE + state, carry, mask=here)
     part = (b * segments + number) * CHANNELS + e
     tl.store(grad_D + part, tl.sum(sum_D, axis=0), mask=ok)

@@ -33,9 +33,9 @@ def why_not(call):
 
 def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):
     dtype = u.dtype
-    u, delta, z = map(in_short_or_single, (u, delta, z))
-    A, B, C, D, delta_bias, initial_state = (
-        x if x is None else ops.cast(x, "float32") for x in (A, B, C, D, delta_bias, initial_state)
+    u, delta, B, C, z = map(in_short_or_single, (u, delta, B, C, z))
+    A, D, delta_bias, initial_state = (
+        x if x is None else ops.cast(x, "float32") for x in (A, D, delta_bias, initial_state)
     )
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, mask, segment_ids, _flags(mask, segment_ids))
     y, last_state = _function(tensors, (int(delta_softplus),))
