@@ -78,7 +78,25 @@ def differentiable(kernel, portable, lowered):
         return ((*found, *[None] * (len(tensors) - len(found))),)
 
     function.defvjp(remember, pull_back)
-    return jax.jit(function, static_argnums=1)
+    compiled = jax.jit(function, static_argnums=1)
+    return lambda tensors, options: compiled(_varying_alike(tensors), options)
+
+
+def _varying_alike(tensors):
+    """Inside a `shard_map` all of them differ over the axes over which one of them does.
+
+    A tensor that is the same everywhere so gets the sum of its gradients.
+    """
+    over = [frozenset() if x is None else _axes(x) for x in tensors]
+    every = frozenset().union(*over)
+    missing = [None if x is None else tuple(every - axes) for x, axes in zip(tensors, over, strict=True)]
+    return tuple(jax.lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(tensors, missing, strict=True))
+
+
+def _axes(x):
+    aval = jax.typeof(x)
+    # Their name in jax 0.10 and 0.11, and before.
+    return aval.mat.varying if hasattr(aval, "mat") else getattr(aval, "vma", frozenset())
 
 
 def _filled(tensors):
@@ -99,13 +117,21 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable, lowered):
     primitive.multiple_results = True
 
     def abstract(*tensors, options, train):
-        return [jax.core.ShapedArray(shape, dtype) for shape, dtype in specs(tensors, options, train)]
+        # Of the first, so that they vary over the same axes of a `shard_map`.
+        return [
+            tensors[0].update(shape=shape, dtype=np.dtype(dtype), weak_type=False)
+            for shape, dtype in specs(tensors, options, train)
+        ]
 
-    platform, lower_there = lowered(kernel, backward, inputs, outputs)
+    platform, rule_there = lowered(kernel, backward, inputs, outputs)
+
+    def lower_portable(context, *operands, options, train):
+        return portable_rule(_bare(context), *operands, options=options, train=train)
 
     def lower(context, *operands, options, train):
         exported = context.module_context.lowering_parameters.for_export
-        return (lower_portable if exported else lower_there)(context, *operands, options=options, train=train)
+        rule = portable_rule if exported else rule_there
+        return rule(_bare(context), *operands, options=options, train=train)
 
     def over_rows(tensors, axes, options, train):
         """Under `vmap` one element after the other; the kernel uses all cores for each."""
@@ -141,13 +167,19 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable, lowered):
         return found, list(moved)
 
     ad.primitive_jvps[primitive] = differentiate
-    lower_portable = mlir.lower_fun(portable, multiple_results=True)
+    portable_rule = mlir.lower_fun(portable, multiple_results=True)
     primitive.def_impl(compiled)
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, lower_portable)
     mlir.register_lowering(primitive, lower, platform=platform)
     batching.primitive_batchers[primitive] = over_rows
     return primitive
+
+
+def _bare(context):
+    """What a rule traces is inside a `shard_map` too a function of one device."""
+    bare = lambda avals: [jax.core.ShapedArray(x.shape, x.dtype) for x in avals]  # noqa: E731
+    return context.replace(avals_in=bare(context.avals_in), avals_out=bare(context.avals_out))
 
 
 def _on_cpu(kernel, backward, inputs, outputs):

@@ -1,0 +1,130 @@
+"""How JAX calls the kernels in Triton: with a stand-in for them, since they run on a GPU alone."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from checks import close
+
+from keras_jamba._triton import Gpu
+from keras_jamba._triton import scan as kernels
+from keras_jamba.ops import selective_scan
+from keras_jamba.ops.scan import reference, triton
+
+if keras.backend.backend() != "jax":
+    pytest.skip("how JAX calls them", allow_module_level=True)
+
+import jax
+from jax import numpy as jnp
+
+from keras_jamba._backend import triton_on_jax
+from keras_jamba._backend.native_on_jax import differentiable
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial")
+
+
+def scanned(*tensors, softplus=True):
+    return reference.run(*tensors[:8], softplus, tensors[8], None, None)
+
+
+def forward(gpu, tensors, options, train):
+    y, last = scanned(*(tensors[name] for name in NAMES), softplus=bool(options["softplus"]))
+    batch, length, channels, states = kernels._sizes(
+        {name: x.shape for name, x in tensors.items() if x is not None}
+    ).values()
+    kept = jnp.full((batch, -(-length // kernels.every(length)), channels, states), 7.0)
+    return y, last, kept if train else None
+
+
+def backward(gpu, tensors, options):
+    # What the forward pass left for it arrives.
+    assert tensors["checkpoints"].ndim == 4
+    present = [name for name in NAMES if tensors[name] is not None]
+
+    def function(*given):
+        given = dict(zip(present, given, strict=True))
+        return scanned(*(given.get(name) for name in NAMES), softplus=bool(options["softplus"]))
+
+    _, pull = jax.vjp(function, *(tensors[name] for name in present))
+    found = dict(zip(present, pull((tensors["grad_y"], tensors["grad_last"])), strict=True))
+    return tuple(found.get(name) for name in NAMES)
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    """The scan as a GPU would be asked for it, computed here by the reference."""
+    program = dataclasses.replace(
+        kernels.SCAN, name="scan_stand_in", forward=forward, backward=backward, registers=None
+    )
+    before = triton_on_jax.gpu
+    triton_on_jax.gpu = lambda: Gpu(None, None, None, 132)
+
+    def lowered(*given):
+        platform, rule = triton_on_jax._on_gpu(*given)
+        assert platform == "cuda"
+        return "cpu", rule
+
+    function = differentiable(program, triton._portable, lowered)
+    yield lambda *tensors: function((*tensors, None, None, None), (1,))
+    triton_on_jax.gpu = before
+
+
+def draw(length=5, channels=4, states=3):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape).astype("float32"))  # noqa: E731
+    tokens = [normal(2, length, channels), normal(2, length, channels) - 2, -jnp.exp(normal(channels, states))]
+    tokens += [normal(2, length, states), normal(2, length, states), normal(channels), normal(2, length, channels)]
+    return [*tokens, normal(channels), normal(2, channels, states)]
+
+
+def loss(function):
+    return lambda tensors: sum((x * jnp.cos(x)).sum() for x in function(*tensors))
+
+
+def assert_equal(found, expected):
+    for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        close(a, e, absolute=2e-5)
+
+
+def test_outputs_and_gradients_arrive_where_they_belong(stand_in):
+    tensors = draw()
+    assert_equal(jax.jit(stand_in)(*tensors), scanned(*tensors))
+    assert_equal(jax.jit(jax.grad(loss(stand_in)))(tensors), jax.grad(loss(scanned))(tensors))
+    some = [None if i in (5, 6, 8) else x for i, x in enumerate(tensors)]
+    assert_equal(jax.jit(jax.grad(loss(stand_in)))(some), jax.grad(loss(scanned))(some))
+
+
+def test_it_is_mapped_recomputed_and_differentiated_twice(stand_in):
+    tensors = draw(length=2)
+    rows = [x[None] * jnp.arange(1, 3).reshape(-1, *[1] * x.ndim) for x in tensors]
+    grads = jax.jit(jax.vmap(jax.grad(loss(stand_in))))(rows)
+    assert_equal(grads, jax.vmap(jax.grad(loss(scanned)))(rows))
+    assert_equal(jax.jit(jax.grad(loss(jax.checkpoint(stand_in))))(tensors), jax.grad(loss(scanned))(tensors))
+    twice = lambda f: jax.grad(lambda ts: sum((g * g).sum() for g in jax.grad(loss(f))(ts)))  # noqa: E731
+    assert_equal(jax.jit(twice(stand_in))(tensors), jax.jit(twice(scanned))(tensors))
+
+
+def test_where_there_is_no_gpu_it_refuses_and_says_why():
+    tensors = dict(zip(("u", "delta", "A", "B", "C"), draw(), strict=False))
+    with pytest.raises(ValueError, match="must be one of.*'native'.*Received: implementation='triton'"):
+        selective_scan(**tensors, implementation="triton")
+    call = lambda **given: type("Call", (), dict(platform="gpu", shape=(1, 2, 3), states=4) | given)  # noqa: E731
+    assert triton.why_not(call(platform="cpu")) == "it is for a GPU"
+    assert triton.why_not(call(shape=(None, 2, 3))) == "it needs sizes that are known"
+    assert triton.why_not(call(states=65)) == "it holds 64 states a channel at most"
+    assert "jax-triton" in triton.why_not(call()) or "capability 8.0" in triton.why_not(call())
+
+
+def test_it_works_inside_shard_map_over_rows_and_channels():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    script = Path(__file__).parent.parent / "sharded_scan.py"
+    done = subprocess.run(
+        [sys.executable, script], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().endswith("all are equal")
