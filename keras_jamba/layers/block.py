@@ -1,5 +1,6 @@
 """One layer of the backbone: a mixer over time and a feed-forward part, each behind a norm and in a residual."""
 
+import functools
 import inspect
 
 import keras
@@ -124,7 +125,7 @@ class JambaBlock(keras.layers.Layer):
         given = {} if mask is None else {"mask": mask}
         given |= {"return_routing": True} if return_routing else {}
         given |= {} if record else {"record": False}
-        taken = {} if self.feed_forward is None else inspect.signature(self.feed_forward.call).parameters
+        taken = () if self.feed_forward is None else _taken_by(self.feed_forward)
         if return_routing and "return_routing" not in taken:
             raise ValueError(
                 "Only a block with experts routes tokens. Received: return_routing=True for the block "
@@ -137,7 +138,7 @@ class JambaBlock(keras.layers.Layer):
         return x + self._dropped(result, training), routing
 
     def _check_mixer_takes(self, given):
-        missing = set(given) - set(inspect.signature(self.mixer.call).parameters)
+        missing = set(given) - _taken_by(self.mixer)
         if missing:
             raise ValueError(
                 f"A call with {sorted(given)} needs a mixer whose call takes them. Received: a "
@@ -181,3 +182,14 @@ class JambaBlock(keras.layers.Layer):
         for part in ("mixer", "feed_forward"):
             config[part] = config[part] and keras.saving.deserialize_keras_object(config[part])
         return cls(**config)
+
+
+def _taken_by(layer):
+    """The names of the arguments of a layer's call."""
+    return _arguments(getattr(layer.call, "__func__", layer.call))
+
+
+@functools.cache
+def _arguments(function):
+    # Every call of a block asks, and the answer takes as long as several operations.
+    return frozenset(inspect.signature(function).parameters)
