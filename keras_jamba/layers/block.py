@@ -123,7 +123,7 @@ class JambaBlock(keras.layers.Layer):
 
     def _feed_forward(self, x, mask, training, return_routing=False, record=True):
         given = {} if mask is None else {"mask": mask}
-        given |= {"return_routing": True} if return_routing else {}
+        given |= {"return_routing": return_routing} if return_routing else {}
         given |= {} if record else {"record": False}
         taken = () if self.feed_forward is None else _taken_by(self.feed_forward)
         if return_routing and "return_routing" not in taken:
@@ -164,7 +164,8 @@ class JambaBlock(keras.layers.Layer):
     ):
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         state = self.mixer.compute_output_spec(inputs, return_state=True)[1] if return_state else None
-        routing = self.feed_forward.compute_output_spec(inputs, return_routing=True)[1] if return_routing else None
+        given = {"return_routing": return_routing}
+        routing = self.feed_forward.compute_output_spec(inputs, **given)[1] if return_routing else None
         return asked(outputs, (return_state, state), (return_routing, routing))
 
     def get_config(self):

@@ -215,7 +215,7 @@ class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
             state = None if initial_state is None else initial_state[name]
             routes = (return_routing or self.aux_loss is not None) and isinstance(block.feed_forward, MoELayer)
             given = dict(mask=mask, segment_ids=segment_ids, initial_state=state)
-            given |= dict(return_state=return_state, return_routing=routes)
+            given |= dict(return_state=return_state, return_routing=routes and (return_routing or "decisions"))
             if training and self._config["gradient_checkpointing"]:
                 x = checkpointed(block, x, **given)
             else:

@@ -61,6 +61,39 @@ def test_padding_changes_neither_loss_nor_statistics_nor_gradients():
         np.testing.assert_allclose(numpy(v.value), value, rtol=1e-4, atol=1e-6, err_msg=v.path)
 
 
+def test_a_mask_of_nothing_is_left_out():
+    ids = np.random.default_rng(0).integers(0, 19, (3, 12))
+    mask = np.ones(ids.shape, bool)
+    for given in (ids, {"token_ids": ids, "padding_mask": mask}, list(ids)):
+        inputs, _, weights = language()._examples(given, None, None, None)
+        assert set(inputs) == {"token_ids"} and (weights == 1).all()
+    mask[1, -1] = False
+    inputs, _, weights = language()._examples({"token_ids": ids, "padding_mask": mask}, None, None, None)
+    np.testing.assert_array_equal(inputs["padding_mask"], weights != 0)
+    losses = [language().evaluate({"token_ids": ids, "padding_mask": m}, verbose=0) for m in (mask | True, None)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends compile a step, numbers and all")
+def test_no_number_is_taken_to_the_device_between_the_operations_of_a_model():
+    """On a GPU each would wait until all is done that was asked for before."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    names, model = [], language()
+    ids = torch.tensor([ROWS[0], ROWS[0][::-1]])
+    with Seen():
+        model(ids, training=True)
+        for metric in model._moe_metrics.values():
+            metric.update_state(torch.ones(()))
+    assert names and not {"aten::lift_fresh", "aten::nonzero", "aten::item"} & set(names)
+
+
 def test_packed_rows_have_the_loss_of_their_documents():
     model = language(moe_frequency=0)
     expected = mean_cross_entropy(model)
