@@ -61,4 +61,4 @@ class _MeanOfScalars(keras.metrics.Mean):
 
 
 def _together(layers, name):
-    return ops.stack([ops.convert_to_tensor(getattr(layer, name)) for layer in layers])
+    return ops.stack([getattr(layer, name).value for layer in layers])
