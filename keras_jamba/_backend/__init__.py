@@ -62,6 +62,15 @@ them; the tensors themselves where there is one, or where they are sums already.
 
 `out_of_memory(error)`: whether an exception says that memory ran out.
 
+`norm(tensors)`, `scaled(tensors, factor)`: of gradients: the norm of all together, float32, and each times a scalar.
+
+`adamw(weights, gradients, momentums, velocities, maxima, *, step, rate, betas, epsilon, decay)`: a step of
+`keras.optimizers.AdamW` by lists of its variables, all at once; `maxima` is empty without AMSGrad. None where a
+compiler does so with Keras' own.
+
+`Counter()`, where there is `adamw`: `read(variable)` is an integer variable on the host; what `keep(variable, value)`
+was told it need not wait for, unless the variable has been changed since.
+
 `DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
 
 Only where shapes may depend on values (tensorflow, torch):
@@ -122,6 +131,7 @@ if _BACKEND == "jax":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_jax import DataParallel
+    from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "tensorflow":
     from keras_jamba._backend.on_tensorflow import (
         compiled,
@@ -150,6 +160,7 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
+    from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.on_torch import (
         compiled,
@@ -183,6 +194,7 @@ elif _BACKEND == "torch":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel
+    from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
