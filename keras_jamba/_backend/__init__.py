@@ -62,6 +62,8 @@ them; the tensors themselves where there is one, or where they are sums already.
 
 `out_of_memory(error)`: whether an exception says that memory ran out.
 
+`rms_norm(x, scale, epsilon)`: `keras.ops.rms_normalization` over the last axis.
+
 `norm(tensors)`, `scaled(tensors, factor)`: of gradients: the norm of all together, float32, and each times a scalar.
 
 `adamw(weights, gradients, momentums, velocities, maxima, *, step, rate, betas, epsilon, decay)`: a step of
@@ -100,6 +102,8 @@ from keras.src.backend import AutocastScope
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
+    from keras.ops import rms_normalization as rms_norm
+
     from keras_jamba._backend.on_jax import (
         compiled,
         compiles,
@@ -133,6 +137,8 @@ if _BACKEND == "jax":
     from keras_jamba._backend.parallel_on_jax import DataParallel
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "tensorflow":
+    from keras.ops import rms_normalization as rms_norm
+
     from keras_jamba._backend.on_tensorflow import (
         compiled,
         compiles,
@@ -183,6 +189,7 @@ elif _BACKEND == "torch":
         random_states,
         recomputed,
         repeated,
+        rms_norm,
         scan,
         set_random_states,
         split,

@@ -17,6 +17,11 @@ from keras_jamba._backend.native_on_torch import native  # noqa: F401
 from keras_jamba._backend.recording_on_torch import recorded, recording
 
 
+def rms_norm(x, scale, epsilon):
+    # Keras' own makes a copy of x in float32 first, in which PyTorch's computes anyway, and casts the result back.
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], scale.to(x.dtype), epsilon)
+
+
 def scan(body, carry, inputs, reverse=False):
     leaves, structure = _pytree.tree_flatten(inputs)
     places = range(leaves[0].shape[0])

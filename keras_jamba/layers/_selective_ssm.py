@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._asked import asked
+from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.ops import selective_scan
@@ -52,8 +53,7 @@ class SelectiveSSM(ShortConvolution):
         self.dt_proj = Projection(inner, kernel_initializer=narrow, keeps_float=True, name="dt_proj", **given)
         if mixer_rms_norm:
             self.dt_norm, self.b_norm, self.c_norm = (
-                keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
-                for name in ("dt_norm", "b_norm", "c_norm")
+                RMSNorm(epsilon=epsilon, name=name, dtype=self.dtype_policy) for name in ("dt_norm", "b_norm", "c_norm")
             )
 
     def build(self, x_shape, z_shape=None):

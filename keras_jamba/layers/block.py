@@ -7,6 +7,7 @@ import keras
 
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.ops import _checks
 
 
@@ -61,10 +62,7 @@ class JambaBlock(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator()
 
     def _norm(self, name):
-        norm = keras.layers.RMSNormalization(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
-        # It looks at one token at a time; Keras' own does not say so.
-        norm.supports_masking = True
-        return norm
+        return RMSNorm(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
