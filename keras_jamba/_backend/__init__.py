@@ -33,6 +33,11 @@ computed again for it; the function itself where the backend cannot.
 
 `weights_changed(layer)`: to be called when a layer, or one inside, has got other variables after it was built.
 
+`autocast(dtype)`: a context in which floating-point variables are read in this dtype.
+
+`goes_straight(layer, x)`: whether a layer's `call` on this tensor does all that calling the layer does; only where
+operations are launched one by one.
+
 `without_autocast()`: a context in which variables are read as they are stored, in mixed precision too.
 
 `may_log()`: whether a message can be logged where it is called.
@@ -175,6 +180,7 @@ elif _BACKEND == "torch":
         custom_gradient,
         device_memory,
         device_name,
+        goes_straight,
         grouped_product,
         grouped_sum,
         host_values,
@@ -209,5 +215,15 @@ else:
     )
 
 
+if _BACKEND != "torch":
+
+    def goes_straight(layer, x):
+        return False
+
+
 def without_autocast():
     return AutocastScope(None)
+
+
+def autocast(dtype):
+    return AutocastScope(dtype)
