@@ -75,3 +75,19 @@ def variable_gradients(function, variables):
 
         grads = torch.autograd.grad(function(), [v.value for v in variables])
     return [np.asarray(ops.convert_to_numpy(g)) for g in grads]
+
+
+def torch_operations(function):
+    """`[(name, shape of the first argument or None)]` of the operations of PyTorch that a call of `function` takes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            first = args[0] if args else None
+            found.append((function._schema.name, tuple(first.shape) if hasattr(first, "shape") else None))
+            return function(*args, **(kwargs or {}))
+
+    found = []
+    with Seen():
+        function()
+    return found

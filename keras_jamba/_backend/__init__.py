@@ -33,6 +33,11 @@ computed again for it; the function itself where the backend cannot.
 
 `weights_changed(layer)`: to be called when a layer, or one inside, has got other variables after it was built.
 
+`autocast(dtype)`: a context in which floating-point variables are read in this dtype.
+
+`goes_straight(layer, x)`: whether a layer's `call` on this tensor does all that calling the layer does; only where
+operations are launched one by one.
+
 `without_autocast()`: a context in which variables are read as they are stored, in mixed precision too.
 
 `may_log()`: whether a message can be logged where it is called.
@@ -61,6 +66,17 @@ them; the tensors themselves where there is one, or where they are sums already.
 `random_states()`, `set_random_states(states)`: of the backend's own global generators, arrays of bytes.
 
 `out_of_memory(error)`: whether an exception says that memory ran out.
+
+`rms_norm(x, scale, epsilon)`: `keras.ops.rms_normalization` over the last axis.
+
+`norm(tensors)`, `scaled(tensors, factor)`: of gradients: the norm of all together, float32, and each times a scalar.
+
+`adamw(weights, gradients, momentums, velocities, maxima, *, step, rate, betas, epsilon, decay)`: a step of
+`keras.optimizers.AdamW` by lists of its variables, all at once; `maxima` is empty without AMSGrad. None where a
+compiler does so with Keras' own.
+
+`Counter()`, where there is `adamw`: `read(variable)` is an integer variable on the host; what `keep(variable, value)`
+was told it need not wait for, unless the variable has been changed since.
 
 `DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
 
@@ -94,6 +110,8 @@ from keras.src.backend import AutocastScope
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "jax":
+    from keras.ops import rms_normalization as rms_norm
+
     from keras_jamba._backend.on_jax import (
         compiled,
         compiles,
@@ -127,7 +145,10 @@ if _BACKEND == "jax":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_jax import DataParallel
+    from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "tensorflow":
+    from keras.ops import rms_normalization as rms_norm
+
     from keras_jamba._backend.on_tensorflow import (
         compiled,
         compiles,
@@ -155,6 +176,7 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
+    from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.on_torch import (
         compiled,
@@ -163,6 +185,7 @@ elif _BACKEND == "torch":
         custom_gradient,
         device_memory,
         device_name,
+        goes_straight,
         grouped_product,
         grouped_sum,
         host_values,
@@ -178,6 +201,7 @@ elif _BACKEND == "torch":
         random_states,
         recomputed,
         repeated,
+        rms_norm,
         scan,
         set_random_states,
         split,
@@ -190,6 +214,7 @@ elif _BACKEND == "torch":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel
+    from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
@@ -197,5 +222,15 @@ else:
     )
 
 
+if _BACKEND != "torch":
+
+    def goes_straight(layer, x):
+        return False
+
+
 def without_autocast():
     return AutocastScope(None)
+
+
+def autocast(dtype):
+    return AutocastScope(dtype)

@@ -12,6 +12,23 @@ from keras_jamba._backend.recording_on_torch import recorded, recording
 from keras_jamba._backend.triton_on_torch import launch, launched, why_not_here, why_not_triton  # noqa: F401
 
 
+def rms_norm(x, scale, epsilon):
+    # Keras' own makes a copy of x in float32 first, in which PyTorch's computes anyway, and casts the result back.
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], scale.to(x.dtype), epsilon)
+
+
+def goes_straight(layer, x):
+    # Subclasses of tensors are none of Keras' own; hooks are called by Module.__call__ alone, and see only that.
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and layer.built
+        and x.dtype is getattr(torch, layer.compute_dtype)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        and getattr(x, "_keras_mask", None) is None
+        and layer.activity_regularizer is None
+    )
+
+
 def scan(body, carry, inputs, reverse=False):
     leaves, structure = _pytree.tree_flatten(inputs)
     places = range(leaves[0].shape[0])

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._asked import asked
 from keras_jamba.layers._compact import Holder
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
@@ -15,8 +16,9 @@ from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 class GatedMixer(Holder, keras.layers.Layer):
     """Projects to `x` and a gate `z`, mixes over time in one direction or two, and projects back.
 
-    A subclass has `_directions()`, its one or two layers `(x, z, ...) -> (y, state)` with `state_shapes` and, of what a
-    call with `return_trail` returns besides, `state_after`.
+    A subclass has `_directions()`, its one or two layers `(x, z, ...) -> (y, state)`, of which a call with
+    `return_state=False` computes no state, with `state_shapes` and, of what a call with `return_trail` returns besides,
+    `state_after`.
 
     Args:
         d_model: width d.
@@ -60,23 +62,28 @@ class GatedMixer(Holder, keras.layers.Layer):
         if initial_state is not None or return_state:
             self._check_has_state()
         mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
-        outputs, state, _ = self._mixed(inputs, mask, segment_ids, initial_state)
-        return (outputs, state) if return_state else outputs
+        return asked(*self._mixed(inputs, mask, segment_ids, initial_state, return_state))
 
-    def _mixed(self, inputs, mask, segment_ids, initial_state, return_trail=False):
-        """`(outputs, state, what of the tokens the state after some of them needs)`."""
-        state, document = self._before(inputs, initial_state, mask, segment_ids)
+    def _mixed(self, inputs, mask, segment_ids, initial_state, return_state=True, return_trail=False):
+        """The outputs, and for `asked` the state, and what of the tokens the state after some of them needs."""
+        state = document = None
+        if return_state or initial_state is not None:
+            state, document = self._before(inputs, initial_state, mask, segment_ids)
         x, z = ops.split(self.in_proj(inputs), 2, axis=-1)
         forward, *backward = self._directions()
-        given = {"return_trail": True} if return_trail else {}
-        y, state, *trail = forward(x, z, mask=mask, segment_ids=segment_ids, initial_state=state, **given)
+        given = dict(mask=mask, segment_ids=segment_ids)
+        wanted = dict(return_state=return_state, return_trail=return_trail)
+        y = forward(x, z, **given, initial_state=state, **wanted)
+        y, *extras = y if any(wanted.values()) else (y,)
         if backward:
-            y = y + self._turned_round(*backward, x, z, mask, segment_ids)
-        return self.out_proj(y), state | {"document": document}, *(trail or [None])
+            y = y + self._turned_round(*backward, x, z, **given)
+        state = extras[0] | {"document": document} if return_state else None
+        return self.out_proj(y), (return_state, state), (return_trail, extras[-1] if return_trail else None)
 
     def _before(self, inputs, state, mask, segment_ids):
         """What the first direction begins with, and the document that the tokens end in."""
-        document = ops.full(ops.shape(inputs)[:1], NO_DOCUMENT, "int32")
+        # Not `ops.full`: on PyTorch it takes the number to the device and waits for it there.
+        document = ops.zeros(ops.shape(inputs)[:1], "int32") + NO_DOCUMENT
         if state is not None:
             state = dict(_checks.check_state("initial_state", state, self._state_specs(inputs.shape[0])))
             document = state.pop("document")
@@ -91,7 +98,7 @@ class GatedMixer(Holder, keras.layers.Layer):
         flip = lambda x: None if x is None else ops.flip(x, axis=1)  # noqa: E731
         # Turned round, the documents' numbers would decrease.
         ids = None if segment_ids is None else -flip(segment_ids)
-        return flip(direction(flip(x), flip(z), mask=flip(mask), segment_ids=ids)[0])
+        return flip(direction(flip(x), flip(z), mask=flip(mask), segment_ids=ids, return_state=False))
 
     def init_cache(self, batch_size, max_length=None):
         """The state before the first token. `max_length` is there for the sake of attention alone."""
@@ -113,7 +120,7 @@ class GatedMixer(Holder, keras.layers.Layer):
             self.build(inputs.shape)
         mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
         cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
-        outputs, state, tokens = self._mixed(inputs, mask, segment_ids, cache, return_trail=True)
+        outputs, (_, state), (_, tokens) = self._mixed(inputs, mask, segment_ids, cache, return_trail=True)
         return outputs, state, trail_of(cache, mask, segment_ids, **tokens)
 
     def rollback(self, trail, count):

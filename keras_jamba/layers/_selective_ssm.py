@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._asked import asked
+from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.ops import selective_scan
@@ -18,10 +19,11 @@ class SelectiveSSM(ShortConvolution):
         x, z: `(b, t, e)`, what enters, and the gate.
         mask, segment_ids: `(b, t)` or None.
         initial_state: `{"conv": (b, k - 1, e), "ssm": (b, e, n)}` or None.
+        return_state: whether to return the final state.
         return_trail: whether to return what `state_after` needs of the tokens too.
 
     Returns:
-        `((b, t, e), final state)`, or that and the trail.
+        `((b, t, e), final state)`, or that and the trail; without a state, no state.
     """
 
     trail = ("x", "convolved", "delta", "B")
@@ -51,8 +53,7 @@ class SelectiveSSM(ShortConvolution):
         self.dt_proj = Projection(inner, kernel_initializer=narrow, keeps_float=True, name="dt_proj", **given)
         if mixer_rms_norm:
             self.dt_norm, self.b_norm, self.c_norm = (
-                keras.layers.RMSNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
-                for name in ("dt_norm", "b_norm", "c_norm")
+                RMSNorm(epsilon=epsilon, name=name, dtype=self.dtype_policy) for name in ("dt_norm", "b_norm", "c_norm")
             )
 
     def build(self, x_shape, z_shape=None):
@@ -70,9 +71,9 @@ class SelectiveSSM(ShortConvolution):
             self.b_norm.build((None, None, n))
             self.c_norm.build((None, None, n))
 
-    def call(self, x, z, mask=None, segment_ids=None, initial_state=None, return_trail=False):
+    def call(self, x, z, mask=None, segment_ids=None, initial_state=None, return_state=True, return_trail=False):
         state = {"conv": None, "ssm": None} if initial_state is None else initial_state
-        before, (x, conv_state) = x, self.convolved(x, state["conv"], mask, segment_ids)
+        before, (x, conv_state) = x, self.convolved(x, state["conv"], mask, segment_ids, return_state)
         r, n = self.dt_rank, self.d_state
         # Slices: PyTorch cannot export the sizes that come out of a split at given places.
         projected = self.x_proj(x)
@@ -81,7 +82,7 @@ class SelectiveSSM(ShortConvolution):
             low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
         trail = {"x": before, "convolved": x, "delta": self.dt_proj(low_rank), "B": B}
         y, ssm_state = self._scan(trail, C, state["ssm"], mask, segment_ids, D=self.D, z=z)
-        return asked(y, (True, {"conv": conv_state, "ssm": ssm_state}), (return_trail, trail))
+        return asked(y, (return_state, {"conv": conv_state, "ssm": ssm_state}), (return_trail, trail))
 
     def _scan(self, trail, C, initial_state, mask, segment_ids, **skip_and_gate):
         return selective_scan(

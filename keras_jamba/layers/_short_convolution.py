@@ -37,18 +37,19 @@ class ShortConvolution(keras.layers.Layer):
     def _weight(self, name, shape, initializer, **kwargs):
         return without_decay(self.add_weight(shape, initializer, name=name, **kwargs))
 
-    def convolved(self, x, initial_state, mask, segment_ids):
-        """`(SiLU of the convolution (b, t, e), the last k - 1 inputs)`."""
-        return causal_depthwise_conv(
+    def convolved(self, x, initial_state, mask, segment_ids, return_state):
+        """`(SiLU of the convolution (b, t, e), the last k - 1 inputs or None)`."""
+        outputs = causal_depthwise_conv(
             x,
             self.conv_kernel,
             self.conv_bias_weight if self.conv_bias else None,
             initial_state,
-            return_last_state=True,
+            return_last_state=return_state,
             mask=mask,
             segment_ids=segment_ids,
             activation="silu",
         )
+        return outputs if return_state else (outputs, None)
 
     def state_after(self, tokens, state, mask, segment_ids):
         """The state after the tokens of a trail that the mask leaves, from the state before them."""
@@ -70,13 +71,14 @@ class GatedConvolution(ShortConvolution):
         x, z: `(b, t, e)`, what enters, and the gate.
         mask, segment_ids: `(b, t)` or None.
         initial_state: `{"conv": (b, k - 1, e)}` or None.
+        return_state: whether to return the final state.
         return_trail: whether to return what `state_after` needs of the tokens too.
 
     Returns:
-        `((b, t, e), final state)`, or that and the trail.
+        `((b, t, e), final state)`, or that and the trail; without a state, no state.
     """
 
-    def call(self, x, z, mask=None, segment_ids=None, initial_state=None, return_trail=False):
+    def call(self, x, z, mask=None, segment_ids=None, initial_state=None, return_state=True, return_trail=False):
         state = None if initial_state is None else initial_state["conv"]
-        y, state = self.convolved(x, state, mask, segment_ids)
-        return asked(y * ops.silu(z), (True, {"conv": state}), (return_trail, {"x": x}))
+        y, state = self.convolved(x, state, mask, segment_ids, return_state)
+        return asked(y * ops.silu(z), (return_state, {"conv": state}), (return_trail, {"x": x}))

@@ -1,11 +1,13 @@
 """One layer of the backbone: a mixer over time and a feed-forward part, each behind a norm and in a residual."""
 
+import functools
 import inspect
 
 import keras
 
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.ops import _checks
 
 
@@ -60,10 +62,7 @@ class JambaBlock(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator()
 
     def _norm(self, name):
-        norm = keras.layers.RMSNormalization(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
-        # It looks at one token at a time; Keras' own does not say so.
-        norm.supports_masking = True
-        return norm
+        return RMSNorm(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
@@ -122,9 +121,9 @@ class JambaBlock(keras.layers.Layer):
 
     def _feed_forward(self, x, mask, training, return_routing=False, record=True):
         given = {} if mask is None else {"mask": mask}
-        given |= {"return_routing": True} if return_routing else {}
+        given |= {"return_routing": return_routing} if return_routing else {}
         given |= {} if record else {"record": False}
-        taken = {} if self.feed_forward is None else inspect.signature(self.feed_forward.call).parameters
+        taken = () if self.feed_forward is None else _taken_by(self.feed_forward)
         if return_routing and "return_routing" not in taken:
             raise ValueError(
                 "Only a block with experts routes tokens. Received: return_routing=True for the block "
@@ -137,7 +136,7 @@ class JambaBlock(keras.layers.Layer):
         return x + self._dropped(result, training), routing
 
     def _check_mixer_takes(self, given):
-        missing = set(given) - set(inspect.signature(self.mixer.call).parameters)
+        missing = set(given) - _taken_by(self.mixer)
         if missing:
             raise ValueError(
                 f"A call with {sorted(given)} needs a mixer whose call takes them. Received: a "
@@ -163,7 +162,8 @@ class JambaBlock(keras.layers.Layer):
     ):
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         state = self.mixer.compute_output_spec(inputs, return_state=True)[1] if return_state else None
-        routing = self.feed_forward.compute_output_spec(inputs, return_routing=True)[1] if return_routing else None
+        given = {"return_routing": return_routing}
+        routing = self.feed_forward.compute_output_spec(inputs, **given)[1] if return_routing else None
         return asked(outputs, (return_state, state), (return_routing, routing))
 
     def get_config(self):
@@ -181,3 +181,14 @@ class JambaBlock(keras.layers.Layer):
         for part in ("mixer", "feed_forward"):
             config[part] = config[part] and keras.saving.deserialize_keras_object(config[part])
         return cls(**config)
+
+
+def _taken_by(layer):
+    """The names of the arguments of a layer's call."""
+    return _arguments(getattr(layer.call, "__func__", layer.call))
+
+
+@functools.cache
+def _arguments(function):
+    # Every call of a block asks, and the answer takes as long as several operations.
+    return frozenset(inspect.signature(function).parameters)

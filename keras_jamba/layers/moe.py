@@ -8,7 +8,8 @@ from keras_jamba.layers._compact import Compact, Holder, float_policy
 from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers.router import Router
-from keras_jamba.ops import _checks, expert_mlp, routing_statistics
+from keras_jamba.ops import _checks, expert_mlp, expert_share, routing_statistics
+from keras_jamba.ops.routing import drop_rate
 
 _DECIDED = ("logits", "probabilities", "weights", "indices")
 
@@ -41,7 +42,7 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
         inputs: `(b, t, d)`.
         mask: `(b, t)` bool or None, Keras' own. Tokens where it is False count neither in the losses nor in
             the statistics, and take no expert's room.
-        return_routing: whether to return what was decided too.
+        return_routing: whether to return what was decided too; "decisions" leaves out the statistics.
         record: whether the auxiliary loss is added and the three statistics are kept. Where not, nothing is
             assigned: such a call can be compiled by itself, with `jax.jit` for example.
         training: for the router.
@@ -142,16 +143,16 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
         routing = (self.router if record else self.router.route)(tokens, mask=mask, training=training)
         outputs, kept = self._experts(tokens, routing, mask)
         outputs = ops.reshape(outputs, shape)
-        if not (record or return_routing):
-            return outputs
-        statistics = routing_statistics(routing["indices"], self.num_experts, mask, kept)
         if record:
-            self.usage.assign(ops.stop_gradient(statistics["expert_share"]))
-            self.drop_rate.assign(ops.stop_gradient(statistics["drop_rate"]))
+            self.usage.assign(ops.stop_gradient(expert_share(routing["indices"], self.num_experts, mask)))
+            if kept is not None:
+                self.drop_rate.assign(drop_rate(kept, mask))
         if not return_routing:
             return outputs
         whole = {name: ops.reshape(routing[name], (*shape[:-1], routing[name].shape[-1])) for name in _DECIDED}
-        return outputs, whole | statistics
+        if return_routing != "decisions":
+            whole |= routing_statistics(routing["indices"], self.num_experts, mask, kept)
+        return outputs, whole
 
     def _experts(self, tokens, routing, mask):
         given = {name: self._matrix(name) for name in self.matrices()}
@@ -173,6 +174,8 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
             "weights": spec(chosen),
             "indices": spec(chosen, "int32"),
         }
+        if return_routing == "decisions":
+            return outputs, whole
         statistics = {name: spec(()) for name in ("entropy", "max_load", "drop_rate")}
         return outputs, whole | {"expert_share": spec((self.num_experts,))} | statistics
 

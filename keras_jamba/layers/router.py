@@ -120,13 +120,18 @@ class Router(keras.layers.Layer):
 
     def auxiliary_loss(self, routing, mask):
         """The float32 scalar that is added to the losses; `routing` is what a call returns."""
-        probabilities = routing["probabilities"]
+        loss = ops.zeros((), "float32")
+        # A loss without weight is some ten operations over all tokens, and their gradients.
+        if self.balance_coefficient:
+            loss = loss + self.balance_coefficient * self._balance(routing, mask)
+        if self.z_coefficient:
+            loss = loss + self.z_coefficient * router_z_loss(routing["logits"], self.squared_z_loss, mask)
+        return loss
+
+    def _balance(self, routing, mask):
         if self.balance_loss == "variance":
-            balance = variance_balance_loss(probabilities, mask)
-        else:
-            balance = switch_balance_loss(probabilities, routing["indices"], mask)
-        z = router_z_loss(routing["logits"], self.squared_z_loss, mask)
-        return self.balance_coefficient * balance + self.z_coefficient * z
+            return variance_balance_loss(routing["probabilities"], mask)
+        return switch_balance_loss(routing["probabilities"], routing["indices"], mask)
 
     def compute_output_spec(self, inputs, mask=None, training=None):
         wide, chosen = (inputs.shape[0], self.num_experts), (inputs.shape[0], self.num_experts_per_token)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_jamba.generation.samplers import BeamSampler, Sampler, sampler_of
+from keras_jamba.models._loss import TokenCrossentropy
 from keras_jamba.models._text_data import check_ids, compile_again, is_text, next_tokens, rows_of
 
 _GIVEN = ("token_ids", "padding_mask", "segment_ids")
@@ -31,7 +32,7 @@ class LanguageTraining:
         if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = keras.optimizers.Adam(2e-5)
         if isinstance(loss, str) and loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
+            loss = TokenCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)

@@ -23,7 +23,7 @@ class RoutingMetrics:
         names = ["moe_aux_loss", "moe_max_load", "moe_entropy"] if layers else []
         if any(layer.capacity_factor is not None for layer in layers):
             names.append("moe_drop_rate")
-        self._moe_metrics = {name: keras.metrics.Mean(name=name) for name in names}
+        self._moe_metrics = {name: _MeanOfScalars(name=name) for name in names}
 
     def _moe_layers(self):
         return [layer for layer in self._flatten_layers() if isinstance(layer, MoELayer)]
@@ -39,19 +39,26 @@ class RoutingMetrics:
         loss = super().compute_loss(*args, **kwargs)
         if self._moe_metrics:
             layers = self._moe_layers()
-            last = lambda name: [ops.convert_to_tensor(getattr(layer, name)) for layer in layers]  # noqa: E731
-            shares = last("usage")
-            values = {
-                "moe_aux_loss": sum(map(ops.convert_to_tensor, self._aux_losses())),
-                "moe_max_load": _mean(map(max_load, shares)),
-                "moe_entropy": _mean(map(share_entropy, shares)),
-                "moe_drop_rate": _mean(last("drop_rate")),
+            mean_over_layers = {
+                "moe_max_load": lambda: max_load(_together(layers, "usage")),
+                "moe_entropy": lambda: share_entropy(_together(layers, "usage")),
+                "moe_drop_rate": lambda: _together(layers, "drop_rate"),
             }
             for name, metric in self._moe_metrics.items():
-                metric.update_state(values[name])
+                if name == "moe_aux_loss":
+                    metric.update_state(sum(map(ops.convert_to_tensor, self._aux_losses())))
+                else:
+                    metric.update_state(ops.mean(mean_over_layers[name]()))
         return loss
 
 
-def _mean(values):
-    values = list(values)
-    return sum(values) / len(values)
+class _MeanOfScalars(keras.metrics.Mean):
+    """Keras' mean, but for this: on PyTorch that takes the number of values to the device and waits for it there."""
+
+    def update_state(self, value):
+        self.total.assign_add(value)
+        self.count.assign_add(ops.ones((), self.dtype))
+
+
+def _together(layers, name):
+    return ops.stack([getattr(layer, name).value for layer in layers])

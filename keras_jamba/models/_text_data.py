@@ -60,7 +60,9 @@ def next_tokens(token_ids, mask=None, segment_ids=None):
         inputs["segment_ids"] = segment_ids[:, :-1].astype("int32")
         weights &= segment_ids[:, 1:] == segment_ids[:, :-1]
     # The last token of a document predicts nothing and is seen by nobody: however wide a row is, it does not count.
-    inputs["padding_mask"] = weights
+    # A mask of nothing is left out: attention would go without its fused form, and the convolution sort tokens.
+    if not weights.all():
+        inputs["padding_mask"] = weights
     return inputs, token_ids[:, 1:], weights.astype("float32")
 
 

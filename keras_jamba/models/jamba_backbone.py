@@ -9,6 +9,7 @@ from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, Jamb
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers.quantization import QUANTIZATIONS, quantize
 from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._pattern import block_pattern
@@ -158,8 +159,7 @@ class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
             )
             for i, (mixer, feed_forward) in enumerate(self.block_pattern)
         ]
-        self.final_norm = keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name="final_norm")
-        self.final_norm.supports_masking = True
+        self.final_norm = RMSNorm(epsilon=epsilon, dtype=dtype, name="final_norm")
         self.aux_loss = None
         if balance_over == "model" and self._moe_layers():
             self.aux_loss = self.add_weight((), "zeros", dtype="float32", trainable=False, name="aux_loss")
@@ -215,7 +215,7 @@ class JambaBackbone(Adapting, RoutingMetrics, keras.Model):
             state = None if initial_state is None else initial_state[name]
             routes = (return_routing or self.aux_loss is not None) and isinstance(block.feed_forward, MoELayer)
             given = dict(mask=mask, segment_ids=segment_ids, initial_state=state)
-            given |= dict(return_state=return_state, return_routing=routes)
+            given |= dict(return_state=return_state, return_routing=routes and (return_routing or "decisions"))
             if training and self._config["gradient_checkpointing"]:
                 x = checkpointed(block, x, **given)
             else:

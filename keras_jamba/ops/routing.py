@@ -3,6 +3,8 @@
 Where a function takes `mask`, `(tokens,)` bool or None, only the tokens where it is True count.
 """
 
+import math
+
 from keras import ops
 
 from keras_jamba.ops import _checks
@@ -51,19 +53,27 @@ def mean_over_tokens(x, mask=None):
 
 def expert_share(indices, num_experts, mask=None):
     """Share of all assignments that went to each expert, `(x,)` float32; sums to 1."""
-    return mean_over_tokens(ops.mean(ops.one_hot(indices, num_experts, dtype="float32"), axis=1), mask)
+    # Not `ops.one_hot`: on PyTorch it is a scatter of 64-bit integers.
+    chosen = ops.equal(indices[:, :, None], ops.arange(num_experts, dtype=indices.dtype))
+    chosen = ops.cast(chosen, "float32")
+    return ops.mean(chosen, axis=(0, 1)) if mask is None else mean_over_tokens(ops.mean(chosen, axis=1), mask)
 
 
 def max_load(share):
-    """Load of the busiest expert, from `(x,)` shares: 1 when balanced, x when one expert gets everything."""
-    return ops.max(share) * share.shape[0]
+    """Load of the busiest expert, from `(..., x)` shares: 1 when balanced, x when one expert gets everything."""
+    return ops.max(share, axis=-1) * share.shape[-1]
 
 
 def share_entropy(share):
-    """Entropy of `(x,)` shares: 1 when balanced, 0 when one expert gets everything."""
-    # x log x is 0 at 0; the logarithm of one expert's share is 0 however it is normalised.
-    entropy = -ops.sum(share * ops.log(ops.maximum(share, 1e-9)))
-    return entropy / ops.log(ops.cast(max(share.shape[0], 2), "float32"))
+    """Entropy of `(..., x)` shares: 1 when balanced, 0 when one expert gets everything."""
+    # x log x is 0 at 0; the logarithm of one expert's share is 0 however it is normalised. Not `ops.maximum`: on
+    # PyTorch that takes the number to the device and waits for it there.
+    return ops.sum(share * ops.log(share + 1e-9), axis=-1) / -math.log(max(share.shape[-1], 2))
+
+
+def drop_rate(kept, mask=None):
+    """Share of the assignments, of which `kept` `(tokens, k)` bool found room, that found none."""
+    return mean_over_tokens(1.0 - ops.mean(ops.cast(kept, "float32"), axis=1), mask)
 
 
 def routing_statistics(indices, num_experts, mask=None, kept=None):
@@ -86,9 +96,7 @@ def routing_statistics(indices, num_experts, mask=None, kept=None):
     tensors = {name: x for name, x in dict(indices=indices, mask=mask, kept=kept).items() if x is not None}
     _checks.check_shapes(tensors, {"indices": "sk", "mask": "s", "kept": "sk"})
     share = expert_share(indices, num_experts, mask)
-    dropped = ops.zeros((), "float32")
-    if kept is not None:
-        dropped = mean_over_tokens(1.0 - ops.mean(ops.cast(kept, "float32"), axis=1), mask)
+    dropped = ops.zeros((), "float32") if kept is None else drop_rate(kept, mask)
     return {"expert_share": share, "entropy": share_entropy(share), "max_load": max_load(share), "drop_rate": dropped}
 
 

@@ -43,6 +43,7 @@ class JambaAdamW(_AdamW):
     def __init__(self, learning_rate=1e-4, weight_decay=0.1, global_clipnorm=1.0, no_decay=(), **kwargs):
         super().__init__(learning_rate, weight_decay=weight_decay, global_clipnorm=global_clipnorm, **kwargs)
         self.no_decay = [no_decay] if isinstance(no_decay, str) else list(no_decay)
+        self._counter, self._step = _backend.Counter and _backend.Counter(), None
 
     def build(self, variables):
         if self.built:
@@ -69,21 +70,63 @@ class JambaAdamW(_AdamW):
             for variable in var_list:
                 variable.assign(ops.copy(variable))
 
+    def apply(self, grads, trainable_variables=None):
+        if not self._counter or _backend.compiling():
+            return super().apply(grads, trainable_variables)
+        before = self._counter.read(self._iterations)
+        self._step = before + 1
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self._step = None
+        if len(grads):
+            self._counter.keep(self._iterations, before + 1)
+
+    def _get_current_learning_rate(self):
+        if self._step is None or not isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            return super()._get_current_learning_rate()
+        # A schedule is many operations and looks at values: on a GPU each would be waited for.
+        with keras.device("cpu"):
+            return self._learning_rate(ops.convert_to_tensor(self._step - 1, self._iterations.dtype))
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if self._step is None:
+            return super()._backend_update_step(grads, trainable_variables, learning_rate)
+        pairs = list(zip(trainable_variables, grads, strict=True))
+        for shrinks, share in ((True, self.weight_decay or 0.0), (False, 0.0)):
+            chosen = [pair for pair in pairs if self._use_weight_decay(pair[0]) == shrinks]
+            if chosen:
+                self._step_together(*zip(*chosen, strict=True), learning_rate, share)
+
+    def _step_together(self, variables, grads, learning_rate, decay):
+        places = [self._get_variable_index(variable) for variable in variables]
+        slots = [self._momentums, self._velocities, self._velocity_hats if self.amsgrad else None]
+        _backend.adamw(
+            variables,
+            grads,
+            *([] if slot is None else [slot[i] for i in places] for slot in slots),
+            step=self._step,
+            rate=learning_rate,
+            betas=(self.beta_1, self.beta_2),
+            epsilon=self.epsilon,
+            decay=decay,
+        )
+
     def _clip_gradients(self, grads):
         # Keras' own takes the norm of each replica's part of the gradient by itself.
         whole = _backend.sum_over_replicas([g for g in grads if g is not None])
-        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in whole]
-        norm = ops.sqrt(ops.sum(ops.stack(squares)))
+        norm = _backend.norm(whole)
         self.gradient_norm.assign(norm)
         if not self.global_clipnorm:
             return super()._clip_gradients(grads)
-        # Like Keras: a gradient that is not finite becomes NaN as a whole, and is seen.
-        scale = self.global_clipnorm / ops.maximum(norm, self.global_clipnorm) + (norm - norm)
-        return [g if g is None else ops.multiply(g, ops.cast(scale, g.dtype)) for g in grads]
+        # Like Keras: a gradient that is not finite becomes NaN as a whole, and is seen. Not `ops.maximum`: on PyTorch
+        # that takes the number to the device and waits for it there.
+        scale = 1.0 / (1.0 + ops.relu(norm / self.global_clipnorm - 1.0)) + (norm - norm)
+        return _backend.scaled(grads, scale)
 
     def _apply_weight_decay(self, variables):
-        # Keras' own fails on PyTorch where nothing decays.
-        if any(self._use_weight_decay(variable) for variable in variables):
+        # Keras' own fails on PyTorch where nothing decays. Weights that take a step together decay in it.
+        if self._step is None and any(self._use_weight_decay(variable) for variable in variables):
             super()._apply_weight_decay(variables)
 
     def get_config(self):

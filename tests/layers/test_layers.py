@@ -14,6 +14,8 @@ from keras_jamba.layers import (
     MoELayer,
     SpatialEncoder,
 )
+from keras_jamba.layers._norm import RMSNorm
+from keras_jamba.layers._projection import Projection
 
 LAYERS = {
     "mamba": lambda **kw: MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True, **kw),
@@ -182,3 +184,28 @@ def test_fit_takes_batches_of_changing_size_and_length(compiled):
     model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=compiled)
     model.fit(Ragged(), epochs=2, verbose=0, shuffle=False)
     assert model.evaluate(Ragged(), verbose=0) < expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_small_layers_give_what_keras_own_way_to_call_them_gives(dtype):
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype("float32")
+    for layer in (Projection(4, use_bias=True, dtype=dtype), RMSNorm(dtype=dtype)):
+        for inputs in (x, ops.cast(x, layer.compute_dtype), ops.cast(x, "float16")):
+            found, expected = layer(inputs), keras.layers.Layer.__call__(layer, inputs)
+            assert found.dtype == expected.dtype == ops.cast(x, layer.compute_dtype).dtype
+            np.testing.assert_array_equal(numpy(ops.cast(found, "float32")), numpy(ops.cast(expected, "float32")))
+        assert layer(keras.Input((3, 8))).shape[:2] == (None, 3)
+        masked = keras.layers.Masking()(x * (x > 0).all(-1, keepdims=True))
+        mask = getattr(layer(masked), "_keras_mask", None)
+        assert mask is not None and mask.shape == (2, 3)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="hooks are PyTorch's")
+def test_hooks_of_small_layers_are_called():
+    layer, seen = Projection(4), []
+    layer(ops.ones((2, 3, 8)))
+    handle = layer.register_forward_hook(lambda *given: seen.append(given))
+    layer(ops.ones((2, 3, 8)))
+    handle.remove()
+    layer(ops.ones((2, 3, 8)))
+    assert len(seen) == 1

@@ -6,7 +6,7 @@ import pytest
 from checks import gradients, numpy, whole
 from keras import ops
 
-from keras_jamba.layers import MambaLayer, detach_state
+from keras_jamba.layers import FeedForward, GatedConvLayer, JambaBlock, MambaLayer, detach_state
 
 LENGTH = 9
 
@@ -168,3 +168,25 @@ def test_the_state_stays_float32_under_mixed_precision(features):
         "document": "int32",
     }
     assert np.abs(numpy(first["ssm"]) - numpy(ops.cast(ops.cast(first["ssm"], "bfloat16"), "float32"))).max() > 0
+
+
+@pytest.mark.parametrize("kind", [MambaLayer, GatedConvLayer])
+def test_a_state_that_nobody_asks_for_is_not_computed(kind, features, monkeypatch):
+    layer = kind(8)
+    ids = np.array([[0] * 4 + [1] * 5] * 3)
+    expected = [numpy(layer(features, segment_ids=ids, return_state=True)[0]), numpy(layer(features))]
+
+    def unwanted(*args):
+        raise AssertionError("Nobody asked for it.")
+
+    monkeypatch.setattr("keras_jamba.ops.convolution.last_inputs", unwanted)
+    monkeypatch.setattr(layer, "_before", unwanted)
+    np.testing.assert_allclose(numpy(layer(features, segment_ids=ids)), expected[0], atol=1e-6)
+    np.testing.assert_allclose(numpy(layer(features)), expected[1], atol=1e-6)
+
+
+def test_a_block_looks_at_the_arguments_of_its_parts_once(features, monkeypatch):
+    block = JambaBlock(MambaLayer(8, d_state=4), FeedForward(8))
+    expected = numpy(block(features))
+    monkeypatch.setattr("keras_jamba.layers.block.inspect", None)
+    np.testing.assert_array_equal(numpy(block(features)), expected)

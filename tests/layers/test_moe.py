@@ -66,6 +66,30 @@ def test_what_the_router_decided_can_be_had_at_every_call(features):
     assert {k: (v.shape, v.dtype) for k, v in specs.items()} == {k: (v.shape, str(v.dtype)) for k, v in routing.items()}
 
 
+def test_decisions_come_without_statistics_where_these_are_not_wanted(features):
+    layer = MoELayer(8, num_experts=4)
+    whole = numpy(layer(features, return_routing=True)[1])
+    decisions = numpy(layer(features, return_routing="decisions")[1])
+    assert set(decisions) == {"logits", "probabilities", "weights", "indices"}
+    for name, x in decisions.items():
+        np.testing.assert_allclose(x, whole[name], rtol=1e-6)
+    np.testing.assert_allclose(numpy(layer.usage), whole["expert_share"], rtol=1e-6)
+    specs = layer.compute_output_spec(keras.KerasTensor((2, 7, 8)), return_routing="decisions")[1]
+    assert set(specs) == set(decisions)
+
+
+def test_a_loss_without_weight_is_not_computed(features, monkeypatch):
+    monkeypatch.setattr("keras_jamba.layers.router.router_z_loss", None)
+    layer = MoELayer(8, num_experts=4, balance_coefficient=0.5, z_coefficient=0.0)
+    _, routing = layer(features, return_routing=True)
+    usage = numpy(routing["probabilities"]).reshape(-1, 4).mean(0)
+    np.testing.assert_allclose(numpy(layer.aux_loss), 0.5 * ((usage - 0.25) ** 2).sum(), rtol=1e-4)
+    monkeypatch.setattr("keras_jamba.layers.router.variance_balance_loss", None)
+    layer = MoELayer(8, num_experts=4, balance_coefficient=0.0, z_coefficient=0.0)
+    layer(features)
+    assert float(numpy(layer.aux_loss)) == 0
+
+
 def test_tokens_without_room_are_dropped_and_counted(features):
     layer = MoELayer(8, num_experts=4, num_experts_per_token=1, capacity_factor=1.0)
     layer.build((None, None, 8))

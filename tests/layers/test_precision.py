@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, variable_gradients
+from checks import gradients, numpy, variable_gradients
 from keras import ops
 
 import keras_jamba
 from keras_jamba.layers import MambaLayer
+from keras_jamba.layers._norm import RMSNorm
 
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
 
@@ -47,3 +48,21 @@ def test_a_model_learns_in_mixed_precision(policy):
         if isinstance(block.mixer, MambaLayer):
             for name in ("A_log", "dt_bias", "D"):
                 assert getattr(block.mixer.ssm, name).value.dtype == ops.zeros(1, "float32").dtype
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_norm_is_that_of_keras_with_its_gradient(policy):
+    rng = np.random.default_rng(0)
+    x, weights = (ops.convert_to_tensor(rng.standard_normal((2, 5, 48)).astype("float32")) for _ in range(2))
+    found = []
+    for kind in (RMSNorm, keras.layers.RMSNormalization):
+        layer = kind(epsilon=1e-3, dtype=policy)
+        layer.build((None, None, 48))
+        layer.scale.assign(np.linspace(0.5, 2, 48))
+        inputs = ops.cast(x, layer.compute_dtype)
+        assert keras.backend.standardize_dtype(layer(inputs).dtype) == layer.compute_dtype
+        loss = lambda x, layer=layer: ops.sum(ops.cast(layer(x), "float32") * weights)  # noqa: E731
+        values = layer(inputs), *(ops.cast(g, "float32") for g in gradients(loss, [ops.cast(inputs, "float32")]))
+        found.append([numpy(ops.cast(v, "float32")) for v in values])
+    for a, e in zip(*found, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5 if policy == "float32" else 1e-2, atol=1e-5)

@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import gradients, numpy, torch_operations, whole
 
 import keras_jamba
+from keras_jamba.models._loss import TokenCrossentropy
 from keras_jamba.tokenizers import ByteTokenizer
 from keras_jamba.training.data import PackedText
 
@@ -40,6 +41,21 @@ def test_the_loss_is_the_mean_over_real_tokens_of_rows_by_themselves_and_one_los
     np.testing.assert_allclose(found["loss"], expected + found["moe_aux_loss"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"from_logits": False}, {"ignore_class": 3}])
+def test_the_loss_of_rows_of_classes_is_that_of_keras_with_gradients(options):
+    rng = np.random.default_rng(0)
+    targets, weights = rng.integers(0, 7, (3, 5)), rng.random((3, 5), "float32")
+    logits = rng.random((3, 5, 7), "float32")
+    found = []
+    for kind in (TokenCrossentropy, keras.losses.SparseCategoricalCrossentropy):
+        loss = kind(**{"from_logits": True, "reduction": "mean_with_sample_weight"} | options)
+        loss = kind.from_config(loss.get_config())
+        call = lambda x, loss=loss: loss(targets, x, weights)  # noqa: E731
+        found.append([numpy(call(logits)), *gradients(call, [logits])])
+    for a, e in zip(*found, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-7)
+
+
 def test_padding_changes_neither_loss_nor_statistics_nor_gradients():
     ids, mask = np.zeros((3, 12), int), np.zeros((3, 12), bool)
     wide = np.random.default_rng(0).integers(0, 19, (3, 12))
@@ -59,6 +75,39 @@ def test_padding_changes_neither_loss_nor_statistics_nor_gradients():
     np.testing.assert_allclose(history["loss"], results[0][0], rtol=1e-5)
     for v, value in zip(model.trainable_variables, results[0][3], strict=True):
         np.testing.assert_allclose(numpy(v.value), value, rtol=1e-4, atol=1e-6, err_msg=v.path)
+
+
+def test_a_mask_of_nothing_is_left_out():
+    ids = np.random.default_rng(0).integers(0, 19, (3, 12))
+    mask = np.ones(ids.shape, bool)
+    for given in (ids, {"token_ids": ids, "padding_mask": mask}, list(ids)):
+        inputs, _, weights = language()._examples(given, None, None, None)
+        assert set(inputs) == {"token_ids"} and (weights == 1).all()
+    mask[1, -1] = False
+    inputs, _, weights = language()._examples({"token_ids": ids, "padding_mask": mask}, None, None, None)
+    np.testing.assert_array_equal(inputs["padding_mask"], weights != 0)
+    losses = [language().evaluate({"token_ids": ids, "padding_mask": m}, verbose=0) for m in (mask | True, None)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="others lay out logits as they like")
+def test_training_makes_no_copy_of_the_logits():
+    found = torch_operations(lambda: language().train_on_batch(np.array([ROWS[0]]), np.array([ROWS[0]])))
+    assert {shape for name, shape in found if name == "aten::_log_softmax"} == {(6, 19)}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends compile a step, numbers and all")
+def test_no_number_is_taken_to_the_device_between_the_operations_of_a_model():
+    """On a GPU each would wait until all is done that was asked for before."""
+    model, ids = language(), keras.ops.convert_to_tensor([ROWS[0], ROWS[0][::-1]])
+
+    def forward_and_metrics():
+        model(ids, training=True)
+        for metric in model._moe_metrics.values():
+            metric.update_state(keras.ops.ones(()))
+
+    names = {name for name, _ in torch_operations(forward_and_metrics)}
+    assert names and not {"aten::lift_fresh", "aten::nonzero", "aten::item"} & names
 
 
 def test_packed_rows_have_the_loss_of_their_documents():

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import close, numpy
+from checks import close, numpy, torch_operations
 
 import keras_jamba
 from keras_jamba import training
@@ -141,3 +141,70 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_model_without_weights_is_refused():
     with pytest.raises(ValueError, match="has weights to train.*Received.*built=False.*Build it"):
         training.optimizer(keras.Sequential([keras.layers.Dense(3)]), steps=10)
+
+
+def by_hand(values, gradients, rates, decay, amsgrad, limit=1.0):
+    """What a few steps make of the arrays, all but the last of which decay; in float64."""
+    values = [v.astype("float64") for v in values]
+    m, v, top = ([np.zeros_like(x) for x in values] for _ in range(3))
+    for step, (grads, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        norm = np.sqrt(sum((g.astype("float64") ** 2).sum() for g in grads))
+        alpha = rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+        for i, g in enumerate(grads):
+            g = g * min(1.0, limit / norm)
+            m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g**2
+            top[i] = np.maximum(top[i], v[i])
+            values[i] *= 1 - rate * decay * (i < len(values) - 1)
+            values[i] -= alpha * m[i] / (np.sqrt((top if amsgrad else v)[i]) + 1e-3)
+    return values
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.0}, {"amsgrad": True, "weight_decay": 0.3}])
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_steps_are_those_of_the_formula(options, scheduled):
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4), (2, 3, 4), (5,)]
+    values = [rng.standard_normal(shape).astype("float32") for shape in shapes]
+    gradients = [[rng.standard_normal(s).astype("float32") * scale for s in shapes] for scale in (1, 0.01, 3, 1)]
+    variables = [keras.Variable(v, name=name) for v, name in zip(values, ("kernel", "kernel", "bias"), strict=True)]
+    rate = training.schedule(10, 0.5, warmup=0.3) if scheduled else 0.05
+    optimizer = training.JambaAdamW(rate, epsilon=1e-3, **{"weight_decay": 0.1} | options)
+    optimizer.build(variables)
+    for grads in gradients:
+        # Laid out another way than the weight, as the gradient of a product may be.
+        optimizer.apply([keras.ops.transpose(g.T.copy(), tuple(range(g.ndim))[::-1]) for g in grads])
+    rates = [float(rate(step)) for step in range(4)] if scheduled else [rate] * 4
+    decay = options.get("weight_decay", 0.1)
+    for a, e in zip(variables, by_hand(values, gradients, rates, decay, "amsgrad" in options), strict=True):
+        # Keras takes the small difference of 1 and a power of beta_2 in float32.
+        close(a, e, absolute=1e-5)
+
+
+def test_a_step_is_of_the_number_that_the_optimizer_says():
+    """Whoever changes it, a file that is loaded for example."""
+    ends = []
+    for numbers in ((0, 1, 7, 8), (0, None, 7, None)):
+        variable = keras.Variable(np.ones((2, 2), "float32"), name="kernel")
+        optimizer = training.JambaAdamW(training.schedule(10))
+        optimizer.build([variable])
+        for number in numbers:
+            if number is not None:
+                optimizer.iterations.assign(number)
+            optimizer.apply([keras.ops.ones((2, 2))])
+        assert int(optimizer.iterations) == 9
+        ends.append(numpy(variable.value))
+    np.testing.assert_array_equal(*ends)
+    assert float(optimizer.learning_rate) == pytest.approx(float(training.schedule(10)(9)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends compile a step")
+def test_more_weights_take_no_more_operations():
+    seen = []
+    for count in (2, 20):
+        variables = [keras.Variable(np.ones((2, 2), "float32"), name="kernel") for _ in range(count)]
+        optimizer = training.JambaAdamW(training.schedule(10))
+        optimizer.build(variables)
+        gradients = [keras.ops.ones((2, 2))] * count
+        found = torch_operations(lambda step=optimizer.apply, gradients=gradients: step(gradients))
+        seen.append([name for name, _ in found if name != "aten::detach"])
+    assert len(seen[0]) == len(seen[1]) and "aten::_fused_adamw_" in seen[1]
