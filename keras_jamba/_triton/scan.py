@@ -6,8 +6,8 @@ from keras_jamba._triton import Program, step
 from keras_jamba._triton.convolution import Columns
 
 MOST_STATES = 64
-# Bits of a token's flags, as in scan_kernels.py.
-REAL, RESET = 1, 2
+# The bit of a token's flags, beside 1 for a real one, that it begins a document; as in scan_kernels.py.
+RESET = 2
 # Most tokens between two states that are kept for the gradient: fewer cost memory, more cost time.
 EVERY = 64
 # Four warps of each scheduler hide what one of them waits for, and that many registers they have.
