@@ -67,6 +67,8 @@ them; the tensors themselves where there is one, or where they are sums already.
 
 `out_of_memory(error)`: whether an exception says that memory ran out.
 
+`matmul_in_float32(x, y)`: of two matrices in the same dtype; the sums are not rounded to it where the device can.
+
 `rms_norm(x, scale, epsilon)`: `keras.ops.rms_normalization` over the last axis.
 
 `norm(tensors)`, `scaled(tensors, factor)`: of gradients: the norm of all together, float32, and each times a scalar.
@@ -126,6 +128,7 @@ if _BACKEND == "jax":
         input_gradient,
         launch,
         launched,
+        matmul_in_float32,
         may_log,
         native,
         out_of_memory,
@@ -159,6 +162,7 @@ elif _BACKEND == "tensorflow":
         host_values,
         inference,
         input_gradient,
+        matmul_in_float32,
         may_log,
         native,
         out_of_memory,
@@ -193,6 +197,7 @@ elif _BACKEND == "torch":
         input_gradient,
         launch,
         launched,
+        matmul_in_float32,
         may_log,
         native,
         out_of_memory,

@@ -25,6 +25,10 @@ def custom_gradient(forward, backward, plain=None):
     return jax.jit(function)
 
 
+def matmul_in_float32(x, y):
+    return jax.numpy.matmul(x, y, preferred_element_type="float32")
+
+
 def platform(x=None):
     if x is None or isinstance(x, jax.core.Tracer):
         return jax.default_backend()

@@ -59,6 +59,10 @@ def custom_gradient(forward, backward, plain=None):
     return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
 
 
+def matmul_in_float32(x, y):
+    return tf.cast(tf.matmul(x, y), "float32")
+
+
 def platform(x=None):
     if x is not None and tf.executing_eagerly():
         return "cpu" if "CPU" in x.device else "gpu"

@@ -64,6 +64,10 @@ def custom_gradient(forward, backward, plain=None):
     return function
 
 
+def matmul_in_float32(x, y):
+    return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda else torch.mm(x, y).float()
+
+
 def platform(x=None):
     if x is not None and x.device.type != "meta":
         return "cpu" if x.device.type == "cpu" else "gpu"

@@ -1,15 +1,18 @@
 """Tokens into vectors, and vectors into logits."""
 
 import keras
+from keras import ops
 
 from keras_jamba.layers._compact import Compact
+from keras_jamba.ops._product import product_in_float32
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
     """Keras' ReversibleEmbedding, whose projection to logits may be stored in few bits, see `Compact`.
 
-    The embedding itself is only looked up, and its errors would go through all layers: it keeps its dtype.
+    The embedding itself is only looked up, and its errors would go through all layers: it keeps its dtype. Logits are
+    products in the compute dtype, but float32 themselves: in bfloat16 the largest of them would be equal too often.
     """
 
     MATRICES, PLAIN = ("reverse_embeddings",), ("embeddings", "reverse_embeddings")
@@ -33,9 +36,17 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
         return self._embeddings
 
     def call(self, inputs, reverse=False):
-        if reverse and self.quantization_mode is not None:
-            return self._product(inputs, "reverse_embeddings")
-        return super().call(inputs, reverse=reverse)
+        if not reverse:
+            return super().call(inputs)
+        if self.quantization_mode is not None:
+            return ops.cast(self._product(inputs, "reverse_embeddings"), "float32")
+        matrix = ops.transpose(self.embeddings) if self.tie_weights else self.reverse_embeddings
+        # Keras' own, which takes numbers, is without autocast.
+        return product_in_float32(inputs, ops.cast(matrix, inputs.dtype))
+
+    def compute_output_spec(self, inputs, reverse=False):
+        spec = super().compute_output_spec(inputs, reverse=reverse)
+        return keras.KerasTensor(spec.shape, "float32") if reverse else spec
 
     def enable_lora(self, rank, lora_alpha=None):
         raise ValueError(

@@ -84,7 +84,7 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
 
     def logits(self, features):
         """Logits `(..., v)`, float32, of features `(..., d)` of the backbone."""
-        return ops.cast(self.token_embedding(features, reverse=True), "float32")
+        return self.token_embedding(features, reverse=True)
 
     def init_cache(self, batch_size, max_length=None):
         """The state before the first token, with room for `max_length` tokens; see `JambaBackbone.init_cache`."""
