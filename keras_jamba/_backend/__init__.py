@@ -63,6 +63,9 @@ them; the tensors themselves where there is one, or where they are sums already.
 
 `process_index()`: the number of this process among those that train together.
 
+`captured(model, step)`: `step(data)`, the train function that Keras has made for a model, or what does the same faster;
+where a compiler takes whole steps, `step` itself.
+
 `random_states()`, `set_random_states(states)`: of the backend's own global generators, arrays of bytes.
 
 `out_of_memory(error)`: whether an exception says that memory ran out.
@@ -182,6 +185,7 @@ elif _BACKEND == "tensorflow":
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
+    from keras_jamba._backend.captured_on_torch import captured
     from keras_jamba._backend.on_torch import (
         compiled,
         compiles,
@@ -228,6 +232,9 @@ else:
 
 
 if _BACKEND != "torch":
+
+    def captured(model, step):
+        return step
 
     def goes_straight(layer, x):
         return False

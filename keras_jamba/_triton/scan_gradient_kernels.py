@@ -19,10 +19,9 @@ from keras_jamba._triton.scan_kernels import (
     _row,
     _sigmoid,
     _states,
-    _summed,
+    _sums,
     _time_steps,
     _tokens,
-    _with_row,
 )
 
 
@@ -57,6 +56,14 @@ def _gated(dy, z, flags, t, left, HAS_Z: tl.constexpr, FLAGS: tl.constexpr):
         gate = z.to(tl.float32)
         g = g * gate * _sigmoid(gate)
     return _held(g, flags, t, left, FLAGS, True)
+
+
+@triton.jit
+def _added(total, lost, x):
+    """Kahan's sum of very many: with what rounding has lost so far."""
+    x -= lost
+    found = total + x
+    return found, (found - total) - x
 
 
 @triton.jit
@@ -135,6 +142,8 @@ def scan_backward(
     sum_A = tl.zeros([LANES, EACH, BLOCK], tl.float32)
     sum_D = tl.zeros([COUNT, BLOCK], tl.float32)
     sum_bias = tl.zeros([COUNT, BLOCK], tl.float32)
+    lost_D = tl.zeros([COUNT, BLOCK], tl.float32)
+    lost_bias = tl.zeros([COUNT, BLOCK], tl.float32)
     for chunk in range(tl.cdiv(end, EVERY) - 1, begin // EVERY - 1, -1):
         parts = tl.cdiv(tl.minimum(end - chunk * EVERY, EVERY), COUNT)
         h = tl.load(checkpoints + tl.cast(chunk, tl.int64) * PLANE + state, mask=here, other=0.0)
@@ -180,10 +189,7 @@ def scan_backward(
                 decay = decay + (_decay(steps, A2, flags + place, i, left, FLAGS),)
                 h = decay[i] * h + _row(driven, i)[None, None, :] * Bs[i][:, :, None]
                 hs = hs + (h,)
-            read = tl.zeros([COUNT, BLOCK], tl.float32)
-            sum_u = tl.zeros([COUNT, BLOCK], tl.float32)
-            slope = tl.zeros([COUNT, BLOCK], tl.float32)
-            products = ()
+            products, of_u, of_steps, of_z = (), (), (), ()
             for i in tl.static_range(COUNT - 1, -1, -1):
                 dy_i = _row(g, i)[None, None, :]
                 grad_h = dy_i * Cs[i][:, :, None] + carry
@@ -191,10 +197,10 @@ def scan_backward(
                 exponent = carry * hs[i]
                 sum_A += exponent * _row(steps, i)[None, None, :]
                 products = (grad_h * _row(driven, i)[None, None, :], dy_i * hs[i + 1]) + products
-                sum_u = _with_row(sum_u, i, _summed(grad_h * Bs[i][:, :, None]), t)
-                slope = _with_row(slope, i, _summed(exponent * A2), t)
+                of_u = (grad_h * Bs[i][:, :, None],) + of_u
+                of_steps = (exponent * A2,) + of_steps
                 if HAS_Z:
-                    read = _with_row(read, i, _summed(hs[i + 1] * Cs[i][:, :, None]), t)
+                    of_z = (hs[i + 1] * Cs[i][:, :, None],) + of_z
             rows: tl.constexpr = 2 * COUNT * LANES * EACH
             stacked = _stacked(products, 2 * COUNT, LANES * EACH, BLOCK)
             sums = _row_sums(tl.reshape(stacked, [rows, BLOCK]), rows, BLOCK)
@@ -203,18 +209,19 @@ def scan_backward(
             target = (place + token) * STATES + column
             there = (token < left) & (column < STATES)
             tl.atomic_add(tl.where(of_C == 0, grad_B + target, grad_C + target), sums, mask=there, sem="relaxed")
-            slope = slope * LN2 + x * sum_u
+            sum_u = _sums(of_u, t)
+            slope = _sums(of_steps, t) * LN2 + x * sum_u
             if SOFTPLUS:
                 slope = slope * _sigmoid(raw.to(tl.float32) + shift[None, :])
             slope = _held(slope, flags + place, t, left, FLAGS, False)
-            sum_bias += slope
-            sum_D += g * x
+            sum_bias, lost_bias = _added(sum_bias, lost_bias, slope)
+            sum_D, lost_D = _added(sum_D, lost_D, g * x)
             _put(grad_u + place * CHANNELS, steps * sum_u + g * skip[None, :], t, e, left, CHANNELS, False)
             _put(grad_delta + place * CHANNELS, slope, t, e, left, CHANNELS, False)
             if HAS_Z:
                 gate = gate.to(tl.float32)
                 share = _sigmoid(gate)
-                read = (read + skip[None, :] * x) * dy.to(tl.float32) * share * (1 + gate * (1 - share))
+                read = (_sums(of_z, t) + skip[None, :] * x) * dy.to(tl.float32) * share * (1 + gate * (1 - share))
                 read = _held(read, flags + place, t, left, FLAGS, True)
                 _put(grad_z + place * CHANNELS, read, t, e, left, CHANNELS, False)
     tl.store(grad_A + (b * segments + number) * PLANE + state, sum_A, mask=here)

@@ -51,11 +51,6 @@ def _row(x, i: tl.constexpr):
 
 
 @triton.jit
-def _with_row(x, i: tl.constexpr, row, t):
-    return tl.where(t[:, None] == i, row[None, :], x)
-
-
-@triton.jit
 def _tokens(pointer, t, e, left, ROW: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
     """A tile (COUNT, BLOCK) of the next tokens; zeros for those beyond the `left` that there are.
 
@@ -143,9 +138,45 @@ def _decay(steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def _summed(x):
-    """Over the states: those of a thread first."""
-    return tl.sum(tl.sum(x, axis=1), axis=0)
+def _halved(parts, HALF: tl.constexpr):
+    """Half as many `(LANES, BLOCK)`: each lane keeps those of its kind, and gives the others for its partner's."""
+    lane = tl.arange(0, parts[0].shape[0])[:, None] + tl.zeros(parts[0].shape, tl.int32)
+    upper = (lane & HALF) != 0
+    found = ()
+    for i in tl.static_range(HALF):
+        low = parts[i]
+        high = parts[i + HALF]
+        given = tl.where(upper, low, high)
+        found = found + (tl.where(upper, high, low) + tl.gather(given, lane ^ HALF, 0),)
+    return found
+
+
+@triton.jit
+def _sums(parts, t):
+    """Of each token's `(LANES, EACH, BLOCK)` over its states: a tile `(COUNT, BLOCK)`.
+
+    A sum over lanes for each token would be the same in all of them. With as many tokens as lanes, each lane ends with
+    one token's, after COUNT - 1 steps instead of COUNT log2(LANES).
+    """
+    COUNT: tl.constexpr = t.shape[0]
+    LANES: tl.constexpr = parts[0].shape[0]
+    BLOCK: tl.constexpr = parts[0].shape[2]
+    found = ()
+    for i in tl.static_range(COUNT):
+        found = found + (tl.sum(parts[i], axis=1),)
+    if COUNT == LANES and COUNT <= 8:
+        if COUNT == 8:
+            found = _halved(found, 4)
+        if COUNT >= 4:
+            found = _halved(found, 2)
+        if COUNT >= 2:
+            found = _halved(found, 1)
+        return found[0]
+    else:
+        out = tl.zeros([COUNT, BLOCK], tl.float32)
+        for i in tl.static_range(COUNT):
+            out = tl.where(t[:, None] == i, tl.sum(found[i], axis=0)[None, :], out)
+        return out
 
 
 @triton.jit
@@ -174,11 +205,11 @@ def _prepared(
 @triton.jit
 def _recurred(h, steps, driven, B, C, A2, flags, t, left, FLAGS: tl.constexpr):
     """The state after a tile's tokens, and what each reads of it."""
-    out = tl.zeros(steps.shape, tl.float32)
+    parts = ()
     for i in tl.static_range(t.shape[0]):
         h = _decay(steps, A2, flags, i, left, FLAGS) * h + _row(driven, i)[None, None, :] * B[i][:, :, None]
-        out = _with_row(out, i, _summed(h * C[i][:, :, None]), t)
-    return h, out
+        parts = parts + (h * C[i][:, :, None],)
+    return h, _sums(parts, t)
 
 
 @triton.jit

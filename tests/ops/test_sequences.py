@@ -98,7 +98,7 @@ def test_a_scan_in_pieces_is_every_document_alone(implementation, case):
     np.testing.assert_allclose(numpy(state), last, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("implementation", ["native", "portable"])
+@pytest.mark.parametrize("implementation", CONVOLUTIONS)
 @hypothesis.given(case=sequences())
 def test_a_convolution_in_pieces_is_every_document_alone(implementation, case):
     rng = np.random.default_rng(case["seed"])

@@ -1,0 +1,19 @@
+"""Training steps that are launched as a whole."""
+
+from keras_jamba import _backend
+
+
+class CapturedSteps:
+    """A model whose steps in `fit` and `train_on_batch` PyTorch captures as a CUDA graph, where there is a GPU.
+
+    From the fourth step with inputs of the same shapes on, all but the optimizer's part is launched at once, as JAX and
+    TensorFlow run compiled steps; like theirs such a step runs no Python code. Steps stay as they are under
+    `compile(run_eagerly=True)` or `jit_compile=True`; where a layer, a loss or a metric is neither Keras' nor ours, for
+    its code might do something else at each step; and where a step waits for the device.
+    """
+
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = _backend.captured(self, self.train_function)
+        return self.train_function

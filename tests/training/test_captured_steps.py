@@ -1,0 +1,149 @@
+"""Training steps that PyTorch launches as a whole: on a GPU as they are, on a CPU with a stand-in for the graph."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jamba
+from keras_jamba import training
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="JAX and TensorFlow compile whole steps")
+if keras.backend.backend() == "torch":
+    import torch
+
+    from keras_jamba._backend import captured_on_torch as captured
+
+
+class NotCaptured:
+    """As a CUDA graph: its function assigns nothing when it is captured, and fills the same places at each replay."""
+
+    pool = None
+
+    def __init__(self, function, pool):
+        self.function = function
+        before = [(v, v.value.clone()) for v in self.model.variables]
+        self.outputs = function()
+        with torch.no_grad():
+            for variable, value in before:
+                variable.value.copy_(value)
+
+    def replay(self):
+        for place, value in zip(self._places(self.outputs), self._places(self.function()), strict=True):
+            with torch.no_grad():
+                place.copy_(value)
+
+    def _places(self, outputs):
+        return [x for x in keras.tree.flatten(outputs) if type(x) is torch.Tensor]
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """A function of a model, after which its steps are captured; the list of its programs."""
+
+    def ready(model):
+        made = []
+        if not torch.cuda.is_available():
+            graph = type("Graph", (NotCaptured,), {"model": model})
+            monkeypatch.setattr(captured, "Graph", lambda *given: made.append(graph(*given)) or made[-1])
+            monkeypatch.setattr(captured, "_has_gpu", lambda: True)
+            monkeypatch.setattr(captured, "_on_another_stream", lambda: captured.contextlib.nullcontext())
+        else:
+            real = captured.Graph
+            monkeypatch.setattr(captured, "Graph", lambda *given: made.append(real(*given)) or made[-1])
+        return made
+
+    return ready
+
+
+class Mine(keras_jamba.JambaCausalLM):
+    pass
+
+
+def language_model(kind=keras_jamba.JambaCausalLM):
+    keras.utils.set_random_seed(1)
+    model = kind(vocab_size=50, d_model=32, num_layers=2, mamba_ratio=1, num_heads=2, num_experts=4)
+    model.compile(training.optimizer(model, steps=20, learning_rate=0.01))
+    return model
+
+
+TOKENS = np.random.default_rng(0).integers(0, 50, (6, 4, 17), "int32")
+
+
+def trained(model, batches=TOKENS):
+    logs = [model.train_on_batch(x[:, :-1], x[:, 1:], return_dict=True) for x in batches]
+    return logs, [ops.convert_to_numpy(v) for v in model.variables + model.optimizer.variables]
+
+
+def test_captured_steps_train_as_others_do_and_report_the_same(captures):
+    expected, values = trained(language_model())
+    model = language_model()
+    made = captures(model)
+    logs, found = trained(model)
+    assert len(made) == 1
+    for mine, theirs in zip(logs, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(found, values, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_each_shape_of_a_batch_has_its_program_and_what_is_rare_has_none(captures):
+    model = language_model()
+    made = captures(model)
+    trained(model, [*TOKENS[:4], *(x[:2] for x in TOKENS[:5]), TOKENS[5][:, :9], TOKENS[4]])
+    assert len(made) == 2
+
+
+def test_logs_of_a_step_stay_as_they_were(captures):
+    model = language_model()
+    captures(model)
+    model.make_train_function()
+    model.reset_metrics()
+    steps = [model.train_function([(x[:, :-1], x[:, 1:])])["loss"] for x in TOKENS]
+    assert len({float(loss) for loss in steps}) == len(steps)
+
+
+def test_frozen_weights_stay_frozen_in_the_same_training(captures):
+    model = language_model()
+    made = captures(model)
+    trained(model)
+    model.token_embedding.trainable = False
+    before = ops.convert_to_numpy(model.token_embedding.embeddings)
+    trained(model)
+    np.testing.assert_array_equal(ops.convert_to_numpy(model.token_embedding.embeddings), before)
+    assert len(made) == 2
+
+
+def mean_of_logits(y_true, y_pred):
+    return ops.mean(y_pred)
+
+
+@pytest.mark.parametrize("kind", ["loss", "eager", "model", "step"])
+def test_what_runs_code_of_the_users_own_is_not_captured(captures, kind):
+    model = language_model(Mine if kind == "model" else keras_jamba.JambaCausalLM)
+    made = captures(model)
+    if kind == "loss":
+        model.compile("adam", loss=mean_of_logits)
+    elif kind == "eager":
+        model.compile("adam", run_eagerly=True)
+    elif kind == "step":
+        step = model.train_step
+        model.train_step = lambda data: step(data)
+    trained(model)
+    assert not made
+
+
+def test_what_cannot_be_captured_goes_on_as_it_is(captures, monkeypatch, caplog):
+    expected, values = trained(language_model())
+    model = language_model()
+    captures(model)
+
+    def refuse(*given):
+        raise RuntimeError("a step that waits for the device")
+
+    monkeypatch.setattr(captured, "Graph", refuse)
+    with caplog.at_level("INFO", "keras_jamba"):
+        logs, found = trained(model)
+    np.testing.assert_allclose([x["loss"] for x in logs], [x["loss"] for x in expected], rtol=1e-6)
+    assert "a step that waits for the device" in caplog.text
