@@ -223,14 +223,14 @@ def triton_products(tiles=None):
 
     def first(a, keep):
         _, source, _, counts = a["rows"]
-        return kernels.first_product(_backend.launch, a["x"], source, counts, a["up"], a["gate"], keep, tiles)
+        return kernels.first_product(_backend.gpu(), a["x"], source, counts, a["up"], a["gate"], keep, tiles)
 
     def product(a, x, bank, other=None, **given):
         counts = a["rows"][3]
-        return kernels.rows_product(_backend.launch, a[x], a[bank], counts, other, tiles=tiles, **given)
+        return kernels.rows_product(_backend.gpu(), a[x], a[bank], counts, other, tiles=tiles, **given)
 
     def bank(a, x, y, *sources):
-        return kernels.bank_gradient(_backend.launch, a[x], a[y], a["rows"][3], *sources, tiles=tiles)
+        return kernels.bank_gradient(_backend.gpu(), a[x], a[y], a["rows"][3], *sources, tiles=tiles)
 
     target = lambda a: a["rows"][0]  # noqa: E731
     source = lambda a: a["rows"][1]  # noqa: E731
@@ -264,10 +264,10 @@ def between():
     if not KERNELS:
         return found
     return found | {
-        "activation, Triton": lambda a: kernels.activation(_backend.launch, a["wide"], a["opening"]),
-        "its gradient, Triton": lambda a: kernels.activation_gradient(_backend.launch, *grad_mixture(a)),
+        "activation, Triton": lambda a: kernels.activation(_backend.gpu(), a["wide"], a["opening"]),
+        "its gradient, Triton": lambda a: kernels.activation_gradient(_backend.gpu(), *grad_mixture(a)),
         "weighted sum, Triton": lambda a: kernels.combination(
-            _backend.launch, a["sorted x"], a["rows"][2], a["weights"]
+            _backend.gpu(), a["sorted x"], a["rows"][2], a["weights"]
         ),
     }
 

@@ -6,8 +6,9 @@ KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/interpreted_scan.py
 import numpy as np
 import oracles
 import torch
-import triton_on_cpu  # noqa: F401
+import triton_on_cpu
 
+from keras_jamba._triton import Gpu
 from keras_jamba._triton import scan as kernels
 from keras_jamba.ops import selective_scan
 from keras_jamba.ops.scan import triton
@@ -104,7 +105,8 @@ def check_cuts():
         (132, dict(batch=64, length=64, channels=512, states=16), 1),
         (132, dict(batch=8, length=2048, channels=2048, states=16), 1),
     ):
-        plan = kernels.backward_plan(sizes, multiprocessors)
+        gpu = Gpu(None, None, None, multiprocessors)
+        plan = kernels.backward_plan(sizes, gpu, kernels.backward_choice(sizes))
         assert plan.segments(sizes) == cuts, (sizes, plan)
 
 
@@ -158,6 +160,9 @@ def main():
     check_cuts()
     check_segments(29, documents=False)
     check_segments(35, documents=True)
+    with triton_on_cpu.on_an_unknown_device():
+        check(1, 9, 6, 16)
+        check_options([], mask=mask, segment_ids=ids)
     print("all are equal")
 
 

@@ -99,13 +99,12 @@ transposed, times those of `b` `(rows, n)`.
 
 `why_not_grouped(platform, dtype, sizes)`: None, or why the two cannot be called for rows of these sizes.
 
-`launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages)`: what a kernel in Triton puts out, arrays of
-the `(shape, dtype)` in `outputs`. It takes inputs, outputs, then the constants by name, and has no gradient.
+`gpu()`: a `keras_jamba._triton.Gpu`, for kernels without a gradient.
 
 `launched(program, portable)`: a program of `keras_jamba._triton` as `native` makes a function of a kernel.
 
-`why_not_here()`: None, or why no kernel in Triton runs on this machine; `why_not_triton()`: or why `launch` cannot be
-called where it is asked.
+`why_not_here()`: None, or why no kernel in Triton runs on this machine; `why_not_triton()`: or why what `gpu()` gives
+cannot be used where it is asked.
 """
 
 # ruff: noqa: F401, for which names there are depends on the backend
@@ -124,12 +123,12 @@ if _BACKEND == "jax":
         custom_gradient,
         device_memory,
         device_name,
+        gpu,
         grouped_product,
         grouped_sum,
         host_values,
         inference,
         input_gradient,
-        launch,
         launched,
         matmul_in_float32,
         may_log,
@@ -194,12 +193,12 @@ elif _BACKEND == "torch":
         device_memory,
         device_name,
         goes_straight,
+        gpu,
         grouped_product,
         grouped_sum,
         host_values,
         inference,
         input_gradient,
-        launch,
         launched,
         matmul_in_float32,
         may_log,

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_jamba._backend.grouped_on_jax import grouped_product, grouped_sum, why_not_grouped  # noqa: F401
 from keras_jamba._backend.native_on_jax import native, register  # noqa: F401
-from keras_jamba._backend.triton_on_jax import launch, launched, why_not_here  # noqa: F401
+from keras_jamba._backend.triton_on_jax import gpu, launched, why_not_here  # noqa: F401
 from keras_jamba._backend.triton_on_jax import why_not_here as why_not_triton  # noqa: F401
 
 

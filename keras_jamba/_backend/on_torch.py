@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from keras_jamba._backend.grouped_on_torch import grouped_product, grouped_sum, why_not_grouped  # noqa: F401
 from keras_jamba._backend.native_on_torch import native  # noqa: F401
 from keras_jamba._backend.recording_on_torch import recorded, recording
-from keras_jamba._backend.triton_on_torch import launch, launched, why_not_here, why_not_triton  # noqa: F401
+from keras_jamba._backend.triton_on_torch import gpu, launched, why_not_here, why_not_triton  # noqa: F401
 
 
 def rms_norm(x, scale, epsilon):

@@ -1,8 +1,11 @@
 """Kernels in Triton on JAX: primitives that XLA's GPU compiler lowers to calls of jax-triton."""
 
+import concurrent.futures
 import contextlib
 import functools
 import importlib.util
+import math
+import time
 
 import jax
 from jax import numpy as jnp
@@ -63,7 +66,37 @@ def why_not_here():
 
 
 def gpu():
-    return Gpu(launch, lambda x: x.shape[-1], lambda x, dtype: x.astype(dtype), jax.devices()[0].core_count)
+    device = jax.devices()[0]
+    has_rules = float(device.compute_capability) == 9.0
+    cast = lambda x, dtype: x.astype(dtype)  # noqa: E731
+    return Gpu(launch, lambda x: x.shape[-1], cast, device.core_count, device.device_kind, has_rules, _clock)
+
+
+def _clock(specs, run):
+    # A plan is asked for while a program is traced, and everything in this thread would become part of that.
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        return threads.submit(_seconds, specs, run).result()
+
+
+def _seconds(specs, run):
+    try:
+        arrays = {name: _filled(*spec) for name, spec in specs.items()}
+        run = jax.jit(run)
+        times = []
+        for _ in range(7):
+            jax.block_until_ready(arrays)
+            begun = time.perf_counter()
+            jax.block_until_ready(run(arrays))
+            times.append(time.perf_counter() - begun)
+    except Exception:  # it asks for more than the device has, of one thing or another
+        return math.inf
+    return sorted(times[2:])[2]
+
+
+def _filled(shape, dtype, value):
+    if value is None:
+        return jnp.arange(math.prod(shape), dtype=dtype).reshape(shape)
+    return jnp.full(shape, value, dtype)
 
 
 def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import math
 
 import torch
 
@@ -19,9 +20,9 @@ class _Launched(Operator):
     def computed(self, tensors, options, train, arguments):
         tensors = {name: self._readable(name, x) for name, x in tensors.items()}
         if self.backward:
-            found = self.kernel.backward(gpu(), tensors, options)
+            found = self.kernel.backward(_gpu(), tensors, options)
         else:
-            found = self.kernel.forward(gpu(), tensors, options, train)
+            found = self.kernel.forward(_gpu(), tensors, options, train)
         dtype = arguments[0].dtype if self.backward else torch.float32
         found = tuple(arguments[0].new_empty(0, dtype=dtype) if x is None else x for x in found)
         return found if len(found) > 1 else found[0]
@@ -42,14 +43,46 @@ def why_not_here():
     return None
 
 
-def gpu():
-    return Gpu(_launched, row_step, lambda x, dtype: x.to(_DTYPES.get(dtype, dtype)), _multiprocessors())
+def _gpu(launch=None):
+    cast = lambda x, dtype: x.to(_DTYPES.get(dtype, dtype))  # noqa: E731
+    return Gpu(launch or _launched, row_step, cast, *_device())
 
 
 @functools.cache
-def _multiprocessors():
-    # In Triton's interpreter there are none.
-    return torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
+def _device():
+    # In Triton's interpreter there is none.
+    if not torch.cuda.is_available():
+        return 132, "", True, None
+    told = torch.cuda.get_device_properties()
+    return told.multi_processor_count, told.name, torch.cuda.get_device_capability() == (9, 0), _clock
+
+
+def _clock(specs, run):
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    try:
+        with torch.no_grad():
+            arrays = {name: _filled(*spec) for name, spec in specs.items()}
+            run(arrays), run(arrays)
+            times = []
+            for _ in range(5):
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                run(arrays)
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) / 1e3)
+    except Exception:  # it asks for more than the device has, of one thing or another
+        return math.inf
+    return sorted(times)[2]
+
+
+def _filled(shape, dtype, value):
+    dtype = _DTYPES.get(dtype, dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if value is None:
+        return torch.arange(math.prod(shape), dtype=dtype, device=device).reshape(shape)
+    return torch.full(shape, value, dtype=dtype, device=device)
 
 
 def _launched(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):
@@ -67,7 +100,7 @@ def _launched(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=
     return made
 
 
-_DTYPES = {"float32": torch.float32}
+_DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
 def why_not_triton():
@@ -81,7 +114,11 @@ def why_not_triton():
     return None
 
 
-def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3):
+def gpu():
+    return _gpu(_guarded)
+
+
+def _guarded(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3):
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         raise ValueError(
             "A kernel in Triton has no gradient of its own. Received: tensors that ask for one, as in a gradient of a "

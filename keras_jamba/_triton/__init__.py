@@ -21,12 +21,19 @@ class Gpu(NamedTuple):
         row: an array `(b, t, e)` to the elements from one token to the next.
         cast: an array and a dtype, another array's or "float32", to the array in it.
         multiprocessors: how many the device has.
+        device: its name.
+        has_rules: whether the rules for plans were measured on such a device.
+        clock: None, or `(specs, run)` to the seconds that `run(arrays)` takes, infinite if it fails, None if nothing
+            can be measured just now; `specs` as in `tuning.chosen`.
     """
 
     launch: Callable
     row: Callable
     cast: Callable
     multiprocessors: int
+    device: str = ""
+    has_rules: bool = True
+    clock: Callable | None = None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """How the kernels for rows sorted by expert are launched: their tiles, their grids, what they put out.
 
-Every function takes `launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages)` first, which returns the
-outputs: arrays of the `(shape, dtype)` that are asked for. Arrays are those of whoever launches. `counts` `(x,)` int32
-says how many of the rows each expert has, in their order.
+Every function takes a `Gpu` first, and arrays of whoever launches. `counts` `(x,)` int32 says how many of the rows each
+expert has, in their order.
 """
 
 from typing import NamedTuple
+
+from keras_jamba._triton import tuning
+
+# Arrays that name rows.
+_NAMING = ("source", "target")
 
 
 class Tiles(NamedTuple):
@@ -25,6 +29,18 @@ class Tiles(NamedTuple):
         return dict(BM=self.rows, BN=self.columns, BK=self.depth, STRIP=self.strip)
 
 
+# For devices with less room than the rules were measured on, or other arithmetic.
+OTHERS = [
+    Tiles(128, 128, 64, 16, 8, 3),
+    Tiles(128, 128, 32, 16, 8, 3),
+    Tiles(128, 64, 64, 16, 4, 3),
+    Tiles(64, 128, 32, 16, 4, 3),
+    Tiles(64, 64, 64, 16, 4, 3),
+    Tiles(64, 64, 32, 16, 4, 2),
+    Tiles(32, 64, 32, 16, 4, 2),
+]
+
+
 def tiles_for(share, depth, columns, dtype, sums=1):
     """Tiles for about `share` rows an expert, with `sums` results of a program side by side."""
     if dtype.itemsize > 2:
@@ -42,7 +58,7 @@ def tiles_for(share, depth, columns, dtype, sums=1):
     return tiles._replace(columns=fit(columns, tiles.columns), depth=fit(depth, tiles.depth))
 
 
-def first_product(launch, x, source, counts, up_bank, gate_bank=None, keep=False, tiles=None):
+def first_product(gpu, x, source, counts, up_bank, gate_bank=None, keep=False, tiles=None):
     """The rows of `x` that `source` names through their experts' first layer.
 
     Returns:
@@ -50,19 +66,21 @@ def first_product(launch, x, source, counts, up_bank, gate_bank=None, keep=False
     """
     experts, d, f = up_bank.shape
     rows, gated = source.shape[0], gate_bank is not None
-    tiles = tiles or tiles_for(rows / experts, d, f, x.dtype, 1 + gated)
+    if tiles is None:
+        rule = tiles_for(rows / experts, d, f, x.dtype, 1 + gated)
+        arrays = dict(x=x, source=source, counts=counts, up_bank=up_bank, gate_bank=gate_bank)
+        run = lambda gpu, tiles, arrays: first_product(gpu, **arrays, keep=keep, tiles=tiles)  # noqa: E731
+        tiles = _chosen(gpu, "first_product", rule, arrays, rows, run)
     shape = (rows, f)
     outputs = [(shape, x.dtype), (shape if keep else (1,), x.dtype), (shape if keep and gated else (1,), x.dtype)]
     constants = dict(K=d, N=f, GATED=gated, GATHERED=True, KEPT=keep)
     inputs = (x, source, counts, up_bank, gate_bank if gated else up_bank)
     grid = _grid_of_rows(rows, experts, f, tiles)
-    hidden, up, gate = _launched(launch, "first_product", grid, inputs, outputs, constants, experts, tiles)
+    hidden, up, gate = _launched(gpu, "first_product", grid, inputs, outputs, constants, experts, tiles)
     return (hidden, up, gate if gated else None) if keep else hidden
 
 
-def rows_product(
-    launch, x, bank, counts, other=None, *, turned=False, source=None, target=None, scale=None, tiles=None
-):
+def rows_product(gpu, x, bank, counts, other=None, *, turned=False, source=None, target=None, scale=None, tiles=None):
     """Rows times the matrix of their expert.
 
     Args:
@@ -75,38 +93,44 @@ def rows_product(
     experts, k, n = bank.shape
     k, n = (n, k) if turned else (k, n)
     rows = (x if source is None else source).shape[0]
-    tiles = tiles or tiles_for(rows / experts, k, n, x.dtype)
+    if tiles is None:
+        arrays = dict(x=x, bank=bank, counts=counts, source=source, target=target, scale=scale)
+        arrays |= dict(zip(("other_x", "other_bank"), other or (None, None), strict=True))
+        tiles = _chosen(gpu, "rows_product", tiles_for(rows / experts, k, n, x.dtype), arrays, rows, _again(turned))
     constants = dict(K=k, N=n, TURNED=turned, TWO=other is not None, GATHERED=source is not None)
     constants |= dict(SCATTERED=target is not None, SCALED=scale is not None)
     inputs = (x, bank, *(other or (x, bank)), *(counts if each is None else each for each in (source, target)))
     inputs += (x if scale is None else scale, counts)
     grid, outputs = _grid_of_rows(rows, experts, n, tiles), [((rows, n), x.dtype)]
-    return _launched(launch, "rows_product", grid, inputs, outputs, constants, experts, tiles)[0]
+    return _launched(gpu, "rows_product", grid, inputs, outputs, constants, experts, tiles)[0]
 
 
-def bank_gradient(launch, a, b, counts, a_source=None, b_source=None, tiles=None):
+def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
     """`(x, m, n)`: for each expert its rows of `a`, transposed, times its rows of `b`; sources as in `rows_product`."""
     experts, m, n = counts.shape[0], a.shape[1], b.shape[1]
     rows = (a if a_source is None else a_source).shape[0]
-    tiles = tiles or _for_a_bank(rows / experts, m, n, a.dtype, a_source is not None or b_source is not None)
+    if tiles is None:
+        rule = _for_a_bank(rows / experts, m, n, a.dtype, a_source is not None or b_source is not None)
+        arrays = dict(a=a, b=b, counts=counts, a_source=a_source, b_source=b_source)
+        run = lambda gpu, tiles, arrays: bank_gradient(gpu, **arrays, tiles=tiles)  # noqa: E731
+        tiles = _chosen(gpu, "bank_gradient", rule, arrays, rows, run)
     constants = dict(M=m, N=n, A_GATHERED=a_source is not None, B_GATHERED=b_source is not None)
     inputs = (a, b, *(counts if each is None else each for each in (a_source, b_source)), counts)
     grid = (experts * _tiles(m, tiles.rows) * _tiles(n, tiles.columns),)
     outputs = [((experts, m, n), a.dtype)]
-    return _launched(launch, "bank_gradient", grid, inputs, outputs, constants, experts, tiles)[0]
+    return _launched(gpu, "bank_gradient", grid, inputs, outputs, constants, experts, tiles)[0]
 
 
-def activation(launch, up, gate=None):
+def activation(gpu, up, gate=None):
     """`silu(gate) * up`, or `gelu(up)`, of `(rows, f)`."""
     rows, f = up.shape
     constants = dict(N=f, GATED=gate is not None, BN=min(2048, _power(f)))
     inputs = (up, up if gate is None else gate)
-    return launch(_kernel("activation"), (rows,), inputs, [(up.shape, up.dtype)], constants, num_warps=8, num_stages=1)[
-        0
-    ]
+    outputs = [(up.shape, up.dtype)]
+    return gpu.launch(_kernel("activation"), (rows,), inputs, outputs, constants, num_warps=8, num_stages=1)[0]
 
 
-def activation_gradient(launch, gradient, up, gate, scale, target):
+def activation_gradient(gpu, gradient, up, gate, scale, target):
     """Back through an expert's first layer, whose result was weighted by `scale[target]` later.
 
     Args:
@@ -122,11 +146,11 @@ def activation_gradient(launch, gradient, up, gate, scale, target):
     outputs = [wide, wide if gated else ((1,), up.dtype), wide, ((rows,), scale.dtype)]
     inputs = (gradient, up, gate if gated else up, scale, target)
     kernel = _kernel("activation_gradient")
-    d_up, d_gate, hidden, d_scale = launch(kernel, (rows,), inputs, outputs, constants, num_warps=8, num_stages=1)
+    d_up, d_gate, hidden, d_scale = gpu.launch(kernel, (rows,), inputs, outputs, constants, num_warps=8, num_stages=1)
     return d_up, d_gate if gated else None, d_scale, hidden
 
 
-def combination(launch, x, place, scale=None, other=None):
+def combination(gpu, x, place, scale=None, other=None):
     """`(s, d)`: the sum of the rows of `x` that `place` `(s, k)` names, weighted by `scale` `(s, k)` where given.
 
     Each row is that of `x` plus that of `other`, where given.
@@ -136,7 +160,34 @@ def combination(launch, x, place, scale=None, other=None):
     constants["BN"] = min(1024, _power(d))
     inputs = (x, x if other is None else other, place, x if scale is None else scale)
     outputs = [((tokens, d), x.dtype)]
-    return launch(_kernel("combination"), (tokens,), inputs, outputs, constants, num_warps=4, num_stages=1)[0]
+    return gpu.launch(_kernel("combination"), (tokens,), inputs, outputs, constants, num_warps=4, num_stages=1)[0]
+
+
+def _again(turned):
+    def run(gpu, tiles, arrays):
+        arrays = dict(arrays)
+        other = arrays.pop("other_x", None), arrays.pop("other_bank", None)
+        return rows_product(gpu, **arrays, other=None if other[0] is None else other, turned=turned, tiles=tiles)
+
+    return run
+
+
+def _chosen(gpu, name, rule, arrays, rows, run):
+    """`rule`, or where `tuning` measures, tiles for arrays of such shapes."""
+    if not tuning.measures(gpu):
+        return rule
+    arrays = {name: x for name, x in arrays.items() if x is not None}
+    fills = {"counts": rows // arrays["counts"].shape[0]} | {name: None for name in arrays if name.endswith(_NAMING)}
+    specs = {name: (x.shape, x.dtype, fills.get(name, 0.5)) for name, x in arrays.items()}
+    sizes = {name: [tuning.power(size) * (1 if size % 8 else -1) for size in x.shape] for name, x in arrays.items()}
+    dtype = str(next(iter(arrays.values())).dtype).removeprefix("torch.")
+    others = [_no_larger(tiles, rule) for tiles in OTHERS]
+    return tuning.chosen(gpu, name, (dtype, *sizes.items()), rule, others, specs, run)
+
+
+def _no_larger(tiles, rule):
+    """In rows and columns: the rule's are no larger than the arrays, or than what a program has room for."""
+    return tiles._replace(rows=min(tiles.rows, rule.rows), columns=min(tiles.columns, rule.columns))
 
 
 def _for_a_bank(share, m, n, dtype, gathered):
@@ -159,9 +210,9 @@ def _grid_of_rows(rows, experts, columns, tiles):
     return (min(rows, rows // tiles.rows + experts) * _tiles(columns, tiles.columns),)
 
 
-def _launched(launch, name, grid, inputs, outputs, constants, experts, tiles):
+def _launched(gpu, name, grid, inputs, outputs, constants, experts, tiles):
     constants = constants | dict(EXPERTS=experts, ROOM=_power(experts)) | tiles.constants()
-    return launch(_kernel(name), grid, inputs, outputs, constants, num_warps=tiles.warps, num_stages=tiles.stages)
+    return gpu.launch(_kernel(name), grid, inputs, outputs, constants, num_warps=tiles.warps, num_stages=tiles.stages)
 
 
 def _kernel(name):

@@ -1,8 +1,9 @@
 """How the kernels of the selective scan are launched."""
 
+import itertools
 from typing import NamedTuple
 
-from keras_jamba._triton import Program, step
+from keras_jamba._triton import Program, step, tuning
 from keras_jamba._triton.convolution import Columns
 
 MOST_STATES = 64
@@ -12,6 +13,8 @@ RESET = 2
 EVERY = 64
 # Four warps of each scheduler hide what one of them waits for, and that many registers they have.
 REGISTERS = 128
+# Inputs with an axis of tokens.
+_TOKENS = ("u", "delta", "B", "C", "z", "flags", "grad_y")
 
 
 class Plan(NamedTuple):
@@ -52,7 +55,7 @@ def every(length):
     return tokens
 
 
-def _plan(sizes, lanes, least, count=None):
+def _plan(sizes, lanes, least, count):
     """With `least` programs, if the sequence is long enough to be cut into that many."""
     batch, length, channels, states = sizes.values()
     block = 32 // lanes
@@ -62,23 +65,36 @@ def _plan(sizes, lanes, least, count=None):
     # A second pass must pay: twice as many programs then, and segments that are not short.
     cuts = max(1, min(-(-2 * least // programs), length // 256)) if programs < least else 1
     segment = -(-length // cuts)
-    return Plan(lanes, each, block, count or lanes, -(-segment // every(length)) * every(length))
+    return Plan(lanes, each, block, count, -(-segment // every(length)) * every(length))
 
 
-def forward_plan(sizes, multiprocessors):
+class Choice(NamedTuple):
+    """What `tuning` chooses: the threads a channel, and the tokens of a tile."""
+
+    lanes: int
+    count: int
+
+
+def forward_choice(sizes, multiprocessors):
     """Measured on an H100: about 16 programs a multiprocessor hide what each waits for, if no second pass is needed.
 
     More threads a channel make more programs, at the price of sums over more of them.
     """
-    batch, _, channels, states = sizes.values()
-    threads = batch * channels / multiprocessors
+    threads, states = sizes["batch"] * sizes["channels"] / multiprocessors, sizes["states"]
     lanes = 8 if threads <= 64 or states > 16 else 4 if threads <= 240 else 2
-    return _plan(sizes, lanes, least=4 * multiprocessors, count=max(lanes, 4) if states <= 16 else 4)
+    return Choice(lanes, max(lanes, 4) if states <= 16 else 4)
 
 
-def backward_plan(sizes, multiprocessors):
-    lanes = 8 if sizes["states"] > 16 else 4
-    return _plan(sizes, lanes, least=14 * multiprocessors, count=4)
+def backward_choice(sizes):
+    return Choice(8 if sizes["states"] > 16 else 4, 4)
+
+
+def forward_plan(sizes, gpu, choice):
+    return _plan(sizes, choice.lanes, least=4 * gpu.multiprocessors, count=choice.count)
+
+
+def backward_plan(sizes, gpu, choice):
+    return _plan(sizes, choice.lanes, least=14 * gpu.multiprocessors, count=choice.count)
 
 
 def _sizes(shapes):
@@ -90,6 +106,11 @@ def _shapes(sizes):
     batch, length, channels, states = sizes.values()
     kept = (batch, -(-length // every(length)), channels, states)
     return [(batch, length, channels), (batch, channels, states), kept]
+
+
+def _pays(sizes):
+    """Whether B and C are made float32 beforehand, two launches more: each thread would do it for itself."""
+    return sizes["batch"] * sizes["length"] * sizes["channels"] >= 2**24
 
 
 def _or(x, other):
@@ -106,16 +127,48 @@ def _flags_of(tensors, options):
 
 
 def forward(gpu, tensors, options, train):
+    u = tensors["u"]
+    if u.shape[1] == 1 and tensors["initial"] is not None and not train:
+        return _one_token(gpu, tensors, options)
+    sizes = _sizes({"u": u.shape, "A": tensors["A"].shape})
+    rule = forward_choice(sizes, gpu.multiprocessors)
+    run = lambda gpu, choice, found: _forward(gpu, choice, _beside(tensors, found), options, train)  # noqa: E731
+    return _forward(gpu, _chosen(gpu, "scan", tensors, sizes, (bool(train),), rule, run), tensors, options, train)
+
+
+def _chosen(gpu, name, tensors, sizes, more, rule, run):
+    """The choice for a class of shapes, of whose tensors `run` takes others of no more than some million elements."""
+    if not tuning.measures(gpu):
+        return rule
+    batch, length, channels, states = sizes.values()
+    short = min(length, max(256, 2**25 // (batch * channels)))
+    tensors = {name: x for name, x in tensors.items() if x is not None and name not in ("mask", "segments")}
+    dtype = str(tensors["u"].dtype).removeprefix("torch.")
+    kind = states, dtype, *tensors, tuning.power(batch * channels / gpu.multiprocessors), tuning.power(length)
+    lanes = [2, 4, 8] if states <= 16 else [4, 8]
+    others = [Choice(*both) for both in itertools.product(lanes, (4, 8)) if both[1] <= max(4, both[0])]
+    # Neither overflow nor numbers so small that they are slow.
+    fills = {"A": -1.0, "delta": -2.0, "flags": 1}
+    shorter = {name: (batch, short, *tensors[name].shape[2:]) for name in _TOKENS if name in tensors}
+    shorter["checkpoints"] = _shapes(sizes | {"length": short})[2]
+    specs = {n: (shorter.get(n, x.shape), x.dtype, fills.get(n, 0.5)) for n, x in tensors.items()}
+    return tuning.chosen(gpu, name, (*kind, *more), rule, others, specs, run)
+
+
+def _beside(tensors, found):
+    return {name: found.get(name) for name in tensors}
+
+
+def _forward(gpu, choice, tensors, options, train):
     from keras_jamba._triton import scan_kernels as kernels
     from keras_jamba._triton import scan_segment_kernels as segment_kernels
 
     u, delta, A, B, C, D, z, bias, initial = (tensors[name] for name in SCAN.inputs[:9])
     flags = tensors["flags"]
-    if u.shape[1] == 1 and initial is not None and not train:
-        return _one_token(gpu, tensors, options)
-    B, C = (gpu.cast(x, "float32") for x in (B, C))
     sizes = _sizes({"u": u.shape, "A": A.shape})
-    plan = forward_plan(sizes, gpu.multiprocessors)
+    plan = forward_plan(sizes, gpu, choice)
+    if plan.each >= 8 and _pays(sizes):
+        B, C = (gpu.cast(x, "float32") for x in (B, C))
     same = plan.constants(sizes) | _flags_of(tensors, options) | dict(U_ROW=gpu.row(u), DELTA_ROW=gpu.row(delta))
     single = lambda *shape: (shape, "float32")  # noqa: E731
     batch, length, channels, states = sizes.values()
@@ -156,16 +209,24 @@ def _one_token(gpu, tensors, options):
 
 
 def backward(gpu, tensors, options):
+    sizes = _sizes({"u": tensors["u"].shape, "A": tensors["A"].shape})
+    run = lambda gpu, choice, found: _backward(gpu, choice, _beside(tensors, found), options)  # noqa: E731
+    choice = _chosen(gpu, "scan's gradient", tensors, sizes, (), backward_choice(sizes), run)
+    return _backward(gpu, choice, tensors, options)
+
+
+def _backward(gpu, choice, tensors, options):
     from keras_jamba._triton import scan_gradient_kernels as kernels
     from keras_jamba._triton import scan_segment_kernels as segment_kernels
 
     u, delta, A, B, C, D, z, bias, initial = (tensors[name] for name in SCAN.inputs[:9])
     flags, grad_y, grad_last = tensors["flags"], tensors["grad_y"], tensors["grad_last"]
     given = B.dtype, C.dtype
-    B, C = (gpu.cast(x, "float32") for x in (B, C))
     sizes = _sizes({"u": u.shape, "A": A.shape})
+    if _pays(sizes):
+        B, C = (gpu.cast(x, "float32") for x in (B, C))
     batch, length, channels, states = sizes.values()
-    plan = backward_plan(sizes, gpu.multiprocessors)
+    plan = backward_plan(sizes, gpu, choice)
     segments = plan.segments(sizes)
     same = plan.constants(sizes) | _flags_of(tensors, options)
     same |= dict(DELTA_ROW=gpu.row(delta), Z_ROW=gpu.row(_or(z, u)), HAS_Z=z is not None)

@@ -286,8 +286,8 @@ def scan_forward(
 ):
     """`y (b, t, e)`, `last (b, e, n)` and, to train, the states at every EVERY-th token, `checkpoints (b, t', e, n)`.
 
-    `u`, `delta`, `z`: (b, t, e), with a step of their own from token to token. `A`: (e, n). `B`, `C`: (b, t, n),
-    float32. `initial`: (b, e, n). `ends`, `decays`: (b, segments, e, n) of `scan_ends`.
+    `u`, `delta`, `z`: (b, t, e), with a step of their own from token to token. `A`: (e, n). `B`, `C`: (b, t, n).
+    `initial`: (b, e, n). `ends`, `decays`: (b, segments, e, n) of `scan_ends`.
     """
     b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
     t = tl.arange(0, COUNT)

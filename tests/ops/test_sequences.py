@@ -8,9 +8,11 @@ from checks import close, gradients, numpy
 from hypothesis import strategies as st
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.ops import causal_depthwise_conv, implementations, selective_scan
 
 BATCH, LENGTH, CHANNELS, STATE, WIDTH = 2, 12, 6, 4, 4
+CONVOLUTIONS = {"cpu": ["native", "portable"], "gpu": ["triton", "portable"]}[_backend.platform()]
 hypothesis.settings.register_profile("here", max_examples=150, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
 

@@ -48,31 +48,31 @@ class _Kernels:
 
     def hidden(self, tokens, up_bank, gate_bank, keep):
         rows = self.rows
-        return kernels.first_product(_backend.launch, tokens, rows.source, rows.counts, up_bank, gate_bank, keep)
+        return kernels.first_product(_backend.gpu(), tokens, rows.source, rows.counts, up_bank, gate_bank, keep)
 
     def outputs(self, hidden, down_bank, weights):
         return self._summed(
             kernels.rows_product(
-                _backend.launch, hidden, down_bank, self.rows.counts, target=self.rows.order, scale=weights
+                _backend.gpu(), hidden, down_bank, self.rows.counts, target=self.rows.order, scale=weights
             )
         )
 
     def hidden_gradient(self, gradient, down_bank):
         source, counts = self.rows.source, self.rows.counts
-        return kernels.rows_product(_backend.launch, gradient, down_bank, counts, turned=True, source=source)
+        return kernels.rows_product(_backend.gpu(), gradient, down_bank, counts, turned=True, source=source)
 
     def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
         other = None if gate_bank is None else (grad_gate, gate_bank)
         counts, target = self.rows.counts, self.rows.order
         return self._summed(
-            kernels.rows_product(_backend.launch, grad_up, up_bank, counts, other, turned=True, target=target)
+            kernels.rows_product(_backend.gpu(), grad_up, up_bank, counts, other, turned=True, target=target)
         )
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
         """Functions of nothing: for the last layer's bank, and for the first layer's, one for each of `grads`."""
         # A gather within the sum over rows would wait for what names the rows.
         given = lambda x: ops.take(x, self.rows.source, axis=0)  # noqa: E731
-        bank = lambda a, b: kernels.bank_gradient(_backend.launch, a, b, self.rows.counts)  # noqa: E731
+        bank = lambda a, b: kernels.bank_gradient(_backend.gpu(), a, b, self.rows.counts)  # noqa: E731
         first = lambda grad: lambda: bank(given(tokens), grad)  # noqa: E731
         return [lambda: bank(hidden, given(gradient)), *map(first, grads)]
 
@@ -90,11 +90,11 @@ class _Library:
         x = self._gathered(tokens)
         up = self._product(x, up_bank)
         gate = None if gate_bank is None else self._product(x, gate_bank)
-        hidden = kernels.activation(_backend.launch, up, gate)
+        hidden = kernels.activation(_backend.gpu(), up, gate)
         return (hidden, up, gate) if keep else hidden
 
     def outputs(self, hidden, down_bank, weights):
-        return kernels.combination(_backend.launch, self._product(hidden, down_bank), self.rows.place, weights)
+        return kernels.combination(_backend.gpu(), self._product(hidden, down_bank), self.rows.place, weights)
 
     def hidden_gradient(self, gradient, down_bank):
         return self._product(self._gathered(gradient), down_bank, turned=True)
@@ -102,7 +102,7 @@ class _Library:
     def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
         x = self._product(grad_up, up_bank, turned=True)
         other = None if gate_bank is None else self._product(grad_gate, gate_bank, turned=True)
-        return kernels.combination(_backend.launch, x, self.rows.place, other=other)
+        return kernels.combination(_backend.gpu(), x, self.rows.place, other=other)
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
         counts = self.rows.counts
@@ -140,7 +140,7 @@ def _mixture(products):
         grad_hidden = steps.hidden_gradient(gradient, down_bank)
         # With the weight on this side of the last product, that one's result is not needed again.
         grad_up, grad_gate, grad_weights, hidden = kernels.activation_gradient(
-            _backend.launch, grad_hidden, up, gate, weights, steps.rows.order
+            _backend.gpu(), grad_hidden, up, gate, weights, steps.rows.order
         )
         grad_tokens = lambda: steps.tokens_gradient(grad_up, up_bank, grad_gate, gate_bank)  # noqa: E731
         grads = [grad_up] if gate is None else [grad_up, grad_gate]
