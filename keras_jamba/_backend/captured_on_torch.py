@@ -107,10 +107,12 @@ class _Captured:
 
     @contextlib.contextmanager
     def _losses_let_go(self):
-        # They would keep parts of their step's autograd graph, which belong to its stream.
+        # They, and what only waits to be collected, keep parts of a step's autograd graph, which belong to its stream.
         self.model._clear_losses()
+        gc.collect()
         yield
         self.model._clear_losses()
+        gc.collect()
 
 
 def _is_numbers(x):
@@ -162,7 +164,6 @@ class Graph:
 
     def __init__(self, function, pool):
         self.graph = torch.cuda.CUDAGraph()
-        gc.collect()
         # Other threads, that load data, may do what they like.
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.outputs = function()
