@@ -19,9 +19,19 @@ import keras
 import measure
 import numpy as np
 from keras import ops
+from moe_products import (
+    EXPERTS,
+    KERNELS,
+    PER_TOKEN,
+    between,
+    dense_products,
+    library_products,
+    mosaic_products,
+    triton_products,
+)
 
 from keras_jamba import _backend
-from keras_jamba._triton import grouped as kernels
+from keras_jamba._triton.grouped import Tiles
 from keras_jamba.ops import expert_mlp
 from keras_jamba.ops.experts import _TABLE, _Call, triton
 from keras_jamba.ops.experts._sorting import sorted_by_expert
@@ -30,11 +40,9 @@ BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     raise SystemExit("The kernels run on JAX and PyTorch. Received: KERAS_BACKEND=tensorflow. Set it to jax or torch.")
 PLATFORM = _backend.platform()
-EXPERTS, PER_TOKEN = 8, 2
 NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
 # Error allowed, as a share of the norm. Of float32 JAX multiplies only the first digits on a GPU.
 ALLOWED = {"float32": 2e-3, "bfloat16": 2e-2, "float16": 4e-3}
-KERNELS = _backend.why_not_triton() is None
 ODD, SMALL, LARGE = (33, 18, 25), (300, 80, 96), (1500, 512, 1024)  # tokens, d, hidden
 SMOKE = [((40, 16, 24), dtype) for dtype in ALLOWED] + [(ODD, "float32"), (ODD, "bfloat16")]
 CASES = [(ODD, "float32"), (SMALL, "float32"), (SMALL, "float16"), (SMALL, "bfloat16"), (LARGE, "bfloat16")]
@@ -181,97 +189,6 @@ def draw(tokens, d, hidden, skew, dtype="bfloat16"):
     return found | wide | sorted_
 
 
-def dense_products():
-    """`{name: (how many products, function)}`: every product of one pass, all rows with the matrix of one expert."""
-    first = lambda a: (ops.matmul(a["sorted x"], a["up"][0]), ops.matmul(a["sorted x"], a["gate"][0]))  # noqa: E731
-    turned = lambda x, bank: ops.matmul(x, ops.transpose(bank[0]))  # noqa: E731
-    bank = lambda a, b: ops.matmul(ops.transpose(a), b)  # noqa: E731
-    last = lambda a: ops.matmul(a["hidden"], a["down"][0])  # noqa: E731
-    forward = lambda a: (*first(a), last(a))  # noqa: E731
-
-    def backward(a):
-        tokens = turned(a["wide"], a["up"]), turned(a["opening"], a["gate"])
-        banks = bank(a["sorted x"], a["wide"]), bank(a["sorted x"], a["opening"]), bank(a["hidden"], a["sorted dy"])
-        return *tokens, turned(a["sorted dy"], a["down"]), *banks
-
-    return {
-        "first layer": (2, first),
-        "last layer": (1, last),
-        "to hidden": (1, lambda a: turned(a["sorted dy"], a["down"])),
-        "to tokens": (2, lambda a: (turned(a["wide"], a["up"]), turned(a["opening"], a["gate"]))),
-        "up bank": (1, lambda a: bank(a["sorted x"], a["wide"])),
-        "down bank": (1, lambda a: bank(a["hidden"], a["sorted dy"])),
-        "forward": (3, forward),
-        "both passes": (9, lambda a: (*forward(a), *backward(a))),
-    }
-
-
-def library_products():
-    product = lambda a, x, bank, turned=False: _backend.grouped_product(a[x], a[bank], a["rows"][3], turned)  # noqa: E731
-    return {
-        "first layer": lambda a: (product(a, "sorted x", "up"), product(a, "sorted x", "gate")),
-        "last layer": lambda a: product(a, "hidden", "down"),
-        "to hidden": lambda a: product(a, "sorted dy", "down", True),
-        "to tokens": lambda a: (product(a, "wide", "up", True), product(a, "opening", "gate", True)),
-        "up bank": lambda a: _backend.grouped_sum(a["sorted x"], a["wide"], a["rows"][3]),
-        "down bank": lambda a: _backend.grouped_sum(a["hidden"], a["sorted dy"], a["rows"][3]),
-    }
-
-
-def triton_products(tiles=None):
-    """Those of the library, with what is part of them: gathers, activation, weights, sums of two."""
-
-    def first(a, keep):
-        _, source, _, counts = a["rows"]
-        return kernels.first_product(_backend.gpu(), a["x"], source, counts, a["up"], a["gate"], keep, tiles)
-
-    def product(a, x, bank, other=None, **given):
-        counts = a["rows"][3]
-        return kernels.rows_product(_backend.gpu(), a[x], a[bank], counts, other, tiles=tiles, **given)
-
-    def bank(a, x, y, *sources):
-        return kernels.bank_gradient(_backend.gpu(), a[x], a[y], a["rows"][3], *sources, tiles=tiles)
-
-    target = lambda a: a["rows"][0]  # noqa: E731
-    source = lambda a: a["rows"][1]  # noqa: E731
-    return {
-        "first layer": lambda a: first(a, True),
-        "first layer, inference": lambda a: first(a, False),
-        "last layer": lambda a: product(a, "hidden", "down", target=target(a), scale=a["weights"]),
-        "to hidden": lambda a: product(a, "dy", "down", turned=True, source=source(a)),
-        "to tokens": lambda a: product(a, "wide", "up", (a["opening"], a["gate"]), turned=True, target=target(a)),
-        "up bank": lambda a: bank(a, "sorted x", "wide"),
-        "up bank, gathered": lambda a: bank(a, "x", "wide", source(a)),
-        "down bank": lambda a: bank(a, "hidden", "sorted dy"),
-    }
-
-
-def between():
-    """What lies between the products, in operations of the backend and in Triton."""
-    grad_mixture = lambda a: (a["hidden"], a["wide"], a["opening"], a["weights"], a["rows"][0])  # noqa: E731
-    weight = lambda a: ops.cast(a["weights"], a["x"].dtype)[..., None]  # noqa: E731
-
-    def weighted_sum(a):
-        rows = ops.take(a["sorted x"], ops.reshape(a["rows"][2], (-1,)), axis=0)
-        return ops.sum(ops.reshape(rows, (*a["rows"][2].shape, -1)) * weight(a), axis=1)
-
-    found = {
-        "sorting": lambda a: tuple(sorted_by_expert(a["indices"], EXPERTS)),
-        "gathering rows": lambda a: ops.take(a["x"], a["rows"][1], axis=0),
-        "activation": lambda a: ops.silu(a["opening"]) * a["wide"],
-        "weighted sum": weighted_sum,
-    }
-    if not KERNELS:
-        return found
-    return found | {
-        "activation, Triton": lambda a: kernels.activation(_backend.gpu(), a["wide"], a["opening"]),
-        "its gradient, Triton": lambda a: kernels.activation_gradient(_backend.gpu(), *grad_mixture(a)),
-        "weighted sum, Triton": lambda a: kernels.combination(
-            _backend.gpu(), a["sorted x"], a["rows"][2], a["weights"]
-        ),
-    }
-
-
 def mixtures(arrays, tokens, d, hidden):
     """`{name: (forward, both passes)}` of what is timed as a whole, functions of the arrays."""
     inputs = lambda a: [a[name] for name in ("x", "weights", "up", "down", "gate", "indices")]  # noqa: E731
@@ -327,22 +244,6 @@ def hugging_face(arrays, kind):
 
     forward(arrays)
     return forward, gradient
-
-
-def mosaic_products():
-    """JAX's example of a grouped product for Hopper, if it is there: no part of JAX to rely on."""
-    from jax.experimental.pallas.ops.gpu.ragged_dot_mgpu import ragged_dot
-    from jax.experimental.pallas.ops.gpu.transposed_ragged_dot_mgpu import transposed_ragged_dot
-
-    rows = dict(block_m=128, block_n=128, block_k=64, max_concurrent_steps=4, grid_block_n=8)
-    product = lambda a, x, bank, turned=False: ragged_dot(  # noqa: E731
-        a[x], a[bank], group_sizes=a["rows"][3], transpose_rhs=turned, **rows
-    )
-    return {
-        "last layer": lambda a: product(a, "hidden", "down"),
-        "to hidden": lambda a: product(a, "sorted dy", "down", True),
-        "up bank": lambda a: transposed_ragged_dot(a["sorted x"], a["wide"], group_sizes=a["rows"][3], **rows),
-    }
 
 
 def milliseconds(functions, arrays, rounds, times=3):
@@ -447,7 +348,7 @@ def tune(arrays, rounds, dense):
     """Rows of every kernel with other tiles; where a kernel has two sums, each has half of the columns."""
     rows = []
     for numbers in TUNED:
-        tiles = kernels.Tiles(*numbers)
+        tiles = Tiles(*numbers)
         halved = tiles._replace(columns=tiles.columns // 2)
         functions = {
             name: function

@@ -103,29 +103,6 @@ def check_a_view():
     close(y, convolution.forward(launch, x, kernel), "a view")
 
 
-def check_convolution_step(b, e, k, *, has=(), dtype=torch.float32, block=None):
-    name = f"step: b {b}, e {e}, k {k}, {has}, {dtype}: "
-    rng = np.random.default_rng(e)
-    x, state = normal(rng, b, e, dtype=dtype), normal(rng, b, k - 1, e, dtype=dtype)
-    kernel, bias = normal(rng, k, e), normal(rng, e)
-    real = torch.tensor(np.arange(b) % 3 > 0).to(torch.int8) if "real" in has else None
-    columns = wide_and_narrow(x, 16, 8) if "wide" in has else x
-    y, after = step.convolution(
-        launch, columns, state, kernel, bias if "bias" in has else None, real, silu="silu" in has, block=block
-    )
-    assert y.dtype == after.dtype == dtype
-    for row in range(b):
-        given = (each[row].to(torch.float64).numpy() for each in (x[:, None], state))
-        x_row, state_row = given
-        shift = bias.numpy() if "bias" in has else 0
-        expected, last = oracles.causal_depthwise_conv(x_row, kernel.numpy(), shift, state_row)
-        expected = silu(expected) if "silu" in has else expected
-        if real is not None and not real[row]:
-            expected, last = 0 * expected, state_row
-        close(y[row], expected[0], name + "y", dtype != torch.float32)
-        close(after[row], last, name + "state")
-
-
 def check_scan_step(b, e, n, *, has=(), dtype=torch.float32, tile=None):
     name = f"scan's step: b {b}, e {e}, n {n}, {has}, {dtype}, tile {tile}: "
     rng = np.random.default_rng(e)
@@ -213,13 +190,6 @@ for dtype in (torch.bfloat16, torch.float16):
 check_convolution(3, 20, 8, 4)
 check_convolution(3, 20, 8, 4, activated=False)
 check_a_view()
-
-STEP = ("bias", "silu", "real", "wide")
-for k in range(1, 9):
-    check_convolution_step(4, 40, k, has=STEP)
-check_convolution_step(3, 300, 4, has=("bias",), dtype=torch.bfloat16, block=256)
-check_convolution_step(3, 300, 4, has=STEP, dtype=torch.bfloat16, block=256)
-check_convolution_step(1, 5, 4)
 
 SCAN = ("D", "z", "bias", "softplus", "real", "wide")
 for tile in (None, (1, 8, 1), (2, 16, 1), (4, 32, 4)):

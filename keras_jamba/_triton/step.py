@@ -1,38 +1,12 @@
-"""How the kernels of one token's step are launched. They have no gradients.
+"""How the kernel of one token's step of the scan is launched. It has no gradient.
 
 `launch` is as in `convolution.py`. What is said to be `(b, e)` or `(b, n)` may be `Columns` of a wider array too.
 """
 
-from keras_jamba._triton.convolution import _power, _tiles, _vector, columns
+from keras_jamba._triton.convolution import _power, _tiles, columns
 
 # Threads that keep an H100 busy.
 _BUSY = 132 * 512
-
-
-def convolution(launch, x, state, kernel, bias=None, real=None, *, silu=True, block=None):
-    """`y (b, e)` and the state after it `(b, k - 1, e)`, a new array.
-
-    Args:
-        x: `(b, e)`.
-        state: `(b, k - 1, e)`, the inputs before.
-        kernel: `(k, e)`; bias: `(e,)` or None.
-        real: `(b,)` int8 or None: where it is 0 the state stays as it is, and y is zero.
-        silu: whether SiLU is applied to y.
-        block: channels of a program.
-    """
-    x, (k, e) = columns(x), kernel.shape
-    b = x.array.shape[0]
-    if block is None:
-        block = 32 * (_vector(x.array) if b * e >= _BUSY * _vector(x.array) else 1)
-    block = min(block, max(32, _power(e)))
-    constants = dict(K=k, CHANNELS=e, ROW=x.step, FIRST=x.first, BLOCK=block)
-    constants |= dict(SILU=silu, BIAS=bias is not None, REAL=real is not None)
-    inputs = (x.array, x.array if k == 1 else state, kernel, kernel if bias is None else bias)
-    inputs += (kernel if real is None else real,)
-    outputs = [((b, e), x.array.dtype), ((1,) if k == 1 else state.shape, state.dtype)]
-    grid = (b * _tiles(e, block),)
-    y, after = launch(_kernel("convolution_step"), grid, inputs, outputs, constants, num_warps=1, num_stages=1)
-    return y, state if k == 1 else after
 
 
 def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=None, softplus=True, tile=None):
@@ -42,7 +16,7 @@ def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=No
         u, delta, z: `(b, e)`; z or None.
         A: `(e, n)`; B, C: `(b, n)`; D, bias: `(e,)` or None.
         state: `(b, e, n)` float32.
-        real: as for `convolution`.
+        real: `(b,)` int8 or None: where it is 0 the state stays as it is, and y is zero.
         softplus: whether delta with its bias goes through softplus.
         tile: `(rows, channels, warps)` of a program; rows divide b.
     """

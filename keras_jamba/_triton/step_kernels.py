@@ -1,63 +1,13 @@
-"""One token's step of what a Mamba layer does between its projections on a GPU, in Triton: forward only.
+"""One token's step of the selective scan on a GPU, in Triton: forward only.
 
-Both kernels read a state and write the next one beside it. The one of the scan is bound by that: a program takes BLOCK
-channels of ROWS rows, whose states are contiguous, and asks for all of them before it works on the first; A is read
-once for them.
+It reads a state and writes the next one beside it, and is bound by that: a program takes BLOCK channels of ROWS rows,
+whose states are contiguous, and asks for all of them before it works on the first; A is read once for them.
 """
 
 import triton
 import triton.language as tl
 
 from keras_jamba._triton.scan_kernels import LOG2E, _sigmoid, _softplus
-
-
-@triton.jit
-def convolution_step(
-    x,
-    state,
-    kernel,
-    bias,
-    real,
-    y,
-    after,
-    K: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ROW: tl.constexpr,
-    FIRST: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SILU: tl.constexpr,
-    BIAS: tl.constexpr,
-    REAL: tl.constexpr,
-):
-    """`y (b, e)` and `after (b, k - 1, e)` of `x`: (b, ROW), whose channels begin at FIRST, and `state`: (b, k - 1, e).
-
-    `kernel`: (k, e), `bias`: (e,). `real`: (b,) int8; where it is 0 the state stays, and y is zero.
-    """
-    blocks = tl.cdiv(CHANNELS, BLOCK)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    ok = e < CHANNELS
-    window = ()
-    for i in tl.static_range(K - 1):
-        window = window + (tl.load(state + (b * (K - 1) + i) * CHANNELS + e, mask=ok, other=0),)
-    window = window + (tl.load(x + b * ROW + FIRST + e, mask=ok, other=0),)
-    total = tl.zeros([BLOCK], tl.float32)
-    if BIAS:
-        total += tl.load(bias + e, mask=ok, other=0).to(tl.float32)
-    for i in tl.static_range(K):
-        weight = tl.load(kernel + i * CHANNELS + e, mask=ok, other=0).to(tl.float32)
-        total += weight * window[i].to(tl.float32)
-    if SILU:
-        total = total * _sigmoid(total)
-    if REAL:
-        here = tl.load(real + b) != 0
-        total = tl.where(here, total, 0.0)
-    tl.store(y + b * CHANNELS + e, total.to(y.dtype.element_ty), mask=ok)
-    for i in tl.static_range(K - 1):
-        row = window[i + 1].to(after.dtype.element_ty)
-        if REAL:
-            row = tl.where(here, row, window[i])
-        tl.store(after + (b * (K - 1) + i) * CHANNELS + e, row, mask=ok)
 
 
 @triton.jit
