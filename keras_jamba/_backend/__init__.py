@@ -184,7 +184,7 @@ elif _BACKEND == "tensorflow":
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
-    from keras_jamba._backend.captured_on_torch import captured
+    from keras_jamba._backend.captured_on_torch import captured, weights_changed
     from keras_jamba._backend.on_torch import (
         compiled,
         compiles,
@@ -215,7 +215,6 @@ elif _BACKEND == "torch":
         split,
         start_trace,
         sum_over_replicas,
-        weights_changed,
         why_not_grouped,
         why_not_here,
         why_not_native,

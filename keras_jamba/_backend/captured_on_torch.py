@@ -6,8 +6,10 @@ part, which is few kernels and counts its steps in Python.
 """
 
 import contextlib
+import functools
 import gc
 import logging
+import warnings
 
 import keras
 import numpy as np
@@ -18,9 +20,23 @@ from torch.utils import _pytree
 _logger = logging.getLogger("keras_jamba")
 # Steps with inputs of a kind before one is captured: until then what is made once has been made.
 _BEFORE = 3
-_HOSTED = (bool, int, float, tuple, list, np.ndarray)
+# What a step calls of a model, and may be set on the model itself.
+_METHODS = ("train_step", "compute_loss", "compute_metrics", "call")
+_HOST_VALUES = (bool, int, float, tuple, list, np.ndarray)
 # Each keeps all that a step has in memory at once, but for what programs share.
 _MOST = 8
+
+
+# How often some layer has got other variables.
+_changes = 0
+
+
+def weights_changed(layer):
+    global _changes
+    _changes += 1
+    # Modules would keep, and give to `parameters()`, what was there before.
+    for each in layer._flatten_layers():
+        each._track_variables()
 
 
 def captured(model, step):
@@ -39,8 +55,8 @@ def _why_not(model):
         return "compile(run_eagerly=True) or jit_compile=True asks for something else"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return "the processes of a group talk to each other in their steps"
-    if "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step:
-        return "train_step is not Keras' own"
+    if type(model).train_step is not keras.Model.train_step or not vars(model).keys().isdisjoint(_METHODS):
+        return "it is not Keras' own step"
     # Python code that is not known may do something else at each step, or only look as if it did.
     unknown = [x for x in _parts(model) if not _module(x).startswith(("keras.", "keras_jamba."))]
     return f"{unknown[0]!r} is neither Keras' nor ours" if unknown else None
@@ -71,34 +87,44 @@ class _Captured:
     def __call__(self, data):
         leaves, structure = _pytree.tree_flatten(data[0])
         kind = self._kind(leaves, structure)
-        if kind is None:
+        program = self.programs.get(kind)
+        if program and program.is_stale():
+            program = self.programs.pop(kind)
+            self.seen[kind] = 0
+        elif program:
+            return program(leaves)
+        self.seen[kind] = seen = self.seen.get(kind, 0) + 1
+        if kind is None or seen < _BEFORE or kind in self.programs:
             return self.step(data)
-        if kind not in self.programs:
-            seen = self.seen[kind] = self.seen.get(kind, 0) + 1
-            if seen < _BEFORE or len(self.programs) == _MOST:
-                return self.step(data)
-            if seen == _BEFORE:
-                return self._rehearsed(data)
-            self.programs[kind] = self._captured(leaves, structure)
-        program = self.programs[kind]
-        return self.step(data) if program is None else program(leaves)
+        if seen == _BEFORE:
+            return self._rehearsed(kind, leaves, structure)
+        self.programs[kind] = self._program(leaves, structure)
+        if len(self.programs) > _MOST:
+            del self.programs[next(iter(self.programs))]
+        return self(data)
 
     def _kind(self, leaves, structure):
         """What a program is for, or None if there can be none."""
         if not all(x is None or isinstance(x, torch.Tensor) or _is_numbers(x) for x in leaves):
             return None
-        weights = tuple(map(id, self.model.trainable_variables))
+        weights = *map(id, self.model.trainable_variables), id(self.model.optimizer), _changes
         return structure, weights, *((None, None) if x is None else (tuple(x.shape), str(x.dtype)) for x in leaves)
 
-    def _rehearsed(self, data):
-        # As PyTorch wants it, so that nothing is made for the first time while it captures.
-        with _on_another_stream(), self.constants.kept(), self._losses_let_go():
-            return self.step(data)
+    def _rehearsed(self, kind, leaves, structure):
+        """A step as PyTorch wants one before it captures, so that nothing is made for the first time in that."""
+        data = _pytree.tree_unflatten([None if x is None else _tensor(x) for x in leaves], structure)
+        with _another_stream(), _waits() as waits, self.constants.kept(), self._without_old_losses():
+            with _optimizer_of(self.model, lambda apply, *given: _not_watched(apply, *given)):
+                logs = self.step([data])
+        if waits:
+            _logger.info("Training steps are not captured, since they wait for the device: %s", waits[0])
+            self.programs[kind] = None
+        return logs
 
-    def _captured(self, leaves, structure):
+    def _program(self, leaves, structure):
         pool = next((program.graph.pool for program in self.programs.values() if program), None)
         try:
-            with self.constants.taken(), self._losses_let_go():
+            with self.constants.taken(), self._without_old_losses():
                 return _Program(self.model, leaves, structure, pool)
         except Exception as error:
             # Whatever it is: the step works as it is, and if it does not, says so itself.
@@ -106,13 +132,15 @@ class _Captured:
             return None
 
     @contextlib.contextmanager
-    def _losses_let_go(self):
+    def _without_old_losses(self):
         # They, and what only waits to be collected, keep parts of a step's autograd graph, which belong to its stream.
         self.model._clear_losses()
         gc.collect()
-        yield
-        self.model._clear_losses()
-        gc.collect()
+        try:
+            yield
+        finally:
+            self.model._clear_losses()
+            gc.collect()
 
 
 def _is_numbers(x):
@@ -120,36 +148,86 @@ def _is_numbers(x):
 
 
 @contextlib.contextmanager
-def _on_another_stream():
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+def _another_stream():
+    stream, before = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(before)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        before.wait_stream(stream)
+
+
+@contextlib.contextmanager
+def _waits():
+    """The list of what is said about operations that wait for the device, which no graph can hold."""
+    found, mode = [], torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for each in caught:
+        if "synchronizing CUDA operation" in str(each.message):
+            found.append(f"{each.filename}:{each.lineno}")
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+def _not_watched(function, *given):
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        return function(*given)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@contextlib.contextmanager
+def _optimizer_of(model, instead):
+    """`instead(apply, *given)` for the optimizer's `apply(*given)`."""
+    optimizer, own = model.optimizer, vars(model.optimizer).get("apply")
+    apply = optimizer.apply
+    optimizer.apply = lambda *given: instead(apply, *given)
+    try:
         yield
-    torch.cuda.current_stream().wait_stream(stream)
+    finally:
+        del optimizer.apply
+        if own is not None:
+            optimizer.apply = own
 
 
 class _Program:
     """A step for inputs of one kind: they are copied to where the graph reads them."""
 
     def __init__(self, model, leaves, structure, pool):
-        self.optimizer = model.optimizer
+        self.optimizer, self.weights = model.optimizer, model.weights
+        self.places = self._places()
         self.inputs = [None if x is None else keras.ops.convert_to_tensor(x).clone() for x in leaves]
         data = _pytree.tree_unflatten(self.inputs, structure)
 
         def step():
             updates = []
-            self.optimizer.apply = lambda *given: updates.append(given)
-            try:
+            with _optimizer_of(model, lambda apply, *given: updates.append(given)):
                 return model.train_step(data), updates
-            finally:
-                del self.optimizer.apply
 
         self.graph = Graph(step, pool)
+
+    def _places(self):
+        return [variable._value.data_ptr() for variable in self.weights]
+
+    def is_stale(self):
+        """Whether weights lie elsewhere by now, as after `model.cpu()` and `model.cuda()`."""
+        return self.places != self._places()
 
     def __call__(self, leaves):
         for place, x in zip(self.inputs, leaves, strict=True):
             if place is not None:
-                place.copy_(_tensor(x), non_blocking=True)
+                x = _tensor(x)
+                # What is pinned may be filled again by whoever owns it before it has been read.
+                place.copy_(x, non_blocking=not x.is_pinned())
         self.graph.replay()
         logs, updates = self.graph.outputs
         with torch.no_grad():
@@ -163,10 +241,14 @@ class Graph:
     """What a function does on the device. While it is captured nothing is computed: its outputs are places so far."""
 
     def __init__(self, function, pool):
-        self.graph = torch.cuda.CUDAGraph()
-        # Other threads, that load data, may do what they like.
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.outputs = function()
+        self.graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads, that load data, may do what they like.
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+                self.outputs = function()
+        finally:
+            # PyTorch stays on the other stream where a capture fails.
+            torch.cuda.set_stream(before)
         self.pool, self.replay = self.graph.pool(), self.graph.replay
 
 
@@ -194,14 +276,13 @@ class _Constants(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is not torch.as_tensor or not isinstance(args[0], _HOSTED):
+        if function is not torch.as_tensor or not args or not isinstance(args[0], _HOST_VALUES):
             return function(*args, **kwargs)
         value = np.asarray(args[0])
         key = value.shape, str(value.dtype), value.tobytes(), *(str(kwargs.get(name)) for name in ("dtype", "device"))
         if key not in self.found:
-            found = function(*args, **kwargs)
             if self.complete:
-                return found
-            self.found[key] = found
+                return function(*args, **kwargs)
+            self.found[key] = _not_watched(functools.partial(function, *args, **kwargs))
         # A copy, for whoever writes into it.
         return self.found[key].clone()

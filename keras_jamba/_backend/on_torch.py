@@ -190,9 +190,3 @@ def set_random_states(states):
 
 def process_index():
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def weights_changed(layer):
-    # Modules would keep, and give to `parameters()`, what was there before.
-    for each in layer._flatten_layers():
-        each._track_variables()

@@ -47,7 +47,9 @@ def captures(monkeypatch):
             graph = type("Graph", (NotCaptured,), {"model": model})
             monkeypatch.setattr(captured, "Graph", lambda *given: made.append(graph(*given)) or made[-1])
             monkeypatch.setattr(captured, "_has_gpu", lambda: True)
-            monkeypatch.setattr(captured, "_on_another_stream", lambda: captured.contextlib.nullcontext())
+            monkeypatch.setattr(captured, "_another_stream", lambda: captured.contextlib.nullcontext())
+            monkeypatch.setattr(captured, "_waits", lambda: captured.contextlib.nullcontext([]))
+            monkeypatch.setattr(captured, "_not_watched", lambda function, *given: function(*given))
         else:
             real = captured.Graph
             monkeypatch.setattr(captured, "Graph", lambda *given: made.append(real(*given)) or made[-1])
@@ -119,7 +121,7 @@ def mean_of_logits(y_true, y_pred):
     return ops.mean(y_pred)
 
 
-@pytest.mark.parametrize("kind", ["loss", "eager", "model", "step"])
+@pytest.mark.parametrize("kind", ["loss", "eager", "model", "step", "method"])
 def test_what_runs_code_of_the_users_own_is_not_captured(captures, kind):
     model = language_model(Mine if kind == "model" else keras_jamba.JambaCausalLM)
     made = captures(model)
@@ -130,6 +132,8 @@ def test_what_runs_code_of_the_users_own_is_not_captured(captures, kind):
     elif kind == "step":
         step = model.train_step
         model.train_step = lambda data: step(data)
+    elif kind == "method":
+        model.compute_metrics = lambda *given, **more: type(model).compute_metrics(model, *given, **more)
     trained(model)
     assert not made
 
@@ -147,3 +151,54 @@ def test_what_cannot_be_captured_goes_on_as_it_is(captures, monkeypatch, caplog)
         logs, found = trained(model)
     np.testing.assert_allclose([x["loss"] for x in logs], [x["loss"] for x in expected], rtol=1e-6)
     assert "a step that waits for the device" in caplog.text
+
+
+def test_weights_that_lie_elsewhere_are_captured_anew(captures):
+    expected, values = trained(language_model(), [*TOKENS, *TOKENS])
+    model = language_model()
+    made = captures(model)
+    trained(model)
+    model.double()
+    model.float()
+    _, found = trained(model)
+    assert len(made) == 2
+    for mine, theirs in zip(found, values, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_in_few_bits_is_captured_anew(captures):
+    model = language_model()
+    made = captures(model)
+    trained(model)
+    keras_jamba.layers.quantize(model.backbone, "int8")
+    trained(model)
+    assert len(made) == 2
+
+
+def test_whoever_looks_at_the_updates_of_an_optimizer_sees_all(captures):
+    model = language_model()
+    made = captures(model)
+    apply, seen = model.optimizer.apply, []
+    model.optimizer.apply = lambda *given: (seen.append(len(given[0])), apply(*given))
+    trained(model)
+    assert len(made) == 1 and len(seen) == len(TOKENS)
+
+
+@pytest.mark.skipif("torch" not in globals() or not torch.cuda.is_available(), reason="for a GPU")
+def test_a_metric_that_waits_for_the_gpu_ends_nothing(captures):
+    class Waiting(keras.metrics.Mean):
+        def update_state(self, values, *given, **more):
+            float(values[0, 0])
+            super().update_state(float(values[0, 0].cpu()))
+
+    Waiting.__module__ = "keras.metrics"
+    model = language_model()
+    model.compile("adam", weighted_metrics=[Waiting()])
+    made, before = captures(model), torch.cuda.current_stream()
+    trained(model)
+    assert not made and torch.cuda.current_stream() == before
+    torch.cuda.empty_cache()
+    model = language_model()
+    made = captures(model)
+    trained(model)
+    assert len(made) == 1
