@@ -72,7 +72,9 @@ def _clock(specs, run):
                 end.record()
                 end.synchronize()
                 times.append(start.elapsed_time(end) / 1e3)
-    except Exception:  # it asks for more than the device has, of one thing or another
+    except torch.OutOfMemoryError:
+        return None
+    except Exception:  # it asks for more than a multiprocessor has
         return math.inf
     return sorted(times)[2]
 
@@ -80,8 +82,8 @@ def _clock(specs, run):
 def _filled(shape, dtype, value):
     dtype = _DTYPES.get(dtype, dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if value is None:
-        return torch.arange(math.prod(shape), dtype=dtype, device=device).reshape(shape)
+    if isinstance(value, range):
+        return torch.arange(math.prod(shape), device=device).remainder(len(value)).to(dtype).reshape(shape)
     return torch.full(shape, value, dtype=dtype, device=device)
 
 

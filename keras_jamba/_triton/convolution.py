@@ -7,6 +7,7 @@ outputs: arrays of the `(shape, dtype)` that are asked for.
 from typing import NamedTuple
 
 from keras_jamba._triton import Program
+from keras_jamba._triton.tuning import power
 
 WIDEST = 8  # tokens that a window holds at most
 
@@ -95,7 +96,7 @@ def tile_for(b, t, kernel_shape, each):
     """A tile where a thread has `each` channels."""
     k, e = kernel_shape
     count = 4 if k <= 5 else 8
-    block = max(each, min(_LANES * each, _power(e)))
+    block = max(each, min(_LANES * each, power(e)))
     runs = _LANES * each // block
     warps = 1
     while warps < 4 and runs * count < t:
@@ -132,7 +133,7 @@ def _launched(launch, name, sizes, inputs, outputs, constants, tile):
 def _summed(launch, parts):
     """Over the first axis."""
     count, rows, e = parts.shape
-    constants = dict(count=count, COLUMNS=rows * e, ROWS=min(32, _power(count)), BLOCK=64)
+    constants = dict(count=count, COLUMNS=rows * e, ROWS=min(32, power(count)), BLOCK=64)
     grid, outputs = (_tiles(rows * e, 64),), [((rows, e), parts.dtype)]
     return launch(_kernel("convolution_sums"), grid, (parts,), outputs, constants, num_warps=4, num_stages=1)[0]
 
@@ -146,11 +147,6 @@ def _kernel(name):
 
 def _tiles(size, tile):
     return -(-size // tile)
-
-
-def _power(size):
-    """The least power of two that is not smaller."""
-    return 1 << max(0, size - 1).bit_length()
 
 
 def _sizes(shapes):

@@ -7,9 +7,10 @@ expert has, in their order.
 from typing import NamedTuple
 
 from keras_jamba._triton import tuning
+from keras_jamba._triton.tuning import power
 
-# Arrays that name rows.
-_NAMING = ("source", "target")
+# Row numbers, and the array whose rows they are; a target's are those of the result.
+_NAMED = {"source": "x", "a_source": "a", "b_source": "b", "target": "target"}
 
 
 class Tiles(NamedTuple):
@@ -54,7 +55,7 @@ def tiles_for(share, depth, columns, dtype, sums=1):
     else:
         # The weights are read once, and nothing else matters.
         tiles = Tiles(16 if share <= 16 else 32, 64 // sums, 128, 16, 4, 4)
-    fit = lambda size, most: max(16, min(most, _power(size)))  # noqa: E731
+    fit = lambda size, most: max(16, min(most, power(size)))  # noqa: E731
     return tiles._replace(columns=fit(columns, tiles.columns), depth=fit(depth, tiles.depth))
 
 
@@ -96,7 +97,13 @@ def rows_product(gpu, x, bank, counts, other=None, *, turned=False, source=None,
     if tiles is None:
         arrays = dict(x=x, bank=bank, counts=counts, source=source, target=target, scale=scale)
         arrays |= dict(zip(("other_x", "other_bank"), other or (None, None), strict=True))
-        tiles = _chosen(gpu, "rows_product", tiles_for(rows / experts, k, n, x.dtype), arrays, rows, _again(turned))
+
+        def run(gpu, tiles, given):
+            other = (given["other_x"], given["other_bank"]) if "other_x" in given else None
+            given = {name: x for name, x in given.items() if not name.startswith("other")}
+            return rows_product(gpu, **given, other=other, turned=turned, tiles=tiles)
+
+        tiles = _chosen(gpu, "rows_product", tiles_for(rows / experts, k, n, x.dtype), arrays, rows, run)
     constants = dict(K=k, N=n, TURNED=turned, TWO=other is not None, GATHERED=source is not None)
     constants |= dict(SCATTERED=target is not None, SCALED=scale is not None)
     inputs = (x, bank, *(other or (x, bank)), *(counts if each is None else each for each in (source, target)))
@@ -124,7 +131,7 @@ def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
 def activation(gpu, up, gate=None):
     """`silu(gate) * up`, or `gelu(up)`, of `(rows, f)`."""
     rows, f = up.shape
-    constants = dict(N=f, GATED=gate is not None, BN=min(2048, _power(f)))
+    constants = dict(N=f, GATED=gate is not None, BN=min(2048, power(f)))
     inputs = (up, up if gate is None else gate)
     outputs = [(up.shape, up.dtype)]
     return gpu.launch(_kernel("activation"), (rows,), inputs, outputs, constants, num_warps=8, num_stages=1)[0]
@@ -141,7 +148,7 @@ def activation_gradient(gpu, gradient, up, gate, scale, target):
         The gradients of `up`, of `gate` (None where that is) and of `scale`, and `activation(up, gate)` weighted.
     """
     (rows, f), gated = up.shape, gate is not None
-    constants = dict(N=f, GATED=gated, BN=min(2048, _power(f)))
+    constants = dict(N=f, GATED=gated, BN=min(2048, power(f)))
     wide = ((rows, f), up.dtype)
     outputs = [wide, wide if gated else ((1,), up.dtype), wide, ((rows,), scale.dtype)]
     inputs = (gradient, up, gate if gated else up, scale, target)
@@ -157,19 +164,10 @@ def combination(gpu, x, place, scale=None, other=None):
     """
     (tokens, per_token), d = place.shape, x.shape[1]
     constants = dict(D=d, PER_TOKEN=per_token, SCALED=scale is not None, TWO=other is not None)
-    constants["BN"] = min(1024, _power(d))
+    constants["BN"] = min(1024, power(d))
     inputs = (x, x if other is None else other, place, x if scale is None else scale)
     outputs = [((tokens, d), x.dtype)]
     return gpu.launch(_kernel("combination"), (tokens,), inputs, outputs, constants, num_warps=4, num_stages=1)[0]
-
-
-def _again(turned):
-    def run(gpu, tiles, arrays):
-        arrays = dict(arrays)
-        other = arrays.pop("other_x", None), arrays.pop("other_bank", None)
-        return rows_product(gpu, **arrays, other=None if other[0] is None else other, turned=turned, tiles=tiles)
-
-    return run
 
 
 def _chosen(gpu, name, rule, arrays, rows, run):
@@ -177,12 +175,25 @@ def _chosen(gpu, name, rule, arrays, rows, run):
     if not tuning.measures(gpu):
         return rule
     arrays = {name: x for name, x in arrays.items() if x is not None}
-    fills = {"counts": rows // arrays["counts"].shape[0]} | {name: None for name in arrays if name.endswith(_NAMING)}
-    specs = {name: (x.shape, x.dtype, fills.get(name, 0.5)) for name, x in arrays.items()}
-    sizes = {name: [tuning.power(size) * (1 if size % 8 else -1) for size in x.shape] for name, x in arrays.items()}
+    sizes = {name: [power(size) * (1 if size % 8 else -1) for size in x.shape] for name, x in arrays.items()}
     dtype = str(next(iter(arrays.values())).dtype).removeprefix("torch.")
     others = [_no_larger(tiles, rule) for tiles in OTHERS]
-    return tuning.chosen(gpu, name, (dtype, *sizes.items()), rule, others, specs, run)
+    return tuning.chosen(gpu, name, (dtype, *sizes.items()), rule, others, _sample(arrays, rows), run)
+
+
+def _sample(arrays, rows):
+    """What is measured with: two experts, so that their banks find room in the middle of a training."""
+    experts = arrays["counts"].shape[0]
+    few = min(experts, 2)
+
+    def first(name, x):
+        if name == "counts" or name.endswith("bank"):
+            return few
+        return rows * few // experts if x.shape[0] == rows else x.shape[0]
+
+    shapes = {name: (first(name, x), *x.shape[1:]) for name, x in arrays.items()}
+    values = {name: range(shapes[_NAMED[name]][0]) for name in arrays if name in _NAMED} | {"counts": rows // experts}
+    return {name: (shapes[name], x.dtype, values.get(name, 0.5)) for name, x in arrays.items()}
 
 
 def _no_larger(tiles, rule):
@@ -200,8 +211,8 @@ def _for_a_bank(share, m, n, dtype, gathered):
         # What names the rows takes two of the stages.
         tiles = Tiles(128, 256, 64, 16, 8, 5 if gathered else 4)
     if share <= 32:
-        tiles = tiles._replace(depth=max(16, min(tiles.depth, _power(int(share) + 1))))
-    fit = lambda size, most: max(16, min(most, _power(size)))  # noqa: E731
+        tiles = tiles._replace(depth=max(16, min(tiles.depth, power(int(share) + 1))))
+    fit = lambda size, most: max(16, min(most, power(size)))  # noqa: E731
     return tiles._replace(rows=fit(m, tiles.rows), columns=fit(n, tiles.columns))
 
 
@@ -211,7 +222,7 @@ def _grid_of_rows(rows, experts, columns, tiles):
 
 
 def _launched(gpu, name, grid, inputs, outputs, constants, experts, tiles):
-    constants = constants | dict(EXPERTS=experts, ROOM=_power(experts)) | tiles.constants()
+    constants = constants | dict(EXPERTS=experts, ROOM=power(experts)) | tiles.constants()
     return gpu.launch(_kernel(name), grid, inputs, outputs, constants, num_warps=tiles.warps, num_stages=tiles.stages)
 
 
@@ -224,8 +235,3 @@ def _kernel(name):
 
 def _tiles(size, tile):
     return -(-size // tile)
-
-
-def _power(size):
-    """The least power of two that is not smaller."""
-    return 1 << max(0, size - 1).bit_length()

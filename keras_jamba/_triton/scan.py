@@ -132,16 +132,16 @@ def forward(gpu, tensors, options, train):
         return _one_token(gpu, tensors, options)
     sizes = _sizes({"u": u.shape, "A": tensors["A"].shape})
     rule = forward_choice(sizes, gpu.multiprocessors)
-    run = lambda gpu, choice, found: _forward(gpu, choice, _beside(tensors, found), options, train)  # noqa: E731
+    run = lambda gpu, choice, found: _forward(gpu, choice, _all_names(tensors, found), options, train)  # noqa: E731
     return _forward(gpu, _chosen(gpu, "scan", tensors, sizes, (bool(train),), rule, run), tensors, options, train)
 
 
 def _chosen(gpu, name, tensors, sizes, more, rule, run):
-    """The choice for a class of shapes, of whose tensors `run` takes others of no more than some million elements."""
+    """The choice for a class of shapes; `run` is measured with fewer tokens than very long sequences have."""
     if not tuning.measures(gpu):
         return rule
     batch, length, channels, states = sizes.values()
-    short = min(length, max(256, 2**25 // (batch * channels)))
+    short = min(length, max(64, 2**25 // (batch * channels)))
     tensors = {name: x for name, x in tensors.items() if x is not None and name not in ("mask", "segments")}
     dtype = str(tensors["u"].dtype).removeprefix("torch.")
     kind = states, dtype, *tensors, tuning.power(batch * channels / gpu.multiprocessors), tuning.power(length)
@@ -155,7 +155,7 @@ def _chosen(gpu, name, tensors, sizes, more, rule, run):
     return tuning.chosen(gpu, name, (*kind, *more), rule, others, specs, run)
 
 
-def _beside(tensors, found):
+def _all_names(tensors, found):
     return {name: found.get(name) for name in tensors}
 
 
@@ -210,7 +210,7 @@ def _one_token(gpu, tensors, options):
 
 def backward(gpu, tensors, options):
     sizes = _sizes({"u": tensors["u"].shape, "A": tensors["A"].shape})
-    run = lambda gpu, choice, found: _backward(gpu, choice, _beside(tensors, found), options)  # noqa: E731
+    run = lambda gpu, choice, found: _backward(gpu, choice, _all_names(tensors, found), options)  # noqa: E731
     choice = _chosen(gpu, "scan's gradient", tensors, sizes, (), backward_choice(sizes), run)
     return _backward(gpu, choice, tensors, options)
 

@@ -3,7 +3,8 @@
 `launch` is as in `convolution.py`. What is said to be `(b, e)` or `(b, n)` may be `Columns` of a wider array too.
 """
 
-from keras_jamba._triton.convolution import _power, _tiles, columns
+from keras_jamba._triton.convolution import _tiles, columns
+from keras_jamba._triton.tuning import power
 
 # Threads that keep an H100 busy.
 _BUSY = 132 * 512
@@ -24,7 +25,7 @@ def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=No
     given = {name: columns(x) for name, x in given.items()}
     b = given["U"].array.shape[0]
     rows, block, warps = tile or tile_for(b, e, n)
-    constants = dict(CHANNELS=e, STATES=n, ROWS=rows, BLOCK=block, WIDTH=_power(n), SOFTPLUS=softplus)
+    constants = dict(CHANNELS=e, STATES=n, ROWS=rows, BLOCK=block, WIDTH=power(n), SOFTPLUS=softplus)
     constants |= dict(HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None, REAL=real is not None)
     constants |= {f"{name}_ROW": x.step for name, x in given.items()}
     constants |= {f"{name}_FIRST": x.first for name, x in given.items()}
@@ -38,12 +39,12 @@ def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=No
 
 def tile_for(b, e, n):
     """Rows, channels and warps of a program: four states a thread and row, in 16 bytes."""
-    threads = b * e * _power(n) // 4
+    threads = b * e * power(n) // 4
     warps = 4 if threads >= 4 * _BUSY else 1
     rows = 1
     while rows < 4 and b % (2 * rows) == 0 and threads >= 16 * rows * _BUSY:
         rows *= 2
-    return rows, max(1, warps * 128 // _power(n)), warps
+    return rows, max(1, warps * 128 // power(n)), warps
 
 
 def _kernel(name):

@@ -5,6 +5,7 @@ The rules are measured on Hopper GPUs, and there nothing else is asked. KERAS_JA
 """
 
 import functools
+import importlib.metadata
 import json
 import logging
 import math
@@ -39,25 +40,38 @@ def chosen(gpu, kernel, kind, rule, others, specs, run):
         gpu: a `Gpu`.
         kernel, kind: a name, and a tuple of numbers, strings and booleans: what the choice depends on.
         others: what else can be chosen.
-        specs: `{name: (shape, dtype, value)}` of arrays that `run` takes, filled with a number, or counting up from 0
-            where that is None.
+        specs: `{name: (shape, dtype, value)}` of arrays that `run` takes, filled with a number or with those of a range
+            again and again.
         run: `(gpu, choice, arrays)` launches the kernel once, and returns arrays.
     """
-    key = json.dumps([gpu.device, kernel, *kind])
+    key = json.dumps([gpu.device, importlib.metadata.version("triton"), kernel, *kind])
     known = _known()
-    if key not in known:
-        seconds = {}
-        for choice in dict.fromkeys([rule, *others]):
-            seconds[choice] = gpu.clock(specs, lambda arrays, choice=choice: run(gpu, choice, arrays))
-            if seconds[choice] is None:
-                return rule  # nothing can be measured here and now
-        best = min(seconds, key=seconds.get)
-        if seconds[best] > 0.95 * seconds[rule]:
-            best = rule  # within what measurements differ by
-        _logger.info("%s: %s of %s", key, best, {tuple(k): f"{1e3 * s:.3g} ms" for k, s in seconds.items()})
-        known[key] = list(best)
+    if not _is_choice(known.get(key), rule):
+        found = _measured(gpu, key, dict.fromkeys([rule, *others]), specs, run)
+        if found is None:
+            return rule
+        known[key] = list(found)
         _keep(key, known[key])
     return type(rule)(*known[key])
+
+
+def _is_choice(entry, rule):
+    return isinstance(entry, list) and len(entry) == len(rule) and all(type(number) is int for number in entry)
+
+
+def _measured(gpu, key, choices, specs, run):
+    """The fastest, the first unless another is clearly faster; None if nothing can be measured here and now."""
+    _logger.info("%s: measuring %d ways to run it", key, len(choices))
+    seconds = {}
+    for choice in choices:
+        seconds[choice] = gpu.clock(specs, lambda arrays, choice=choice: run(gpu, choice, arrays))
+        if seconds[choice] is None:
+            return None
+    rule, best = next(iter(choices)), min(seconds, key=seconds.get)
+    _logger.info("%s: %s of %s", key, best, {tuple(k): f"{1e3 * s:.3g} ms" for k, s in seconds.items()})
+    if math.isinf(seconds[best]):
+        return None
+    return best if seconds[best] < 0.95 * seconds[rule] else rule
 
 
 def power(size):
@@ -66,7 +80,7 @@ def power(size):
 
 
 def _file():
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     return Path(home) / "keras_jamba" / "tuning.json"
 
 
@@ -86,11 +100,12 @@ def _read():
 def _keep(key, choice):
     """In the file, with what other processes have measured meanwhile; where nothing can be written, in memory alone."""
     path = _file()
+    text = json.dumps({"format": _FORMAT, "choices": _read() | {key: choice}}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": _FORMAT, "choices": _read() | {key: choice}}, indent=1)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            made.write_text(text, encoding="utf-8")
+            os.replace(made, path)
     except OSError as error:
         _logger.debug("%s is not written: %s", path, error)

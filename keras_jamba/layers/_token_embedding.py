@@ -40,6 +40,8 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
             return super().call(inputs)
         if self.quantization_mode is not None:
             return ops.cast(self._product(inputs, "reverse_embeddings"), "float32")
+        if self.reverse_dtype is not None or self.logit_soft_cap is not None:
+            return ops.cast(super().call(inputs, reverse=True), "float32")
         matrix = ops.transpose(self.embeddings) if self.tie_weights else self.reverse_embeddings
         # Keras' own, which takes numbers, is without autocast.
         return product_in_float32(inputs, ops.cast(matrix, inputs.dtype))

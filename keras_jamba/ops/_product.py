@@ -4,11 +4,13 @@ from keras import ops
 
 from keras_jamba import _backend
 
+_SHORT = ("bfloat16", "float16")
+
 
 def product_in_float32(x, matrix):
     """`x @ matrix`, `(..., d)` by `(d, f)` of the same dtype, in float32; gradients are in the dtype of the two."""
     rows = ops.reshape(x, (-1, x.shape[-1]))
-    found = ops.matmul(rows, matrix) if ops.dtype(x) == "float32" else _product(rows, matrix)
+    found = _product(rows, matrix) if ops.dtype(x) in _SHORT else ops.cast(ops.matmul(rows, matrix), "float32")
     return ops.reshape(found, (*ops.shape(x)[:-1], matrix.shape[-1]))
 
 

@@ -73,6 +73,19 @@ def test_what_fails_on_a_device_is_not_chosen_and_little_faster_is_not_faster(ho
     assert choose(gpu, ("float16", 16)) == RULE
 
 
+@pytest.mark.parametrize("entry", [[4], [4, 4, 4], 7, "ab", [None, 0], [4.0, 4], [True, 4]])
+def test_an_entry_that_is_no_choice_is_measured_anew(home, entry):
+    gpu, measured = device({8: 3.0, 4: 1.0, 2: 2.0})
+    choose(gpu)
+    tuning._known()[next(iter(tuning._known()))] = entry
+    assert choose(gpu) == Cut(4, 4) and len(measured) == 6
+
+
+def test_where_everything_fails_nothing_is_kept(home):
+    gpu, _ = device({8: float("inf"), 4: float("inf"), 2: float("inf")})
+    assert choose(gpu) == RULE and not list(home.iterdir())
+
+
 def test_while_nothing_can_be_measured_the_rule_is_taken_and_not_kept(home):
     gpu, _ = device({8: None})
     assert choose(gpu) == RULE
