@@ -112,7 +112,8 @@ class _Captured:
 
     def _rehearsed(self, kind, leaves, structure):
         """A step as PyTorch wants one before it captures, so that nothing is made for the first time in that."""
-        data = _pytree.tree_unflatten([None if x is None else _tensor(x) for x in leaves], structure)
+        leaves = [None if x is None else keras.ops.convert_to_tensor(x) for x in leaves]
+        data = _pytree.tree_unflatten(leaves, structure)
         with _another_stream(), _waits() as waits, self.constants.kept(), self._without_old_losses():
             with _optimizer_of(self.model, lambda apply, *given: _not_watched(apply, *given)):
                 logs = self.step([data])
