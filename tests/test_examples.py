@@ -112,9 +112,10 @@ def test_an_unknown_data_set_is_named(tmp_path):
 def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert blocks
-    # Four steps an epoch instead of 29.
-    assert "[:898]" in blocks[0]
-    blocks = [block.replace("[:898]", "[:128]") for block in blocks]
+    # Two layers, and four steps an epoch instead of 29.
+    for long, short in (("[:898]", "[:128]"), ("downsample=2)", "downsample=2, num_layers=2, mamba_ratio=1)")):
+        assert long in blocks[0]
+        blocks = [block.replace(long, short) for block in blocks]
     (tmp_path / "readme.py").write_text("\n".join(blocks), encoding="utf-8")
     python("readme.py", cwd=tmp_path)
     assert README[: README.index("```python")].count("\n") < 25
