@@ -44,7 +44,7 @@ def assert_equal(found, expected):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    tiny_run.main(folder)
+    assert run(folder) == 0
     return end(folder)
 
 
@@ -52,11 +52,11 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbro
     # Within the first epoch, and within the last; benchmarks/resuming.py kills at 20 random steps.
     for step in (7, 29):
         assert run(tmp_path, step) == -signal.SIGKILL
-    tiny_run.main(tmp_path)
+    assert run(tmp_path) == 0
     assert_equal(end(tmp_path), unbroken)
     assert _snapshots.steps(tmp_path) == [30, 33]
     # Once more: there is nothing left to do.
-    tiny_run.main(tmp_path)
+    assert run(tmp_path) == 0
     assert_equal(end(tmp_path)[:-1], unbroken[:-1])
 
 
