@@ -120,6 +120,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a few small steps, to see that all of it runs")
     args = parser.parse_args()
     task = TASKS[args.task]
+    count = 200 if args.smoke else TEST_CLIPS
     started = time.perf_counter()
     model = train(args.task, args.seed, args.salt, smoke=args.smoke, verbose=2)
     seconds = time.perf_counter() - started
@@ -128,12 +129,13 @@ def main():
     model.save_to_preset(args.output / "model")
 
     lengths = (16, 32, 64) if args.task == "match" else (task.frames,)
-    right = {f"{T} frames": accuracy(model, args.task, args.seed, args.salt, frames=T) for T in lengths}
+    right = {f"{T} frames": accuracy(model, args.task, args.seed, args.salt, frames=T, count=count) for T in lengths}
     right |= {
-        f"frames {control}": accuracy(model, args.task, args.seed, args.salt, control) for control in task.ceilings
+        f"frames {control}": accuracy(model, args.task, args.seed, args.salt, control, count=count)
+        for control in task.ceilings
     }
     for name, value in right.items():
-        print(f"{name:>16}  {value:6.2f} % of {TEST_CLIPS} new clips of other digits right")
+        print(f"{name:>16}  {value:6.2f} % of {count} new clips of other digits right")
     clips, labels = task.clips("test", task.multiple, args.seed, args.salt)
     probabilities = streamed(model, clips[0])
     draw_stream(clips[0], labels[0], probabilities, args.output / "stream.png")

@@ -2,7 +2,11 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
+
+# PyTorch's tests are the shortest.
+once = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the same on every backend; runs on torch")
 
 
 def numpy(tree):

@@ -37,6 +37,40 @@ import pytest  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+if backend == "tensorflow":
+    from concurrent.futures import ThreadPoolExecutor
+
+    from keras.src.trainers.compile_utils import CompileMetrics
+
+    # A step that makes variables of optimizers and metrics when it is traced is traced twice, which is most of its
+    # time. Examples, in processes of their own, make them there, as users do.
+    make_train_function, build_metrics = keras.Model.make_train_function, CompileMetrics.build
+
+    def of_a_built_optimizer(model, force=False):
+        if model.built and model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        return make_train_function(model, force)
+
+    def built_outside(metrics, y_true, y_pred):
+        # In another thread nothing is traced.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(build_metrics, metrics, y_true, y_pred).result()
+
+    keras.Model.make_train_function, CompileMetrics.build = of_a_built_optimizer, built_outside
+
+
+def pytest_addoption(parser):
+    parser.addoption("--part", default="1/1", help="of the test files, the first of two for example: 1/2")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the files of one part, dealt out in turn."""
+    part, parts = map(int, config.getoption("part").split("/"))
+    files = {path: i % parts == part - 1 for i, path in enumerate(dict.fromkeys(item.path for item in items))}
+    if parts > 1:
+        config.hook.pytest_deselected(items=[item for item in items if not files[item.path]])
+        items[:] = [item for item in items if files[item.path]]
+
 
 @pytest.fixture(autouse=True)
 def fixed_seeds():

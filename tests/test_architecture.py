@@ -4,7 +4,10 @@ import ast
 from pathlib import Path
 
 import pytest
+from checks import once
 
+# Files alone.
+pytestmark = once
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_jamba"
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import pytest
+from checks import once
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 FOLDER = Path("datasets", "cifar-10-batches-py-target", "cifar-10-batches-py")
@@ -38,6 +38,7 @@ def write_data(keras_home, names, images=8):
         (keras_home / FOLDER / name).write_bytes(pickle.dumps(content, protocol=4))
 
 
+@once
 def test_cifar10_without_the_data_set_says_how_to_get_it_and_writes_nothing(tmp_path):
     done = cifar10(tmp_path, "small")
     assert done.returncode == 1
@@ -46,14 +47,14 @@ def test_cifar10_without_the_data_set_says_how_to_get_it_and_writes_nothing(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@once
 def test_cifar10_names_the_file_that_is_missing(tmp_path):
     write_data(tmp_path, FILES[:-1])
     done = cifar10(tmp_path, "small")
     assert done.returncode == 1 and "without test_batch." in done.stderr
 
 
-# On JAX Keras' RandAugment alone takes half a minute to compile.
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="the same script on every backend; runs on the other two")
+@once
 def test_cifar10_trains_and_records(tmp_path):
     write_data(tmp_path, FILES)
     arguments = ("small", "--smoke", "--epochs", 1, "--batch-size", 8, "--seed", 3, "--output", tmp_path)

@@ -7,7 +7,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checks import once
 
+# Files alone.
+pytestmark = once
 ROOT = Path(__file__).parent.parent
 
 

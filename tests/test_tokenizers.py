@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from checks import once
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from keras_jamba.tokenizers import ByteTokenizer, JambaTokenizer, load_tokenizer, save_tokenizer
 
+# Files and texts alone.
+pytestmark = once
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'bad' %}{{ raise_exception('no bad roles') }}{% endif %}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checks import once
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -25,6 +26,8 @@ from video_tasks import (  # noqa: E402
     sprites,
 )
 
+# NumPy alone.
+pytestmark = once
 DIGESTS = {
     "direction": "32b0a2fdb9d60c0f",
     "order": "a61bde2ecc2ffee4",

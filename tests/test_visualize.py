@@ -29,6 +29,11 @@ def model_of(**options):
     return keras_jamba.DHCJamba(**{"image_shape": (6, 6, 1)} | TINY | options)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return model_of()
+
+
 def some_images(model, count=2):
     return RANDOM.random((count, *(side or 3 for side in model.input_shape[1:])), "float32")
 
@@ -237,8 +242,8 @@ def test_every_picture_is_written_and_nothing_of_the_model_changes(kind, tmp_pat
         ("attention_maps", dict(model=model_of), "model must be a keras_jamba.DHCJamba. Received: function"),
     ],
 )
-def test_what_cannot_be_looked_at_is_named(function, arguments, message):
-    arguments = {"model": model_of(), "images": IMAGES} | arguments
+def test_what_cannot_be_looked_at_is_named(plain, function, arguments, message):
+    arguments = {"model": plain, "images": IMAGES} | arguments
     images = arguments.pop("images")
     with pytest.raises(ValueError, match=message):
         getattr(visualize, function)(arguments.pop("model"), images, **arguments)
@@ -249,11 +254,11 @@ def test_a_model_without_attention_has_no_maps():
         visualize.attention_maps(model_of(mamba_ratio=None), IMAGES)
 
 
-def test_only_pictures_need_matplotlib(monkeypatch):
+def test_only_pictures_need_matplotlib(plain, monkeypatch):
     for path in Path(visualize.__file__).parent.glob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             assert "matplotlib" not in ast.unparse(node) or not isinstance(node, ast.Import | ast.ImportFrom)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"matplotlib. Received.*pip install 'keras-jamba\[visualize\]'"):
-        visualize.draw_token_order(model_of(), IMAGES)
-    assert visualize.token_order(model_of(), IMAGES).shape == (9, 2)
+        visualize.draw_token_order(plain, IMAGES)
+    assert visualize.token_order(plain, IMAGES).shape == (9, 2)

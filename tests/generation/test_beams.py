@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import torch
-from checks import numpy
+from checks import numpy, once
 from tiny_text import SIZE, tiny
 from transformers import JambaConfig, JambaForCausalLM
 
@@ -100,7 +100,7 @@ def test_one_beam_is_greedy_and_stays_with_a_compiled_model(model):
         np.testing.assert_array_equal(row, expected)
 
 
-@pytest.mark.parametrize("eos", [[19, 22], pytest.param(None, marks=ELSEWHERE)], ids=["eos", "no eos"])
+@pytest.mark.parametrize("eos", [[19, 22], pytest.param(None, marks=once)], ids=["eos", "no eos"])
 def test_beams_are_those_of_transformers(tmp_path, eos):
     config = dict(vocab_size=23, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2)
     config |= dict(num_key_value_heads=1, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=4)

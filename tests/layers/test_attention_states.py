@@ -80,8 +80,13 @@ def stepped(layer, features):
         yield y
 
 
-@pytest.mark.parametrize("cuts", [(1,), (2, 3), (6, 7), tuple(range(1, LENGTH))])
-@pytest.mark.parametrize("fixed", [True, False])
+CUTS = [(1,), (2, 3), (6, 7, 8)]
+
+
+# With a state that grows every piece is a program of its own.
+@pytest.mark.parametrize(
+    "cuts, fixed", [*((c, fixed) for c in CUTS for fixed in (True, False)), (tuple(range(1, LENGTH)), True)]
+)
 def test_pieces_are_the_whole(layer, step, with_state, features, cuts, fixed):
     outputs = numpy(layer(features))
     state, pieces = layer.init_cache(3, max_length=12) if fixed else None, []

@@ -264,12 +264,18 @@ WAYS_TO_SAVE = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS_TO_SAVE)
-def test_a_model_that_would_come_back_as_another_is_not_saved(way, tmp_path):
+@pytest.fixture(scope="module")
+def adapted_and_half():
     given = dict(moe_frequency=0, dt_rank=1)
     adapted, half = tiny(**given), tiny(**given)
     adapted.enable_lora(2)
     quantize(half.backbone.blocks[0], "int8")
+    return adapted, half
+
+
+@pytest.mark.parametrize("way", WAYS_TO_SAVE)
+def test_a_model_that_would_come_back_as_another_is_not_saved(adapted_and_half, way, tmp_path):
+    adapted, half = adapted_and_half
     for model in (adapted, half):
         if way == "transformers" and model is half:
             continue  # there it comes back as what its bits stand for

@@ -46,9 +46,9 @@ def features():
 
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
-    cuts=st.sets(st.sampled_from([3, 6, 9])),
+    cuts=st.sets(st.sampled_from([4, 8])),
     mask=st.none() | st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH),
-    begins=st.none() | st.sets(st.sampled_from([2, 3, 6, 7]), max_size=2),
+    begins=st.none() | st.sets(st.sampled_from([2, 4, 7, 8]), max_size=2),
     seed=st.integers(0, 99),
 )
 def test_pieces_with_any_padding_are_each_document_alone(backbone, step, cuts, mask, begins, seed):

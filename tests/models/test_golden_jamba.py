@@ -136,8 +136,14 @@ def test_decoding_has_the_logits_and_the_states_of_transformers(case):
                 np.testing.assert_allclose(state[name][:, : ids.shape[1]], theirs, rtol=1e-4, atol=1e-4)
 
 
+ELSEWHERE = pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="the same loop for every model, and XLA takes seconds for each"
+)
+GREEDY = [pytest.param(x, marks=() if x in ("gqa_leftpad", "mamba1_lm") else ELSEWHERE) for x in LANGUAGE]
+
+
 @pytest.mark.parametrize("piece", [512, 2])
-@pytest.mark.parametrize("case", LANGUAGE)
+@pytest.mark.parametrize("case", GREEDY)
 def test_greedy_tokens_are_exactly_those_of_transformers(case, piece):
     inputs = {"token_ids": recorded(case)["gen_input_ids"], "padding_mask": recorded(case)["gen_attention_mask"]}
     given = dict(max_new_tokens=12, stop_token_ids=None, prefill_chunk_size=piece)

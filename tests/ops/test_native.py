@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import oracles
 import pytest
-from checks import close, gradients, numpy
+from checks import close, gradients, numpy, once
 from keras import ops
 from test_scan import NAMES, draw, outputs_and_gradients
 
@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 import hatch_build  # noqa: E402
 
 BACKEND = keras.backend.backend()
-once = pytest.mark.skipif(BACKEND != "torch", reason="about the C library alone; runs on torch")
 
 
 @pytest.fixture(params=_native.instruction_sets())

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_run
+from checks import once
 
 from keras_jamba import training
 from keras_jamba.training import _snapshots
@@ -59,6 +60,7 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbro
     assert_equal(end(tmp_path)[:-1], unbroken[:-1])
 
 
+@once
 def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
     program = (
         "import numpy as np; from keras_jamba.training import _snapshots\n"
@@ -89,8 +91,18 @@ def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
         assert a.dtype == e.dtype and a.shape == e.shape and (a == e).all()
 
 
+def perceptron():
+    """Compiled in no time; the model of the runs above has everything that has a state."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dropout(0.1), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    optimizer = training.optimizer(model, 33, learning_rate=1e-2, use_ema=True)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
 def fit(folder, model=None, data=None, epochs=1, callbacks=(), after=(), **arguments):
-    model, data = model or tiny_run.model(), data or tiny_run.batches()
+    model, data = model or perceptron(), data or tiny_run.batches()
     checkpoint = training.Checkpoint(folder, data, **dict(every=100) | arguments)
     model.fit(data, epochs=epochs, verbose=0, callbacks=[*callbacks, checkpoint, *after])
     return model
@@ -155,7 +167,7 @@ def test_processes_that_train_together_go_on_from_the_last_save_that_all_have(tm
     assert [_snapshots.steps(tmp_path / f"process_{i}") for i in range(2)] == [[22], [11]]
     fit(tmp_path, data=data[0], epochs=1)  # none that both have: begins anew
     assert _snapshots.steps(tmp_path / "process_0") == [11, 22]
-    model = tiny_run.model()
+    model = perceptron()
     checkpoint = training.Checkpoint(tmp_path, data[0])
     checkpoint.set_model(model)
     checkpoint.set_params({"epochs": 2})
