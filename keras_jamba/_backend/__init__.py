@@ -83,6 +83,22 @@ compiler does so with Keras' own.
 `Counter()`, where there is `adamw`: `read(variable)` is an integer variable on the host; what `keep(variable, value)`
 was told it need not wait for, unless the variable has been changed since.
 
+`parts()`: how the active distribution splits tensors among devices, with `mesh`, `batch`, `model` and `count(axis)`;
+None where there is none of `training.layout_map`, and inside of `on_parts`.
+
+Only where `parts()` may be something (jax):
+
+`on_parts(function, tensors, split, results)`: `function(tensors)`, a tuple, on each device's part of a dict of tensors;
+`split`, by name, and `results` have an axis of the mesh, several or None for each axis of what goes in and comes out.
+
+`constrained(x, axes)`: `x`, split so from here on.
+
+`exchanged(x, axis)`: `x[i]` goes to the i-th device of an axis, what that one has for this one comes; in `on_parts`.
+
+`largest(x, axes)`: the largest of all devices' numbers; in `on_parts`.
+
+Every backend:
+
 `DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
 
 Only where shapes may depend on values (tensorflow, torch):
@@ -150,6 +166,7 @@ if _BACKEND == "jax":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_jax import DataParallel
+    from keras_jamba._backend.sharding_on_jax import constrained, exchanged, largest, on_parts, parts
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "tensorflow":
     from keras.ops import rms_normalization as rms_norm
@@ -227,6 +244,12 @@ else:
         "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
         f"Received: KERAS_BACKEND={_BACKEND!r}. Set KERAS_BACKEND to one of the three before importing keras."
     )
+
+
+if _BACKEND != "jax":
+
+    def parts():
+        return None
 
 
 if _BACKEND != "torch":

@@ -17,6 +17,7 @@ from keras_jamba.training.estimators import kv_cache_bytes, model_report
 from keras_jamba.training.parallel import DataParallel
 from keras_jamba.training.profiling import Profile, largest_batch
 from keras_jamba.training.recipes import Recipe
+from keras_jamba.training.sharding import layout_map
 
 __all__ = [
     "Augmentation",
@@ -38,6 +39,7 @@ __all__ = [
     "Utilisation",
     "kv_cache_bytes",
     "largest_batch",
+    "layout_map",
     "model_report",
     "optimizer",
     "recipes",

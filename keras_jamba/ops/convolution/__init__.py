@@ -7,6 +7,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
+from keras_jamba.ops._sharding import on_parts
 from keras_jamba.ops._tokens import compaction
 from keras_jamba.ops.convolution import native, portable, triton
 
@@ -15,6 +16,9 @@ _FASTEST_FIRST = {
     "gpu": {"triton": triton, "portable": portable},
     "tpu": {"portable": portable},
 }
+
+
+_SHAPES = {"x": "bte", "kernel": "ke", "bias": "e", "initial_state": "bse"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ def causal_depthwise_conv(
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, x.shape)
     call = _Call(_backend.platform(x), tuple(x.shape), width)
     chosen = choose("causal_depthwise_conv", _FASTEST_FIRST[call.platform], implementation, call)
-    y = chosen.run(**tensors, mask=mask, segment_ids=segment_ids, silu=activation == "silu")
+    given = tensors | dict(mask=mask, segment_ids=segment_ids)
+    run = lambda **given: (chosen.run(**given, silu=activation == "silu"),)  # noqa: E731
+    (y,) = on_parts(run, given, _SHAPES | {"mask": "bt", "segment_ids": "bt"}, ("bte",))
     if not return_last_state:
         return y
     return y, last_inputs(x, tensors["initial_state"], mask, segment_ids, width)
@@ -93,8 +99,7 @@ def _check(tensors):
             f"kernel must reach over one token at least. Received: kernel.shape={tuple(present['kernel'].shape)}. "
             "Give it the shape (k, e)."
         )
-    letters = {"x": "bte", "kernel": "ke", "bias": "e", "initial_state": "bse"}
-    _checks.check_shapes(present, letters)
+    _checks.check_shapes(present, _SHAPES)
 
 
 def last_inputs(x, initial_state, mask, segment_ids, width):

@@ -7,7 +7,7 @@ from keras import backend, ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops.experts import blocks, capacity, dense, grouped, loop, native, split, triton
+from keras_jamba.ops.experts import blocks, capacity, dense, grouped, loop, native, parallel, split, triton
 from keras_jamba.ops.few_bits import Quantized, dequantized
 
 # The others are given what the bits stand for.
@@ -117,6 +117,9 @@ def expert_mlp(
     if capacity_factor is not None:
         _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
         limits = dict(capacity_factor=capacity_factor, mask=mask)
+    if not few and not limits and implementation is None and parallel.devices(tokens.shape[0], up_bank.shape[0]):
+        banks = {name: tensors.pop(name) for name in list(tensors) if name.endswith("bank")}
+        return parallel.run(expert_mlp, **tensors, indices=indices, banks=banks)
     platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
     (experts, d, f), dtype = tensors["up_bank"].shape, _dtype(tensors, few)
     call = _Call(experts, indices.shape[1], bool(limits), platform, count, bool(few), dtype, (d, f))

@@ -67,7 +67,8 @@ def _layout(indices, experts, size):
     """Where each assignment goes.
 
     Returns:
-        `to_slot` `(s * k,)`, the row of the blocks that each assignment goes to; `to_assignment`, of every
+        `to_slot` `(s * k,)`, the row of the blocks that each assignment goes to, or their number for one to no
+        expert, whose index is `experts`; `to_assignment`, of every
         row of the blocks, the assignment that is there, or s * k for none; `expert_of_block`; and how many
         blocks, the first ones, are in use.
     """
@@ -88,6 +89,7 @@ def _layout(indices, experts, size):
     expert_of_block = ops.sum(ops.cast(block[:, None] >= block_end[None], "int32"), axis=1)
     expert_of_block = ops.minimum(expert_of_block, experts - 1)
     expert_of_row = ops.repeat(expert_of_block, size)
+    to_slot = ops.where(expert < experts, to_slot, most * size)
     place = ops.arange(most * size, dtype="int32") - ops.take(first_row, expert_of_row)
     filled = place < ops.take(counts, expert_of_row)
     sorted_place = ops.where(filled, ops.take(first_rank, expert_of_row) + place, 0)

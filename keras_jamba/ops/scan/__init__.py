@@ -8,6 +8,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
+from keras_jamba.ops._sharding import on_parts
 from keras_jamba.ops.scan import associative, native, portable, reference, triton
 
 _BY_NAME = {
@@ -114,7 +115,9 @@ def selective_scan(
     if call.length == 1 and requested is None and next(iter(table.values())).why_not(call):
         requested = "reference"  # nothing to loop over
     chosen = choose("selective_scan", table, requested, call)
-    y, last_state = chosen.run(**tensors, delta_softplus=delta_softplus, mask=mask, segment_ids=segment_ids)
+    tensors |= dict(mask=mask, segment_ids=segment_ids)
+    run = lambda **given: chosen.run(**given, delta_softplus=delta_softplus)  # noqa: E731
+    y, last_state = on_parts(run, tensors, _SHAPES | {"mask": "bt", "segment_ids": "bt"}, ("bte", "ben"))
     return (y, last_state) if return_last_state else y
 
 

@@ -1,0 +1,49 @@
+"""Operations on each device's part of their tensors on JAX, where XLA does not know how to split them itself."""
+
+from typing import Any, NamedTuple
+
+import jax
+import keras
+from jax.sharding import PartitionSpec
+
+
+class Parts(NamedTuple):
+    """How the active distribution splits tensors: a mesh of devices, and its axes for rows and for the model."""
+
+    mesh: Any
+    batch: str
+    model: str
+
+    def count(self, axis):
+        return self.mesh.shape[axis]
+
+
+def parts():
+    distribution = keras.distribution.distribution()
+    axes = getattr(getattr(distribution, "_layout_map", None), "axes", None)
+    # Inside of a `shard_map` every tensor is a part already.
+    if axes is None or jax.sharding.get_abstract_mesh().manual_axes:
+        return None
+    return Parts(distribution.device_mesh.backend_mesh, *axes)
+
+
+def on_parts(function, tensors, split, results):
+    given = {name: PartitionSpec(*axes) for name, axes in split.items()}
+    found = tuple(PartitionSpec(*axes) for axes in results)
+    # Loops of Keras begin with zeros, which do not say over which axes they vary.
+    return jax.shard_map(function, mesh=parts().mesh, in_specs=(given,), out_specs=tuple(found), check_vma=False)(
+        tensors
+    )
+
+
+def constrained(x, axes):
+    sharding = jax.sharding.NamedSharding(parts().mesh, PartitionSpec(*axes))
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def exchanged(x, axis):
+    return jax.lax.all_to_all(x, axis, split_axis=0, concat_axis=0)
+
+
+def largest(x, axis):
+    return jax.lax.pmax(x, axis)
