@@ -1,13 +1,29 @@
 """Models split among 8 devices take the steps of one device: in a process of its own."""
 
+import functools
+import sys
+from pathlib import Path
+
+import jax
 import keras
 import numpy as np
 
 import keras_jamba
 from keras_jamba import training
+from keras_jamba.ops import expert_mlp
+from keras_jamba.ops.experts import parallel
 
-SHAPES = ((2, 4), (4, 2), (1, 8))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from collectives import collectives  # noqa: E402
+
+# The mesh, and whether tokens are split too.
+SPLIT = {"language_model": [((2, 4), False), ((1, 8), True)], "image_model": [((4, 2), False), ((2, 4), True)]}
 WIDE = dict(d_model=32, num_layers=4, mamba_ratio=1, num_heads=8, num_kv_heads=8, num_experts=8, d_ff=64)
+
+
+def distribution(shape, sequence=False):
+    mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), keras.distribution.list_devices("cpu"))
+    return keras.distribution.ModelParallel(layout_map=training.layout_map(mesh, sequence))
 
 
 def language_model():
@@ -33,15 +49,62 @@ def steps(make):
     return losses, weights, model, optimizer
 
 
+def greedy(model):
+    return np.asarray(model.generate(np.arange(20).reshape(4, 5) % 64, max_length=12))
+
+
+def check_what_travels_to_experts():
+    """As many bytes as the rows that there is room for have, there and back, in both branches of the program."""
+    tokens, k, experts, d, f, count = 1024, 2, 8, 64, 128, 8
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
+    indices = np.argsort(rng.random((tokens, experts)), axis=1)[:, :k].astype("int32")
+    given = normal(tokens, d), rng.random((tokens, k), "float32"), indices
+    given += normal(experts, d, f), normal(experts, f, d), normal(experts, d, f)
+    with distribution((1, count)).scope():
+        compiled = jax.jit(lambda *given: expert_mlp(*given)).lower(*given).compile()
+        found = np.asarray(compiled(*given))
+    np.testing.assert_allclose(found, np.asarray(expert_mlp(*given, implementation="dense")), rtol=1e-4, atol=1e-4)
+    own = tokens // count
+    row = 4 * (2 * d + 2 * k)
+    expected = count * row * (own + parallel.room_for(own, k, count))
+    assert collectives(compiled.as_text())["all-to-all"][1] == expected
+
+
+def check_any_routing():
+    """All tokens to the same experts: more than there is room for."""
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal((64, 16)).astype("float32"), rng.random((64, 2), "float32")]
+    given += [np.tile([3, 2], (64, 1)).astype("int32")]
+    given += [rng.standard_normal(shape).astype("float32") for shape in ((8, 16, 24), (8, 24, 16), (8, 16, 24))]
+
+    def gradients(*given, implementation):
+        loss = lambda tokens, weights, *banks: (  # noqa: E731
+            expert_mlp(tokens, weights, given[2], *banks, implementation=implementation) ** 2
+        ).sum()
+        return jax.grad(loss, argnums=tuple(range(5)))(*given[:2], *given[3:])
+
+    expected = gradients(*given, implementation="dense")
+    for shape in ((2, 4), (1, 8)):
+        with distribution(shape).scope():
+            found = jax.jit(functools.partial(gradients, implementation=None))(*given)
+        for a, e in zip(found, expected, strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=1e-3, atol=1e-4 * np.abs(e).max())
+
+
 def main():
+    check_what_travels_to_experts()
+    check_any_routing()
     for make in (language_model, image_model):
-        losses, weights, *_ = steps(make)
-        for shape in SHAPES:
-            mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), keras.distribution.list_devices("cpu"))
-            with keras.distribution.ModelParallel(layout_map=training.layout_map(mesh)).scope():
+        losses, weights, model, _ = steps(make)
+        tokens = greedy(model) if make is language_model else None
+        for shape, sequence in SPLIT[make.__name__]:
+            with distribution(shape, sequence).scope():
                 found, others, model, optimizer = steps(make)
+                if make is language_model:
+                    np.testing.assert_array_equal(greedy(model), tokens)
             worst = max(np.abs(others[path] - weights[path]).max() for path in weights)
-            print(make.__name__, shape, losses, found, worst, flush=True)
+            print(make.__name__, shape, sequence, losses, found, worst, flush=True)
             np.testing.assert_allclose(found, losses, rtol=1e-5)
             assert worst < 1e-5
             for v in model.trainable_variables + optimizer.variables:

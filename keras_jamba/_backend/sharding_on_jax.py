@@ -8,11 +8,18 @@ from jax.sharding import PartitionSpec
 
 
 class Parts(NamedTuple):
-    """How the active distribution splits tensors: a mesh of devices, and its axes for rows and for the model."""
+    """How the active distribution splits tensors.
+
+    Attributes:
+        mesh: of devices.
+        batch, model: its axes, for rows and for the model.
+        sequence: whether tokens go over the model's axis where their channels or heads do not.
+    """
 
     mesh: Any
     batch: str
     model: str
+    sequence: bool
 
     def count(self, axis):
         return self.mesh.shape[axis]
@@ -20,11 +27,11 @@ class Parts(NamedTuple):
 
 def parts():
     distribution = keras.distribution.distribution()
-    axes = getattr(getattr(distribution, "_layout_map", None), "axes", None)
+    told = getattr(getattr(distribution, "_layout_map", None), "parts", None)
     # Inside of a `shard_map` every tensor is a part already.
-    if axes is None or jax.sharding.get_abstract_mesh().manual_axes:
+    if told is None or jax.sharding.get_abstract_mesh().manual_axes:
         return None
-    return Parts(distribution.device_mesh.backend_mesh, *axes)
+    return Parts(distribution.device_mesh.backend_mesh, *told)
 
 
 def on_parts(function, tensors, split, results):

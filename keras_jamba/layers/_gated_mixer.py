@@ -10,6 +10,7 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks
+from keras_jamba.ops._sharding import by_tokens
 from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 
 
@@ -78,7 +79,7 @@ class GatedMixer(Holder, keras.layers.Layer):
         if backward:
             y = y + self._turned_round(*backward, x, z, **given)
         state = extras[0] | {"document": document} if return_state else None
-        return self.out_proj(y), (return_state, state), (return_trail, extras[-1] if return_trail else None)
+        return self.out_proj(by_tokens(y)), (return_state, state), (return_trail, extras[-1] if return_trail else None)
 
     def _before(self, inputs, state, mask, segment_ids):
         """What the first direction begins with, and the document that the tokens end in."""

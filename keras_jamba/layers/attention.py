@@ -10,6 +10,7 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
+from keras_jamba.ops._sharding import by_heads, by_tokens
 from keras_jamba.ops._tokens import NO_DOCUMENT
 from keras_jamba.ops.attention import CachedTokens
 
@@ -249,11 +250,11 @@ class AttentionLayer(Holder, keras.layers.Layer):
         value = self._heads(self.v_proj(inputs), self.num_kv_heads)
         mixed = mix(query, key, value)
         batch, length = ops.shape(inputs)[:2]
-        return self.out_proj(ops.reshape(mixed, (batch, length, self.d_model)))
+        return self.out_proj(by_tokens(ops.reshape(mixed, (batch, length, self.d_model))))
 
     def _heads(self, x, count):
         batch, length = ops.shape(x)[:2]
-        return ops.reshape(x, (batch, length, count, self.head_width))
+        return by_heads(ops.reshape(x, (batch, length, count, self.head_width)))
 
     def _check_has_state(self):
         if not self.causal:

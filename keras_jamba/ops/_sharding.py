@@ -29,6 +29,26 @@ def on_parts(function, tensors, letters, results):
     )
 
 
+def by_tokens(x):
+    """`x (b, t, ...)`, the tokens of a row split among devices where the distribution wants that."""
+    return _split(x, axis=1)
+
+
+def by_heads(x):
+    """`x (b, t, h, ...)`, the heads split among devices where the distribution splits tokens elsewhere."""
+    return _split(x, axis=2)
+
+
+def _split(x, axis):
+    parts = _backend.parts()
+    if parts is None or not parts.sequence or not divides(parts.count(parts.model), x.shape[axis]):
+        return x
+    axes = [None] * len(x.shape)
+    axes[0] = parts.batch if divides(parts.count(parts.batch), x.shape[0]) else None
+    axes[axis] = parts.model
+    return _backend.constrained(x, axes)
+
+
 def divides(count, size):
     """Whether a size is known, and a multiple of `count`."""
     return isinstance(size, int) and size % count == 0

@@ -5,43 +5,50 @@ import keras
 from keras_jamba.ops import _checks
 
 # What is split, by paths of variables: the axes of each, "model" where the devices of that axis have parts.
-_SPLIT = {
+_ALWAYS = {
     # (v, d) and (d, v): words.
     r".*token_embedding/embeddings": ("model", None),
     r".*token_embedding/reverse_embeddings": (None, "model"),
     # Mamba: channels.
-    r".*mixer/in_proj/kernel": (None, "model"),
     r".*ssm/(conv_kernel|dt_proj/kernel)": (None, "model"),
     r".*ssm/(conv_bias|dt_bias|D)": ("model",),
     r".*ssm/(A_log|x_proj/kernel)": ("model", None),
-    # Attention: heads. Both mixers: back to the width of the model.
-    r".*mixer/(q|k|v)_proj/kernel": (None, "model"),
+    # Experts: some for each device.
+    r".*feed_forward/(gate|up|down)_bank": ("model", None, None),
+}
+# Where all devices have all tokens, a product gives each its part of the channels, heads or hidden units.
+_BY_CHANNELS = {
+    r".*mixer/(in|q|k|v)_proj/kernel": (None, "model"),
     r".*mixer/out_proj/kernel": ("model", None),
-    # Perceptrons: hidden units. Experts: some for each device.
     r".*feed_forward/(gate|up)_proj/kernel": (None, "model"),
     r".*feed_forward/down_proj/kernel": ("model", None),
-    r".*feed_forward/(gate|up|down)_bank": ("model", None, None),
 }
 
 
 class _LayoutMap(keras.distribution.LayoutMap):
-    """With the axes of the mesh for rows and for the model, for operations that split tensors themselves."""
+    """With what operations that split tensors themselves have to know, as in `_backend.parts()`."""
 
-    def __init__(self, mesh):
+    def __init__(self, mesh, sequence_parallel):
         super().__init__(mesh)
-        self.axes = tuple(mesh.axis_names)
+        self.parts = (*mesh.axis_names, sequence_parallel)
 
 
-def layout_map(mesh):
+def layout_map(mesh, sequence_parallel=False):
     """How the models of this package are split among the devices of a mesh, for `keras.distribution.ModelParallel`.
 
     Rows of a batch go over the first axis of the mesh. Over the second go the vocabulary, the channels of Mamba layers,
     the heads of attention, the hidden units of perceptrons, and the experts, to which tokens travel; an optimizer's
     variables lie where their weights do. What no rule names, norms, routers and image encoders, every device has.
 
+    With `sequence_parallel` the tokens of a row go over the second axis, for contexts whose activations one device
+    could not hold. Scan and convolution need all tokens of a channel, attention all tokens of a head: there, and only
+    there, devices exchange tokens for channels or heads. Projections and perceptrons, which see one token at a time,
+    are then whole on every device.
+
     Args:
         mesh: a `keras.distribution.DeviceMesh` with two axes, whatever their names. The sizes that are split must be
             multiples of the second.
+        sequence_parallel: whether tokens are split; a length that is no multiple of the second axis is not.
 
     Returns:
         A `keras.distribution.LayoutMap`.
@@ -59,7 +66,8 @@ def layout_map(mesh):
 
     Reference:
         [Shoeybi et al. (2019)](https://arxiv.org/abs/1909.08053);
-        experts: [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668).
+        experts: [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668);
+        tokens: [Jacobs et al. (2023)](https://arxiv.org/abs/2309.14509).
     """
     if keras.backend.backend() != "jax":
         raise ValueError(
@@ -67,7 +75,7 @@ def layout_map(mesh):
             f"KERAS_BACKEND={keras.backend.backend()!r}. Set it to jax, or share batches by training.DataParallel."
         )
     _checks.check_choice("the number of axes of the mesh", len(mesh.shape), (2,))
-    found = _LayoutMap(mesh)
-    for path, axes in _SPLIT.items():
+    found = _LayoutMap(mesh, sequence_parallel)
+    for path, axes in (_ALWAYS | ({} if sequence_parallel else _BY_CHANNELS)).items():
         found[path] = tuple(None if axis is None else mesh.axis_names[1] for axis in axes)
     return found
