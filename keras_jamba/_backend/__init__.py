@@ -99,6 +99,8 @@ Only where `parts()` may be something (jax):
 
 Every backend:
 
+`modules_in_parts(model)`: names of modules whose weights something has split behind Keras' back.
+
 `DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
 
 Only where shapes may depend on values (tensorflow, torch):
@@ -237,7 +239,7 @@ elif _BACKEND == "torch":
         why_not_native,
         why_not_triton,
     )
-    from keras_jamba._backend.parallel_on_torch import DataParallel
+    from keras_jamba._backend.parallel_on_torch import DataParallel, modules_in_parts
     from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(
@@ -256,6 +258,9 @@ if _BACKEND != "torch":
 
     def captured(model, step):
         return step
+
+    def modules_in_parts(model):
+        return []
 
     def goes_straight(layer, x):
         return False

@@ -5,6 +5,14 @@ import os
 import torch
 
 
+def modules_in_parts(model):
+    if not torch.distributed.is_available():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)]
+
+
 class DataParallel:
     def __init__(self, devices):
         if devices is not None:
