@@ -99,7 +99,9 @@ Only where `parts()` may be something (jax):
 
 Every backend:
 
-`modules_in_parts(model)`: names of modules whose weights something has split behind Keras' back.
+`splits_models`: whether a `keras.distribution` may split the weights of a model among devices.
+
+`why_whole(model)`: None, or why weights that something was to split are whole all the same.
 
 `DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
 
@@ -168,7 +170,15 @@ if _BACKEND == "jax":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_jax import DataParallel
-    from keras_jamba._backend.sharding_on_jax import constrained, exchanged, largest, on_parts, parts
+    from keras_jamba._backend.sharding_on_jax import (
+        constrained,
+        exchanged,
+        largest,
+        on_parts,
+        parts,
+        splits_models,
+        why_whole,
+    )
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "tensorflow":
     from keras.ops import rms_normalization as rms_norm
@@ -201,6 +211,7 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
+    from keras_jamba._backend.unsplit import parts, splits_models, why_whole
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.captured_on_torch import captured, weights_changed
@@ -239,7 +250,8 @@ elif _BACKEND == "torch":
         why_not_native,
         why_not_triton,
     )
-    from keras_jamba._backend.parallel_on_torch import DataParallel, modules_in_parts
+    from keras_jamba._backend.parallel_on_torch import DataParallel, why_whole
+    from keras_jamba._backend.unsplit import parts, splits_models
     from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(
@@ -248,19 +260,10 @@ else:
     )
 
 
-if _BACKEND != "jax":
-
-    def parts():
-        return None
-
-
 if _BACKEND != "torch":
 
     def captured(model, step):
         return step
-
-    def modules_in_parts(model):
-        return []
 
     def goes_straight(layer, x):
         return False

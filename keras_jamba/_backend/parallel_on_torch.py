@@ -4,13 +4,16 @@ import os
 
 import torch
 
+from keras_jamba._backend import unsplit
 
-def modules_in_parts(model):
-    if not torch.distributed.is_available():
-        return []
-    from torch.distributed.fsdp import FSDPModule
 
-    return [type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)]
+def why_whole(model):
+    if torch.distributed.is_available():
+        from torch.distributed.fsdp import FSDPModule
+
+        if any(isinstance(module, FSDPModule) for module in model.modules()):
+            return "fully_shard splits parameters of modules, and Keras' variables stay whole and get no gradient"
+    return unsplit.why_whole(model)
 
 
 class DataParallel:

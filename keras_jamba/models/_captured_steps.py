@@ -1,7 +1,5 @@
 """Training steps that are launched as a whole."""
 
-import keras
-
 from keras_jamba import _backend
 
 
@@ -15,26 +13,12 @@ class CapturedSteps:
     """
 
     def make_train_function(self, force=False):
-        _check_weights_are_whole(self)
+        if reason := _backend.why_whole(self):
+            raise RuntimeError(
+                f"The weights of this model are whole on every device. Received: {reason}. Share batches by "
+                "training.DataParallel instead, or split the model on JAX by training.layout_map."
+            )
         if self.train_function is None or force:
             super().make_train_function(force)
             self.train_function = _backend.captured(self, self.train_function)
         return self.train_function
-
-
-def _check_weights_are_whole(model):
-    """Where a backend would let everyone believe that a model is split, and splits nothing."""
-    backend = keras.backend.backend()
-    if backend != "jax" and keras.distribution.distribution() is not None:
-        raise RuntimeError(
-            f"A keras.distribution splits models on JAX alone; on {backend} Keras looks at none. Received: "
-            f"{type(keras.distribution.distribution()).__name__}. Share batches by training.DataParallel instead, or "
-            "set KERAS_BACKEND to jax."
-        )
-    names = _backend.modules_in_parts(model)
-    if names:
-        raise RuntimeError(
-            "A Keras model has its weights in Keras' variables, which stay whole and get no gradient when the "
-            f"parameters of its modules are split. Received: {names[0]} of torch.distributed's fully_shard. Share "
-            "batches by training.DataParallel instead, or split the model on JAX by training.layout_map."
-        )

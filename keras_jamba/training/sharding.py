@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_jamba import _backend
 from keras_jamba.ops import _checks
 
 # What is split, by paths of variables: the axes of each, "model" where the devices of that axis have parts.
@@ -69,10 +70,10 @@ def layout_map(mesh, sequence_parallel=False):
         experts: [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668);
         tokens: [Jacobs et al. (2023)](https://arxiv.org/abs/2309.14509).
     """
-    if keras.backend.backend() != "jax":
+    if not _backend.splits_models:
         raise ValueError(
-            "keras.distribution.ModelParallel splits models on JAX alone. Received: "
-            f"KERAS_BACKEND={keras.backend.backend()!r}. Set it to jax, or share batches by training.DataParallel."
+            "keras.distribution.ModelParallel splits models on JAX alone. Received: a mesh on another backend. Set "
+            "KERAS_BACKEND to jax, or share batches by training.DataParallel."
         )
     _checks.check_choice("the number of axes of the mesh", len(mesh.shape), (2,))
     found = _LayoutMap(mesh, sequence_parallel)

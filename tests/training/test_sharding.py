@@ -29,7 +29,7 @@ def test_models_split_among_devices_take_the_steps_of_one():
 
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX can")
 def test_backends_that_split_no_model_say_so():
-    with pytest.raises(ValueError, match=f"KERAS_BACKEND='{BACKEND}'"):
+    with pytest.raises(ValueError, match="on JAX alone"):
         training.layout_map(None)
 
 
@@ -48,7 +48,7 @@ def test_a_distribution_that_splits_nothing_is_refused_in_training():
     given = SimpleNamespace(get_tensor_layout=lambda path: None, get_variable_layout=lambda variable: None)
     keras.distribution.set_distribution(given)
     try:
-        with pytest.raises(RuntimeError, match="(?s)on JAX alone.*training.DataParallel"):
+        with pytest.raises(RuntimeError, match="(?s)only on JAX.*training.DataParallel"):
             model.fit(tokens, verbose=0)
     finally:
         keras.distribution.set_distribution(None)

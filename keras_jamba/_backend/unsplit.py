@@ -1,0 +1,17 @@
+"""What is said on backends where Keras splits no model, though it was asked to."""
+
+import keras
+
+splits_models = False
+
+
+def parts():
+    return None
+
+
+def why_whole(model):
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    backend = keras.backend.backend()
+    return f"a {type(distribution).__name__} is active, at which Keras does not look on {backend}, only on JAX"
