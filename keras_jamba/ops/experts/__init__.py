@@ -23,6 +23,8 @@ _TABLE = {
     "grouped": grouped,
     "triton": triton,
 }
+# Those that let an index be the number of experts, for none; the others would look behind a bank, or write no row.
+_KNOW_NONE, _KNOW_NONE_ON_CPU = ("grouped", "dense"), ("loop", "blocks", "dense")
 # On a GPU these go before the others, but for few bits: the others need not make all of a bank floating point at once.
 _FIRST_ON_GPU = ("triton", "grouped")
 
@@ -119,15 +121,26 @@ def expert_mlp(
         limits = dict(capacity_factor=capacity_factor, mask=mask)
     if not few and not limits and implementation is None and parallel.devices(tokens.shape[0], up_bank.shape[0]):
         banks = {name: tensors.pop(name) for name in list(tensors) if name.endswith("bank")}
-        return parallel.run(expert_mlp, **tensors, indices=indices, banks=banks)
-    platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
-    (experts, d, f), dtype = tensors["up_bank"].shape, _dtype(tensors, few)
-    call = _Call(experts, indices.shape[1], bool(limits), platform, count, bool(few), dtype, (d, f))
+        return parallel.run(_own_experts, **tensors, indices=indices, banks=banks)
+    call = _call(tensors, indices, few, bool(limits))
     chosen = choose("expert_mlp", _fastest_first(call), implementation, call)
     if chosen not in _READS_FEW_BITS:
         tensors |= {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}
     tensors.setdefault("gate_bank", None)
     return chosen.run(indices=indices, **tensors, **limits)
+
+
+def _call(tensors, indices, few=(), limited=False):
+    platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
+    (experts, d, f), dtype = tensors["up_bank"].shape, _dtype(tensors, few)
+    return _Call(experts, indices.shape[1], limited, platform, count, bool(few), dtype, (d, f))
+
+
+def _own_experts(indices, **tensors):
+    """The part of some experts, where an index that is their number stands for none of them."""
+    call = _call(tensors, indices)
+    table = {name: _TABLE[name] for name in (_KNOW_NONE_ON_CPU if call.platform == "cpu" else _KNOW_NONE)}
+    return choose("expert_mlp", table, None, call).run(indices=indices, **{"gate_bank": None} | tensors)
 
 
 def _dtype(tensors, few):
