@@ -1,4 +1,4 @@
-"""What a mixture of experts multiplies, and what lies between: functions of the arrays that `gpu_moe.draw` makes."""
+"""Products of a mixture of experts, what lies between, and a peer's mixture: functions of what `gpu_moe.draw` makes."""
 
 from keras import ops
 
@@ -115,3 +115,39 @@ def mosaic_products():
         "to hidden": lambda a: product(a, "sorted dy", "down", True),
         "up bank": lambda a: transposed_ragged_dot(a["sorted x"], a["wide"], group_sizes=a["rows"][3], **rows),
     }
+
+
+def hugging_face(arrays, kind):
+    """Jamba's block of transformers, its router included."""
+    import torch
+    from transformers import JambaConfig
+    from transformers.models.jamba.modeling_jamba import JambaSparseMoeBlock
+
+    up, gate, down = arrays["up"], arrays["gate"], arrays["down"]
+    config = JambaConfig(
+        hidden_size=up.shape[1],
+        intermediate_size=up.shape[2],
+        num_experts=EXPERTS,
+        num_experts_per_tok=PER_TOKEN,
+        experts_implementation=kind,
+    )
+    with torch.device("meta"):
+        block = JambaSparseMoeBlock(config)
+    block = block.to_empty(device=up.device).to(up.dtype)
+    with torch.no_grad():
+        block.router.weight.normal_(std=up.shape[1] ** -0.5)
+        block.experts.gate_up_proj.copy_(torch.cat([gate, up], dim=2).mT)
+        block.experts.down_proj.copy_(down.mT)
+
+    def forward(a):
+        return block(a["x"][None])
+
+    def gradient(a):
+        with torch.enable_grad():
+            x = a["x"][None].detach().requires_grad_(True)
+            y = block(x)
+            y = y[0] if isinstance(y, tuple) else y
+        return torch.autograd.grad(y, [x, *block.parameters()], a["dy"][None])
+
+    forward(arrays)
+    return forward, gradient
