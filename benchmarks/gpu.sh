@@ -8,6 +8,8 @@ case "${1:-}" in
     check)
         # Not the ones of tests on a CPU, which some versions do not know on a GPU.
         export XLA_FLAGS=${XLA_FLAGS:-}
+        # JAX would multiply float32 in TF32 there.
+        export JAX_DEFAULT_MATMUL_PRECISION=highest
         python3 -m pytest -q tests/ops/test_scan.py tests/ops/test_sequences.py tests/ops/test_experts.py \
             tests/training/test_captured_steps.py
         python3 benchmarks/gpu_scan.py --parts check long ;;

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gc
 import logging
+import threading
 import warnings
 
 import keras
@@ -162,19 +163,35 @@ def _another_stream():
 @contextlib.contextmanager
 def _waits():
     """The list of what is said about operations that wait for the device, which no graph can hold."""
-    found, mode = [], torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
+    found, others, owner = [], [], threading.current_thread()
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        if "Synchronization debug mode" in str(message):
+            return
+        if "synchronizing CUDA operation" in str(message) and _is_part_of(owner):
+            found.append(f"{filename}:{lineno}")
+        else:
+            others.append((message, category, filename, lineno))
+
+    # All threads of a process show what they have to say in one place.
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.showwarning = show
+        mode = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    for each in caught:
-        if "synchronizing CUDA operation" in str(each.message):
-            found.append(f"{each.filename}:{each.lineno}")
-        elif "Synchronization debug mode" not in str(each.message):
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    for each in others:
+        warnings.warn_explicit(*each)
+
+
+def _is_part_of(owner):
+    """Whether this thread works for the owner's step. Keras reads the logs of the step before in one of its own."""
+    thread = threading.current_thread()
+    # As which Python knows threads that it has not started, such as those in which PyTorch computes gradients.
+    return thread is owner or isinstance(thread, threading._DummyThread)
 
 
 def _not_watched(function, *given):

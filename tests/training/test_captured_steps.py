@@ -1,5 +1,10 @@
 """Training steps that PyTorch launches as a whole: on a GPU as they are, on a CPU with a stand-in for the graph."""
 
+import _thread
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -62,9 +67,9 @@ class Mine(keras_jamba.JambaCausalLM):
     pass
 
 
-def language_model(kind=keras_jamba.JambaCausalLM):
+def language_model(kind=keras_jamba.JambaCausalLM, **more):
     keras.utils.set_random_seed(1)
-    model = kind(vocab_size=50, d_model=32, num_layers=2, mamba_ratio=1, num_heads=2, num_experts=4)
+    model = kind(vocab_size=50, d_model=32, num_layers=2, mamba_ratio=1, num_heads=2, num_experts=4, **more)
     model.compile(training.optimizer(model, steps=20, learning_rate=0.01))
     return model
 
@@ -167,12 +172,36 @@ def test_weights_that_lie_elsewhere_are_captured_anew(captures):
 
 
 def test_a_model_in_few_bits_is_captured_anew(captures):
-    model = language_model()
+    # Of two layers none has experts: on a GPU these, in few bits, are read one by one, which waits for the device.
+    model = language_model(moe_frequency=3, moe_offset=2)
     made = captures(model)
     trained(model)
     keras_jamba.layers.quantize(model.backbone, "int8")
     trained(model)
     assert len(made) == 2
+
+
+def test_a_wait_of_another_thread_is_none_of_the_step(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+
+    def wait(name):
+        warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, name, 1)
+
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        with captured._waits() as waits:
+            with ThreadPoolExecutor(1) as callbacks:
+                callbacks.submit(wait, "callback.py").result()
+            warnings.warn("something else", UserWarning, stacklevel=1)
+            assert not waits
+            wait("step.py")
+            # PyTorch computes gradients in threads that Python did not start.
+            done = threading.Event()
+            _thread.start_new_thread(lambda: (wait("gradient.py"), done.set()), ())
+            done.wait()
+    assert waits == ["step.py:1", "gradient.py:1"]
+    assert [str(each.message) for each in others] == ["called a synchronizing CUDA operation", "something else"]
 
 
 def test_whoever_looks_at_the_updates_of_an_optimizer_sees_all(captures):
