@@ -1,7 +1,7 @@
 """Trainings of models split among 8 devices are saved in pieces and go on on other meshes; presets of split models.
 
 python sharded_saving.py FOLDER            all of it, ends with "all are equal"
-python sharded_saving.py FOLDER forever    saves steps 1, 2, ... of a split model until it is killed
+python sharded_saving.py FOLDER forever    saves a split model, filled with the number of the step, until it is killed
 """
 
 import contextlib
@@ -166,9 +166,10 @@ def save_forever(folder):
         checkpoint.set_model(saved)
         checkpoint.set_params({"epochs": EPOCHS})
         checkpoint.on_train_begin()
-        for step in range(1, 10**6):
-            for variable in saved.trainable_variables:
-                variable.assign(np.full(variable.shape, step, "float32"))
+        for step in range(checkpoint._last + 1, 10**6):
+            for variable in (*variables(saved), *saved.metrics_variables):
+                if variable.dtype == "float32":
+                    variable.assign(np.full(variable.shape, step, "float32"))
             checkpoint._epoch, checkpoint._done = divmod(step, STEPS)
             checkpoint._save()
 

@@ -47,18 +47,17 @@ def test_a_save_of_a_split_model_that_kill_9_interrupts_leaves_the_one_before_it
     rng = np.random.default_rng(0)
     for _ in range(2):
         process = start("sharded_saving.py", tmp_path, "forever")
-        before = _snapshots.steps(tmp_path)
-        while process.poll() is None and _snapshots.steps(tmp_path)[-2:] in (before, before[-1:], []):
+        before = max(_snapshots.steps(tmp_path), default=0)
+        while process.poll() is None and max(_snapshots.steps(tmp_path), default=0) <= before + 1:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
         out, err = process.communicate()
         step, processes = _saves.last(tmp_path, 1)
-        assert processes == 1 and step > max(before, default=0), out + err
+        assert processes == 1 and step > before + 1, out + err
         assert _saves.damaged([tmp_path], step) is None
-        arrays, _, state = _saves.read([tmp_path], step, 0)
-        filled = [array.read() for array in arrays[: state["filled"]]]
-        assert all((array == step).all() for array in filled)
+        arrays = [array.read() for array in _saves.read([tmp_path], step, 0)[0]]
+        assert all((array == step).all() for array in arrays if array.dtype == "float32")
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX can")
