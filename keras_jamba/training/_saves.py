@@ -81,17 +81,18 @@ def read(places, step, index):
 
 
 def remove_old(folder, count, index, step, keep):
-    """Removes all but the last `keep` snapshots up to a step that all processes have saved.
+    """Removes all but the last `keep` saves up to a step that all processes have saved.
 
     Args:
         folder: of the training.
-        count, index: how many processes train, and which of them this is. The first removes what processes have left
-            that are no more.
+        count, index: how many processes train, and which of them this is: it removes what is its own. The first also
+            removes what processes have left that are no more.
         step: just saved; what is later, of a run that was broken, stays.
         keep: a count.
     """
     places = folders(folder, count)
-    oldest = [found for found in _snapshots.steps(places[index]) if found <= step][-keep:][0]
+    written = {found for place in _all(folder) for found in _snapshots.steps(place) if found <= step}
+    oldest = sorted(written)[-keep:][0]
     others = [place for place in _all(folder) if place not in places] if index == 0 else []
     for place in (places[index], *others):
         _snapshots.remove_before(place, oldest)

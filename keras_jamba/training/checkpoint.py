@@ -247,10 +247,10 @@ class Checkpoint(keras.callbacks.Callback):
             np.random.set_state(tuple(state["numpy"]))
         else:
             _logger.warning(
-                "Checkpoint goes on with %d processes from a save of %d: random generators are as the program has "
-                "seeded them, and the metrics of this epoch begin with those of process 0.",
-                self._count,
+                "Checkpoint: a save of %d process(es) goes on in %d. Random generators are as the program has seeded "
+                "them; what each process had of its own, metrics of this epoch, is that of process 0.",
                 len(places),
+                self._count,
             )
         # As Keras' own BackupAndRestore has it.
         self.model._initial_epoch = self.params["epochs"] if state["stopped"] else state["epoch"]

@@ -1,6 +1,8 @@
 """Models split among devices: what JAX does, in a process with 8 of them, and what the other backends say."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,6 +60,24 @@ def test_a_save_of_a_split_model_that_kill_9_interrupts_leaves_the_one_before_it
         assert _saves.damaged([tmp_path], step) is None
         arrays = [array.read() for array in _saves.read([tmp_path], step, 0)[0]]
         assert all((array == step).all() for array in arrays if array.dtype == "float32")
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
+def test_a_model_split_among_processes_goes_on_in_them_or_in_one_from_what_all_have_written(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    first, second = (start("processes_saving.py", tmp_path, i, port, devices=4) for i in range(2))
+    try:
+        out, err = second.communicate()
+    finally:
+        first.kill()  # it waits for the other
+        first.communicate()
+    assert second.returncode == -signal.SIGKILL and "all are equal" in out, out + err
+    # Of step 8 there is one half.
+    assert [max(_snapshots.steps(place)) for place in _saves.folders(tmp_path / "saves", 2)] == [8, 7]
+    assert _saves.last(tmp_path / "saves", 1) == (7, 2)
+    assert_all_are_equal(start("processes_saving.py", tmp_path))
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX can")
