@@ -97,7 +97,7 @@ def write(folder, step, arrays, state):
         staging.chmod(0o755)
         place = place_of(folder, step)
         if place.exists():  # of a run whose later steps were thrown away
-            os.replace(place, folder / f"{_UNFINISHED}{step:08d}")
+            _put_away(place)
         os.replace(staging, place)
         _flush_folder(folder)
     finally:
@@ -180,9 +180,15 @@ def remove_before(folder, step):
     folder = Path(folder)
     # Renamed first: what is killed while it removes files leaves nothing that looks whole.
     for earlier in (found for found in steps(folder) if found < step):
-        os.replace(place_of(folder, earlier), folder / f"{_UNFINISHED}{earlier:08d}")
+        _put_away(place_of(folder, earlier))
     for unfinished in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_away(place):
+    away = place.with_name(f"{_UNFINISHED}{place.name}")
+    shutil.rmtree(away, ignore_errors=True)  # of one that was killed here
+    os.replace(place, away)
 
 
 def _flush(file):

@@ -121,6 +121,7 @@ class Checkpoint(keras.callbacks.Callback):
         if self._skipped:
             for variable, saved in zip(self.model.metrics_variables, self._metrics, strict=True):
                 _backend.assign_pieces(variable, saved.read)
+            self._metrics = None  # keeps a file open, whose room on the disk would not be free when it is removed
             # The rest of an epoch is shorter than Keras was told.
             self._quiet = warnings.catch_warnings()
             self._quiet.__enter__()
@@ -238,7 +239,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._begin(
             state["epoch"],
             state["step_in_epoch"],
-            arrays[len(variables) :],
+            arrays[len(variables) :] if state["step_in_epoch"] else None,
             [saved.read() for saved in generators] if same else None,
         )
         if same:

@@ -46,6 +46,10 @@ def layout_map(mesh, sequence_parallel=False):
     there, devices exchange tokens for channels or heads. Projections and perceptrons, which see one token at a time,
     are then whole on every device.
 
+    In several processes `keras.distribution.initialize` comes first, `ModelParallel` takes `auto_shard_dataset=False`,
+    and `Batches` as `shard` the rows that the devices of this process have: all, (0, 1), where each process has some of
+    all parts of a batch.
+
     Args:
         mesh: a `keras.distribution.DeviceMesh` with two axes, whatever their names. The sizes that are split must be
             multiples of the second.

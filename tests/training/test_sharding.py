@@ -69,10 +69,11 @@ def test_a_model_split_among_processes_goes_on_in_them_or_in_one_from_what_all_h
         port = free.getsockname()[1]
     first, second = (start("processes_saving.py", tmp_path, i, port, devices=4) for i in range(2))
     try:
-        out, err = second.communicate()
+        out, err = second.communicate(timeout=400)
     finally:
-        first.kill()  # it waits for the other
-        first.communicate()
+        for process in (first, second):  # the first waits for the other
+            process.kill()
+            process.communicate()
     assert second.returncode == -signal.SIGKILL and "all are equal" in out, out + err
     # Of step 8 there is one half.
     assert [max(_snapshots.steps(place)) for place in _saves.folders(tmp_path / "saves", 2)] == [8, 7]
