@@ -82,6 +82,16 @@ def test_fine_tuning_adapts_rounds_and_draws(tmp_path):
     assert keras_jamba.DHCJamba.from_preset(tmp_path / "int8").get_config()["quantization"] == "int8"
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="models are split on JAX")
+def test_a_training_on_several_devices_splits_learns_and_saves(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4")
+    arguments = ("--smoke", "--mesh", "2x2", "--fully-sharded", "--output", tmp_path)
+    output = python(ROOT / "examples" / "several_devices.py", *arguments, cwd=tmp_path)
+    assert "59,021 parameters; 0.1 MB of them on each device" in output
+    assert re.search(r"^loss 5\.\d+$", output, re.MULTILINE)
+    assert list((tmp_path / "saves").glob("step_*")) and (tmp_path / "log.csv").exists()
+
+
 def test_image_classification_reads_a_folder_of_images(tmp_path):
     from PIL import Image
 
