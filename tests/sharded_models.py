@@ -16,14 +16,17 @@ from keras_jamba.ops.experts import parallel
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from collectives import collectives  # noqa: E402
 
-# The mesh, and whether tokens are split too.
-SPLIT = {"language_model": [((2, 4), False), ((1, 8), True)], "image_model": [((4, 2), False), ((2, 4), True)]}
+# The mesh; whether tokens are split too; whether the first axis shares matrices.
+SPLIT = {
+    "language_model": [((2, 4), False, False), ((1, 8), True, False), ((4, 2), False, True)],
+    "image_model": [((4, 2), False, False), ((2, 4), True, True)],
+}
 WIDE = dict(d_model=32, num_layers=4, mamba_ratio=1, num_heads=8, num_kv_heads=8, num_experts=8, d_ff=64)
 
 
-def distribution(shape, sequence=False):
+def distribution(shape, *how):
     mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), keras.distribution.list_devices("cpu"))
-    return keras.distribution.ModelParallel(layout_map=training.layout_map(mesh, sequence))
+    return keras.distribution.ModelParallel(layout_map=training.layout_map(mesh, *how))
 
 
 def language_model():
@@ -114,18 +117,20 @@ def main():
     for make in (language_model, image_model):
         losses, weights, model, _ = steps(make)
         tokens = greedy(model) if make is language_model else None
-        for shape, sequence in SPLIT[make.__name__]:
-            with distribution(shape, sequence).scope():
+        for how in SPLIT[make.__name__]:
+            with distribution(*how).scope():
                 found, others, model, optimizer = steps(make)
                 if make is language_model:
                     np.testing.assert_array_equal(greedy(model), tokens)
             worst = max(np.abs(others[path] - weights[path]).max() for path in weights)
-            print(make.__name__, shape, sequence, losses, found, worst, flush=True)
+            print(make.__name__, *how, losses, found, worst, flush=True)
             np.testing.assert_allclose(found, losses, rtol=1e-5)
             assert worst < 1e-5
             for v in model.trainable_variables + optimizer.variables:
                 whole = v.value.size == v.value.addressable_shards[0].data.size
                 assert whole == (not v._layout or all(axis is None for axis in v._layout.axes)), v.path
+                if how[2] and v._layout and "model" in v._layout.axes and "ssm" not in v.path:
+                    assert 8 * v.value.addressable_shards[0].data.size == v.value.size, v.path
     print("all are equal")
 
 

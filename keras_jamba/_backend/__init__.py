@@ -86,6 +86,8 @@ was told it need not wait for, unless the variable has been changed since.
 `parts()`: how the active distribution splits tensors among devices, with `mesh`, `batch`, `model` and `count(axis)`;
 None where there is none of `training.layout_map`, and inside of `on_parts`.
 
+`gathered(variable)`: its value as products use it, brought together where the devices of the axis for rows share it.
+
 Only where `parts()` may be something (jax):
 
 `on_parts(function, tensors, split, results)`: `function(tensors)`, a tuple, on each device's part of a dict of tensors;
@@ -173,6 +175,7 @@ if _BACKEND == "jax":
     from keras_jamba._backend.sharding_on_jax import (
         constrained,
         exchanged,
+        gathered,
         largest,
         on_parts,
         parts,
@@ -211,7 +214,7 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
-    from keras_jamba._backend.unsplit import parts, splits_models, why_whole
+    from keras_jamba._backend.unsplit import gathered, parts, splits_models, why_whole
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.captured_on_torch import captured, weights_changed
@@ -251,7 +254,7 @@ elif _BACKEND == "torch":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel, why_whole
-    from keras_jamba._backend.unsplit import parts, splits_models
+    from keras_jamba._backend.unsplit import gathered, parts, splits_models
     from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(

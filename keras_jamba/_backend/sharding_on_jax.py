@@ -16,12 +16,14 @@ class Parts(NamedTuple):
         mesh: of devices.
         batch, model: its axes, for rows and for the model.
         sequence: whether tokens go over the model's axis where their channels or heads do not.
+        at_use: where the axis for rows has parts of matrices too, a map of layouts without these; or None.
     """
 
     mesh: Any
     batch: str
     model: str
     sequence: bool
+    at_use: Any
 
     def count(self, axis):
         return self.mesh.shape[axis]
@@ -52,6 +54,14 @@ def on_parts(function, tensors, split, results):
 def constrained(x, axes):
     sharding = jax.sharding.NamedSharding(parts().mesh, PartitionSpec(*axes))
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def gathered(variable):
+    layouts = parts() and parts().at_use
+    if layouts is None:
+        return keras.ops.convert_to_tensor(variable)
+    layout = layouts[variable.path]
+    return constrained(keras.ops.convert_to_tensor(variable), layout.axes if layout else ())
 
 
 def exchanged(x, axis):

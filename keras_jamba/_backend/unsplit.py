@@ -9,6 +9,10 @@ def parts():
     return None
 
 
+def gathered(variable):
+    return keras.ops.convert_to_tensor(variable)
+
+
 def why_whole(model):
     distribution = keras.distribution.distribution()
     if distribution is None:

@@ -6,6 +6,7 @@ import gc
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import with_decay
 from keras_jamba.ops import _checks
@@ -71,7 +72,7 @@ class Compact:
 
     def _stored(self, name):
         """A matrix without its adapter: a tensor or `Quantized`."""
-        values = ops.convert_to_tensor(self._part(name, ""))
+        values = _backend.gathered(self._part(name, ""))
         scale, zero = (self._part(name, suffix) for suffix in ("_scale", "_zero"))
         if scale is None:
             return values

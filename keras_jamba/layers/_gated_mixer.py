@@ -10,7 +10,7 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks
-from keras_jamba.ops._sharding import by_tokens
+from keras_jamba.ops._sharding import by_tokens, check_parts
 from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 
 
@@ -53,6 +53,7 @@ class GatedMixer(Holder, keras.layers.Layer):
 
     def build(self, input_shape):
         _checks.check_last_axis(type(self).__name__, input_shape, self.d_model)
+        check_parts(self.d_model, {"expand * d_model": self.inner})
         inner = (None, None, self.inner)
         self.in_proj.build((None, None, self.d_model))
         self.out_proj.build(inner)

@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.layers._compact import Compact
 from keras_jamba.ops._product import product_in_float32
+from keras_jamba.ops._sharding import check_parts
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -23,6 +25,7 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
         return self.tie_weights
 
     def build(self, input_shape=None):
+        check_parts(self.output_dim, {"vocab_size": self.input_dim})
         start = self.embeddings_initializer
         self._embeddings = self.add_weight((self.input_dim, self.output_dim), start, name="embeddings")
         if not self.tie_weights:
@@ -37,12 +40,15 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
 
     def call(self, inputs, reverse=False):
         if not reverse:
-            return super().call(inputs)
+            whole = "int" in keras.backend.standardize_dtype(inputs.dtype)
+            numbers = inputs if whole else ops.cast(inputs, "int32")
+            return ops.cast(ops.take(_backend.gathered(self.embeddings), numbers, axis=0), self.compute_dtype)
         if self.quantization_mode is not None:
             return ops.cast(self._product(inputs, "reverse_embeddings"), "float32")
         if self.reverse_dtype is not None or self.logit_soft_cap is not None:
             return ops.cast(super().call(inputs, reverse=True), "float32")
-        matrix = ops.transpose(self.embeddings) if self.tie_weights else self.reverse_embeddings
+        matrix = _backend.gathered(self.embeddings if self.tie_weights else self.reverse_embeddings)
+        matrix = ops.transpose(matrix) if self.tie_weights else matrix
         # Keras' own, which takes numbers, is without autocast.
         return product_in_float32(inputs, ops.cast(matrix, inputs.dtype))
 

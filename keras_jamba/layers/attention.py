@@ -10,7 +10,7 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
-from keras_jamba.ops._sharding import by_heads, by_tokens
+from keras_jamba.ops._sharding import by_heads, by_tokens, check_parts
 from keras_jamba.ops._tokens import NO_DOCUMENT
 from keras_jamba.ops.attention import CachedTokens
 
@@ -109,6 +109,8 @@ class AttentionLayer(Holder, keras.layers.Layer):
 
     def build(self, input_shape):
         _checks.check_last_axis("AttentionLayer", input_shape, self.d_model)
+        keys = {"num_kv_heads * head_width": self.num_kv_heads * self.head_width}
+        check_parts(self.d_model, by_channels={"d_model": self.d_model} | keys)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             layer.build((None, None, self.d_model))
 

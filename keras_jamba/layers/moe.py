@@ -9,6 +9,7 @@ from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers.router import Router
 from keras_jamba.ops import _checks, expert_mlp, expert_share, routing_statistics
+from keras_jamba.ops._sharding import check_parts
 from keras_jamba.ops.routing import drop_rate
 
 _DECIDED = ("logits", "probabilities", "weights", "indices")
@@ -108,6 +109,7 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
 
     def build(self, input_shape):
         _checks.check_last_axis("MoELayer", input_shape, self.d_model)
+        check_parts(self.d_model, {"num_experts": self.num_experts})
         d, f = self.d_model, self.d_ff
         if not self.router.built:
             self.router.build((None, d))

@@ -16,7 +16,7 @@ from keras_jamba.models._captured_steps import CapturedSteps
 from keras_jamba.models._pattern import block_pattern
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.ops import _checks
-from keras_jamba.ops._sharding import by_tokens
+from keras_jamba.ops._sharding import between_blocks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -212,7 +212,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
     ):
         mask = mask_of(features, padding_mask)
         self._check_state(initial_state)
-        x, states, routings = by_tokens(features), {}, {}
+        x, states, routings = between_blocks(features), {}, {}
         for name, block in self._named_blocks():
             state = None if initial_state is None else initial_state[name]
             routes = (return_routing or self.aux_loss is not None) and isinstance(block.feed_forward, MoELayer)
@@ -226,7 +226,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
                 x, *extras = x
                 states |= {name: extras[0]} if return_state else {}
                 routings |= {name: extras[-1]} if routes else {}
-            x = by_tokens(x)
+            x = between_blocks(x)
         if self.aux_loss is not None:
             self._add_one_loss(routings, mask)
         return asked(self.final_norm(x), (return_state, states), (return_routing, routings))

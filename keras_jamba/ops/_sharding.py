@@ -29,26 +29,58 @@ def on_parts(function, tensors, letters, results):
     )
 
 
+def between_blocks(x):
+    """`x (b, t, d)`, all of a row's tokens with all devices that share it, or each token with one of them."""
+    parts = _backend.parts()
+    return x if parts is None else _split(x, parts, axis=1 if parts.sequence else None)
+
+
 def by_tokens(x):
     """`x (b, t, ...)`, the tokens of a row split among devices where the distribution wants that."""
-    return _split(x, axis=1)
+    parts = _backend.parts()
+    return _split(x, parts, axis=1) if parts and parts.sequence else x
 
 
 def by_heads(x):
     """`x (b, t, h, ...)`, the heads split among devices where the distribution splits tokens elsewhere."""
-    return _split(x, axis=2)
-
-
-def _split(x, axis):
     parts = _backend.parts()
-    if parts is None or not parts.sequence or not divides(parts.count(parts.model), x.shape[axis]):
-        return x
+    return _split(x, parts, axis=2) if parts and parts.sequence else x
+
+
+def _split(x, parts, axis):
     axes = [None] * len(x.shape)
     axes[0] = parts.batch if divides(parts.count(parts.batch), x.shape[0]) else None
-    axes[axis] = parts.model
+    if axis is not None:
+        if not divides(parts.count(parts.model), x.shape[axis]):
+            return x
+        axes[axis] = parts.model
     return _backend.constrained(x, axes)
 
 
 def divides(count, size):
     """Whether a size is known, and a multiple of `count`."""
     return isinstance(size, int) and size % count == 0
+
+
+def check_parts(d_model, always=None, by_channels=None):
+    """Checks the sizes, by name, that the active distribution splits in a layer's variables.
+
+    Args:
+        d_model: is split among the devices of the first axis where these share matrices.
+        always: sizes that are split among the devices of the second axis.
+        by_channels: sizes that are split among these unless tokens are.
+
+    Raises:
+        ValueError: where one is no multiple of the devices that would share it.
+    """
+    parts = _backend.parts()
+    if parts is None:
+        return
+    sizes = (always or {}) | ((by_channels or {}) if parts.at_use or not parts.sequence else {})
+    needed = [(name, size, parts.model) for name, size in sizes.items()]
+    for name, size, axis in needed + ([("d_model", d_model, parts.batch)] if parts.at_use else []):
+        if not divides(parts.count(axis), size):
+            raise ValueError(
+                f"{name} must be a multiple of the number of devices that share it. Received: {name}={size}, and "
+                f"{parts.count(axis)} devices on the axis {axis!r} of the mesh. Choose another mesh, or another {name}."
+            )

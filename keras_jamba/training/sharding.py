@@ -5,36 +5,38 @@ import keras
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 
-# What is split, by paths of variables: the axes of each, "model" where the devices of that axis have parts.
+# What is split, by paths of variables: along "model" among the devices of the second axis, along "d_model" among those
+# of the first, where they share everything.
 _ALWAYS = {
     # (v, d) and (d, v): words.
-    r".*token_embedding/embeddings": ("model", None),
-    r".*token_embedding/reverse_embeddings": (None, "model"),
+    r".*token_embedding/embeddings": ("model", "d_model"),
+    r".*token_embedding/reverse_embeddings": ("d_model", "model"),
     # Mamba: channels.
     r".*ssm/(conv_kernel|dt_proj/kernel)": (None, "model"),
     r".*ssm/(conv_bias|dt_bias|D)": ("model",),
     r".*ssm/(A_log|x_proj/kernel)": ("model", None),
     # Experts: some for each device.
-    r".*feed_forward/(gate|up|down)_bank": ("model", None, None),
+    r".*feed_forward/(gate|up)_bank": ("model", "d_model", None),
+    r".*feed_forward/down_bank": ("model", None, "d_model"),
 }
 # Where all devices have all tokens, a product gives each its part of the channels, heads or hidden units.
 _BY_CHANNELS = {
-    r".*mixer/(in|q|k|v)_proj/kernel": (None, "model"),
-    r".*mixer/out_proj/kernel": ("model", None),
-    r".*feed_forward/(gate|up)_proj/kernel": (None, "model"),
-    r".*feed_forward/down_proj/kernel": ("model", None),
+    r".*mixer/(in|q|k|v)_proj/kernel": ("d_model", "model"),
+    r".*mixer/out_proj/kernel": ("model", "d_model"),
+    r".*feed_forward/(gate|up)_proj/kernel": ("d_model", "model"),
+    r".*feed_forward/down_proj/kernel": ("model", "d_model"),
 }
 
 
 class _LayoutMap(keras.distribution.LayoutMap):
     """With what operations that split tensors themselves have to know, as in `_backend.parts()`."""
 
-    def __init__(self, mesh, sequence_parallel):
+    def __init__(self, mesh, sequence_parallel, at_use):
         super().__init__(mesh)
-        self.parts = (*mesh.axis_names, sequence_parallel)
+        self.parts = (*mesh.axis_names, sequence_parallel, at_use)
 
 
-def layout_map(mesh, sequence_parallel=False):
+def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
     """How the models of this package are split among the devices of a mesh, for `keras.distribution.ModelParallel`.
 
     Rows of a batch go over the first axis of the mesh. Over the second go the vocabulary, the channels of Mamba layers,
@@ -46,16 +48,22 @@ def layout_map(mesh, sequence_parallel=False):
     there, devices exchange tokens for channels or heads. Projections and perceptrons, which see one token at a time,
     are then whole on every device.
 
+    With `fully_sharded` matrices are split over the first axis as well, along `d_model`, and with them their gradients
+    and the optimizer's variables: each device holds one part in as many as there are devices, and has a matrix from the
+    others when its block is computed. For models whose training state one row of the mesh could not hold.
+
     Args:
         mesh: a `keras.distribution.DeviceMesh` with two axes, whatever their names. The sizes that are split must be
-            multiples of the second.
+            multiples of the second; `d_model`, with `fully_sharded`, of the first.
         sequence_parallel: whether tokens are split; a length that is no multiple of the second axis is not.
+        fully_sharded: whether the devices of the first axis share matrices too.
 
     Returns:
         A `keras.distribution.LayoutMap`.
 
     Raises:
-        ValueError: on other backends than JAX, or for a mesh without two axes.
+        ValueError: on other backends than JAX, or for a mesh without two axes. Building a layer raises one where a size
+            cannot be split.
 
     Example:
         >>> mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
@@ -68,7 +76,8 @@ def layout_map(mesh, sequence_parallel=False):
     Reference:
         [Shoeybi et al. (2019)](https://arxiv.org/abs/1909.08053);
         experts: [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668);
-        tokens: [Jacobs et al. (2023)](https://arxiv.org/abs/2309.14509).
+        tokens: [Jacobs et al. (2023)](https://arxiv.org/abs/2309.14509);
+        all of the state: [Rajbhandari et al. (2020)](https://arxiv.org/abs/1910.02054).
     """
     if not _backend.splits_models:
         raise ValueError(
@@ -76,7 +85,12 @@ def layout_map(mesh, sequence_parallel=False):
             "KERAS_BACKEND to jax, or share batches by training.DataParallel."
         )
     _checks.check_choice("the number of axes of the mesh", len(mesh.shape), (2,))
-    found = _LayoutMap(mesh, sequence_parallel)
-    for path, axes in (_ALWAYS | ({} if sequence_parallel else _BY_CHANNELS)).items():
-        found[path] = tuple(None if axis is None else mesh.axis_names[1] for axis in axes)
+    at_use = layout_map(mesh, sequence_parallel) if fully_sharded else None
+    found = _LayoutMap(mesh, sequence_parallel, at_use)
+    first, second = mesh.axis_names
+    axes = {"model": second} | ({"d_model": first} if fully_sharded else {})
+    # Matrices that a product needs whole may be stored in parts nevertheless.
+    by_channels = {} if sequence_parallel and not fully_sharded else _BY_CHANNELS
+    for path, split in (_ALWAYS | by_channels).items():
+        found[path] = tuple(axes.get(axis) for axis in split)
     return found

@@ -40,6 +40,24 @@ def test_a_mesh_without_two_axes_is_refused():
         training.layout_map(mesh)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="other backends have no layout")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(vocab_size=9), "(?s)vocab_size must be a multiple.*vocab_size=9, and 2 devices on the axis 'model'"),
+        (dict(num_experts=3), "num_experts must be a multiple"),
+        (dict(d_ff=5, moe_frequency=0), "d_ff must be a multiple"),
+        (dict(d_model=9, expand=1), "expand . d_model must be a multiple"),
+        (dict(mamba_ratio=0, num_heads=1, d_model=9, use_rope=False, moe_frequency=0, d_ff=4), "d_model must be"),
+    ],
+)
+def test_a_size_that_the_devices_cannot_share_is_refused(monkeypatch, change, message):
+    parts = SimpleNamespace(model="model", batch="batch", sequence=False, at_use=None, count=lambda axis: 2)
+    monkeypatch.setattr("keras_jamba._backend.parts", lambda: parts)
+    with pytest.raises(ValueError, match=message):
+        keras_jamba.JambaCausalLM(**dict(vocab_size=8, d_model=8, num_layers=2, num_experts=4) | change)
+
+
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX splits them")
 def test_a_distribution_that_splits_nothing_is_refused_in_training():
     model = keras_jamba.JambaCausalLM(vocab_size=8, d_model=8, num_layers=1, num_heads=1)
