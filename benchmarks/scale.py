@@ -99,7 +99,7 @@ def block_length(config):
 
 
 def of_blocks(config, case, blocks):
-    """What a step with so many blocks takes: `{"collectives", "temporaries", "bytes"}`, the last as the program has it."""
+    """What a step with so many blocks takes: `{"collectives", "temporaries", "bytes"}`, bytes as it has them."""
     import jax
     import scale_steps
     from collectives import compiled, usual_collectives

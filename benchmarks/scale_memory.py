@@ -91,13 +91,11 @@ _SPLIT = {"key": 2, "value": 2, "conv": 2, "ssm": 1}
 
 
 def _cache_axes(shape, name, x):
-    """As XLA lays it: rows over the batch's axis, heads or channels over the model's, each where it can."""
+    """As XLA lays it: rows over the batch's axis, heads or channels over the model's, where that divides them."""
     if name == "document":
         return ()
     axes = [BATCH] + [None] * (len(x.shape) - 1)
-    if name in _SPLIT and x.shape[_SPLIT[name]] % shape[1]:
-        return ()
-    if name in _SPLIT:
+    if name in _SPLIT and x.shape[_SPLIT[name]] % shape[1] == 0:
         axes[_SPLIT[name]] = MODEL
     return axes
 
