@@ -56,6 +56,25 @@ def check_mixture(d, f, swiglu, products):
     assert alone.shape == tokens.shape
 
 
+def check_indices_of_no_expert(d, f):
+    """As for experts shared by devices: what others have counts for nothing, and its gradients are none."""
+    tensors, indices, gradient = draw(d, f)
+    indices = torch.where((indices == 0) | (indices == 4), EXPERTS, indices)
+    tokens, weights, *banks = (x.requires_grad_() for x in tensors)
+    none = indices == EXPERTS
+    assert none.all(dim=1).any() and not none.all()
+    y = triton.run(tokens, weights, indices, *banks, products="triton")
+    given = tokens, torch.where(none, 0, weights), torch.where(none, 0, indices), *banks
+    arrays = [x.detach().numpy() for x in given]
+    close(y, oracles.expert_mlp(*arrays), "y with rows of no expert")
+    actual = torch.autograd.grad((y * gradient).sum(), [tokens, weights, *banks])
+    expected = oracles.expert_mlp_gradients(gradient.numpy(), *arrays)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if i == 1:
+            a, e = a[~none], e[~none.numpy()]
+        close(a, e, f"gradient {i} with rows of no expert")
+
+
 def check_that_a_second_gradient_is_refused():
     (tokens, weights, up, down, gate), indices, _ = draw(16, 24)
     tokens.requires_grad_()
@@ -95,6 +114,7 @@ for d, f in ((48, 40), (18, 25)):
     check_tiles(d, f)
     for swiglu in (True, False):
         check_mixture(d, f, swiglu, "triton")
+check_indices_of_no_expert(16, 24)
 check_mixture(16, 24, True, "library")
 check_mixture(16, 24, False, "library")
 check_that_a_second_gradient_is_refused()

@@ -21,7 +21,7 @@ SPLIT = {
     "language_model": [((2, 4), False, False), ((1, 8), True, False), ((4, 2), False, True)],
     "image_model": [((4, 2), False, False), ((2, 4), True, True)],
 }
-WIDE = dict(d_model=32, num_layers=4, mamba_ratio=1, num_heads=8, num_kv_heads=8, num_experts=8, d_ff=64)
+WIDE = dict(d_model=32, num_layers=4, mamba_ratio=1, num_heads=8, num_kv_heads=2, num_experts=8, d_ff=64)
 
 
 def distribution(shape, *how):

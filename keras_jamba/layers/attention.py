@@ -10,7 +10,7 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
-from keras_jamba.ops._sharding import by_heads, by_tokens, check_parts
+from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_parts
 from keras_jamba.ops._tokens import NO_DOCUMENT
 from keras_jamba.ops.attention import CachedTokens
 
@@ -256,7 +256,7 @@ class AttentionLayer(Holder, keras.layers.Layer):
 
     def _heads(self, x, count):
         batch, length = ops.shape(x)[:2]
-        return by_heads(ops.reshape(x, (batch, length, count, self.head_width)))
+        return by_heads(ops.reshape(before_heads(x, count), (batch, length, count, self.head_width)))
 
     def _check_has_state(self):
         if not self.causal:

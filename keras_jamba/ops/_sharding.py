@@ -1,5 +1,9 @@
 """Operations on each device's part of their tensors."""
 
+import math
+
+from keras import ops
+
 from keras_jamba import _backend
 
 
@@ -45,6 +49,31 @@ def by_heads(x):
     """`x (b, t, h, ...)`, the heads split among devices where the distribution splits tokens elsewhere."""
     parts = _backend.parts()
     return _split(x, parts, axis=2) if parts and parts.sequence else x
+
+
+def before_heads(x, count):
+    """`x (b, t, h * c)`, with no head in parts of it where the devices that share them are not as many or fewer."""
+    parts = _backend.parts()
+    if parts is None or parts.sequence or divides(parts.count(parts.model), count):
+        return x
+    return _split(x, parts, axis=None)
+
+
+def with_their_queries(query, key, value):
+    """`(b, t, h, c)`, `(b, s, g, c)` and `(b, s, g, c)` of attention, heads split among the devices where they can be.
+
+    Where key-value heads are fewer, each device is to have those of its queries: they are repeated.
+    """
+    parts = _backend.parts()
+    if parts is None or not divides(parts.count(parts.model), query.shape[2]):
+        return query, key, value
+    groups = key.shape[2]
+    repeats = math.lcm(groups, parts.count(parts.model)) // groups
+    if query.shape[2] % (groups * repeats):
+        return query, key, value
+    if repeats > 1:
+        key, value = (ops.repeat(_split(x, parts, axis=None), repeats, axis=2) for x in (key, value))
+    return tuple(_split(x, parts, axis=2) for x in (query, key, value))
 
 
 def _split(x, parts, axis):

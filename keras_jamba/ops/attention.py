@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
+from keras_jamba.ops._sharding import with_their_queries
 from keras_jamba.ops._tokens import compaction, documents_at_the_ends
 
 
@@ -35,6 +36,7 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
     _checks.check_shapes(tensors, {"query": "bthc", "key": "bsgc", "value": "bsgc", "mask": "bts"})
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     _check_heads(query, key)
+    query, key, value = with_their_queries(query, key, value)
     if key.shape[2] == 1:
         # keras.ops.dot_product_attention repeats a single key-value head wrongly on TensorFlow.
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))

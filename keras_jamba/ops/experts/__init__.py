@@ -23,8 +23,8 @@ _TABLE = {
     "grouped": grouped,
     "triton": triton,
 }
-# Those that let an index be the number of experts, for none; the others would look behind a bank, or write no row.
-_KNOW_NONE, _KNOW_NONE_ON_CPU = ("grouped", "dense"), ("loop", "blocks", "dense")
+# Those that let an index be the number of experts, for none; the others would look behind a bank.
+_KNOW_NONE, _KNOW_NONE_ON_CPU = ("triton", "grouped", "dense"), ("loop", "blocks", "dense")
 # On a GPU these go before the others, but for few bits: the others need not make all of a bank floating point at once.
 _FIRST_ON_GPU = ("triton", "grouped")
 

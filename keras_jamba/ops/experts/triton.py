@@ -1,7 +1,8 @@
 """Tokens sorted by expert, and kernels in Triton for what lies between products, or for these too: for a GPU.
 
 Rows are gathered and put back where they are multiplied, the activation and the weights of the experts are part of a
-pass that there is anyway, and for the gradient only the products of the first layer are kept.
+pass that there is anyway, and for the gradient only the products of the first layer are kept. With products in Triton
+an index may be the number of experts, for none; the gradient of its weight is then undefined.
 """
 
 import keras
@@ -77,7 +78,10 @@ class _Kernels:
         return [lambda: bank(hidden, given(gradient)), *map(first, grads)]
 
     def _summed(self, y):
-        return ops.sum(ops.reshape(y, (*self.rows.place.shape, y.shape[-1])), axis=1)
+        y = ops.reshape(y, (*self.rows.place.shape, y.shape[-1]))
+        # The rows of no expert come last, and nothing has written what became of them.
+        written = self.rows.place < ops.sum(self.rows.counts)
+        return ops.sum(ops.where(written[..., None], y, ops.zeros((), y.dtype)), axis=1)
 
 
 class _Library:
