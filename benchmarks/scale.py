@@ -7,7 +7,8 @@ checkpointing, 2 rows of 4096 tokens for each row of the mesh) and for decoding 
 tokens) it searches the fewest devices of 80 and of 141 GB that hold the model, and of as many the mesh on which each
 holds least; a tenth of a device is left free. Weights, gradients, optimizer and caches are exact: the parts that their
 layouts give a device. Gradients lie as their weights do. Activations are `model_report`'s, divided as
-`scale_memory.activations` says, and no measurement.
+`scale_memory.activations` says, and no measurement; of decoding, the keys and values of one layer, which attention puts
+together with the new token's.
 
 On the mesh that was found the step is compiled for as many simulated CPUs, in a process of its own, with one block (8
 layers) and with two: a step of the whole model takes what one block takes, and as often as there are further blocks
