@@ -1,5 +1,7 @@
 """What a device of a mesh holds of a model, by arithmetic alone: no device of the mesh has to be there."""
 
+import collections
+
 import jax
 import keras
 import scale_steps
@@ -23,7 +25,12 @@ class Memory:
     def __init__(self, config, kind, checkpointing=True):
         self.config, self.kind, self.checkpointing = config, kind, checkpointing
         self.model = scale_steps.model(config, kind, batch=(1, 64), checkpointing=checkpointing)
-        self._caches = {}
+        self._kinds, self._caches = {}, {}
+        # An optimizer's variables are laid like the weights that they are of.
+        optimizer = getattr(self.model, "optimizer", None)
+        self._slots = {}
+        for held in (optimizer._momentums, optimizer._velocities) if optimizer else ():
+            self._slots |= {id(x): v.path for x, v in zip(held, self.model.trainable_variables, strict=True)}
 
     def of(self, shape, layout, rows, length):
         """Bytes by what they are for, on each device of a mesh `shape` with `rows` of `length` tokens in all.
@@ -31,55 +38,39 @@ class Memory:
         Raises:
             ValueError: where a size is no multiple of the devices that would share it.
         """
-        mesh, layouts = AbstractMesh(shape, scale_steps.AXES), _layouts(shape, layout)
+        mesh = AbstractMesh(shape, scale_steps.AXES)
         found = {
-            name: sum(_part(mesh, layouts[path], v.shape, v.dtype) for path, v in self._with_paths(variables))
-            for name, variables in scale_steps.groups(self.model).items()
+            name: sum(count * _part(mesh, *alike) for alike, count in variables.items())
+            for name, variables in self._variables(layout).items()
         }
         if self.kind == "decoding":
             caches = self._cache(rows, length)
-            found["caches"] = sum(_part(mesh, _cache_axes(shape, k, x), x.shape, x.dtype) for k, x in caches)
+            parts = [(name, _part(mesh, _cache_axes(shape, name, x), x.shape, x.dtype)) for name, x in caches]
+            found["caches"] = sum(size for _, size in parts)
             # Attention makes one tensor of a layer's keys and the new token's, and one of the values.
-            found["activations"] = (
-                max(
-                    (_part(mesh, _cache_axes(shape, k, x), x.shape, x.dtype) for k, x in caches if k == "key"),
-                    default=0,
-                )
-                * 2
-            )
+            found["activations"] = 2 * max(size for name, size in parts if name == "key")
         else:
             found |= activations(self.config, shape, layout, rows, length, self.checkpointing)
         return found | {"total": sum(found.values())}
 
-    def _with_paths(self, variables):
-        """Each variable under the path that its layout goes by: an optimizer's are laid like the weight of theirs."""
-        optimizer = getattr(self.model, "optimizer", None)
-        slots = {}
-        for held in (optimizer._momentums, optimizer._velocities) if optimizer else ():
-            slots |= {id(slot): v.path for slot, v in zip(held, self.model.trainable_variables, strict=True)}
-        return [(slots.get(id(v), v.path), v) for v in variables]
+    def _variables(self, layout):
+        """Of each group how many variables there are of which axes, shape and dtype: the same for all meshes."""
+        key = tuple(sorted(layout.items()))
+        if key not in self._kinds:
+            mesh = keras.distribution.DeviceMesh((1, 1), scale_steps.AXES, ["cpu:0"])
+            layouts = training.layout_map(mesh, **layout)
+            axes = lambda v: getattr(layouts[self._slots.get(id(v), v.path)], "axes", ())  # noqa: E731
+            self._kinds[key] = {
+                name: collections.Counter((tuple(axes(v)), tuple(v.shape), v.dtype) for v in variables)
+                for name, variables in scale_steps.groups(self.model).items()
+            }
+        return self._kinds[key]
 
     def _cache(self, rows, length):
         if (rows, length) not in self._caches:
             paths, _ = jax.tree_util.tree_flatten_with_path(scale_steps.cache(self.model, rows, length))
             self._caches[rows, length] = [(path[-1].key, x) for path, x in paths]
         return self._caches[rows, length]
-
-
-class _Layouts(dict):
-    def __init__(self, layout_map):
-        self._map = layout_map
-
-    def __missing__(self, path):
-        layout = self._map[path]
-        self[path] = () if layout is None else layout.axes
-        return self[path]
-
-
-def _layouts(shape, layout):
-    # Names of devices are enough for a layout map.
-    devices = [f"cpu:{i}" for i in range(shape[0] * shape[1])]
-    return _Layouts(training.layout_map(keras.distribution.DeviceMesh(shape, scale_steps.AXES, devices), **layout))
 
 
 def _part(mesh, axes, shape, dtype):
