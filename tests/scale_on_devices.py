@@ -77,7 +77,20 @@ def check_branches():
         raise AssertionError("a loop was counted once")
 
 
+def check_gathered_as_computed():
+    """Parts of a matrix in float32 that is computed with in bfloat16 are sent in bfloat16."""
+    with scale_steps.distribution((2, 4), {"fully_sharded": True}).scope():
+        layer = keras_jamba.layers.FeedForward(64, 32, dtype="mixed_bfloat16", name="feed_forward")
+        layer.build((None, None, 64))
+        function = jax.jit(lambda values, x: layer.stateless_call(values, [], x)[0])
+        values = [v.value for v in layer.trainable_variables]
+        _, text = compiled(function.lower(values, np.zeros((8, 16, 64), "float32")))
+    gathered = [line.split()[2] for line in text.splitlines() if " all-gather(" in line]
+    assert gathered and all(shape.startswith("bf16") for shape in gathered), gathered
+
+
 def main():
+    check_gathered_as_computed()
     check_branches()
     check_training((4, 2), {"fully_sharded": True})
     check_training((2, 4), {"fully_sharded": True, "sequence_parallel": True})
