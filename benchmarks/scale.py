@@ -196,14 +196,14 @@ def main():
         if not args.search and re.search(args.only, f"{case['model']} {case['step']}"):
             case["compiled"] = in_a_process(case)
         print(row(case), case.get("compiled", {}).get("failed", ""), flush=True)
+        if not args.smoke and not args.search:
+            measure.record("scale", {"free": FREE, "cases": cases})
     rows = [row(case) for case in cases]
     print(measure.table(rows, list(dict.fromkeys(column for each in rows for column in each))))
     if args.smoke:
         for case in cases:
             whole = case["compiled"]["compiled as a whole"]
             print(case["step"], {name: (case["compiled"][name], whole[name]) for name in whole})
-    elif not args.search:
-        measure.record("scale", {"free": FREE, "cases": cases})
 
 
 if __name__ == "__main__":
