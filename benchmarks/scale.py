@@ -18,8 +18,8 @@ of their results on a device. XLA for CPUs makes no reduce-scatter of an all-red
 it does for GPUs. "temporaries" are what XLA for CPUs would take besides arguments, gradients included, bfloat16 as
 float32: a bound of what is estimated here, not a prediction for a GPU.
 
-`--smoke` is a tiny model on 8 devices, compiled as a whole too, to compare with what one and two blocks say of it.
-Prints a table and writes results/scale.json.
+Decoding is compiled as a whole too, to compare with what one block and two say of it. `--smoke` is a tiny model on 8
+devices. Prints a table and writes results/scale.json.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def compile_case(case):
     counted = {name: case["bytes"][name] for name in found["bytes"]}
     if counted != found["bytes"]:
         raise ValueError(f"The program has other bytes a device than were counted: {found['bytes']}, {counted}.")
-    if case["model"] == "tiny":
+    if case["step"] == "decoding":
         found["compiled as a whole"] = of_blocks(config, case, blocks)
     return found
 
@@ -200,10 +200,10 @@ def main():
             measure.record("scale", {"free": FREE, "cases": cases})
     rows = [row(case) for case in cases]
     print(measure.table(rows, list(dict.fromkeys(column for each in rows for column in each))))
-    if args.smoke:
-        for case in cases:
-            whole = case["compiled"]["compiled as a whole"]
-            print(case["step"], {name: (case["compiled"][name], whole[name]) for name in whole})
+    for case in cases:
+        whole = case.get("compiled", {}).get("compiled as a whole", {})
+        for name in whole:
+            print(case["model"], case["step"], name, case["compiled"][name], "as a whole", whole[name])
 
 
 if __name__ == "__main__":
