@@ -1,6 +1,6 @@
 """How many devices Jamba-v0.1 (52 B) and Jamba-1.5-Large (398 B) need, and what these send each other: by simulation.
 
-    KERAS_BACKEND=jax python benchmarks/scale.py [--smoke] [--only REGEX] [--search]
+    KERAS_BACKEND=jax python benchmarks/scale.py [--smoke] [--only REGEX] [--search] [--compiled FILE]
 
 No device holds a weight. For training (a model stored in float32, mixed bfloat16, AdamW with two moments, gradient
 checkpointing, 2 rows of 4096 tokens for each row of the mesh) and for decoding (bfloat16, 8 rows, room for 256 K
@@ -18,8 +18,9 @@ of their results on a device. XLA for CPUs makes no reduce-scatter of an all-red
 it does for GPUs. "temporaries" are what XLA for CPUs would take besides arguments, gradients included, bfloat16 as
 float32: a bound of what is estimated here, not a prediction for a GPU.
 
-Decoding is compiled as a whole too, to compare with what one block and two say of it. `--smoke` is a tiny model on 8
-devices. Prints a table and writes results/scale.json.
+Decoding is compiled as a whole too, to compare with what one block and two say of it. `--compiled` takes what an
+earlier run compiled from its results, where the mesh is the same. `--smoke` is a tiny model on 8 devices. Prints a
+table and writes results/scale.json.
 """
 
 import argparse
@@ -157,6 +158,17 @@ def in_a_process(case):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def program_of(case):
+    """What decides about the program."""
+    return json.dumps([case[name] for name in ("model", "step", "rows", "tokens", "mesh", "layout")])
+
+
+def earlier_programs(file):
+    with open(file, encoding="utf-8") as results:
+        cases = json.load(results)["cases"]
+    return {program_of(case): case["compiled"] for case in cases if "failed" not in case.get("compiled", {"failed": 0})}
+
+
 def row(case):
     gigabytes = lambda number: f"{number / 1e9:.3g}"  # noqa: E731
     cells = {"model": case["model"], "step": case["step"], "GB a device": case.get("device", "")}
@@ -184,6 +196,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a tiny model, nothing recorded")
     parser.add_argument("--search", action="store_true", help="nothing is compiled, nothing recorded")
     parser.add_argument("--only", default="", help="compile cases whose model and step this is found in")
+    parser.add_argument("--compiled", help="results of an earlier run")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -192,8 +205,11 @@ def main():
     import measure
 
     cases = list(smoke() if args.smoke else search())
+    earlier = earlier_programs(args.compiled) if args.compiled else {}
     for case in cases:
-        if not args.search and re.search(args.only, f"{case['model']} {case['step']}"):
+        if program_of(case) in earlier:
+            case["compiled"] = earlier[program_of(case)]
+        elif not args.search and re.search(args.only, f"{case['model']} {case['step']}"):
             case["compiled"] = in_a_process(case)
         print(row(case), case.get("compiled", {}).get("failed", ""), flush=True)
         if not args.smoke and not args.search:

@@ -96,18 +96,21 @@ def activations(config, shape, layout, rows, length, checkpointing):
 
     Whole on every device are the tokens between blocks, what norms keep of them, the inputs of projections and
     perceptrons, the router's tensors, and delta's low rank, B and C. Divided by the devices of a row are channels,
-    heads, hidden units, the rows of experts, logits, and the copies of weights in the compute dtype. With
-    `sequence_parallel` all is divided but such copies of other weights than experts. A scan keeps what "portable" does.
-    With `fully_sharded` the gradients of a block are there once in the compute dtype before they are summed and split.
+    heads, hidden units, logits, and the copies of weights in the compute dtype; with `sequence_parallel` all but such
+    copies of other weights than experts. Whole in any case is what experts work with: a rare routing may send all
+    tokens of a row of the mesh to one device, and a program reserves the memory of all its branches. A scan keeps what
+    "portable" does. With `fully_sharded` the gradients of a block are there once in the compute dtype before they are
+    summed and split.
     """
     reports = [_report(config, shape, rows, length, dtype, checkpointing) for dtype in ("mixed_bfloat16", "bfloat16")]
     devices, splits_tokens = shape[1], layout.get("sequence_parallel", False)
     everywhere = 1 / devices if splits_tokens else 1
+    tokens = reports[0].batch_size * length
     kept, blocks, copies = 0, [0], [0]
     for layer, bare in zip(*(report.layers for report in reports), strict=True):
-        whole = _whole(config, layer, reports[0].batch_size * length)
+        whole, experts = _whole(config, layer, tokens), _of_experts(config, layer, tokens)
         copied = _copies(config, layer, layer.activations - bare.activations, devices, splits_tokens)
-        own = whole * everywhere + (bare.activations - whole) / devices + copied
+        own = whole * everywhere + experts + (bare.activations - whole - experts) / devices + copied
         if layer.kind and checkpointing:
             blocks.append(own)
             kept += layer.checkpoint * everywhere
@@ -118,18 +121,13 @@ def activations(config, shape, layout, rows, length, checkpointing):
     return {"activations": round(kept + max(blocks)), "working": round(working)}
 
 
-def _copies(config, layer, copies, devices, splits_tokens):
-    banks = 6 * config["num_experts"] * config["d_model"] * config["d_ff"] if "moe" in layer.kind else 0
-    return (copies - banks) / (1 if splits_tokens else devices) + banks / devices
-
-
 def _report(config, shape, rows, length, dtype, checkpointing):
     given = dict(batch_size=max(1, rows // shape[0]), context=length, platform="gpu", scan="portable")
     return model_report(config, **given, dtype=dtype, gradient_checkpointing=checkpointing)
 
 
+# The parts of a layer's activations are those of `keras_jamba/training/estimators/activations.py`.
 def _whole(config, layer, tokens):
-    """Bytes of a layer's activations that every device of a row of the mesh has; see `estimators/activations.py`."""
     d, x, k = config["d_model"], config["num_experts"], config["num_experts_per_token"]
     narrow = config["dt_rank"] + 2 * config["d_state"]
     norm, given = 4 * tokens * (d + 1), 2 * tokens * d
@@ -138,3 +136,14 @@ def _whole(config, layer, tokens):
     if layer.kind:
         return sum(norm + parts[part] for part in layer.kind.split(" + "))
     return {"embedding": 4 * tokens, "final_norm": norm, "head": given}[layer.name]
+
+
+def _of_experts(config, layer, tokens):
+    """Tokens sorted by expert, the hidden layer, what comes out of it, and both orders, of all tokens."""
+    rows = tokens * config["num_experts_per_token"]
+    return rows * (2 * 2 * config["d_model"] + 4 * 2 * config["d_ff"] + 18) if "moe" in layer.kind else 0
+
+
+def _copies(config, layer, copies, devices, splits_tokens):
+    banks = 6 * config["num_experts"] * config["d_model"] * config["d_ff"] if "moe" in layer.kind else 0
+    return (copies - banks) / (1 if splits_tokens else devices) + banks / devices
