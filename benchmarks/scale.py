@@ -15,8 +15,11 @@ layers) and with two: a step of the whole model takes what one block takes, and 
 what the second adds. Collectives are counted in that program, see `collectives.compiled` and `usual_collectives`: in
 bfloat16 where they are, of the experts' two branches the usual one, before XLA puts small ones together, and as bytes
 of their results on a device. XLA for CPUs makes no reduce-scatter of an all-reduce of which a device keeps a part, as
-it does for GPUs. "temporaries" are what XLA for CPUs would take besides arguments, gradients included, bfloat16 as
-float32: a bound of what is estimated here, not a prediction for a GPU.
+it does for GPUs: such gradients count whole.
+
+"temporaries" are what XLA for CPUs takes besides arguments: bfloat16 as float32, and nothing saved by gradient
+checkpointing (a tiny model took 141 MB with it, 143 without). They are to be compared with gradients and "kept without"
+checkpointing together, and predict no GPU's.
 
 Decoding is compiled as a whole too, to compare with what one block and two say of it. `--compiled` takes what an
 earlier run compiled from its results, where the mesh is the same. `--smoke` is a tiny model on 8 devices. Prints a
@@ -76,7 +79,7 @@ def smallest(memory, gigabytes):
 
 
 def search():
-    from scale_memory import Memory
+    from scale_memory import Memory, activations
 
     cases = []
     for name, config in MODELS.items():
@@ -89,6 +92,9 @@ def search():
                     continue
                 rows, length = rows_of(kind, found["mesh"])
                 cases.append(dict(model=name, step=kind, device=size, rows=rows, tokens=length) | found)
+                if kind == "training":
+                    kept = activations(config, found["mesh"], found["layout"], rows, length, checkpointing=False)
+                    cases[-1]["kept without"] = kept["activations"]
     return cases
 
 
@@ -178,7 +184,8 @@ def row(case):
     compiled = case.get("compiled", {})
     for kind, (count, size) in compiled.get("collectives", {}).items():
         cells[kind] = f"{gigabytes(size)} ({count})"
-    return cells | {"temporaries": gigabytes(compiled["temporaries"])} if "temporaries" in compiled else cells
+    sizes = {"kept without": case.get("kept without"), "temporaries": compiled.get("temporaries")}
+    return cells | {name: gigabytes(size) for name, size in sizes.items() if size is not None}
 
 
 def smoke():
