@@ -44,6 +44,10 @@ def image_model():
 def steps(make):
     keras.utils.set_random_seed(0)
     model, x, y = make()
+    if keras.distribution.distribution() is not None:
+        # None stays where another model of this process was.
+        meshes = {tuple(v.value.sharding.mesh.shape.values()) for v in model.variables}
+        assert meshes == {keras.distribution.distribution().device_mesh.shape}
     loss = None if make is language_model else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
     model.compile(optimizer, **({} if loss is None else {"loss": loss}))

@@ -88,6 +88,8 @@ None where there is none of `training.layout_map`, and inside of `on_parts`.
 
 `gathered(variable)`: its value as products use it, brought together where the devices of the axis for rows share it.
 
+`off_mesh(x)`: a tensor that lies on no mesh of devices any more; as it is while a program is traced.
+
 Only where `parts()` may be something (jax):
 
 `on_parts(function, tensors, split, results)`: `function(tensors)`, a tuple, on each device's part of a dict of tensors;
@@ -177,6 +179,7 @@ if _BACKEND == "jax":
         exchanged,
         gathered,
         largest,
+        off_mesh,
         on_parts,
         parts,
         splits_models,
@@ -214,7 +217,7 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
-    from keras_jamba._backend.unsplit import gathered, parts, splits_models, why_whole
+    from keras_jamba._backend.unsplit import gathered, off_mesh, parts, splits_models, why_whole
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.captured_on_torch import captured, weights_changed
@@ -254,7 +257,7 @@ elif _BACKEND == "torch":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel, why_whole
-    from keras_jamba._backend.unsplit import gathered, parts, splits_models
+    from keras_jamba._backend.unsplit import gathered, off_mesh, parts, splits_models
     from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(

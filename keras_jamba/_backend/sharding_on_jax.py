@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import keras
+import numpy as np
 from jax.sharding import PartitionSpec
 
 splits_models = True
@@ -54,6 +55,10 @@ def on_parts(function, tensors, split, results):
 def constrained(x, axes):
     sharding = jax.sharding.NamedSharding(parts().mesh, PartitionSpec(*axes))
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def off_mesh(x):
+    return x if isinstance(x, jax.core.Tracer) else jax.numpy.asarray(np.asarray(x))
 
 
 def gathered(variable):

@@ -9,6 +9,10 @@ def parts():
     return None
 
 
+def off_mesh(x):
+    return x
+
+
 def gathered(variable):
     return keras.ops.convert_to_tensor(variable)
 

@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from keras_jamba import _backend
+
 
 def xavier(gain=1.0):
     """Glorot's uniform initializer, its width multiplied by `gain`."""
@@ -24,7 +26,8 @@ class TimeStepBias(keras.initializers.Initializer):
 
     def __call__(self, shape, dtype=None):
         low, high = math.log(self.dt_min), math.log(self.dt_max)
-        step = ops.exp(keras.random.uniform(shape, low, high, dtype="float32"))
+        # Keras' generator stays on the mesh of a process' first distribution, and what it draws lies there.
+        step = ops.exp(_backend.off_mesh(keras.random.uniform(shape, low, high, dtype="float32")))
         # The inverse of softplus, log(exp(step) - 1), without its cancellation.
         return ops.cast(step + ops.log(-ops.expm1(-step)), dtype or "float32")
 
