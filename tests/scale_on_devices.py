@@ -89,7 +89,26 @@ def check_gathered_as_computed():
     assert gathered and all(shape.startswith("bf16") for shape in gathered), gathered
 
 
+def check_channels_stay_apart():
+    """No device gets all channels of a Mamba layer, of tokens or of weights, where blocks are computed again."""
+    rows, length, d = 8, 16, 64
+    with scale_steps.distribution((2, 4), {}).scope():
+        given = dict(mamba_ratio=None, moe_frequency=1, num_experts=16, gradient_checkpointing=True)
+        model = keras_jamba.models.JambaBackbone(d_model=d, num_layers=2, **given, dtype="mixed_bfloat16")
+
+        def loss(trainable, others, x):
+            return (model.stateless_call(trainable, others, x, training=True)[0] ** 2).sum()
+
+        variables = model.trainable_variables, model.non_trainable_variables
+        values = [[v.value for v in each] for each in variables]
+        _, text = compiled(jax.jit(jax.grad(loss)).lower(*values, np.zeros((rows, length, d), "float32")))
+    gathered = [line.split()[2] for line in text.splitlines() if " all-gather(" in line]
+    wide = (f",{2 * d}]", f",{4 * d}]")  # one half or both
+    assert gathered and not any(end in shape for shape in gathered for end in wide), gathered
+
+
 def main():
+    check_channels_stay_apart()
     check_gathered_as_computed()
     check_branches()
     check_training((4, 2), {"fully_sharded": True})
