@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is measured on a machine with a GPU: gpu.sh {check|scan|step|moe|lm} [torch|jax]
+# What is measured on a machine with a GPU: gpu.sh {check|scan|step|moe|lm|sharding} [torch|jax]
 # Peers (mamba-ssm, causal-conv1d, transformers) that are not installed are printed as missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,5 +17,6 @@ case "${1:-}" in
     step) python3 benchmarks/gpu_step.py ;;
     moe) python3 benchmarks/gpu_moe.py ;;
     lm) python3 benchmarks/gpu_lm.py ;;
-    *) echo "Usage: benchmarks/gpu.sh {check|scan|step|moe|lm} [torch|jax]. Received: ${*:-nothing}." >&2; exit 2 ;;
+    sharding) KERAS_BACKEND=jax python3 benchmarks/gpu_sharding.py ;;
+    *) echo "Usage: benchmarks/gpu.sh {check|scan|step|moe|lm|sharding} [torch|jax]. Received: ${*:-nothing}." >&2; exit 2 ;;
 esac

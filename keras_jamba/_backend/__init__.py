@@ -61,7 +61,18 @@ them; the tensors themselves where there is one, or where they are sums already.
 
 `start_trace(folder)`: begins to write the backend's own profile there; returns the function that ends it.
 
-`process_index()`: the number of this process among those that train together.
+`process_index()`, `process_count()`: the number of this process among those that train together, and how many they are.
+
+`of_all_processes(number)`: a list of what all these processes call it with, an integer of 32 bits each; they wait.
+
+`pieces(variable)`: yields `(start, array)` for the pieces of a variable that are this process's to save: where each
+begins along each axis, and a NumPy array, which nothing keeps. Those of all processes make up the variable; where each
+process has a variable of its own, it yields it whole.
+
+`assign_pieces(variable, read)`: gives a variable what `read(index)` returns for the parts that this process's devices
+need, NumPy arrays; `index` has a slice for each axis.
+
+`trains_without_data`: whether a step of `fit` that finds no data left has changed variables by then.
 
 `captured(model, step)`: `step(data)`, the train function that Keras has made for a model, or what does the same faster;
 where a compiler takes whole steps, `step` itself.
@@ -136,6 +147,7 @@ import keras
 from keras.src.backend import AutocastScope
 
 _BACKEND = keras.backend.backend()
+trains_without_data = _BACKEND == "tensorflow"
 
 if _BACKEND == "jax":
     from keras.ops import rms_normalization as rms_norm
@@ -157,8 +169,10 @@ if _BACKEND == "jax":
         matmul_in_float32,
         may_log,
         native,
+        of_all_processes,
         out_of_memory,
         platform,
+        process_count,
         process_index,
         random_states,
         recomputed,
@@ -175,6 +189,7 @@ if _BACKEND == "jax":
     )
     from keras_jamba._backend.parallel_on_jax import DataParallel
     from keras_jamba._backend.sharding_on_jax import (
+        assign_pieces,
         constrained,
         exchanged,
         gathered,
@@ -182,6 +197,7 @@ if _BACKEND == "jax":
         off_mesh,
         on_parts,
         parts,
+        pieces,
         splits_models,
         why_whole,
     )
@@ -202,8 +218,10 @@ elif _BACKEND == "tensorflow":
         matmul_in_float32,
         may_log,
         native,
+        of_all_processes,
         out_of_memory,
         platform,
+        process_count,
         process_index,
         random_states,
         recomputed,
@@ -217,7 +235,7 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
-    from keras_jamba._backend.unsplit import gathered, off_mesh, parts, splits_models, why_whole
+    from keras_jamba._backend.unsplit import assign_pieces, gathered, off_mesh, parts, pieces, splits_models, why_whole
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.captured_on_torch import captured, weights_changed
@@ -239,8 +257,10 @@ elif _BACKEND == "torch":
         matmul_in_float32,
         may_log,
         native,
+        of_all_processes,
         out_of_memory,
         platform,
+        process_count,
         process_index,
         random_states,
         recomputed,
@@ -257,7 +277,7 @@ elif _BACKEND == "torch":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel, why_whole
-    from keras_jamba._backend.unsplit import gathered, off_mesh, parts, splits_models
+    from keras_jamba._backend.unsplit import assign_pieces, gathered, off_mesh, parts, pieces, splits_models
     from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(

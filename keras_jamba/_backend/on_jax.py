@@ -128,5 +128,17 @@ def process_index():
     return jax.process_index()
 
 
+def process_count():
+    return jax.process_count()
+
+
+def of_all_processes(number):
+    if process_count() == 1:
+        return [number]
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.int32(number)).reshape(-1).tolist()
+
+
 def weights_changed(layer):
     pass

@@ -190,3 +190,14 @@ def set_random_states(states):
 
 def process_index():
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def process_count():
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def of_all_processes(number):
+    found = [number] * process_count()
+    if len(found) > 1:
+        torch.distributed.all_gather_object(found, number)
+    return found

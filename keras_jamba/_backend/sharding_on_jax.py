@@ -78,3 +78,24 @@ def exchanged(x, axis):
 
 def largest(x, axis):
     return jax.lax.pmax(x, axis)
+
+
+def pieces(variable):
+    for shard in variable.value.addressable_shards:
+        if shard.replica_id == 0:
+            # What an array of an accelerator was on the host it keeps, and the variable its shards: hence another array
+            # of the same memory.
+            data = jax.make_array_from_single_device_arrays(shard.data.shape, shard.data.sharding, [shard.data])
+            yield tuple(s.start or 0 for s in shard.index), np.asarray(data)
+
+
+def assign_pieces(variable, read):
+    value, found = variable.value, {}
+
+    def part(index):
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in found:
+            found[key] = read(index).astype(value.dtype, copy=False)
+        return found[key]
+
+    variable.assign(jax.make_array_from_callback(value.shape, value.sharding, part))

@@ -23,3 +23,12 @@ def why_whole(model):
         return None
     backend = keras.backend.backend()
     return f"a {type(distribution).__name__} is active, at which Keras does not look on {backend}, only on JAX"
+
+
+def pieces(variable):
+    x = keras.ops.convert_to_numpy(variable)
+    yield (0,) * x.ndim, x
+
+
+def assign_pieces(variable, read):
+    variable.assign(read((slice(None),) * len(variable.shape)))

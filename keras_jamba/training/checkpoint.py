@@ -1,7 +1,9 @@
 """Saving a training every so many steps, and going on from the last save in the middle of an epoch."""
 
+import itertools
 import logging
 import random
+import secrets
 import warnings
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
-from keras_jamba.training import _snapshots
+from keras_jamba.training import _saves, _snapshots
 
 _logger = logging.getLogger("keras_jamba")
 
@@ -27,8 +29,15 @@ class Checkpoint(keras.callbacks.Callback):
     optimizer's with its step, on which the schedule depends, the metrics' so far, the place in the data, and the
     states of the global random generators of Python, NumPy and PyTorch. What other callbacks remember is theirs. A
     save appears whole or not at all: it is written beside its place, flushed to the disk and renamed. Weights that are
-    not finite are not saved. Where processes train together each has a folder of its own in `folder`, and all go on
-    from the last save that all have.
+    not finite are not saved.
+
+    Where processes train together each has a folder of its own in `folder`, which all must see, and writes the pieces
+    of variables that its devices have, one after the other; a save that not all have written does not count. Pieces
+    are put together for any other mesh, number of devices and number of processes: weights and the optimizer go on as
+    they were, and so does the place in the data, whose batches have the same examples for any `Batches(shard=)` of
+    the same `batch_size`. What belongs to one process, the states of Python's, NumPy's and PyTorch's generators, comes
+    back only where as many processes go on; other numbers begin with what the program has seeded. Metrics of the
+    epoch, and weights like batch norm's that differ among processes of PyTorch, are then those of process 0.
 
     Args:
         folder: where saves are kept, `step_00001200` and so on.
@@ -40,7 +49,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     Raises:
         ValueError: for arguments out of range; in `fit`, for a model that is not built, not the one that was saved, or
-            further than what was saved; for other data; and for a save that was damaged later.
+            further than what was saved; for other data, a `batch_size` for another number of processes included; for a
+            save that was damaged later; and where processes see different saves.
 
     Example:
         >>> batches = keras_jamba.training.Batches((images, labels), batch_size=64)
@@ -58,9 +68,10 @@ class Checkpoint(keras.callbacks.Callback):
                 f"Received: data={type(data).__name__}. Pass a keras_jamba.training.Batches, and fit on it."
             )
         self.data, self.every, self.keep = data, every, keep
-        index, count = data.shard
-        self.folders = [Path(folder) / f"process_{i}" for i in range(count)] if count > 1 else [Path(folder)]
-        self.folder = self.folders[index]
+        self.folder = Path(folder)
+        # Models are split among processes that may all read the same batches.
+        told = (_backend.process_index(), _backend.process_count())
+        self._index, self._count = told if told[1] > 1 else data.shard
         self._quiet = None
         self._begin(epoch=0, step_in_epoch=0)
 
@@ -89,9 +100,17 @@ class Checkpoint(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
         self._begin(epoch=0, step_in_epoch=0)
         self._saved_as_stopped = False
-        shared = set.intersection(*(set(_snapshots.steps(folder)) for folder in self.folders))
-        if shared:
-            self._load(max(shared))
+        # Pieces of two runs that come to the same step are not mixed.
+        self._run = _backend.of_all_processes(secrets.randbelow(2**31))[0] if _backend.process_count() > 1 else 0
+        step, processes = _saves.last(self.folder, self._count) or (-1, 0)
+        seen = _backend.of_all_processes(step)
+        if len(set(seen)) > 1:
+            raise ValueError(
+                "Processes that train together must see the same saves. Received: the steps "
+                f"{seen} as the last ones in {str(self.folder)!r}, -1 for none. Give it a disk that all share."
+            )
+        if processes:
+            self._load(step, _saves.folders(self.folder, processes))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.model._initial_epoch = None  # Keras would keep it for the next fit
@@ -100,7 +119,9 @@ class Checkpoint(keras.callbacks.Callback):
         self.data.begin_epoch(epoch, self._skipped)
         self._done = self._skipped
         if self._skipped:
-            self._assign(self.model.metrics_variables, self._metrics)
+            for variable, saved in zip(self.model.metrics_variables, self._metrics, strict=True):
+                _backend.assign_pieces(variable, saved.read)
+            self._metrics = None  # keeps a file open, whose room on the disk would not be free when it is removed
             # The rest of an epoch is shorter than Keras was told.
             self._quiet = warnings.catch_warnings()
             self._quiet.__enter__()
@@ -120,7 +141,7 @@ class Checkpoint(keras.callbacks.Callback):
                 self._save()
             return
         self._generators = _backend.random_states()
-        if self._skipped:
+        if self._skipped and _backend.trains_without_data:
             self._held = list(map(_copies, self._variables()))
 
     def on_test_begin(self, logs=None):
@@ -176,27 +197,34 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save(self):
         variables, metrics = self._variables()
-        arrays = [keras.ops.convert_to_numpy(variable) for variable in (*variables, *metrics)]
-        if not all(np.isfinite(x.astype("float32")).all() for x in arrays[: len(self.model.trainable_variables)]):
+        # All processes write, or none.
+        if not all(_backend.of_all_processes(all(map(_is_finite, self.model.trainable_variables)))):
             _logger.warning("Checkpoint keeps the save before: the weights are not finite.")
             return
         step = self._last = self._step(self._done)
         self._saved_as_stopped = bool(self.model.stop_training)
+        variables += metrics
         state = {
+            "processes": self._count,
+            "run": self._run,
             "epoch": self._epoch,
             "step_in_epoch": self._done,
             "stopped": self._saved_as_stopped,
             "data": self._data_signature(),
-            "variables": len(arrays),
+            "variables": len(variables),
             "python": random.getstate(),
             "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         }
-        generators = self._generators or _backend.random_states()
-        _snapshots.write(self.folder, step, [*arrays, *generators], state, self.keep)
+        arrays = ((variable.shape, _backend.pieces(variable)) for variable in variables)
+        generators = map(_snapshots.whole, self._generators or _backend.random_states())
+        place = _saves.folders(self.folder, self._count)[self._index]
+        _snapshots.write(place, step, itertools.chain(arrays, generators), state)
+        _backend.of_all_processes(step)  # the save before stays until all have written this one
+        _saves.remove_old(self.folder, self._count, self._index, step, self.keep)
 
-    def _load(self, step):
-        arrays, state = _snapshots.read(self.folder, step)
-        arrays, generators = arrays[: state["variables"]], arrays[state["variables"] :]
+    def _load(self, step, places):
+        self._check_as_written(step, places)
+        arrays, generators, state = _saves.read(places, step, self._index)
         variables, metrics = self._variables()
         if len(variables) + len(metrics) < len(arrays):
             # On TensorFlow metrics have no variables before the first step.
@@ -205,13 +233,38 @@ class Checkpoint(keras.callbacks.Callback):
             variables, metrics = self._variables()
         self._check(arrays, [*variables, *metrics], state)
         self._check_not_further(variables, arrays, step)
-        self._assign(variables, arrays[: len(variables)])
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
-        np.random.set_state(tuple(state["numpy"]))
-        self._begin(state["epoch"], state["step_in_epoch"], arrays[len(variables) :], generators)
+        for variable, saved in zip(variables, arrays[: len(variables)], strict=True):
+            _backend.assign_pieces(variable, saved.read)
+        same = len(places) == self._count
+        self._begin(
+            state["epoch"],
+            state["step_in_epoch"],
+            arrays[len(variables) :] if state["step_in_epoch"] else None,
+            [saved.read() for saved in generators] if same else None,
+        )
+        if same:
+            version, internal, gauss = state["python"]
+            random.setstate((version, tuple(internal), gauss))
+            np.random.set_state(tuple(state["numpy"]))
+        else:
+            _logger.warning(
+                "Checkpoint: a save of %d process(es) goes on in %d. Random generators are as the program has seeded "
+                "them; what each process had of its own, metrics of this epoch, is that of process 0.",
+                len(places),
+                self._count,
+            )
         # As Keras' own BackupAndRestore has it.
         self.model._initial_epoch = self.params["epochs"] if state["stopped"] else state["epoch"]
+
+    def _check_as_written(self, step, places):
+        """Each process reads its share of the files, and all know before any of them has loaded anything."""
+        found = _saves.damaged(places[_backend.process_index() :: _backend.process_count()], step)
+        if any(_backend.of_all_processes(found is not None)):
+            raise ValueError(
+                "A save must be as it was written, by its sha256. Received: "
+                f"step {step}, which is not, in {str(found or self.folder)!r}. Remove it: the one before it, if there "
+                "is one, is taken then."
+            )
 
     def _check(self, arrays, variables, state):
         have = [tuple(variable.shape) for variable in variables]
@@ -229,14 +282,15 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(
                 "A training goes on with the data that it was saved with. Received: "
                 f"{self._data_signature()} where {state['data']} was saved in {str(self.folder)!r}. "
-                "Make the batches as they were, or save into another folder."
+                "Make the batches as they were, or save into another folder; batch_size, that of all processes "
+                "together, is the same for any number of them."
             )
 
     def _check_not_further(self, variables, arrays, step):
         """Training between two fits with a checkpoint would be lost without a word."""
         iterations = self.model.optimizer._iterations
         place = next(i for i, variable in enumerate(variables) if variable is iterations)
-        if int(keras.ops.convert_to_numpy(iterations)) > int(arrays[place]):
+        if int(keras.ops.convert_to_numpy(iterations)) > int(arrays[place].read()):
             raise ValueError(
                 "A save is loaded into a model that has not gone further. Received: a model after "
                 f"{int(keras.ops.convert_to_numpy(iterations))} steps, and step {step} in {str(self.folder)!r}. "
@@ -251,6 +305,10 @@ class Checkpoint(keras.callbacks.Callback):
     def _assign(variables, arrays):
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
+
+
+def _is_finite(variable):
+    return all(np.isfinite(piece).all() for _, piece in _backend.pieces(variable))
 
 
 def _copies(variables):

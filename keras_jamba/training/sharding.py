@@ -52,6 +52,10 @@ def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
     and the optimizer's variables: each device holds one part in as many as there are devices, and has a matrix from the
     others when its block is computed. For models whose training state one row of the mesh could not hold.
 
+    In several processes `keras.distribution.initialize` comes first, `ModelParallel` takes `auto_shard_dataset=False`,
+    and `Batches` as `shard` the rows that the devices of this process have: all, (0, 1), where each process has some of
+    all parts of a batch.
+
     Args:
         mesh: a `keras.distribution.DeviceMesh` with two axes, whatever their names. The sizes that are split must be
             multiples of the second; `d_model`, with `fully_sharded`, of the first.

@@ -3,7 +3,7 @@
     python parallel_run.py OUTPUT MODEL REPLICAS
 
 MODEL is backbone, a sequence model without batch norm, or images, DHCJamba with experts. Each process writes its loss
-and all weights to a file of its own in OUTPUT.
+and all weights to a file of its own in OUTPUT, and the training is saved in OUTPUT/saves.
 """
 
 import contextlib
@@ -57,7 +57,9 @@ def main(output, which, replicas):
         rng = np.random.default_rng(0)
         data = rng.random((STEPS * BATCH, *model.input_shape[1:]), "float32"), rng.integers(0, 3, STEPS * BATCH)
         shard = parallel.shard if parallel else (0, 1)
-        losses = model.fit(training.Batches(data, BATCH, shard=shard), epochs=1, verbose=0).history["loss"]
+        batches = training.Batches(data, BATCH, shard=shard)
+        saves = training.Checkpoint(Path(output) / "saves", batches)
+        losses = model.fit(batches, epochs=1, verbose=0, callbacks=[saves]).history["loss"]
     norm = keras.ops.convert_to_numpy(model.optimizer.gradient_norm)
     count = parallel.replicas if parallel else 1
     weights = map(keras.ops.convert_to_numpy, model.weights)

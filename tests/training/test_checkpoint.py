@@ -1,10 +1,14 @@
 """Resuming: what is killed goes on in the middle of an epoch and ends as if nothing had happened."""
 
+import hashlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import keras
@@ -13,8 +17,8 @@ import pytest
 import tiny_run
 from checks import once
 
-from keras_jamba import training
-from keras_jamba.training import _snapshots
+from keras_jamba import _backend, training
+from keras_jamba.training import _saves, _snapshots
 
 BACKEND = keras.backend.backend()
 SCRIPT = Path(__file__).parent / "tiny_run.py"
@@ -64,7 +68,9 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbro
 def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
     program = (
         "import numpy as np; from keras_jamba.training import _snapshots\n"
-        f"for i in range(10**6): _snapshots.write({str(tmp_path)!r}, i, [np.full(10**5, i)], {{'step': i}}, keep=2)"
+        f"for i in range(10**6):\n"
+        f"  _snapshots.write({str(tmp_path)!r}, i, [_snapshots.whole(np.full(10**5, i))], {{'step': i}})\n"
+        f"  _snapshots.remove_before({str(tmp_path)!r}, i - 1)"
     )
     rng = np.random.default_rng(0)
     environment = os.environ | {"KERAS_BACKEND": BACKEND}
@@ -78,17 +84,67 @@ def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
         process.wait()
         for step in _snapshots.steps(tmp_path):
             arrays, state = _snapshots.read(tmp_path, step)
-            assert state["step"] == step and (arrays[0] == step).all()
+            assert _snapshots.is_as_written(tmp_path, step)
+            assert state["step"] == step and (arrays[0].read() == step).all()
 
 
 def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
     import ml_dtypes
 
     arrays = [np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), np.array(7, "int64"), np.zeros((0, 2), "float32")]
-    _snapshots.write(tmp_path, 1, arrays, {}, keep=1)
+    _snapshots.write(tmp_path, 1, map(_snapshots.whole, arrays), {})
     found, _ = _snapshots.read(tmp_path, 1)
-    for a, e in zip(found, arrays, strict=True):
+    for saved, e in zip(found, arrays, strict=True):
+        a = saved.read()
         assert a.dtype == e.dtype and a.shape == e.shape and (a == e).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "uint8", "int32", "bool"])
+def test_a_variable_comes_back_from_its_pieces_whatever_its_dtype(tmp_path, dtype):
+    make = lambda x: keras.Variable(keras.ops.cast(x, dtype), dtype=dtype, trainable=False)  # noqa: E731
+    variable, other = make(np.arange(6).reshape(2, 3)), make(np.zeros((2, 3)))
+    _snapshots.write(tmp_path, 1, [(variable.shape, _backend.pieces(variable))], {})
+    (saved,), _ = _snapshots.read(tmp_path, 1)
+    assert saved.read().dtype.name == dtype
+    _backend.assign_pieces(other, saved.read)
+    np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(v) for v in (other, variable)))
+
+
+@once
+def test_a_part_of_an_array_is_put_together_from_its_pieces(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.random((6, 5, 4), "float32")
+    places = [(slice(a, b), slice(c, d), slice(None)) for a, b in ((0, 2), (2, 6)) for c, d in ((0, 3), (3, 5))]
+    for i, own in enumerate((places[:3], places[3:])):
+        pieces = [(tuple(s.start or 0 for s in place), x[place]) for place in own]
+        _snapshots.write(tmp_path / f"process_{i}", 1, [(x.shape, pieces)], {"variables": 1, "processes": 2})
+    assert _saves.last(tmp_path, 1) == (1, 2)
+    folders = _saves.folders(tmp_path, 2)
+    ((saved,), _, _) = _saves.read(folders, 1, index=0)
+    np.testing.assert_array_equal(saved.read(), x)
+    for _ in range(50):
+        bounds = [sorted(rng.choice(n + 1, 2, replace=False)) for n in x.shape]
+        index = tuple(slice(int(a), int(b)) for a, b in bounds)
+        np.testing.assert_array_equal(saved.read(index), x[index])
+    with pytest.raises(ValueError, match="must make up all of it. Received: step 1.*variable 0.*Remove this step"):
+        _saves.read(folders[:1], 1, index=0)
+
+
+@once
+def test_neither_writing_nor_reading_holds_more_than_two_pieces(tmp_path):
+    size = 2**18
+    pieces = lambda: (((i * size,), np.full(size, i, "float32")) for i in range(16))  # noqa: E731
+    tracemalloc.start()
+    try:
+        _snapshots.write(tmp_path, 1, [((16 * size,), pieces())], {})
+        assert size * 4 < tracemalloc.get_traced_memory()[1] < 3 * size * 4
+        tracemalloc.reset_peak()
+        (saved,), _ = _snapshots.read(tmp_path, 1)
+        parts = (saved.read((slice(i * size, (i + 1) * size),)) for i in range(16))
+        assert all((part == i).all() for i, part in enumerate(parts))
+        assert tracemalloc.get_traced_memory()[1] < 3 * size * 4
+    finally:
+        tracemalloc.stop()
 
 
 def perceptron():
@@ -149,15 +205,58 @@ def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
         fit(tmp_path / "first", model=model)
 
 
-def test_weights_that_are_not_finite_do_not_take_the_place_of_a_save(tmp_path, caplog):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_weights_that_are_not_finite_do_not_take_the_place_of_a_save(tmp_path, caplog, monkeypatch, elsewhere):
     model = fit(tmp_path, every=5, epochs=1)
     assert _snapshots.steps(tmp_path) == [10, 11]
-    model.trainable_variables[0].assign(model.trainable_variables[0] * np.nan)
+    if elsewhere:  # in what another process has
+        monkeypatch.setattr(_backend, "of_all_processes", lambda number: [number, False])
+    else:
+        model.trainable_variables[0].assign(model.trainable_variables[0] * np.nan)
     checkpoint = training.Checkpoint(tmp_path, tiny_run.batches())
     checkpoint.set_model(model)
     checkpoint._done = 7
     checkpoint._save()
     assert _snapshots.steps(tmp_path) == [10, 11] and "not finite" in caplog.text
+
+
+def test_halves_of_two_runs_are_no_save(tmp_path, caplog):
+    for index, run in enumerate((3, 4)):
+        _snapshots.write(tmp_path / f"process_{index}", 7, [], {"processes": 2, "run": run})
+    assert _saves.last(tmp_path, 2) is None and "begins anew" in caplog.text
+
+
+def test_processes_that_see_different_saves_say_so(tmp_path, monkeypatch):
+    fit(tmp_path)
+    monkeypatch.setattr(_backend, "of_all_processes", lambda number: [number, -1])
+    with pytest.raises(
+        ValueError, match=r"must see the same saves. Received: the steps \[11, -1\].*disk that all share"
+    ):
+        fit(tmp_path)
+
+
+def test_a_save_of_two_processes_goes_on_in_one_in_the_middle_of_an_epoch(tmp_path, caplog):
+    for i in range(2):
+        fit(tmp_path, data=tiny_run.batches(shard=(i, 2)), every=4, callbacks=[Stops(5)])
+        shutil.rmtree(_snapshots.place_of(tmp_path / f"process_{i}", 6))  # where it was stopped
+    model = fit(tmp_path, after=[Stops(0)])
+    assert steps_of(model) == 5 and "save of 2 process(es) goes on in 1" in caplog.text
+    assert [len(_snapshots.steps(place)) for place in (tmp_path, tmp_path / "process_0")] == [1, 1]
+
+
+@once
+def test_a_save_of_format_1_is_read(tmp_path):
+    arrays = [np.arange(6, dtype="float32").reshape(2, 3), np.array(7, "int32")]
+    place = tmp_path / "step_00000003"
+    place.mkdir()
+    np.savez(place / "arrays.npz", *(x.reshape(-1).view("uint8") for x in arrays))
+    sha256 = hashlib.sha256((place / "arrays.npz").read_bytes()).hexdigest()
+    specs = [[list(x.shape), x.dtype.name] for x in arrays]
+    (place / "state.json").write_text(json.dumps({"format": 1, "sha256": sha256, "arrays": specs, "variables": 1}))
+    assert _saves.last(tmp_path, 1) == (3, 1) and _saves.damaged([tmp_path], 3) is None
+    (variable,), (own,), _ = _saves.read([tmp_path], 3, index=0)
+    np.testing.assert_array_equal(variable.read(), arrays[0])
+    np.testing.assert_array_equal(own.read(), arrays[1])
 
 
 def test_processes_that_train_together_go_on_from_the_last_save_that_all_have(tmp_path):

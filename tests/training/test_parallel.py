@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from keras_jamba import training
+from keras_jamba.training import _saves
 
 BACKEND = keras.backend.backend()
 SCRIPT = Path(__file__).parent / "parallel_run.py"
@@ -28,7 +29,7 @@ def run(output, which, replicas):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ends = []
-    for path in sorted(output.iterdir()):
+    for path in sorted(output.glob("*.npz")):
         with np.load(path) as file:
             ends.append([file[f"arr_{i}"] for i in range(len(file.files))])
     return ends
@@ -41,6 +42,8 @@ def test_losses_norms_and_weights_are_those_of_one_device(tmp_path, which):
     ends = run(tmp_path / "many", which, REPLICAS)
     # On PyTorch each process logs the loss of its part.
     assert len(ends) == (REPLICAS if BACKEND == "torch" else 1)
+    step, processes = _saves.last(tmp_path / "many" / "saves", 1)
+    assert step == 4 and processes == len(ends)
     np.testing.assert_allclose(np.mean([end[0] for end in ends], axis=0), losses, atol=1e-5)
     # The clipping is tested too: the gradient is longer than the 0.1 that it is clipped to.
     assert count == 1 and norm > 0.1

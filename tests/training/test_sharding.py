@@ -1,8 +1,11 @@
 """Models split among devices: what JAX does, in a process with 8 of them, and what the other backends say."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,19 +15,70 @@ import pytest
 
 import keras_jamba
 from keras_jamba import training
+from keras_jamba.training import _saves, _snapshots
 
 BACKEND = keras.backend.backend()
 
 
+def start(script, *arguments, devices=8):
+    """A script of the tests in a process with so many devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, Path(__file__).parent.parent / script, *map(str, arguments)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags}, **pipes)
+
+
+def assert_all_are_equal(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    assert "all are equal" in out
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
 def test_models_split_among_devices_take_the_steps_of_one():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    script = Path(__file__).parent.parent / "sharded_models.py"
-    done = subprocess.run(
-        [sys.executable, script], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all are equal" in done.stdout
+    assert_all_are_equal(start("sharded_models.py"))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
+def test_split_models_go_on_from_their_saves_on_any_mesh_and_have_the_presets_of_others(tmp_path):
+    assert_all_are_equal(start("sharded_saving.py", tmp_path))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
+def test_a_save_of_a_split_model_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        process = start("sharded_saving.py", tmp_path, "forever")
+        before = max(_snapshots.steps(tmp_path), default=0)
+        while process.poll() is None and max(_snapshots.steps(tmp_path), default=0) <= before + 1:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        out, err = process.communicate()
+        step, processes = _saves.last(tmp_path, 1)
+        assert processes == 1 and step > before + 1, out + err
+        assert _saves.damaged([tmp_path], step) is None
+        arrays = [array.read() for array in _saves.read([tmp_path], step, 0)[0]]
+        assert all((array == step).all() for array in arrays if array.dtype == "float32")
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
+def test_a_model_split_among_processes_goes_on_in_them_or_in_one_from_what_all_have_written(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    first, second = (start("processes_saving.py", tmp_path, i, port, devices=4) for i in range(2))
+    try:
+        out, err = second.communicate(timeout=400)
+    finally:
+        for process in (first, second):  # the first waits for the other
+            process.kill()
+            process.communicate()
+    assert second.returncode == -signal.SIGKILL and "all are equal" in out, out + err
+    # Of step 8 there is one half.
+    assert [max(_snapshots.steps(place)) for place in _saves.folders(tmp_path / "saves", 2)] == [8, 7]
+    assert _saves.last(tmp_path / "saves", 1) == (7, 2)
+    assert_all_are_equal(start("processes_saving.py", tmp_path))
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX can")

@@ -1,4 +1,4 @@
-"""Experts of several devices: each device has some of them, tokens go to those that they chose and come back.
+"""Experts of several devices: each device has some of them, tokens go to those that they chose and come back; or all.
 
 A token goes to a device once, however many of its experts are there, and what these make of it comes back as one sum.
 Devices send each other as many rows, room for some more than an even routing needs. Where a routing needs more, which
@@ -19,12 +19,12 @@ SLACK = 1.5
 
 
 def devices(tokens, experts):
-    """How many devices share the experts, and how many tokens each has; None where they cannot be shared."""
+    """How many devices share the experts, and how many tokens each has; None where neither can be shared."""
     parts = _backend.parts()
     if parts is None or not isinstance(tokens, int) or not divides(parts.count(parts.model), experts):
         return None
     across, count = parts.count(parts.batch) * parts.count(parts.model), parts.count(parts.model)
-    return (count, -(-tokens // across)) if count > 1 else None
+    return (count, -(-tokens // across)) if across > 1 else None
 
 
 def room_for(tokens, per_token, count):
@@ -44,6 +44,8 @@ def run(mixture, tokens, weights, indices, banks):
     room = room_for(own, indices.shape[1], count)
 
     def on_a_device(given):
+        if count == 1:
+            return (mixture(**given),)
         tokens, weights, indices = (given[name] for name in ("tokens", "weights", "indices"))
         device = indices // local
         # (s, devices): whether a token goes there, and as which row.

@@ -1,0 +1,186 @@
+"""Trainings of models split among 8 devices are saved in pieces and go on on other meshes; presets of split models.
+
+python sharded_saving.py FOLDER            all of it, ends with "all are equal"
+python sharded_saving.py FOLDER forever    saves a split model, filled with the number of the step, until it is killed
+"""
+
+import contextlib
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import keras
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from sharded_models import WIDE, distribution
+
+import keras_jamba
+from keras_jamba import training
+from keras_jamba.training import _snapshots
+
+EPOCHS, STEPS, BREAKS = 2, 4, 6  # the training breaks in the middle of its last epoch
+TOKENS = np.random.default_rng(0).integers(0, 64, (8 * STEPS, 9)).astype("int32")
+
+
+class Broken(Exception):
+    pass
+
+
+class Breaks(keras.callbacks.Callback):
+    """After a step, when the checkpoint before it in the list has saved."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(np.asarray(self.model.optimizer.iterations.value)) == self.step:
+            raise Broken
+
+
+class Begins(keras.callbacks.Callback):
+    """What a training begins with, when the checkpoint before it in the list has loaded."""
+
+    def on_train_begin(self, logs=None):
+        self.state, self.logits = state(self.model), logits(self.model)
+
+
+def model(seed=0):
+    keras.utils.set_random_seed(seed)
+    made = keras_jamba.JambaCausalLM(vocab_size=64, dropout=0.1, **WIDE | dict(num_layers=2, d_ff=32))
+    made.compile(training.optimizer(made, EPOCHS * STEPS, learning_rate=1e-3))
+    return made
+
+
+def whole(x):
+    return np.asarray(x) if x.is_fully_addressable else process_allgather(x, tiled=True)
+
+
+def variables(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+def state(model):
+    return [whole(v.value) for v in variables(model)]
+
+
+def logits(model):
+    call = jax.jit(lambda *values: model.stateless_call(*values, TOKENS[:8, :-1], training=False)[0])
+    return whole(
+        call(*([v.value for v in some] for some in (model.trainable_variables, model.non_trainable_variables)))
+    )
+
+
+def fit(folder, seed=0, breaks=None, every=1):
+    """`(model, begins)`: a model trained from the last save on, another one before, and what it began with."""
+    made, begins = model(seed), Begins()
+    batches = training.Batches((TOKENS[:, :-1], TOKENS[:, 1:]), 8)
+    callbacks = [training.Checkpoint(folder, batches, every=every), begins]
+    with contextlib.suppress(Broken):
+        made.fit(batches, epochs=EPOCHS, verbose=0, callbacks=callbacks + ([Breaks(breaks)] if breaks else []))
+    return made, begins
+
+
+def assert_equal(found, expected):
+    for a, e in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+def check_each_part_is_saved_once(folder, model):
+    arrays, _ = _snapshots.read(folder, BREAKS)
+    split = 0
+    for array, variable in zip(arrays, variables(model), strict=False):
+        parts = {str(shard.index) for shard in variable.value.addressable_shards}
+        assert len(array.pieces) == len(parts), variable.path
+        assert sum(piece.size for _, piece in array.pieces) == variable.value.size
+        split += len(parts) > 1
+    assert split > 30
+
+
+@contextlib.contextmanager
+def reads():
+    """A list of how many numbers each reading of a part of an array takes."""
+    read, sizes = _snapshots.Saved.read, []
+
+    def watched(saved, index=None):
+        part = read(saved, index)
+        sizes.append(part.size)
+        return part
+
+    _snapshots.Saved.read = watched
+    try:
+        yield sizes
+    finally:
+        _snapshots.Saved.read = read
+
+
+def check_training_goes_on(folder):
+    with distribution((2, 4)).scope():
+        unbroken = state(fit(folder / "unbroken", every=100)[0])
+        broken, _ = fit(folder / "broken", breaks=BREAKS)
+        expected, expected_logits = state(broken), logits(broken)
+        check_each_part_is_saved_once(folder / "broken", broken)
+    scopes = {"(2, 4)": distribution((2, 4)).scope(), "(4, 2)": distribution((4, 2)).scope()}
+    for name, scope in (scopes | {"one device": contextlib.nullcontext()}).items():
+        shutil.copytree(folder / "broken", folder / name)
+        with scope, reads() as sizes:
+            found, begins = fit(folder / name, seed=1)
+        end = state(found)
+        worst = max(np.abs(np.float64(a) - e).max() for a, e in zip(end, unbroken, strict=True))
+        print(name, np.abs(begins.logits - expected_logits).max(), worst, flush=True)
+        largest = max(v.value.addressable_shards[0].data.size for v in variables(found))
+        assert max(sizes) == largest
+        assert_equal(begins.state, expected)
+        np.testing.assert_allclose(begins.logits, expected_logits, atol=1e-6)
+        assert worst == 0 if name == "(2, 4)" else worst < 1e-4
+
+
+def weights(model):
+    return [whole(v.value) for v in model.weights]
+
+
+def check_presets(folder):
+    """What is written of a split model is what is written of another, and either is read into either."""
+    make, plain = keras_jamba.JambaCausalLM.from_preset, model()
+    plain.save_to_preset(folder / "plain")
+    plain.export_to_transformers(folder / "plain_exported")
+    with distribution((2, 4)).scope():
+        split = make(folder / "plain")
+        assert any(not v.value.is_fully_replicated for v in split.variables)
+        assert_equal(weights(split), weights(plain))
+        np.testing.assert_allclose(logits(split), logits(plain), atol=1e-6)
+        assert_equal(weights(make(folder / "plain_exported")), weights(plain))
+        split.save_to_preset(folder / "split")
+        split.export_to_transformers(folder / "split_exported")
+    assert_equal(weights(make(folder / "split")), weights(plain))
+    one, other = ((folder / name / "model.safetensors").read_bytes() for name in ("plain_exported", "split_exported"))
+    assert one == other
+
+
+def save_forever(folder):
+    with distribution((2, 4)).scope():
+        saved = model()
+        saved.optimizer.build(saved.trainable_variables)
+        checkpoint = training.Checkpoint(folder, training.Batches((TOKENS[:, :-1], TOKENS[:, 1:]), 8))
+        checkpoint.set_model(saved)
+        checkpoint.set_params({"epochs": EPOCHS})
+        checkpoint.on_train_begin()
+        for step in range(checkpoint._last + 1, 10**6):
+            for variable in (*variables(saved), *saved.metrics_variables):
+                if variable.dtype == "float32":
+                    variable.assign(np.full(variable.shape, step, "float32"))
+            checkpoint._epoch, checkpoint._done = divmod(step, STEPS)
+            checkpoint._save()
+
+
+def main(folder, forever=None):
+    if forever:
+        save_forever(folder)
+    check_training_goes_on(Path(folder))
+    check_presets(Path(folder))
+    print("all are equal")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
