@@ -155,7 +155,8 @@ def in_a_process(case):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, __file__, "--case", json.dumps(case)],
-        env=os.environ | {"XLA_FLAGS": flags},
+        # What comes from a cache was not compiled, and wrote nothing down.
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"},
         capture_output=True,
         text=True,
     )
