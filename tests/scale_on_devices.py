@@ -112,7 +112,6 @@ def main():
     check_gathered_as_computed()
     check_branches()
     check_training((4, 2), {"fully_sharded": True})
-    check_training((2, 4), {"fully_sharded": True, "sequence_parallel": True})
     check_decoding((2, 4))
     one, two = {"a": (1, 10)}, {"a": (3, 14), "b": (1, 1)}
     assert scale.extrapolated(one, two, 4) == {"a": [7, 22], "b": [3, 3]}
