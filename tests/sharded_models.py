@@ -78,6 +78,19 @@ def check_what_travels_to_experts():
     assert collectives(compiled.as_text())["all-to-all"][1] == expected
 
 
+def check_few_tokens_fetch_no_experts():
+    """Of fewer tokens than devices none gets a bank of another device."""
+    given = np.ones((3, 16), "float32"), np.ones((3, 2), "float32"), np.tile([3, 2], (3, 1)).astype("int32")
+    split = distribution((2, 4))
+    layout = keras.distribution.TensorLayout(("model", None, None), split.device_mesh)
+    with split.scope():
+        for shape in ((8, 16, 24), (8, 24, 16), (8, 16, 24)):
+            given += (keras.distribution.distribute_tensor(np.ones(shape, "float32"), layout),)
+        compiled = jax.jit(lambda *given: expert_mlp(*given)).lower(*given).compile()
+    bank = 4 * 8 * 16 * 24
+    assert sum(size for _, size in collectives(compiled.as_text()).values()) < bank
+
+
 def check_any_routing(tokens):
     """All tokens to the same experts: more than there is room for, if there are many."""
     rng = np.random.default_rng(0)
@@ -103,6 +116,8 @@ def main():
     check_what_travels_to_experts()
     check_any_routing(64)
     check_any_routing(8)  # as many as a step of decoding has
+    check_any_routing(3)
+    check_few_tokens_fetch_no_experts()
     for make in (language_model, image_model):
         losses, weights, model, _ = steps(make)
         tokens = greedy(model) if make is language_model else None

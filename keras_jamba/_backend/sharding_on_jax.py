@@ -66,7 +66,10 @@ def gathered(variable):
     if layouts is None:
         return keras.ops.convert_to_tensor(variable)
     layout = layouts[variable.path]
-    return constrained(keras.ops.convert_to_tensor(variable), layout.axes if layout else ())
+    # First as it is stored, or XLA would fetch the parts before they are rounded to what is computed with.
+    stored = keras.distribution.distribution().get_variable_layout(variable)
+    x = constrained(keras.ops.convert_to_tensor(variable), stored.axes)
+    return constrained(x, layout.axes if layout else ())
 
 
 def exchanged(x, axis):

@@ -10,7 +10,7 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks
-from keras_jamba.ops._sharding import by_tokens, check_parts
+from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
 from keras_jamba.ops._tokens import NO_DOCUMENT, documents_at_the_ends
 
 
@@ -71,7 +71,8 @@ class GatedMixer(Holder, keras.layers.Layer):
         state = document = None
         if return_state or initial_state is not None:
             state, document = self._before(inputs, initial_state, mask, segment_ids)
-        x, z = ops.split(self.in_proj(inputs), 2, axis=-1)
+        # Each half goes to all devices, forward and backward: told so, XLA fetches no more than that.
+        x, z = (by_channels(half) for half in ops.split(by_channels(self.in_proj(inputs)), 2, axis=-1))
         forward, *backward = self._directions()
         given = dict(mask=mask, segment_ids=segment_ids)
         wanted = dict(return_state=return_state, return_trail=return_trail)

@@ -51,6 +51,12 @@ def by_heads(x):
     return _split(x, parts, axis=2) if parts and parts.sequence else x
 
 
+def by_channels(x):
+    """`x (b, t, e)`, the channels split among devices where the distribution does not split tokens."""
+    parts = _backend.parts()
+    return x if parts is None or parts.sequence else _split(x, parts, axis=2)
+
+
 def before_heads(x, count):
     """`x (b, t, h * c)`, with no head in parts of it where the devices that share them are not as many or fewer."""
     parts = _backend.parts()

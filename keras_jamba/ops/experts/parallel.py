@@ -3,7 +3,8 @@
 A token goes to a device once, however many of its experts are there, and what these make of it comes back as one sum.
 Devices send each other as many rows, room for some more than an even routing needs. Where a routing needs more, which
 all devices find out together, there is room for all tokens: none is dropped, and nothing depends on the room but the
-time.
+time. Tokens that are no multiple of the devices, as in a step of decoding, are filled up with ones that go nowhere:
+otherwise every device would fetch the experts of all.
 """
 
 import math
@@ -20,10 +21,10 @@ SLACK = 1.5
 def devices(tokens, experts):
     """How many devices share the experts, and how many tokens each has; None where neither can be shared."""
     parts = _backend.parts()
-    if parts is None or not divides(parts.count(parts.model), experts):
+    if parts is None or not isinstance(tokens, int) or not divides(parts.count(parts.model), experts):
         return None
     across, count = parts.count(parts.batch) * parts.count(parts.model), parts.count(parts.model)
-    return (count, tokens // across) if divides(across, tokens) and across > 1 else None
+    return (count, -(-tokens // across)) if across > 1 else None
 
 
 def room_for(tokens, per_token, count):
@@ -37,8 +38,9 @@ def run(mixture, tokens, weights, indices, banks):
     Its indices go up to their number, which is none of them.
     """
     parts = _backend.parts()
-    count, own = devices(tokens.shape[0], banks["up_bank"].shape[0])
-    local = banks["up_bank"].shape[0] // count
+    number, experts = tokens.shape[0], banks["up_bank"].shape[0]
+    count, own = devices(number, experts)
+    local = experts // count
     room = room_for(own, indices.shape[1], count)
 
     def on_a_device(given):
@@ -56,10 +58,14 @@ def run(mixture, tokens, weights, indices, banks):
         return (ops.cond(most <= room, lambda: there(room), lambda: there(own)),)
 
     rows = ((parts.batch, parts.model), None)
-    given = dict(tokens=tokens, weights=weights, indices=indices) | {k: v for k, v in banks.items() if v is not None}
+    fill = {"tokens": 0, "weights": 0, "indices": experts}
+    more = own * parts.count(parts.batch) * count - number
+    given = dict(tokens=tokens, weights=weights, indices=indices)
+    given = {k: ops.pad(x, ((0, more), (0, 0)), constant_values=fill[k]) if more else x for k, x in given.items()}
+    given |= {k: v for k, v in banks.items() if v is not None}
     split = {name: (parts.model,) if name.endswith("bank") else rows for name in given}
     (found,) = _backend.on_parts(on_a_device, given, split, [rows])
-    return found
+    return found[:number] if more else found
 
 
 def _there_and_back(mixture, given, device, goes, place, room, local, axis):

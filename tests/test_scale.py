@@ -1,0 +1,21 @@
+"""The benchmark of models on many devices counts what is there, in a process with 8 devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
+def test_a_device_holds_as_many_bytes_as_the_benchmark_counts():
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {quick} --xla_force_host_platform_device_count=8"
+    script = Path(__file__).parent / "scale_on_devices.py"
+    # What comes from a cache was not compiled, and wrote nothing down.
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all are equal" in done.stdout
