@@ -108,6 +108,8 @@ Only where `parts()` may be something (jax):
 
 `constrained(x, axes)`: `x`, split so from here on.
 
+`filled(shape, value, dtype, axes)`: a tensor of one number that is split so.
+
 `exchanged(x, axis)`: `x[i]` goes to the i-th device of an axis, what that one has for this one comes; in `on_parts`.
 
 `largest(x, axes)`: the largest of all devices' numbers; in `on_parts`.
@@ -192,6 +194,7 @@ if _BACKEND == "jax":
         assign_pieces,
         constrained,
         exchanged,
+        filled,
         gathered,
         largest,
         off_mesh,

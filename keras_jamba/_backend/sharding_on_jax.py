@@ -72,6 +72,11 @@ def gathered(variable):
     return constrained(x, layout.axes if layout else ())
 
 
+def filled(shape, value, dtype, axes):
+    sharding = jax.sharding.NamedSharding(parts().mesh, PartitionSpec(*axes))
+    return jax.jit(lambda: jax.numpy.full(shape, value, dtype), out_shardings=sharding)()
+
+
 def exchanged(x, axis):
     return jax.lax.all_to_all(x, axis, split_axis=0, concat_axis=0)
 

@@ -1,15 +1,19 @@
 """What is common to the states of all layers: plain nested dicts of tensors."""
 
-import keras
+from keras import ops, tree
 
 from keras_jamba.ops import _checks
+from keras_jamba.ops._sharding import filled
 from keras_jamba.ops._tokens import NO_DOCUMENT, first_tokens
+
+# The axis of channels or heads.
+_SPLIT = {"conv": 2, "ssm": 1, "key": 2, "value": 2}
 
 
 def empty_state(specs):
     """The state before the first token: zeros, and no document."""
     fill = {"document": NO_DOCUMENT}
-    return {name: keras.ops.full(spec.shape, fill.get(name, 0), spec.dtype) for name, spec in specs.items()}
+    return {k: filled(x.shape, fill.get(k, 0), x.dtype, _SPLIT.get(k)) for k, x in specs.items()}
 
 
 def joined(trail):
@@ -25,7 +29,7 @@ def joined(trail):
             "Trails of steps in a row must be of one kind. Received: "
             f"{names}. Give all of these steps a mask and segment_ids, or none."
         )
-    tokens = {name: keras.ops.concatenate([each["tokens"][name] for each in trail], axis=1) for name in names[0]}
+    tokens = {name: ops.concatenate([each["tokens"][name] for each in trail], axis=1) for name in names[0]}
     return {"cache": first["cache"], "tokens": tokens}
 
 
@@ -62,4 +66,4 @@ def detach_state(state):
     Reference:
         [Williams and Peng (1990)](https://doi.org/10.1162/neco.1990.2.4.490).
     """
-    return keras.tree.map_structure(keras.ops.stop_gradient, state)
+    return tree.map_structure(ops.stop_gradient, state)

@@ -57,6 +57,14 @@ def by_channels(x):
     return x if parts is None or parts.sequence else _split(x, parts, axis=2)
 
 
+def filled(shape, value, dtype, split=None):
+    """A tensor of one number that no device ever has whole: its rows are split, and its axis `split`."""
+    parts = _backend.parts()
+    if parts is None:
+        return ops.full(shape, value, dtype)
+    return _backend.filled(shape, value, dtype, _axes(shape, split, parts))
+
+
 def before_heads(x, count):
     """`x (b, t, h * c)`, with no head in parts of it where the devices that share them are not as many or fewer."""
     parts = _backend.parts()
@@ -83,13 +91,16 @@ def with_their_queries(query, key, value):
 
 
 def _split(x, parts, axis):
-    axes = [None] * len(x.shape)
-    axes[0] = parts.batch if divides(parts.count(parts.batch), x.shape[0]) else None
-    if axis is not None:
-        if not divides(parts.count(parts.model), x.shape[axis]):
-            return x
-        axes[axis] = parts.model
-    return _backend.constrained(x, axes)
+    axes = _axes(x.shape, axis, parts)
+    return x if axis is not None and axes[axis] is None else _backend.constrained(x, axes)
+
+
+def _axes(shape, split, parts):
+    """Of each axis that of the mesh that divides it: the first one of rows, that of the model of `split`."""
+    wanted = {split: parts.model, 0: parts.batch}
+    return [
+        wanted[i] if i in wanted and divides(parts.count(wanted[i]), size) else None for i, size in enumerate(shape)
+    ]
 
 
 def divides(count, size):
