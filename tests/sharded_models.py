@@ -10,11 +10,10 @@ import numpy as np
 
 import keras_jamba
 from keras_jamba import training
-from keras_jamba.ops import expert_mlp
-from keras_jamba.ops.experts import parallel
+from keras_jamba.ops import expert_mlp, few_bits, selective_scan
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from collectives import collectives  # noqa: E402
+from collectives import collectives, usual_collectives  # noqa: E402
 
 # The mesh; whether tokens are split too; whether the first axis shares matrices.
 SPLIT = {
@@ -69,7 +68,7 @@ def greedy(model):
 
 
 def check_what_travels_to_experts():
-    """As many bytes as the rows that there is room for have, there and back, in both branches of the program."""
+    """Half as many rows again as an even routing sends, there and back."""
     tokens, k, experts, d, f, count = 1024, 2, 8, 64, 128, 8
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
@@ -80,23 +79,66 @@ def check_what_travels_to_experts():
         compiled = jax.jit(lambda *given: expert_mlp(*given)).lower(*given).compile()
         found = np.asarray(compiled(*given))
     np.testing.assert_allclose(found, np.asarray(expert_mlp(*given, implementation="dense")), rtol=1e-4, atol=1e-4)
-    own = tokens // count
-    row = 4 * (2 * d + 2 * k)
-    expected = count * row * (own + parallel.room_for(own, k, count))
-    assert collectives(compiled.as_text())["all-to-all"][1] == expected
+    # Of a device's 128 tokens 2 choices each, an eighth of them to each device; a token with its 2 weights and indices.
+    expected = 1.5 * (128 * 2) * (4 * 64 + 4 * 64 + 4 * 2 + 4 * 2)
+    assert abs(usual_collectives(compiled.as_text())["all-to-all"][1] / expected - 1) < 0.1
 
 
-def check_few_tokens_fetch_no_experts():
-    """Of fewer tokens than devices none gets a bank of another device."""
-    given = np.ones((3, 16), "float32"), np.ones((3, 2), "float32"), np.tile([3, 2], (3, 1)).astype("int32")
-    split = distribution((2, 4))
-    layout = keras.distribution.TensorLayout(("model", None, None), split.device_mesh)
+def banks(split, mode=None):
+    """A device's experts of eight are two, in floating point or few bits."""
+    layout = lambda x: keras.distribution.TensorLayout(("model",) + (None,) * (x.ndim - 1), split.device_mesh)  # noqa: E731
+    laid = lambda x: keras.distribution.distribute_tensor(x, layout(x))  # noqa: E731
+    for shape in ((8, 16, 24), (8, 24, 16), (8, 16, 24)):
+        x = np.random.default_rng(shape[1]).standard_normal(shape).astype("float32")
+        parts = few_bits.quantized(x, mode) if mode else None
+        yield few_bits.Quantized(*(laid(np.asarray(part)) for part in parts.values())) if mode else laid(x)
+
+
+def check_no_device_fetches_experts(tokens, mode):
+    """Of another device, be they in few bits and tokens fewer than devices."""
+    given = np.ones((tokens, 16), "float32"), np.ones((tokens, 2), "float32"), np.tile([3, 2], (tokens, 1))
+    expected = np.asarray(expert_mlp(*given, *banks(distribution((1, 8)), mode), implementation="dense"))
+    with distribution((2, 4)).scope():
+        own = tuple(banks(distribution((2, 4)), mode))
+        compiled = jax.jit(lambda *given: expert_mlp(*given)).lower(*given, *own).compile()
+        np.testing.assert_allclose(np.asarray(compiled(*given, *own)), expected, rtol=1e-4, atol=1e-4)
+    # All banks of one device, in eight bits.
+    assert sum(size for _, size in usual_collectives(compiled.as_text()).values()) < 3 * 2 * 16 * 24
+
+
+def check_rows_alone_are_shared():
+    """By Keras' DataParallel too: no device scans, or sends to experts, rows of another."""
+    rng = np.random.default_rng(0)
+    u, delta = rng.standard_normal((2, 8, 16, 8)).astype("float32")
+    A, B = -np.ones((8, 4), "float32"), rng.standard_normal((8, 16, 4)).astype("float32")
+    given = np.ones((64, 16), "float32"), np.ones((64, 2), "float32"), np.tile([3, 2], (64, 1))
+    split = keras.distribution.DataParallel(devices=keras.distribution.list_devices("cpu"))
+    rows = keras.distribution.TensorLayout(("batch", None, None), split.device_mesh)
+    tokens = keras.distribution.TensorLayout(("batch", None), split.device_mesh)
+    whole = tuple(np.asarray(x) for x in banks(distribution((1, 8))))
     with split.scope():
-        for shape in ((8, 16, 24), (8, 24, 16), (8, 16, 24)):
-            given += (keras.distribution.distribute_tensor(np.ones(shape, "float32"), layout),)
-        compiled = jax.jit(lambda *given: expert_mlp(*given)).lower(*given).compile()
-    bank = 4 * 8 * 16 * 24
-    assert sum(size for _, size in collectives(compiled.as_text()).values()) < bank
+        laid = [keras.distribution.distribute_tensor(x, rows) for x in (u, delta, B)]
+        scan = jax.jit(lambda u, delta, B: selective_scan(u, delta, A, B, B))
+        given = [keras.distribution.distribute_tensor(x, tokens) for x in given]
+        experts = jax.jit(lambda *given: expert_mlp(*given, *whole))
+        for compiled in (scan.lower(*laid).compile(), experts.lower(*given).compile()):
+            assert not collectives(compiled.as_text()), collectives(compiled.as_text())
+
+
+def check_a_batch_that_cannot_be_shared():
+    """Is refused, and the model keeps its weights."""
+    with distribution((4, 2)).scope():
+        model, x, y = image_model()
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        before = model.predict(x, verbose=0)
+        for call in (model.predict, lambda x, **given: model.evaluate(x, y[: len(x)], **given)):
+            try:
+                call(x[:6], batch_size=4, verbose=0)
+            except ValueError as error:
+                assert "must be a multiple of the devices" in str(error) and "Received" in str(error), error
+            else:
+                raise AssertionError("no error")
+            np.testing.assert_array_equal(model.predict(x, verbose=0), before)
 
 
 def check_any_routing(tokens):
@@ -125,7 +167,10 @@ def main():
     check_any_routing(64)
     check_any_routing(8)  # as many as a step of decoding has
     check_any_routing(3)
-    check_few_tokens_fetch_no_experts()
+    for mode in (None, "int8", "int4"):
+        check_no_device_fetches_experts(3, mode)
+    check_rows_alone_are_shared()
+    check_a_batch_that_cannot_be_shared()
     for make in (language_model, image_model):
         losses, weights, model, _ = steps(make)
         tokens = greedy(model) if make is language_model else None
@@ -140,6 +185,8 @@ def main():
             print(make.__name__, *how, losses, found, worst, flush=True)
             np.testing.assert_allclose(found, losses, rtol=1e-5)
             assert worst < 1e-5
+            for v, slot in zip(model.trainable_variables, optimizer.momentums, strict=True):
+                assert slot.value.sharding.is_equivalent_to(v.value.sharding, v.value.ndim), v.path
             for v in model.trainable_variables + optimizer.variables:
                 whole = v.value.size == v.value.addressable_shards[0].data.size
                 assert whole == (not v._layout or all(axis is None for axis in v._layout.axes)), v.path

@@ -118,6 +118,10 @@ Every backend:
 
 `splits_models`: whether a `keras.distribution` may split the weights of a model among devices.
 
+`keeping_weights(model, step)`: a step of Keras' loops that leaves the model its weights where it fails.
+
+`on_host(x)`: a tensor as a NumPy array, whichever processes have parts of it; all of them call it.
+
 `why_whole(model)`: None, or why weights that something was to split are whole all the same.
 
 `DataParallel(devices)`: a context, with `replicas`, `shard` and `prepare(model)`, see `training.parallel`.
@@ -196,8 +200,10 @@ if _BACKEND == "jax":
         exchanged,
         filled,
         gathered,
+        keeping_weights,
         largest,
         off_mesh,
+        on_host,
         on_parts,
         parts,
         pieces,
@@ -238,7 +244,17 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
-    from keras_jamba._backend.unsplit import assign_pieces, gathered, off_mesh, parts, pieces, splits_models, why_whole
+    from keras_jamba._backend.unsplit import (
+        assign_pieces,
+        gathered,
+        keeping_weights,
+        off_mesh,
+        on_host,
+        parts,
+        pieces,
+        splits_models,
+        why_whole,
+    )
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.captured_on_torch import captured, weights_changed
@@ -280,7 +296,16 @@ elif _BACKEND == "torch":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel, why_whole
-    from keras_jamba._backend.unsplit import assign_pieces, gathered, off_mesh, parts, pieces, splits_models
+    from keras_jamba._backend.unsplit import (
+        assign_pieces,
+        gathered,
+        keeping_weights,
+        off_mesh,
+        on_host,
+        parts,
+        pieces,
+        splits_models,
+    )
     from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
 else:
     raise ImportError(

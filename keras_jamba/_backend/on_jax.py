@@ -37,7 +37,9 @@ def platform(x=None):
 
 
 def host_values(x):
-    if isinstance(x, jax.core.Tracer) or any(device.platform != "cpu" for device in x.devices()):
+    if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable:
+        return None
+    if any(device.platform != "cpu" for device in x.devices()):
         return None
     return np.asarray(x)
 

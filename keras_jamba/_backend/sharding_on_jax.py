@@ -15,7 +15,7 @@ class Parts(NamedTuple):
 
     Attributes:
         mesh: of devices.
-        batch, model: its axes, for rows and for the model.
+        batch, model: its axes, for rows and for the model; where only rows are shared model is None.
         sequence: whether tokens go over the model's axis where their channels or heads do not.
         at_use: where the axis for rows has parts of matrices too, a map of layouts without these; or None.
     """
@@ -27,20 +27,58 @@ class Parts(NamedTuple):
     at_use: Any
 
     def count(self, axis):
-        return self.mesh.shape[axis]
+        return 1 if axis is None else self.mesh.shape[axis]
 
 
 def parts():
     distribution = keras.distribution.distribution()
     told = getattr(getattr(distribution, "_layout_map", None), "parts", None)
+    if isinstance(distribution, keras.distribution.DataParallel):
+        told = distribution.batch_dim_name, None, False, None
     # Inside of a `shard_map` every tensor is a part already.
     if told is None or jax.sharding.get_abstract_mesh().manual_axes:
         return None
+    if distribution.batch_dim_name != told[0]:
+        raise ValueError(
+            "Rows go over the first axis of the mesh of training.layout_map. Received: "
+            f"batch_dim_name={distribution.batch_dim_name!r} and a mesh with {told[:2]}. Leave it out."
+        )
     return Parts(distribution.device_mesh.backend_mesh, *told)
 
 
 def why_whole(model):
     return None
+
+
+def keeping_weights(model, step):
+    """Keras takes the variables' values out of the model for a step, and forgets them where one fails."""
+
+    def kept(state, iterator):
+        try:
+            return step(state, iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            _put_back(model, state)
+            if type(error).__name__ != "IndivisibleError":
+                raise
+            raise ValueError(
+                "The rows of every batch, the last one too, must be a multiple of the devices among which the mesh "
+                f"shares them. Received: {str(error).splitlines()[0]} Choose another batch_size, or leave out or fill "
+                "up what remains, as training.Batches does with drop_last=True and training.PackedText by itself."
+            ) from error
+
+    return kept
+
+
+def _put_back(model, state):
+    if any(x.is_deleted() for x in jax.tree.leaves(state)):
+        return
+    names = ["trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables"]
+    if len(state) == 3:  # of evaluation
+        names.remove("optimizer_variables")
+    model._jax_state, model._jax_state_synced = dict(zip(names, state, strict=False)), False
+    model.jax_state_sync()
 
 
 def on_parts(function, tensors, split, results):
@@ -55,6 +93,14 @@ def on_parts(function, tensors, split, results):
 def constrained(x, axes):
     sharding = jax.sharding.NamedSharding(parts().mesh, PartitionSpec(*axes))
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def on_host(x):
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(x, tiled=True)
+    return keras.ops.convert_to_numpy(x)
 
 
 def off_mesh(x):

@@ -47,7 +47,7 @@ class Decoder:
             at_a_time: how many are chosen before they are given.
         """
         state = self.begin(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
-        yield ops.convert_to_numpy(state["token"])[:, None]
+        yield _backend.on_host(state["token"])[:, None]
         for done in range(1, len(uniforms), at_a_time):
             tokens, state = self.run(state, uniforms[done : done + at_a_time])
             yield tokens
@@ -65,7 +65,7 @@ class Decoder:
         padded = np.zeros((room, uniforms.shape[1]), "float32")
         padded[:count] = uniforms
         tokens, state = self._run(state, padded, count)
-        return ops.convert_to_numpy(tokens)[:count].T, state
+        return _backend.on_host(tokens)[:count].T, state
 
     def _many(self, state, uniforms, count):
         """`(tokens (n, b), state)`; `uniforms` are `(n, b)`, of which `count` are used."""
@@ -87,10 +87,10 @@ class Decoder:
     def _from_outside(self, state, uniforms, count):
         tokens = np.full(uniforms.shape, self._pad, "int32")
         for turn in range(count):
-            if ops.convert_to_numpy(state["finished"]).all():
+            if _backend.on_host(state["finished"]).all():
                 break
             state = self._next(state, uniforms[turn], self._prefill)
-            tokens[turn] = ops.convert_to_numpy(state["token"])
+            tokens[turn] = _backend.on_host(state["token"])
         return tokens, state
 
     def _next(self, state, uniform, step):

@@ -41,13 +41,13 @@ class SpeculativeDecoder(Decoder):
         state = self._first(logits, cache, prompts, uniforms, limits, room) | {"helper": helper}
         given = np.zeros_like(prompts.lengths)
         while True:
-            tokens, end = (ops.convert_to_numpy(state[name]) for name in ("tokens", "end"))
-            counts = ops.convert_to_numpy(state["counts"]).tolist()
+            tokens, end = (_backend.on_host(state[name]) for name in ("tokens", "end"))
+            counts = _backend.on_host(state["counts"]).tolist()
             assistant.statistics = dict(zip(("rounds", "proposed", "accepted"), counts, strict=True))
             begin = prompts.lengths + given
             yield [row[a:b] for row, a, b in zip(tokens, begin, end, strict=True)]
             given = end - prompts.lengths
-            running = ~ops.convert_to_numpy(state["finished"])
+            running = ~_backend.on_host(state["finished"])
             if not running.any():
                 return
             # So many for the row that has fewest; those that are ahead go on meanwhile.

@@ -13,12 +13,29 @@ class CapturedSteps:
     """
 
     def make_train_function(self, force=False):
+        self._check_is_split()
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = _backend.keeping_weights(self, _backend.captured(self, self.train_function))
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        self._check_is_split()
+        if self.test_function is None or force:
+            super().make_test_function(force)
+            self.test_function = _backend.keeping_weights(self, self.test_function)
+        return self.test_function
+
+    def make_predict_function(self, force=False):
+        self._check_is_split()
+        if self.predict_function is None or force:
+            super().make_predict_function(force)
+            self.predict_function = _backend.keeping_weights(self, self.predict_function)
+        return self.predict_function
+
+    def _check_is_split(self):
         if reason := _backend.why_whole(self):
             raise RuntimeError(
                 f"The weights of this model are whole on every device. Received: {reason}. Share batches by "
                 "training.DataParallel instead, or split the model on JAX by training.layout_map."
             )
-        if self.train_function is None or force:
-            super().make_train_function(force)
-            self.train_function = _backend.captured(self, self.train_function)
-        return self.train_function

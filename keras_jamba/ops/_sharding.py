@@ -36,7 +36,10 @@ def on_parts(function, tensors, letters, results):
 def between_blocks(x):
     """`x (b, t, d)`, all of a row's tokens with all devices that share it, or each token with one of them."""
     parts = _backend.parts()
-    return x if parts is None else _split(x, parts, axis=1 if parts.sequence else None)
+    if parts is None:
+        return x
+    by_tokens = parts.sequence and divides(parts.count(parts.model), x.shape[1])
+    return _split(x, parts, axis=1 if by_tokens else None)
 
 
 def by_tokens(x):

@@ -28,15 +28,8 @@ def last(folder, count):
     Returns:
         `(step, processes)`, or None.
     """
-    written = {}
-    for place in _all(folder):
-        for step in _snapshots.steps(place):
-            state = _snapshots.read_state(place, step)
-            # Format 1 does not say of how many processes it is.
-            processes = state.get("processes", 1 if place == Path(folder) else len(_all(folder)) - 1)
-            written.setdefault((step, processes, state.get("run")), set()).add(place)
-    found = [(step, n) for (step, n, _), places in written.items() if places >= set(folders(folder, n))]
-    if written and not found:
+    found = _whole(folder)
+    if not found and any(map(_snapshots.steps, _all(folder))):
         _logger.warning("Checkpoint begins anew: no save in %r has the parts of all its processes.", str(folder))
     return max(found, key=lambda save: (save[0], save[1] == count), default=None)
 
@@ -91,11 +84,23 @@ def remove_old(folder, count, index, step, keep):
         keep: a count.
     """
     places = folders(folder, count)
-    written = {found for place in _all(folder) for found in _snapshots.steps(place) if found <= step}
-    oldest = sorted(written)[-keep:][0]
+    whole = {found for found, _ in _whole(folder) if found <= step}
+    oldest = sorted(whole)[-keep:][0]
     others = [place for place in _all(folder) if place not in places] if index == 0 else []
     for place in (places[index], *others):
         _snapshots.remove_before(place, oldest)
+
+
+def _whole(folder):
+    """`(step, processes)` of the saves that all of their processes have written."""
+    written = {}
+    for place in _all(folder):
+        for step in _snapshots.steps(place):
+            state = _snapshots.read_state(place, step)
+            # Format 1 does not say of how many processes it is.
+            processes = state.get("processes", 1 if place == Path(folder) else len(_all(folder)) - 1)
+            written.setdefault((step, processes, state.get("run")), set()).add(place)
+    return [(step, n) for (step, n, _), places in written.items() if places >= set(folders(folder, n))]
 
 
 def _all(folder):

@@ -12,19 +12,19 @@ _ALWAYS = {
     r".*token_embedding/embeddings": ("model", "d_model"),
     r".*token_embedding/reverse_embeddings": ("d_model", "model"),
     # Mamba: channels.
-    r".*ssm/(conv_kernel|dt_proj/kernel)": (None, "model"),
-    r".*ssm/(conv_bias|dt_bias|D)": ("model",),
+    r".*(ssm|conv)/(conv_kernel|dt_proj/kernel)": (None, "model"),
+    r".*(ssm|conv)/(conv_bias|dt_bias|D)": ("model",),
     r".*ssm/(A_log|x_proj/kernel)": ("model", None),
     # Experts: some for each device.
-    r".*feed_forward/(gate|up)_bank": ("model", "d_model", None),
-    r".*feed_forward/down_bank": ("model", None, "d_model"),
+    r".*(gate|up)_bank": ("model", "d_model", None),
+    r".*down_bank": ("model", None, "d_model"),
 }
 # Where all devices have all tokens, a product gives each its part of the channels, heads or hidden units.
 _BY_CHANNELS = {
-    r".*mixer/(in|q|k|v)_proj/kernel": ("d_model", "model"),
-    r".*mixer/out_proj/kernel": ("model", "d_model"),
-    r".*feed_forward/(gate|up)_proj/kernel": ("d_model", "model"),
-    r".*feed_forward/down_proj/kernel": ("model", "d_model"),
+    r".*(in|q|k|v)_proj/kernel": ("d_model", "model"),
+    r".*out_proj/kernel": ("model", "d_model"),
+    r".*(gate|up)_proj/kernel": ("d_model", "model"),
+    r".*down_proj/kernel": ("model", "d_model"),
 }
 
 
@@ -44,9 +44,9 @@ def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
     variables lie where their weights do. What no rule names, norms, routers and image encoders, every device has.
 
     With `sequence_parallel` the tokens of a row go over the second axis, for contexts whose activations one device
-    could not hold. Scan and convolution need all tokens of a channel, attention all tokens of a head: there, and only
-    there, devices exchange tokens for channels or heads. Projections and perceptrons, which see one token at a time,
-    are then whole on every device.
+    could not hold. Scan and convolution need all tokens of a channel, attention all tokens of a head: there devices
+    exchange tokens for channels or heads. Projections and perceptrons, which see one token at a time, are then whole on
+    every device; experts are shared as ever.
 
     With `fully_sharded` matrices are split over the first axis as well, along `d_model`, and with them their gradients
     and the optimizer's variables: each device holds one part in as many as there are devices, and has a matrix from the
@@ -60,6 +60,7 @@ def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
         mesh: a `keras.distribution.DeviceMesh` with two axes, whatever their names. The sizes that are split must be
             multiples of the second; `d_model`, with `fully_sharded`, of the first.
         sequence_parallel: whether tokens are split; a length that is no multiple of the second axis is not.
+            Of rows that `fit` gets without targets the length is one less.
         fully_sharded: whether the devices of the first axis share matrices too.
 
     Returns:

@@ -119,15 +119,19 @@ def expert_mlp(
     if capacity_factor is not None:
         _checks.check_number("capacity_factor", capacity_factor, low=1e-3)
         limits = dict(capacity_factor=capacity_factor, mask=mask)
-    if not few and not limits and implementation is None and parallel.devices(tokens.shape[0], up_bank.shape[0]):
+    if not limits and implementation is None and parallel.devices(tokens.shape[0], up_bank.shape[0]):
         banks = {name: tensors.pop(name) for name in list(tensors) if name.endswith("bank")}
         return parallel.run(_own_experts, **tensors, indices=indices, banks=banks)
     call = _call(tensors, indices, few, bool(limits))
-    chosen = choose("expert_mlp", _fastest_first(call), implementation, call)
+    return _chosen(_fastest_first(call), implementation, call, tensors, indices, limits)
+
+
+def _chosen(table, implementation, call, tensors, indices, limits):
+    chosen = choose("expert_mlp", table, implementation, call)
     if chosen not in _READS_FEW_BITS:
-        tensors |= {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}
-    tensors.setdefault("gate_bank", None)
-    return chosen.run(indices=indices, **tensors, **limits)
+        few = {name for name, x in tensors.items() if isinstance(x, Quantized)}
+        tensors = tensors | {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}
+    return chosen.run(indices=indices, **{"gate_bank": None} | tensors, **limits)
 
 
 def _call(tensors, indices, few=(), limited=False):
@@ -138,9 +142,9 @@ def _call(tensors, indices, few=(), limited=False):
 
 def _own_experts(indices, **tensors):
     """The part of some experts, where an index that is their number stands for none of them."""
-    call = _call(tensors, indices)
+    call = _call(tensors, indices, {name for name, x in tensors.items() if isinstance(x, Quantized)})
     table = {name: _TABLE[name] for name in (_KNOW_NONE_ON_CPU if call.platform == "cpu" else _KNOW_NONE)}
-    return choose("expert_mlp", table, None, call).run(indices=indices, **{"gate_bank": None} | tensors)
+    return _chosen(table, None, call, tensors, indices, {})
 
 
 def _dtype(tensors, few):

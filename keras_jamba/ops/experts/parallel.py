@@ -57,7 +57,7 @@ def run(mixture, tokens, weights, indices, banks):
         most = _backend.largest(ops.max(place) + 1, (parts.batch, parts.model))
         return (ops.cond(most <= room, lambda: there(room), lambda: there(own)),)
 
-    rows = ((parts.batch, parts.model), None)
+    rows = (tuple(axis for axis in (parts.batch, parts.model) if axis), None)
     fill = {"tokens": 0, "weights": 0, "indices": experts}
     more = own * parts.count(parts.batch) * count - number
     given = dict(tokens=tokens, weights=weights, indices=indices)
