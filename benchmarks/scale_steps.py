@@ -102,7 +102,7 @@ def lowered(model, kind, rows, length):
             logits, cache = model.step({"token_ids": tokens}, cache)
         return keras.ops.argmax(logits[:, -1], axis=-1), cache
 
-    # XLA lays the cache, as it does for `generate`.
+    # XLA lays the cache as `init_cache` does; scale.py compares it with what it counts.
     given = jax.ShapeDtypeStruct((rows, 1), "int32"), cache(model, rows, length)
     return jax.jit(step, donate_argnums=2).lower([v._value for v in variables], *given)
 

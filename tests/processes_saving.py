@@ -18,7 +18,7 @@ if len(sys.argv) > 2:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[2]))
 
-from sharded_saving import BREAKS, assert_equal, distribution, fit, logits, state  # noqa: E402
+from sharded_saving import BREAKS, TOKENS, Begins, assert_equal, distribution, fit, logits, state  # noqa: E402
 
 from keras_jamba import training  # noqa: E402
 from keras_jamba.training import _snapshots  # noqa: E402
@@ -45,13 +45,24 @@ def dies_at(step):
     _snapshots.os.replace = replaced
 
 
+def greedy(model):
+    """In two processes each has some of the tokens."""
+    return model.generate(TOKENS[:4, :5], max_length=9)
+
+
+class BeginsToWrite(Begins):
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self.tokens = greedy(self.model)
+
+
 def two(folder, index):
     with across_processes().scope():
         broken, _ = fit(folder / "saves", breaks=BREAKS)
         assert any(not v.value.is_fully_addressable for v in broken.variables)
         found, begins = fit(folder / "saves", seed=1, breaks=BREAKS + 1)
         assert_equal(begins.state, state(broken))
-        end = [*state(found), logits(found)]
+        end = [*state(found), logits(found), greedy(found)]
         if index == 0:
             np.savez(folder / "end.npz", *end)
         print("all are equal", flush=True)
@@ -62,11 +73,12 @@ def two(folder, index):
 
 def one(folder):
     with np.load(folder / "end.npz") as file:
-        *expected, expected_logits = [file[f"arr_{i}"] for i in range(len(file.files))]
+        *expected, expected_logits, tokens = [file[f"arr_{i}"] for i in range(len(file.files))]
     with distribution((4, 2)).scope():
-        _, begins = fit(folder / "saves", seed=3)
+        _, begins = fit(folder / "saves", seed=3, begins=BeginsToWrite())
     assert_equal(begins.state, expected)
     np.testing.assert_allclose(begins.logits, expected_logits, atol=1e-6)
+    np.testing.assert_array_equal(begins.tokens, tokens)
     print("all are equal")
 
 

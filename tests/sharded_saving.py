@@ -72,9 +72,9 @@ def logits(model):
     )
 
 
-def fit(folder, seed=0, breaks=None, every=1):
+def fit(folder, seed=0, breaks=None, every=1, begins=None):
     """`(model, begins)`: a model trained from the last save on, another one before, and what it began with."""
-    made, begins = model(seed), Begins()
+    made, begins = model(seed), begins or Begins()
     batches = training.Batches((TOKENS[:, :-1], TOKENS[:, 1:]), 8)
     callbacks = [training.Checkpoint(folder, batches, every=every), begins]
     with contextlib.suppress(Broken):
