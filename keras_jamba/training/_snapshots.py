@@ -13,7 +13,7 @@ import numpy as np
 
 ARRAYS, STATE = "arrays.bin", "state.json"
 FORMAT = 2
-_PREFIX, _UNFINISHED = "step_", ".unfinished-"
+_PREFIX, _UNFINISHED, _REPLACED = "step_", ".unfinished-", ".replaced-"
 # Of version 1: whole arrays.
 _NPZ = "arrays.npz"
 _ALIGNMENT = 64
@@ -66,6 +66,10 @@ def whole(x):
 
 def steps(folder):
     """The steps that snapshots were taken at, in order."""
+    for replaced in Path(folder).glob(f"{_REPLACED}*"):
+        place = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+        if not place.exists():  # killed before the new one was there
+            os.replace(replaced, place)
     found = (path.parent.name.removeprefix(_PREFIX) for path in Path(folder).glob(f"{_PREFIX}*/{STATE}"))
     return sorted(int(step) for step in found if step.isdigit())
 
@@ -96,10 +100,13 @@ def write(folder, step, arrays, state):
             _flush(file)
         staging.chmod(0o755)
         place = place_of(folder, step)
-        if place.exists():  # of a run whose later steps were thrown away
-            _put_away(place)
+        replaced = place.with_name(f"{_REPLACED}{place.name}")
+        if place.exists():  # saved again, or of a run whose later steps were thrown away
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(place, replaced)
         os.replace(staging, place)
         _flush_folder(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -181,8 +188,8 @@ def remove_before(folder, step):
     # Renamed first: what is killed while it removes files leaves nothing that looks whole.
     for earlier in (found for found in steps(folder) if found < step):
         _put_away(place_of(folder, earlier))
-    for unfinished in folder.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for left in (*folder.glob(f"{_UNFINISHED}*"), *folder.glob(f"{_REPLACED}*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_away(place):

@@ -88,6 +88,25 @@ def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
             assert state["step"] == step and (arrays[0].read() == step).all()
 
 
+def test_a_save_that_is_interrupted_as_it_takes_the_place_of_one_leaves_that(tmp_path, monkeypatch):
+    _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(3))], {"saved": "first"})
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_snapshots.os, "replace", killed)
+        _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(4))], {"saved": "second"})
+    assert not (tmp_path / "step_00000003").exists()
+    assert _snapshots.steps(tmp_path) == [3] and _snapshots.read_state(tmp_path, 3)["saved"] == "first"
+    _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(4))], {"saved": "second"})
+    assert _snapshots.read_state(tmp_path, 3)["saved"] == "second" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
     import ml_dtypes
 
