@@ -84,8 +84,8 @@ def remove_old(folder, count, index, step, keep):
         keep: a count.
     """
     places = folders(folder, count)
-    whole = {found for found, _ in _whole(folder) if found <= step}
-    oldest = sorted(whole)[-keep:][0]
+    written = {found for place in _all(folder) for found in _snapshots.steps(place) if found <= step}
+    oldest = sorted(written)[-keep:][0]
     others = [place for place in _all(folder) if place not in places] if index == 0 else []
     for place in (places[index], *others):
         _snapshots.remove_before(place, oldest)
