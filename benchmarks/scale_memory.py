@@ -8,6 +8,7 @@ import scale_steps
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from keras_jamba import training
+from keras_jamba.layers.states import SPLIT_AXES
 from keras_jamba.training import model_report
 
 BATCH, MODEL = scale_steps.AXES
@@ -77,17 +78,13 @@ def _part(mesh, axes, shape, dtype):
     return scale_steps.part_of(NamedSharding(mesh, PartitionSpec(*axes)), shape, dtype)
 
 
-# The axis of each leaf of a cache that goes over the model's axis: heads or channels.
-_SPLIT = {"key": 2, "value": 2, "conv": 2, "ssm": 1}
-
-
 def _cache_axes(shape, name, x):
     """As XLA lays it: rows over the batch's axis, heads or channels over the model's, where that divides them."""
     if name == "document":
         return ()
     axes = [BATCH] + [None] * (len(x.shape) - 1)
-    if name in _SPLIT and x.shape[_SPLIT[name]] % shape[1] == 0:
-        axes[_SPLIT[name]] = MODEL
+    if name in SPLIT_AXES and x.shape[SPLIT_AXES[name]] % shape[1] == 0:
+        axes[SPLIT_AXES[name]] = MODEL
     return axes
 
 

@@ -244,17 +244,7 @@ elif _BACKEND == "tensorflow":
         why_not_native,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
-    from keras_jamba._backend.unsplit import (
-        assign_pieces,
-        gathered,
-        keeping_weights,
-        off_mesh,
-        on_host,
-        parts,
-        pieces,
-        splits_models,
-        why_whole,
-    )
+    from keras_jamba._backend.unsplit import why_whole
     from keras_jamba._backend.weights_one_by_one import Counter, adamw, norm, scaled
 elif _BACKEND == "torch":
     from keras_jamba._backend.captured_on_torch import captured, weights_changed
@@ -296,6 +286,15 @@ elif _BACKEND == "torch":
         why_not_triton,
     )
     from keras_jamba._backend.parallel_on_torch import DataParallel, why_whole
+    from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
+else:
+    raise ImportError(
+        "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
+        f"Received: KERAS_BACKEND={_BACKEND!r}. Set KERAS_BACKEND to one of the three before importing keras."
+    )
+
+
+if _BACKEND != "jax":
     from keras_jamba._backend.unsplit import (
         assign_pieces,
         gathered,
@@ -305,12 +304,6 @@ elif _BACKEND == "torch":
         parts,
         pieces,
         splits_models,
-    )
-    from keras_jamba._backend.weights_at_once_on_torch import Counter, adamw, norm, scaled
-else:
-    raise ImportError(
-        "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
-        f"Received: KERAS_BACKEND={_BACKEND!r}. Set KERAS_BACKEND to one of the three before importing keras."
     )
 
 

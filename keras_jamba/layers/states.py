@@ -7,13 +7,13 @@ from keras_jamba.ops._sharding import filled
 from keras_jamba.ops._tokens import NO_DOCUMENT, first_tokens
 
 # The axis of channels or heads.
-_SPLIT = {"conv": 2, "ssm": 1, "key": 2, "value": 2}
+SPLIT_AXES = {"conv": 2, "ssm": 1, "key": 2, "value": 2}
 
 
 def empty_state(specs):
     """The state before the first token: zeros, and no document."""
     fill = {"document": NO_DOCUMENT}
-    return {k: filled(x.shape, fill.get(k, 0), x.dtype, _SPLIT.get(k)) for k, x in specs.items()}
+    return {k: filled(x.shape, fill.get(k, 0), x.dtype, SPLIT_AXES.get(k)) for k, x in specs.items()}
 
 
 def joined(trail):
