@@ -54,7 +54,7 @@ class Checkpoints:
             model = cls._from_checkpoint(folder, load_weights, given)
         else:
             model = presets.build(cls, folder, load_weights, given, head=cls._head_arguments)
-        model.tokenizer = load_tokenizer(folder)
+        model._read_assets(folder)
         return model
 
     # Arguments on which only the head depends.
@@ -78,7 +78,7 @@ class Checkpoints:
             ValueError: if the folder exists and holds anything.
         """
         self._check_is_as_configured()
-        presets.write(self, folder, more=self._write_tokenizer)
+        presets.write(self, folder, more=self._write_assets)
 
     def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
         """Writes a checkpoint that transformers reads to a folder that does not exist yet or is empty.
@@ -103,7 +103,7 @@ class Checkpoints:
         with presets.whole_folder(folder) as staging:
             config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
             checkpoints.write(staging, type(self).__name__, config, self.block_pattern, values, dtype, max_shard_bytes)
-            self._write_tokenizer(staging)
+            self._write_assets(staging)
 
     def export_lora_to_peft(self, folder):
         """Writes adapters that PEFT reads to a folder that does not exist yet or is empty; `load_lora` reads it too.
@@ -162,6 +162,11 @@ class Checkpoints:
         config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
         return checkpoints.places(type(self).__name__, config, self.block_pattern)[1]
 
-    def _write_tokenizer(self, folder):
+    def _write_assets(self, folder):
+        """Writes the files beside the weights that `generate` needs: the tokenizer."""
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, folder)
+
+    def _read_assets(self, folder):
+        """Reads what `_write_assets` wrote."""
+        self.tokenizer = load_tokenizer(folder)
