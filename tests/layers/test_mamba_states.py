@@ -90,14 +90,12 @@ def test_another_document_than_the_states_begins_anew(layer, with_state, feature
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_documents_out_of_order_are_refused_and_lists_are_taken(features, bidirectional):
+def test_lists_of_ids_are_taken_and_any_change_begins_a_document(features, bidirectional):
     layer = MambaLayer(8, d_state=4, bidirectional=bidirectional)
-    ids = np.array([[3] * 5 + [1] * 4] * 3, "uint8")
-    with pytest.raises(ValueError, match="must not decrease along a row"):
-        layer(features, segment_ids=ids)
-    mask, ids = [[True] * 6 + [False] * 3] * 3, ids[:, ::-1]
-    expected = numpy(layer(features, mask=np.array(mask), segment_ids=ids.astype("int32")))
+    mask, ids = [[True] * 6 + [False] * 3] * 3, np.array([[3] * 5 + [1] * 4] * 3, "uint8")
+    expected = numpy(layer(features, mask=np.array(mask), segment_ids=np.array([[0] * 5 + [1] * 4] * 3)))
     np.testing.assert_allclose(numpy(layer(features, mask=mask, segment_ids=ids.tolist())), expected, atol=1e-6)
+    np.testing.assert_allclose(numpy(layer(features, mask=mask, segment_ids=ids)), expected, atol=1e-6)
 
 
 def test_keras_masks_arrive(features):
