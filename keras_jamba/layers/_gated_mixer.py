@@ -68,8 +68,10 @@ class GatedMixer(Holder, keras.layers.Layer):
 
     def _mixed(self, inputs, mask, segment_ids, reset_mask, initial_state, return_state=True, return_trail=False):
         """The outputs, and for `asked` the state, and what of the tokens the state after some of them needs."""
-        state, before = self._state_and_document(inputs, initial_state)
-        documents = documents_of(segment_ids, reset_mask, mask, before)
+        state = before = documents = None
+        if return_state or any(x is not None for x in (initial_state, segment_ids, reset_mask)):
+            state, before = self._state_and_document(inputs, initial_state)
+            documents = documents_of(segment_ids, reset_mask, mask, before)
         if documents is not None and state is not None:
             state = documents.opening(state)
         # Each half goes to all devices, forward and backward: told so, XLA fetches no more than that.

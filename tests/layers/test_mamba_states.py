@@ -178,8 +178,9 @@ def test_a_state_that_nobody_asks_for_is_not_computed(kind, features, monkeypatc
         raise AssertionError("Nobody asked for it.")
 
     monkeypatch.setattr("keras_jamba.ops.convolution.last_inputs", unwanted)
-    monkeypatch.setattr(layer, "_before", unwanted)
+    monkeypatch.setattr(layer, "_closed", unwanted)
     np.testing.assert_allclose(numpy(layer(features, segment_ids=ids)), expected[0], atol=1e-6)
+    monkeypatch.setattr(layer, "_state_and_document", unwanted)
     np.testing.assert_allclose(numpy(layer(features)), expected[1], atol=1e-6)
 
 
