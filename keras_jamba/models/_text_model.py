@@ -6,7 +6,7 @@ import numbers
 import keras
 from keras import ops
 
-from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices
+from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices, check_vocabulary
 from keras_jamba.layers.quantization import QUANTIZATIONS
 from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._captured_steps import CapturedSteps
@@ -106,6 +106,13 @@ class TextModel(Checkpoints, Adapting, CapturedSteps, RoutingMetrics, keras.Mode
         else:
             embeddings = self.embed(self._checked_ids(inputs["token_ids"], inputs.get("padding_mask")))
         return embeddings, {name: inputs.get(name) for name in ("padding_mask", "segment_ids", "reset_mask")}
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for inputs that a call would refuse; ids are looked at on the host."""
+        inputs = x if isinstance(x, dict) else {"token_ids": x}
+        if inputs.get("token_ids") is not None:
+            token_ids = self._checked_ids(inputs["token_ids"], inputs.get("padding_mask"))
+            check_vocabulary(ops.convert_to_numpy(token_ids), self._config["vocab_size"])
 
     def _checked_ids(self, token_ids, mask):
         """Token ids `(b, t)` as a tensor, 0 for padding: what stands there may be no id of the vocabulary."""
