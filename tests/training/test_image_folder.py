@@ -170,7 +170,7 @@ def test_an_unreadable_file_is_named(tmp_path):
 def test_without_pillow_the_error_says_what_to_install(monkeypatch, pictures):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r"pip install 'keras-jamba\[examples\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'keras-jamba\[images\]'"):
         ImageFolder(pictures, SIZE, 1)
 
 
