@@ -8,8 +8,8 @@ is traced, where new tensors go.
 `host_values(x)`: the values of a tensor as a NumPy array where they can be had without waiting for a
 device, else None: while a graph is traced, and on an accelerator.
 
-`with_shape(x, shape)`: the tensor itself, whose shape must fit this one, None for any size. A graph of TensorFlow may not
-know the sizes when it is traced: then it checks them when it runs.
+`with_shape(x, shape)`: the tensor itself, whose shape must fit this one, None for any size. A graph of TensorFlow may
+not know the sizes when it is traced: then it checks them when it runs.
 
 `compiling()`: whether a compiler takes what is being traced, which must then have shapes that do not depend on
 values. TensorFlow's own graphs need no such shapes.

@@ -99,7 +99,7 @@ def _check_class_numbers(labels, loss, shape, logits_shape):
         )
     if values is None:
         return
-    numeric = values.dtype.kind in "iubf" or keras.backend.is_float_dtype(values.dtype.name)
+    numeric = values.dtype.kind in "iubf" or values.dtype.name == "bfloat16"
     wrong = ~_are_classes(values, count, getattr(loss, "ignore_class", None)) if numeric else np.ones(shape, bool)
     if wrong.any():
         received = f"labels of dtype {values.dtype}"
@@ -166,7 +166,8 @@ def _of_probabilities(argument, each):
             return None  # Keras names it when it is used; "accuracy" depends on the labels.
     if each == _losses.kl_divergence or isinstance(each, (_losses.KLDivergence, keras.metrics.KLDivergence)):
         return "CategoricalCrossentropy"
-    if getattr(each, "from_logits", None) is False:
+    # AUC names it otherwise.
+    if False in (getattr(each, "from_logits", None), getattr(each, "_from_logits", None)):
         return type(each).__name__
     return _FUNCTIONS[each].__name__ if callable(each) and each in _FUNCTIONS else None
 

@@ -1,4 +1,4 @@
-"""Images of a wrong shape, dtype or range are refused wherever they enter a DHCJamba, and a declared range is scaled."""
+"""Images of a wrong shape, dtype or range are refused wherever they enter a model, and a declared range is scaled."""
 
 import json
 import logging
