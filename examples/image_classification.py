@@ -55,6 +55,7 @@ def build(args, data):
         args.preset or ("digits" if digits else "small"),
         load_weights=False,
         num_classes=len(data.classes),
+        class_names=data.classes,
         image_shape=data.train_images.shape[1:],
         downsample=downsample,
         dropout=0.2,

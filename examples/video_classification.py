@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import matplotlib
 import numpy as np
-from video_tasks import CONTROLS, TASKS, generator
+from video_tasks import CLASS_NAMES, CONTROLS, TASKS, generator
 
 import keras_jamba
 from keras_jamba.training import RandomAffine, Recipe
@@ -62,7 +62,8 @@ def train(name, seed=0, salt=0, control=None, share=1.0, smoke=False, verbose=0,
     """
     task, (options, stages) = TASKS[name], SETTINGS[name]
     keras.utils.set_random_seed(seed + 1000 * salt)
-    model = keras_jamba.DHCJamba(num_classes=task.classes, image_shape=(None, *task.size, 1), **options | changes)
+    sizes = dict(num_classes=task.classes, image_shape=(None, *task.size, 1), class_names=CLASS_NAMES[name])
+    model = keras_jamba.DHCJamba(**sizes, **options | changes)
     for frames, count, recipe in stages:
         count = int(count * share) // task.multiple * task.multiple
         if smoke:

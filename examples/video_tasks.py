@@ -22,6 +22,12 @@ SPLITS = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}
 DIRECTIONS = np.array([(0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)])
 # Row `label` holds the digits in the order they are shown.
 ORDERS = np.array(list(itertools.permutations(range(3))))
+# The names of the classes, by task.
+CLASS_NAMES = {
+    "direction": ("right", "down right", "down", "down left", "left", "up left", "up", "up right"),
+    "order": tuple(", ".join(map(str, order)) for order in ORDERS),
+    "match": ("different", "same"),
+}
 
 
 def generator(task, split, seed=0, salt=0):

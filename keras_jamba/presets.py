@@ -85,11 +85,11 @@ def _not_ours(file, received):
     )
 
 
-def build(cls, preset, load_weights, overrides, head=()):
+def build(cls, preset, load_weights, overrides, head=(), head_only=()):
     """A model of class `cls` from a preset; see `DHCJamba.from_preset`.
 
     `head` names arguments of the constructor on which only the layer named "head" depends: where an override changes
-    one, that layer starts anew.
+    one, that layer starts anew, and the preset's values of the arguments in `head_only` are dropped.
     """
     metadata, folder = read(preset)
     if metadata["class_name"] != cls.__name__:
@@ -107,22 +107,24 @@ def build(cls, preset, load_weights, overrides, head=()):
     weights = metadata["weights"] if load_weights else None
     if weights is not None:
         _check_file(folder / WEIGHTS, weights["sha256"])
-    model = cls(**(metadata["config"] | overrides))
+    config = metadata["config"]
+    changed = {name: overrides[name] for name in head if name in overrides and overrides[name] != config.get(name)}
+    dropped = head_only if changed else ()
+    model = cls(**({name: value for name, value in config.items() if name not in dropped} | overrides))
     if weights is not None:
-        _fill(model, metadata["config"], overrides, head, weights["variables"], preset, folder / WEIGHTS)
+        _fill(model, config, changed, dropped, weights["variables"], preset, folder / WEIGHTS)
     elif load_weights:
         _logger.warning("The preset %r has no weights: the model starts from random ones.", str(preset))
     return model
 
 
-def _fill(model, config, overrides, head, variables, preset, file):
+def _fill(model, config, changed, dropped, variables, preset, file):
     """Gives a model the weights in a file, all but those of the head where that is made for something else."""
-    changed = {name: overrides[name] for name in head if name in overrides and overrides[name] != config.get(name)}
     if not changed:
         _check_variables(model, variables, preset)
         _load(model, file)
         return
-    same = {name: value for name, value in model.get_config().items() if name not in changed}
+    same = {name: value for name, value in model.get_config().items() if name not in {*changed, *dropped}}
     source = type(model)(**same, **{name: config[name] for name in changed if name in config})
     _check_variables(source, variables, preset)
     _load(source, file)

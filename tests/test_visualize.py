@@ -61,7 +61,7 @@ def test_the_class_is_the_predicted_one_unless_it_is_given():
 
 
 def test_smoothing_is_the_mean_of_gradients_at_noisy_copies():
-    model = model_of(stem="patchify", image_shape=(6, 6, 3), moe_frequency=0)
+    model = model_of(stem="patchify", image_shape=(6, 6, 3), moe_frequency=0, pixel_range=None)
     (image,) = some_images(model, 1)
     smooth = visualize.saliency(model, image[None], 1, samples=4, noise=0.2, seed=3)
     random = np.random.default_rng(3)

@@ -8,6 +8,9 @@ is traced, where new tensors go.
 `host_values(x)`: the values of a tensor as a NumPy array where they can be had without waiting for a
 device, else None: while a graph is traced, and on an accelerator.
 
+`with_shape(x, shape)`: the tensor itself, whose shape must fit this one, None for any size. A graph of TensorFlow may
+not know the sizes when it is traced: then it checks them when it runs.
+
 `compiling()`: whether a compiler takes what is being traced, which must then have shapes that do not depend on
 values. TensorFlow's own graphs need no such shapes.
 
@@ -242,6 +245,7 @@ elif _BACKEND == "tensorflow":
         sum_over_replicas,
         weights_changed,
         why_not_native,
+        with_shape,
     )
     from keras_jamba._backend.parallel_on_tensorflow import DataParallel
     from keras_jamba._backend.unsplit import why_whole
@@ -314,6 +318,12 @@ if _BACKEND != "torch":
 
     def goes_straight(layer, x):
         return False
+
+
+if _BACKEND != "tensorflow":
+
+    def with_shape(x, shape):
+        return x
 
 
 def without_autocast():

@@ -73,6 +73,10 @@ def host_values(x):
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
 
 
+def with_shape(x, shape):
+    return tf.ensure_shape(x, shape) if None in tuple(x.shape)[1:] else x
+
+
 def split(x, counts):
     return tf.split(x, counts, num=counts.shape[0])
 

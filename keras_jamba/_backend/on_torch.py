@@ -75,7 +75,11 @@ def platform(x=None):
 
 
 def host_values(x):
-    return x.numpy() if x.device.type == "cpu" and not compiling() else None
+    if x.device.type != "cpu" or compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return None
+    x = x.detach()
+    # NumPy has no bfloat16.
+    return (x.float() if x.dtype is torch.bfloat16 else x).numpy()
 
 
 def compiling():

@@ -1,12 +1,11 @@
 """The classifier of images and clips: encoder, tokens, Jamba, readout, head."""
 
 import inspect
-import numbers
 
 import keras
 from keras import ops
 
-from keras_jamba import presets
+from keras_jamba import _backend, presets
 from keras_jamba.layers import (
     FrameTokens,
     GridTokens,
@@ -19,6 +18,17 @@ from keras_jamba.layers import (
 )
 from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._captured_steps import CapturedSteps
+from keras_jamba.models._class_names import ClassNames, checked_class_names
+from keras_jamba.models._images import (
+    AXES,
+    check_shape_and_dtype,
+    check_values,
+    checked_image_shape,
+    checked_pixel_range,
+    values_are_checked,
+    warn_of_scaled_images,
+)
+from keras_jamba.models._label_checks import LogitsLoss, check_labels
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
@@ -28,12 +38,10 @@ _BACKBONE_ARGUMENTS = tuple(
 )
 _STEMS = {"conv": SpatialEncoder, "patchify": PatchEncoder}
 _READOUTS = {"mean": MeanReadout, "last": LastReadout, "seqpool": SequencePooling}
-# Axes of the inputs, the batch left out, by kind of tokens.
-_AXES = {"grid": "HWC", "frames": "THWC", "grid+frames": "THWC"}
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
+class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, keras.Model):
     """A classifier of images or clips: an encoder makes tokens, Jamba mixes them, what it reads out is classified.
 
     An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. Of a clip, whose frames are
@@ -43,28 +51,37 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
 
     Args:
         num_classes: classes.
-        image_shape: `(H, W, C)`, or `(T, H, W, C)` of clips; T, H and W may be None, for any number of frames and
-            images of any size.
+        image_shape: `(H, W, C)`, or `(T, H, W, C)` of clips, channels last; T, H and W may be None, for any number of
+            frames and images of any size.
         tokens: "grid", every cell of an image's grid; for clips "frames", one token a frame (`FrameTokens`), or
             "grid+frames", every cell of every frame.
         downsample: pixels along one side of a token's cell; a power of two for the stem "conv".
         stem: "conv", a small CNN (`SpatialEncoder`), or "patchify", one projection (`PatchEncoder`).
         scan_order: "row" or "snake", in which order the cells of a grid are read; see `GridTokens`.
         readout: "mean" or "last" token, or "seqpool", a mean with learned weights (`SequencePooling`).
+        pixel_range: the values of the pixels: `(0, 1)`; `(0, 255)`, integers or floats, which the model divides by 255;
+            or None, floats whose values are not checked.
+        class_names: names of the classes, a sequence of `num_classes` distinct strings; or None. `fit` takes them from
+            a `training.ImageFolder`.
         **backbone: any argument of `JambaBackbone`, d_model, num_layers, direction and mixer among them.
 
     Call arguments:
-        images: ONE floating-point tensor `(b, H, W, C)` or `(b, T, H, W, C)`, values from 0 to 1.
+        images: ONE tensor `(b, H, W, C)` or `(b, T, H, W, C)` with values in `pixel_range`; floats may leave it by a
+            tenth of its width, as augmentation does. Integers are taken with `pixel_range=(0, 255)` only. Shape and
+            dtype are checked everywhere. Values are checked where the host can read them, outside of compiled
+            functions: in a call, and in the first batch of `fit`, `evaluate` and `predict`.
 
     Returns:
         ONE float32 tensor of logits `(b, num_classes)`, no softmax.
 
     Raises:
-        ValueError: for arguments out of range or unknown, and for images of another shape or dtype.
+        ValueError: for arguments out of range or unknown, for images of another shape, dtype or range, for labels that
+            do not fit the loss or the classes, and in `compile` for a loss of probabilities.
 
     Example:
         >>> import keras_jamba
         >>> model = keras_jamba.DHCJamba.from_preset("small", num_classes=10, image_shape=(32, 32, 3))
+        >>> photos = keras_jamba.DHCJamba.from_preset("small", pixel_range=(0, 255))  # takes uint8
     """
 
     def __init__(
@@ -76,17 +93,21 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         stem="conv",
         scan_order="row",
         readout="mean",
+        pixel_range=(0, 1),
+        class_names=None,
         dtype=None,
         name=None,
         **backbone,
     ):
         # Layers
         _checks.check_integer("num_classes", num_classes)
-        _checks.check_choice("tokens", tokens, tuple(_AXES))
+        _checks.check_choice("tokens", tokens, tuple(AXES))
         _checks.check_choice("stem", stem, tuple(_STEMS))
         _checks.check_choice("readout", readout, tuple(_READOUTS))
         _checks.check_choice("scan_order", scan_order, ("row", "snake") if tokens != "frames" else ("row",))
-        image_shape = _checked_image_shape(image_shape, tokens)
+        image_shape = checked_image_shape(image_shape, tokens)
+        pixel_range = checked_pixel_range(pixel_range)
+        class_names = checked_class_names(class_names, num_classes)
         for argument in backbone:
             _checks.check_choice("a constructor argument", argument, _ARGUMENTS)
         jamba = JambaBackbone(**backbone, dtype=dtype, name="backbone")
@@ -98,16 +119,21 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
             tokenizer = GridTokens(scan_order, dtype=dtype, name="tokens")
         reader = _READOUTS[readout](dtype=dtype, name="readout")
         head = keras.layers.Dense(num_classes, dtype="float32", name="head")
+        rescaling = None
+        if pixel_range == (0, 255):
+            rescaling = keras.layers.Rescaling(1 / 255, dtype="float32", name="rescaling")
 
         # Functional model
         images = keras.Input(image_shape, name="images")
-        super().__init__(images, head(reader(jamba(tokenizer(encoder(images))))), name=name)
+        pixels = images if rescaling is None else rescaling(images)
+        super().__init__(images, head(reader(jamba(tokenizer(encoder(pixels))))), name=name)
         # A functional model has the global policy: `compile` would not scale the loss of one in float16.
         self.dtype_policy = jamba.dtype_policy
 
         # Config
         self.encoder, self.tokens, self.backbone, self.readout, self.head = encoder, tokenizer, jamba, reader, head
-        self.block_pattern = jamba.block_pattern
+        self.rescaling, self.block_pattern = rescaling, jamba.block_pattern
+        self._warned_of_scaled_images = False
         self._config = {
             "num_classes": num_classes,
             "image_shape": image_shape,
@@ -116,31 +142,57 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
             "stem": stem,
             "scan_order": scan_order,
             "readout": readout,
+            "pixel_range": pixel_range,
+            "class_names": class_names,
             **jamba.get_config(),
         }
         self._watch_routing()
 
+    @property
+    def pixel_range(self):
+        """The argument `pixel_range`: (0, 1), (0, 255) or None."""
+        return self._config["pixel_range"]
+
     def __call__(self, images, training=None, mask=None):
-        self.check_images(images)
+        # Before Keras converts the images and compares shapes, with errors of its own.
+        self._check_images(images, values=not getattr(self, "_inside_step", False))
         return super().__call__(images, training=training, mask=mask)
+
+    def call(self, images, training=None, mask=None):
+        # Steps on JAX do not run `__call__`.
+        self._check_images(images, values=False)
+        images = _backend.with_shape(images, (None, *self._config["image_shape"]))
+        return super().call(images, training=training, mask=mask)
 
     def check_images(self, images):
         """Raises a ValueError for images that a call would not take."""
-        self._check_images(images, self._config["image_shape"], _AXES[self._config["tokens"]])
+        self._check_images(images)
 
-    def _check_images(self, images, expected, axes):
-        shape = tuple(getattr(images, "shape", ()))
-        fits = len(shape) == 1 + len(axes) and all(
-            wanted is None or size in (None, wanted) for size, wanted in zip(shape[1:], expected, strict=True)
-        )
-        if not fits:
-            letters = ", ".join(axes)
-            raise ValueError(
-                f"images must be one tensor of shape (b, {letters}) with ({letters}) = {expected}. "
-                f"Received: shape={shape}, {type(images).__name__}. Resize the images, add the axis that "
-                "is missing, or build the model with another image_shape."
-            )
-        _checks.check_floating({"images": images})
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for a batch of images, and labels, that the model and its loss do not take."""
+        self.check_images(x)
+        if y is not None:
+            check_labels(y, self.loss, (x.shape[0], self._config["num_classes"]))
+
+    def _check_images(self, images, values=True, frame=False):
+        """Checks shape and dtype of images, or of one frame of clips, and where they can be read the values."""
+        expected, axes = self._config["image_shape"], AXES[self._config["tokens"]]
+        if frame:
+            expected, axes = expected[1:], axes[1:]
+        check_shape_and_dtype(images, expected, axes, self.pixel_range)
+        if values and values_are_checked() and check_values(images, self.pixel_range):
+            if not self._warned_of_scaled_images:
+                self._warned_of_scaled_images = True
+                warn_of_scaled_images(self.pixel_range)
+
+    def _scaled(self, images):
+        """What enters the encoder."""
+        images = ops.convert_to_tensor(images)
+        return images if self.rescaling is None else self.rescaling(ops.cast(images, "float32"))
+
+    def embed(self, images):
+        """What enters the backbone in inference, `(b, t, d)`, of images as a call takes them."""
+        return self.tokens(self.encoder(self._scaled(images), training=False))
 
     def init_cache(self, batch_size, max_frames=None):
         """The state of a stream before its first frame, for `step`.
@@ -170,7 +222,7 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         """One more frame of a stream.
 
         Args:
-            frame: `(b, H, W, C)`, values from 0 to 1.
+            frame: `(b, H, W, C)`, values in `pixel_range`.
             cache: what `init_cache` or an earlier step returned. It is not changed.
 
         Returns:
@@ -180,19 +232,19 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
             outside of compiled functions; inside, the oldest make way, and logits are no longer the clip's.
 
         Raises:
-            ValueError: for a model without streams, a frame of another shape, or a cache of another model or batch.
+            ValueError: for a model without streams, a frame of another shape, dtype or range, or a cache of another
+                model or batch.
         """
         self._check_streams()
-        self._check_images(frame, self._config["image_shape"][1:], "HWC")
+        self._check_images(frame, frame=True)
         have = sorted(cache) if isinstance(cache, dict) else type(cache).__name__
         if have != ["backbone", "readout"]:
             raise ValueError(
                 f"cache must be a dict with backbone and readout. Received: {have}. "
                 "Pass what init_cache or step of the same model returned."
             )
-        frame = ops.cast(frame, self.compute_dtype)
-        tokens = self.tokens(self.encoder(frame[:, None], training=False))
-        features, backbone = self.backbone.step(tokens, cache["backbone"])
+        frame = _backend.with_shape(frame, (None, *self._config["image_shape"][1:]))
+        features, backbone = self.backbone.step(self.embed(frame[:, None]), cache["backbone"])
         pooled, readout = self.readout.step(features, cache["readout"])
         # On PyTorch the state would otherwise keep all frames before for a gradient.
         return self.head(pooled), detach_state({"backbone": backbone, "readout": readout})
@@ -219,15 +271,19 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         """What the parts of the model make of images.
 
         Args:
-            images: `(b, H, W, C)`, values from 0 to 1.
+            images: see a call.
 
         Returns:
             A dict of tensors: `"spatial"`, the encoder's grid `(b, H', W', d)`, of clips `(b, T, H', W', d)`;
             `"tokens"`, what enters the first block, `(b, t, d)`; `"block_0"`, `"block_1"`, ..., the sequence after
             each block `(b, t, d)`; `"pooled"`, what the head classifies, `(b, d)`; and `"routing"`, what the routers
             decided, `{"block_1": what MoELayer returns, ...}`.
+
+        Raises:
+            ValueError: for images that a call does not take.
         """
-        spatial = self.encoder(ops.convert_to_tensor(images), training=False)
+        self.check_images(images)
+        spatial = self.encoder(self._scaled(images), training=False)
         tokens = self.tokens(spatial)
         blocks, routing = self.backbone.block_outputs(tokens)
         pooled = self.readout(self.backbone.final_norm(blocks[-1]))
@@ -250,7 +306,8 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
                 `save_to_preset` wrote, on whichever backend.
             load_weights: whether to load the preset's weights, if it has any.
             **overrides: constructor arguments that replace the preset's. With another num_classes all but the
-                head is loaded; any sizes in image_shape fit the weights.
+                head is loaded, and the preset's class_names are dropped; any sizes in image_shape and any pixel_range
+                fit the weights.
 
         Returns:
             The model. Where the preset has no weights it starts from random ones, and says so.
@@ -265,7 +322,7 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
             model.encoder.trainable = model.backbone.trainable = False
             ```
         """
-        return presets.build(cls, preset, load_weights, overrides, head=("num_classes",))
+        return presets.build(cls, preset, load_weights, overrides, head=("num_classes",), head_only=("class_names",))
 
     def save_to_preset(self, folder):
         """Writes configuration and weights to a folder that does not exist yet or is empty.
@@ -281,20 +338,3 @@ class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
 
 _ARGUMENTS = tuple(name for name in inspect.signature(DHCJamba.__init__).parameters if name not in ("self", "backbone"))
 _ARGUMENTS += _BACKBONE_ARGUMENTS
-
-
-def _checked_image_shape(image_shape, tokens):
-    shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else (image_shape,)
-    axes = _AXES[tokens]
-    good = len(shape) == len(axes) and shape[-1] is not None
-    good = good and all(s is None or (isinstance(s, numbers.Integral) and s > 0) for s in shape)
-    if good and not any(isinstance(s, bool) for s in shape):
-        return tuple(s if s is None else int(s) for s in shape)
-    if len(shape) in (3, 4) and len(shape) != len(axes):
-        remedy = "tokens='frames' or 'grid+frames' for clips" if len(shape) == 4 else "tokens='grid' for images"
-    else:
-        remedy = "for example (32, 32, 3), or (16, 32, 32, 3) for clips of 16 frames"
-    raise ValueError(
-        f"With tokens={tokens!r} image_shape must be ({', '.join(axes)}), positive integers, where all but C may be "
-        f"None. Received: image_shape={image_shape!r}. Pass {remedy}."
-    )

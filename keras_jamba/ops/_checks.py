@@ -27,6 +27,13 @@ def check_shapes(tensors, letters):
             )
 
 
+def host_array(x):
+    """The values of an array or tensor as a NumPy array, or None where they cannot be read without waiting."""
+    if isinstance(x, np.ndarray):
+        return x
+    return _backend.host_values(x) if ops.is_tensor(x) else None
+
+
 def check_floating(tensors):
     for name, x in tensors.items():
         dtype = backend.standardize_dtype(x.dtype)

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.models import DHCJamba
+from keras_jamba.models._images import unchecked_values
 from keras_jamba.ops import _checks
 
 
@@ -24,9 +25,15 @@ def checked_images(model, images):
     return images.astype("float32")
 
 
-def frames_of(images):
-    """`(b, T, H, W, C)`: an image is a clip of one frame."""
-    return images if images.ndim == 5 else images[:, None]
+def frames_of(model, images):
+    """`(b, T, H, W, C)` with values from 0 to 1, to be drawn: an image is a clip of one frame."""
+    images = images if images.ndim == 5 else images[:, None]
+    if model.pixel_range == (0, 255):
+        return images / 255
+    if model.pixel_range is None and images.size:
+        low, high = images.min(), images.max()
+        return (images - low) / (high - low or 1)
+    return images
 
 
 def pure(model, function):
@@ -35,7 +42,8 @@ def pure(model, function):
 
     @_backend.compiled
     def run(values, arrays):
-        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+        # Noise and windows leave the range of pixel values.
+        with unchecked_values(), keras.StatelessScope(list(zip(variables, values, strict=True))):
             return function(*arrays)
 
     def call(*arrays):

@@ -123,7 +123,7 @@ def draw_saliency(model, images, classes=None, names=None, file=None, **options)
 
     Args:
         model, images, classes: see `saliency`.
-        names: what the classes are called; None is their numbers.
+        names: what the classes are called; None is the model's class_names or else their numbers.
         file: where to write the picture, or None.
         **options: others of `saliency`.
 
@@ -185,7 +185,7 @@ def draw_frame_importance(model, clips, classes=None, names=None, file=None, **o
     classes, predicted, explained = _titles(model, clips, classes, names, options)
     falls = frame_importance(model, clips, classes, **options)
     label = f"fall of the {options.get('score', 'probability')} when hidden"
-    return _drawing.draw_bars(clips, falls, predicted, explained, label, file)
+    return _drawing.draw_bars(frames_of(model, clips), falls, predicted, explained, label, file)
 
 
 def _score(model, images, classes, score):
@@ -257,7 +257,9 @@ def _windows(size, stride, sides):
 def _titles(model, images, classes, names, options):
     """The classes, what is predicted for each image, and the name of each image's class."""
     count, batch_size = model.get_config()["num_classes"], options.get("batch_size", 32)
-    names = [f"class\xa0{i}" for i in range(count)] if names is None else list(names)
+    if names is None:
+        names = model.class_names or [f"class\xa0{i}" for i in range(count)]
+    names = list(names)
     if len(names) != count:
         raise ValueError(f"There must be a name for each of the {count} classes. Received: names={names}. Pass all.")
     logits = logits_of(model, images, batch_size)
@@ -275,7 +277,7 @@ def _draw_maps(function, label, kind, model, images, classes, names, file, optio
     maps = function(model, images, classes=classes, **options)
     maps = maps.reshape(len(images), -1, *maps.shape[-2:])
     groups = []
-    for frames, strip, title, name in zip(frames_of(images), maps, predicted, explained, strict=True):
+    for frames, strip, title, name in zip(frames_of(model, images), maps, predicted, explained, strict=True):
         scale = _drawing.Scale(label, strip, kind)
         shown = _drawing.Strip(f"{function.__name__}, {name}", maps=strip, scale=scale)
         groups.append([_drawing.Strip(title, frames), shown])

@@ -40,7 +40,7 @@ def receptive_field(model, images, token=None, batch_size=32):
     token = checked_token(model, images, token)
 
     def feature(x):
-        tokens = model.backbone(model.tokens(model.encoder(x, training=False)), training=False)
+        tokens = model.backbone(model.embed(x), training=False)
         return ops.sum(ops.cast(tokens[:, token], "float32"))
 
     call = pure(model, lambda x: _backend.input_gradient(feature, x))
@@ -78,7 +78,7 @@ def attention_maps(model, images, batch_size=32):
             "There must be a block with attention. Received: a model whose mixers are "
             f"{[mixer for mixer, _ in model.block_pattern]}. Build it with a mamba_ratio below num_layers."
         )
-    call = pure(model, lambda x: model.backbone.attention_weights(model.tokens(model.encoder(x, training=False))))
+    call = pure(model, lambda x: model.backbone.attention_weights(model.embed(x)))
     return in_batches(call, lambda i: (images[i],), len(images), batch_size)
 
 
@@ -104,7 +104,7 @@ def draw_receptive_field(model, images, token=None, file=None, batch_size=32):
     token, cells = checked_token(model, images, token), Cells(model, images)
     field = receptive_field(model, images, token, batch_size)
     field = field.reshape(-1, *field.shape[-2:])
-    frames, box = frames_of(images)[0], cells.box(token)
+    frames, box = frames_of(model, images)[0], cells.box(token)
     strips = [_drawing.Strip(cells.name(token), frames, boxes=box)]
     for title, kind in (("receptive field", "positive"), ("on a logarithmic scale, white:\xa00", "logarithm")):
         scale = _drawing.Scale("|gradient|", field, kind)
@@ -136,7 +136,7 @@ def draw_attention(model, images, token=None, block=None, file=None, batch_size=
     token, cells = checked_token(model, images, token), Cells(model, images)
     block, weights = _chosen(attention_maps(model, images, batch_size), block)
     box, groups = cells.box(token), []
-    for frames, heads in zip(frames_of(images), weights[:, :, token], strict=True):
+    for frames, heads in zip(frames_of(model, images), weights[:, :, token], strict=True):
         scale = _drawing.Scale(f"weight in {block}", heads, "positive")
         strips = [_drawing.Strip(f"query: {cells.name(token)}", frames, boxes=box)]
         for i, head in enumerate(heads):

@@ -58,7 +58,7 @@ def draw_token_order(model, images, file=None):
     _drawing.needs_matplotlib()
     images = checked_images(model, images)
     cells = Cells(model, images)
-    strip = _drawing.Strip("order of the tokens", frames_of(images)[0], path=cells.path())
+    strip = _drawing.Strip("order of the tokens", frames_of(model, images)[0], path=cells.path())
     return _drawing.draw_strips([[strip]], file, side=2 * _drawing.SIDE)
 
 

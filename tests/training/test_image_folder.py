@@ -1,5 +1,7 @@
 """A folder of pictures or clips: what is read, and augmentation that seed and step decide."""
 
+import logging
+import shutil
 import sys
 
 import keras
@@ -160,17 +162,62 @@ def test_an_unreadable_file_is_named(tmp_path):
     picture(0, (64, 64)).save(tmp_path / "a" / "torn.png")
     content = (tmp_path / "a" / "torn.png").read_bytes()
     (tmp_path / "a" / "torn.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"pillow reads.*torn\.png.*Replace the file"):
+    with pytest.raises(ValueError, match=r"pillow reads.*torn\.png.*Replace or remove the file"):
         ImageFolder(tmp_path, SIZE, 1).batch(0)
     Image.fromarray(np.full((4, 4), 60000, "uint16")).save(tmp_path / "a" / "torn.png")
     with pytest.raises(ValueError, match=r"torn\.png.*mode I"):
         ImageFolder(tmp_path, SIZE, 1).batch(0)
 
 
+def test_unreadable_files_are_skipped_counted_and_named(tmp_path, caplog):
+    for name in "ab":
+        (tmp_path / "all" / name).mkdir(parents=True)
+        for i in range(4):
+            picture(10 * ord(name) + i).save(tmp_path / "all" / name / f"{i}.png")
+    shutil.copytree(tmp_path / "all", tmp_path / "readable")
+    torn = [tmp_path / "all" / "a" / "1b.png", tmp_path / "all" / "b" / "9.jpg"]
+    torn[0].write_bytes((tmp_path / "all" / "a" / "0.png").read_bytes()[:60])
+    torn[1].write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"1b\.png.*skip_unreadable=True"):
+        ImageFolder(tmp_path / "all", SIZE, 10, shuffle=False).batch(0)
+    with caplog.at_level(logging.WARNING):
+        folder = ImageFolder(tmp_path / "all", SIZE, 3, seed=5, skip_unreadable=True)
+    (record,) = caplog.records
+    assert "2 of 10 files cannot be read" in record.getMessage()
+    assert folder.unreadable == tuple(torn) and all(str(path) in record.getMessage() for path in torn)
+    # Seed and step decide, as if the files were not there, with several workers and after resuming.
+    expected = ImageFolder(tmp_path / "readable", SIZE, 3, seed=5)
+    assert (folder.num_examples, len(folder)) == (expected.num_examples, len(expected)) == (8, 2)
+    ahead = ImageFolder(tmp_path / "all", SIZE, 3, seed=5, skip_unreadable=True, workers=2)
+    ahead.begin_epoch(1, 1)
+    for found, step in ((folder.batch(3), 3), (folder.batch(0), 0), (ahead[0], 3)):
+        for a, b in zip(found, expected.batch(step), strict=True):
+            np.testing.assert_array_equal(a, b)
+    caplog.clear()
+    assert ImageFolder(tmp_path / "readable", SIZE, 3, skip_unreadable=True).unreadable == () and not caplog.records
+    # Both parts of a split leave out their own, and share none.
+    parts = [ImageFolder(tmp_path / "all", SIZE, 1, split=s, skip_unreadable=True) for s in ((0, 0.6), (0.6, 1))]
+    assert sorted(parts[0].unreadable + parts[1].unreadable) == torn
+    assert sum(part.num_examples for part in parts) == 8
+    for i in range(4):
+        (tmp_path / "all" / "b" / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="file that can be read. Received: class 'b' with none.*pillow reads"):
+        ImageFolder(tmp_path / "all", SIZE, 1, skip_unreadable=True)
+
+
+def test_a_clip_with_an_unreadable_frame_is_skipped(clips, tmp_path):
+    shutil.copytree(clips, tmp_path / "clips")
+    torn = tmp_path / "clips" / "left" / "folder" / "frame_1.png"
+    torn.write_bytes(b"no picture")
+    folder = ImageFolder(tmp_path / "clips", SIZE, 1, frames=4, shuffle=False, skip_unreadable=True)
+    assert folder.unreadable == (torn.parent,) and folder.num_examples == 3
+    np.testing.assert_array_equal([folder.batch(step)[1][0] for step in range(3)], [0, 1, 1])
+
+
 def test_without_pillow_the_error_says_what_to_install(monkeypatch, pictures):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r"pip install 'keras-jamba\[examples\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'keras-jamba\[images\]'"):
         ImageFolder(pictures, SIZE, 1)
 
 

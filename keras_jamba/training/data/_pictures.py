@@ -1,6 +1,8 @@
 """Pictures and clips on disk: which there are, and their pixels."""
 
+import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,8 +31,33 @@ class Pictures:
 
     def __getitem__(self, index):
         path = self._paths[index]
-        pixels = self._picture(path) if self._frames is None else self._clip(path)
-        return pixels.astype("float32") / 255, self._labels[index]
+        return self._pixels_of(path).astype("float32") / 255, self._labels[index]
+
+    def only(self, indices):
+        """The examples at some places, as a new object."""
+        chosen = copy.copy(self)
+        chosen._paths, chosen._labels = [self._paths[i] for i in indices], self._labels[indices]
+        return chosen
+
+    def unreadable(self):
+        """`{index: error}` of the examples that cannot be read; reads every one of them."""
+
+        def errors_from(begin):
+            errors = {}
+            for index in range(begin, min(begin + at_a_time, len(self))):
+                try:
+                    self._pixels_of(self._paths[index])
+                except ValueError as error:
+                    errors[index] = error
+            return errors
+
+        at_a_time = 64
+        with ThreadPoolExecutor(thread_name_prefix="keras_jamba_pictures") as pool:
+            found = list(pool.map(errors_from, range(0, len(self), at_a_time)))
+        return {index: error for errors in found for index, error in errors.items()}
+
+    def _pixels_of(self, path):
+        return self._picture(path) if self._frames is None else self._clip(path)
 
     def _picture(self, path):
         with opened(path) as image:
@@ -70,7 +97,7 @@ def opened(path):
     except Exception as error:  # pillow's decoders raise errors of many kinds
         raise ValueError(
             f"Each picture must be a file that pillow reads, of 8 bits a channel. Received: {str(path)!r}, "
-            f"{type(error).__name__}: {error}. Replace the file or remove it."
+            f"{type(error).__name__}: {error}. Replace or remove the file, or pass skip_unreadable=True to ImageFolder."
         ) from error
 
 
@@ -79,7 +106,7 @@ def check_pillow():
         import PIL.Image  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"Pictures are read with pillow. Received: {error}. Install it: pip install 'keras-jamba[examples]'."
+            f"Pictures are read with pillow. Received: {error}. Install it: pip install 'keras-jamba[images]'."
         ) from error
 
 

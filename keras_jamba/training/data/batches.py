@@ -29,6 +29,8 @@ class Batches(keras.utils.PyDataset):
 
     An object serves one `fit` at a time; leave the `steps_per_epoch` of `fit` away.
 
+    Where the data object has `class_names`, so has this one, and `DHCJamba.fit` takes them over.
+
     Args:
         data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, each an array or nested dicts and tuples of arrays
             whose first axis, the examples, is equally long; arrays that are not NumPy's are converted. Or an object
@@ -87,6 +89,7 @@ class Batches(keras.utils.PyDataset):
         self.batch_size, self.seed, self.shuffle = int(batch_size), int(seed), shuffle
         self.transform, self.shard = transform, _checked_shard(shard, batch_size, drop_last or self._fills)
         self.num_examples, self._take = _reader(data)
+        self.class_names = getattr(data, "class_names", None)
         self.steps_per_epoch = _steps(self.num_examples, self.batch_size, drop_last)
         self._order = Latest(self._ordered)
         self._ahead = Ahead(self.batch, workers, max_queue_size) if workers > 1 else None

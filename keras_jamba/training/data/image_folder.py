@@ -1,5 +1,6 @@
 """A folder of pictures or clips, one subfolder a class."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from keras_jamba.ops import _checks
 from keras_jamba.training.data._pictures import MODES, Pictures, check_pillow, is_clip, is_picture
 from keras_jamba.training.data.augmentation import Augmentation
 from keras_jamba.training.data.batches import AUGMENTATION, Batches
+
+_logger = logging.getLogger("keras_jamba")
 
 
 class ImageFolder(Batches):
@@ -29,11 +32,15 @@ class ImageFolder(Batches):
             among them. None for no augmentation.
         split: `(low, high)`, shares from 0 to 1: of each class the examples from one to the other, in an order of
             its own that no argument changes; `(0, 0.8)` for training and `(0.8, 1)` for validation. None for all.
+        skip_unreadable: whether files that cannot be read are left out, as if they were not in the folder. For this
+            every file is read once when the object is made, by several threads. Batches then depend on seed, step and
+            the readable files. False raises an error when the batch of such a file is made.
         seed, shuffle, transform, drop_last, workers, max_queue_size, shard: see `Batches`. The transform comes after
             the augmentation.
 
     Attributes:
-        class_names: names of the classes; label i is that of the i-th.
+        class_names: names of the classes; label i is that of the i-th. `DHCJamba.fit` takes them over.
+        unreadable: paths of the files that `skip_unreadable` left out, of clips their files or folders.
 
     Returns:
         From `batch`: `(pixels, labels)`; pixels `(b, h, w, channels)`, or `(b, T, h, w, channels)` of clips, float32
@@ -42,7 +49,8 @@ class ImageFolder(Batches):
     Raises:
         ImportError: without pillow.
         ValueError: for arguments out of range, a folder without such subfolders, layers that cannot be used here
-            and, when a batch is made, a file that cannot be read.
+            and, when a batch is made, a file that cannot be read; with `skip_unreadable`, a class of which no file can
+            be read.
 
     Example:
         ```python
@@ -70,19 +78,24 @@ class ImageFolder(Batches):
         workers=1,
         max_queue_size=10,
         shard=(0, 1),
+        skip_unreadable=False,
     ):
         check_pillow()
         height, width = _checked_size(image_size)
         _checks.check_choice("channels", channels, tuple(MODES))
         if frames is not None:
             _checks.check_integer("frames", frames)
-        self.class_names, paths, labels = _found(Path(folder), is_picture if frames is None else is_clip, split)
+        names, paths, labels = _found(Path(folder), is_picture if frames is None else is_clip, split)
+        pictures = Pictures(paths, labels, (height, width), channels, frames)
+        self.unreadable = ()
+        if skip_unreadable:
+            pictures, self.unreadable = _readable(pictures, paths, labels, names)
         if augmentation is not None:
-            num_classes = getattr(augmentation, "num_classes", None) or len(self.class_names)
+            num_classes = getattr(augmentation, "num_classes", None) or len(names)
             augmentation = Augmentation(augmentation, num_classes)
         self._augmentation = augmentation
-        pictures = Pictures(paths, labels, (height, width), channels, frames)
         super().__init__(pictures, batch_size, seed, shuffle, transform, drop_last, workers, max_queue_size, shard)
+        self.class_names = names
 
     def _transformed(self, batch, step):
         if self._augmentation:
@@ -126,6 +139,24 @@ def _found(folder, wanted, split):
             "or widen split."
         )
     return tuple(names), paths, labels
+
+
+def _readable(pictures, paths, labels, names):
+    """`(pictures, unreadable)`: those that can be read, and the paths of the others, which are logged."""
+    errors = pictures.unreadable()
+    unreadable = tuple(paths[i] for i in errors)
+    kept = [i for i in range(len(paths)) if i not in errors]
+    without = sorted(set(labels) - {labels[i] for i in kept})
+    if without:
+        first = next(error for i, error in errors.items() if labels[i] == without[0])
+        raise ValueError(
+            f"Each class must have a file that can be read. Received: class {names[without[0]]!r} with none of them. "
+            f"Replace the files. The first error: {first}"
+        ) from first
+    if errors:
+        named = ", ".join(map(str, unreadable[:5])) + (", ..." if len(errors) > 5 else "")
+        _logger.warning("%d of %d files cannot be read and are skipped: %s", len(errors), len(paths), named)
+    return pictures.only(kept), unreadable
 
 
 def _checked_split(split):

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import keras
 
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM
+from keras_jamba.models._images import AXES, checked_image_shape
 from keras_jamba.models._pattern import pattern_of
-from keras_jamba.models.dhc_jamba import _AXES, _READOUTS, _STEMS, _checked_image_shape
+from keras_jamba.models.dhc_jamba import _READOUTS, _STEMS
 from keras_jamba.ops import _checks
 
+# Arguments of `DHCJamba` that cost nothing.
+_FREE = ("pixel_range", "class_names")
 _LANGUAGE = ("vocab_size", "tie_embeddings")
 _SIZES = ("d_model", "num_experts", "num_experts_per_token", "d_ff", "num_heads", "num_kv_heads", "d_state", "d_conv")
 _SIZES += ("expand", "dt_rank")
@@ -88,6 +91,7 @@ def plan_of(model):
             "model must be a JambaBackbone, a DHCJamba, a JambaCausalLM or a dict of constructor arguments. Received: "
             f"{type(model).__name__}. Pass for example dict(d_model=4096, num_layers=32, vocab_size=65536)."
         )
+    given = {name: value for name, value in given.items() if name not in _FREE}
     backbone = _defaults(JambaBackbone)
     allowed = [*backbone, *_IMAGE, *_LANGUAGE]
     for name in given:
@@ -116,10 +120,10 @@ def _image_of(given):
     image = Image(**{name: given.get(name, defaults[name]) for name in _IMAGE})
     _checks.check_integer("num_classes", image.num_classes)
     _checks.check_integer("downsample", image.downsample)
-    choices = dict(tokens=_AXES, stem=_STEMS, scan_order=("row", "snake"), readout=_READOUTS)
+    choices = dict(tokens=AXES, stem=_STEMS, scan_order=("row", "snake"), readout=_READOUTS)
     for name, allowed in choices.items():
         _checks.check_choice(name, getattr(image, name), tuple(allowed))
-    return dataclasses.replace(image, image_shape=_checked_image_shape(image.image_shape, image.tokens))
+    return dataclasses.replace(image, image_shape=checked_image_shape(image.image_shape, image.tokens))
 
 
 def _vocabulary_of(given):
@@ -226,7 +230,7 @@ def encoder_convolutions(plan):
 
 def sizes_of(plan, image_size):
     """`(tokens, grid, frames)` of a model of images or clips: see `Run`."""
-    shape, axes = plan.image.image_shape, _AXES[plan.image.tokens][:-1]
+    shape, axes = plan.image.image_shape, AXES[plan.image.tokens][:-1]
     size = shape[:-1] if image_size is None else image_size
     letters = ", ".join(axes)
     example = (16, 224, 224)[-len(axes) :]

@@ -1,0 +1,197 @@
+"""Losses and labels that fit a model whose outputs are logits."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jamba.models._text_data import compile_again
+from keras_jamba.ops import _checks
+
+_losses = keras.losses
+# Functions of Keras that expect probabilities unless they are called with from_logits=True, and their classes.
+_FUNCTIONS = {
+    _losses.sparse_categorical_crossentropy: _losses.SparseCategoricalCrossentropy,
+    _losses.categorical_crossentropy: _losses.CategoricalCrossentropy,
+    _losses.categorical_focal_crossentropy: _losses.CategoricalFocalCrossentropy,
+    _losses.binary_crossentropy: _losses.BinaryCrossentropy,
+    _losses.binary_focal_crossentropy: _losses.BinaryFocalCrossentropy,
+}
+_SHORT = ("crossentropy", "ce")
+# Labels of another shape than the logits.
+_OTHER_LABELS = (_losses.CTC, _losses.Circle, _losses.ctc, _losses.circle)
+
+
+class LogitsLoss:
+    """A model of logits that refuses losses of probabilities, and labels that are no classes.
+
+    Compiled code cannot raise: there the loss of a batch with such labels is NaN, and its gradient 0.
+    """
+
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, **kwargs):
+        """Keras' own.
+
+        Raises:
+            ValueError: for a loss or a metric that takes the logits of this model for probabilities.
+        """
+        _check_logits("loss", loss)
+        _check_logits("metrics", metrics)
+        _check_logits("weighted_metrics", weighted_metrics)
+        super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
+
+    def compile_from_config(self, config):
+        compile_again(self, config)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if y is None and self.loss is not None:
+            raise ValueError(
+                "fit and evaluate need labels for the loss of compile. Received: y=None. Pass fit(images, labels), or "
+                "data that yields pairs (images, labels)."
+            )
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        wrong = _any_wrong(_only(self.loss), y, y_pred, sample_weight)
+        return loss if wrong is None else ops.where(wrong, ops.full_like(loss, float("nan")), loss)
+
+
+def check_labels(labels, loss, logits_shape):
+    """The labels of one batch fit the loss and the classes; values are checked where they can be read on the host.
+
+    Args:
+        labels: an array or tensor; None, and structures of several, are not checked.
+        loss: what `compile` was given.
+        logits_shape: `(b, num_classes)`, or of text `(b, t, v)`.
+
+    Raises:
+        ValueError: for labels of another shape or dtype, and for numbers that are no classes.
+    """
+    loss, labels = _only(loss), _only(labels)
+    if isinstance(labels, (list, tuple)) and labels and np.isscalar(labels[0]):
+        labels = np.asarray(labels)
+    if loss is None or not hasattr(labels, "shape"):
+        return
+    shape, logits_shape = tuple(labels.shape), tuple(logits_shape)
+    if _is_sparse(loss):
+        _check_class_numbers(labels, loss, shape, logits_shape)
+    elif _needs_equal_shapes(loss) and shape != logits_shape and (*shape, 1) != logits_shape:
+        remedy = f"Change the labels to one number per class, {logits_shape[-1]} of them."
+        if shape in (logits_shape[:-1], (*logits_shape[:-1], 1)):
+            remedy = (
+                "For integer labels compile with keras.losses.SparseCategoricalCrossentropy(from_logits=True), or "
+                f"convert them with keras.utils.to_categorical(labels, {logits_shape[-1]})."
+            )
+        raise ValueError(
+            f"With this loss, {_name(loss)}, labels must have the shape {logits_shape} of the logits. Received: labels "
+            f"of shape {shape}. {remedy}"
+        )
+
+
+def _check_class_numbers(labels, loss, shape, logits_shape):
+    count, values = logits_shape[-1], _checks.host_array(labels)
+    if shape not in (logits_shape[:-1], (*logits_shape[:-1], 1)):
+        remedy = "Pass one class number per example."
+        if shape == logits_shape:
+            remedy = (
+                "For one-hot labels compile with keras.losses.CategoricalCrossentropy(from_logits=True), or convert "
+                "them with numpy.argmax(labels, axis=-1)."
+            )
+        raise ValueError(
+            f"With this loss, {_name(loss)}, labels must be class numbers of shape {logits_shape[:-1]}. Received: "
+            f"labels of shape {shape}. {remedy}"
+        )
+    if values is None:
+        return
+    numeric = values.dtype.kind in "iubf" or values.dtype.name == "bfloat16"
+    wrong = ~_are_classes(values, count, getattr(loss, "ignore_class", None)) if numeric else np.ones(shape, bool)
+    if wrong.any():
+        received = f"labels of dtype {values.dtype}"
+        remedy = "Convert the labels to integers."
+        if numeric:
+            where = tuple(int(i) for i in np.argwhere(wrong)[0])
+            received = f"{values[where]} at {list(where)}"
+            remedy = f"Build the model with num_classes above {values.max()}, or correct the labels."
+            if values.min() == 1 and values.max() == count:
+                remedy = "Count classes from 0: pass labels - 1."
+        raise ValueError(
+            f"Labels must be integers from 0 to num_classes - 1 = {count - 1}. Received: {received}. {remedy}"
+        )
+
+
+def _are_classes(values, count, ignore_class):
+    good = (values >= 0) & (values < count)
+    if values.dtype.kind not in "iub":
+        good &= values == np.floor(values)
+    return good if ignore_class is None else good | (values == ignore_class)
+
+
+def _any_wrong(loss, labels, logits, sample_weight):
+    """Whether any label that has weight is no class, as a tensor; None where the loss has no class numbers."""
+    if not _is_sparse(loss) or not hasattr(logits, "shape") or not hasattr(labels, "shape"):
+        return None
+    labels = ops.convert_to_tensor(labels)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    is_float = keras.backend.is_float_dtype(dtype)
+    # A narrow integer type may not hold the number of classes.
+    values = labels if is_float or dtype.endswith(("32", "64")) else ops.cast(labels, "int32")
+    wrong = ops.logical_or(values < 0, values >= logits.shape[-1])
+    if is_float:
+        wrong = ops.logical_or(wrong, ops.not_equal(values, ops.floor(values)))
+    if getattr(loss, "ignore_class", None) is not None:
+        wrong = ops.logical_and(wrong, ops.not_equal(values, loss.ignore_class))
+    if sample_weight is not None and tuple(sample_weight.shape) == tuple(labels.shape):
+        wrong = ops.logical_and(wrong, ops.not_equal(sample_weight, 0))
+    return ops.any(wrong)
+
+
+def _check_logits(argument, given):
+    for each in keras.tree.flatten(given):
+        name = _of_probabilities(argument, each)
+        if name is not None:
+            module = "losses" if argument == "loss" else "metrics"
+            raise ValueError(
+                f"{argument} must take logits: the outputs of this model are not probabilities. Received: "
+                f"{each if isinstance(each, str) else _name(each)!r} without from_logits=True. Pass "
+                f"keras.{module}.{name}(from_logits=True). To load a saved model without its loss, call "
+                "keras.models.load_model(file, compile=False)."
+            )
+
+
+def _of_probabilities(argument, each):
+    """None, or the class of Keras to use instead of a loss or metric of probabilities."""
+    if isinstance(each, str):
+        if each.lower() in _SHORT:
+            # As a metric Keras' short name "crossentropy" is resolved by the labels.
+            return "SparseCategoricalCrossentropy"
+        try:
+            each = (keras.losses if argument == "loss" else keras.metrics).get(each)
+        except ValueError:
+            return None  # Keras names it when it is used; "accuracy" depends on the labels.
+    if each == _losses.kl_divergence or isinstance(each, (_losses.KLDivergence, keras.metrics.KLDivergence)):
+        return "CategoricalCrossentropy"
+    # AUC names it otherwise.
+    if False in (getattr(each, "from_logits", None), getattr(each, "_from_logits", None)):
+        return type(each).__name__
+    return _FUNCTIONS[each].__name__ if callable(each) and each in _FUNCTIONS else None
+
+
+def _only(structure):
+    """What stands alone in a list or dict, as Keras takes losses and labels of one output."""
+    while isinstance(structure, (list, tuple, dict)) and len(structure) == 1:
+        structure = next(iter(structure.values() if isinstance(structure, dict) else structure))
+    return structure
+
+
+def _is_sparse(loss):
+    return isinstance(loss, _losses.SparseCategoricalCrossentropy)
+
+
+def _needs_equal_shapes(loss):
+    """Keras' own losses do, all but a few; of another function nothing is known."""
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if loss in _OTHER_LABELS or isinstance(loss, (_losses.CTC, _losses.Circle)):
+        return False
+    module = getattr(loss, "__module__", None) or type(loss).__module__
+    return module.split(".")[0] == "keras"
+
+
+def _name(loss):
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
