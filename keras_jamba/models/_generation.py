@@ -49,8 +49,8 @@ class Generation:
 
         What is not passed is as the model's `generation_config` says, the dict of a checkpoint's
         generation_config.json, which transformers follows too: stop tokens, lengths, stop strings, and the sampler
-        unless `compile` was given one. Prompts of different lengths stand in one batch without seeing each other or their padding; each gives what it
-        gives alone.
+        unless `compile` was given one. Prompts of different lengths stand in one batch without seeing each other or
+        their padding; each gives what it gives alone.
 
         Args:
             inputs: a string or a list of strings; a conversation, a list of `{"role": ..., "content": ...}`, or a list

@@ -98,11 +98,11 @@ class LanguageTraining:
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
         return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_logs=False):
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
         """A step of training on one batch; see `keras.Model.train_on_batch`, and `fit` for the weights."""
         if class_weight is not None:
             sample_weight = class_weights(class_weight, x, y, sample_weight)
-        return super().train_on_batch(x, y, sample_weight=sample_weight, return_logs=return_logs)
+        return super().train_on_batch(x, y, sample_weight=sample_weight, return_dict=return_dict)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """See `keras.Model.compute_loss`; the weights may be of rows."""

@@ -7,6 +7,8 @@ _OF_GPT_NEOX = {name: "<|endoftext|>" for name in ("unk_token", "bos_token", "eo
     "pad_token": "<|padding|>"
 }
 
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+
 
 def tokenizer_class(config, model_config):
     """The class of transformers by which a tokenizer is read: it depends on the model beside it too."""
@@ -20,7 +22,7 @@ def tokenizer_class(config, model_config):
 
 
 def special_tokens(library, config, legacy):
-    """`{"bos_token": text, ...}` of those that are named.
+    """The tokens that are named, `{"bos_token": AddedToken of the library tokenizers, ...}`.
 
     Args:
         library: the tokenizer of the library tokenizers.
@@ -28,20 +30,25 @@ def special_tokens(library, config, legacy):
         legacy: special_tokens_map.json, which counts before it where tokens are not listed there with their ids.
     """
     named = config if "added_tokens_decoder" in config else config | legacy
-    found = {name: _text(named.get(name)) for name in NAMES}
     # Others that end so are the model's own, for its template.
-    found |= {name: x for name, x in named.items() if name.endswith("_token") and isinstance(x, str)}
+    names = (*NAMES, *(name for name, x in named.items() if name.endswith("_token") and isinstance(x, str)))
+    found = {name: named.get(name) for name in names}
     extra = named.get("extra_special_tokens")
-    found |= {name: _text(x) for name, x in extra.items()} if isinstance(extra, dict) else {}
+    found |= extra if isinstance(extra, dict) else {}
     if config.get("tokenizer_class") == GPT_NEOX:
         for name, token in _OF_GPT_NEOX.items():
             if found[name] is None and library.token_to_id(token) is not None:
                 found[name] = token
-    return {name: token for name, token in found.items() if token is not None}
+    return {name: _token(token) for name, token in found.items() if token is not None}
 
 
 def add_special_tokens(library, config, special):
-    """Makes the library see special tokens as transformers does: each whole in a text, and left out when decoding."""
+    """Makes the library see special tokens as transformers does: each whole in a text, and left out when decoding.
+
+    Args:
+        library, config: see `special_tokens`.
+        special: what that returned.
+    """
     from tokenizers import AddedToken, processors
 
     if config.get("tokenizer_class") == GPT_NEOX:
@@ -52,12 +59,19 @@ def add_special_tokens(library, config, special):
     listed = [AddedToken(**token) for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
     tokens = [token for token in listed if repr(known.get(token.content)) != repr(token)]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    extra = [_text(x) for x in (extra.values() if isinstance(extra, dict) else extra)]
+    extra = map(_token, extra.values() if isinstance(extra, dict) else extra)
     named = {token.content for token in listed} | known.keys()
-    tokens += [AddedToken(x, special=True) for x in dict.fromkeys([*special.values(), *extra]) if x not in named]
+    more = {token.content: token for token in (*special.values(), *extra)}
+    tokens += [token for content, token in more.items() if content not in named]
     if tokens:
         library.add_tokens(tokens)
 
 
-def _text(token):
-    return token.get("content") if isinstance(token, dict) else token
+def _token(token):
+    """An AddedToken of what a file holds: the text, or a dict with how it is found in a text."""
+    from tokenizers import AddedToken
+
+    if isinstance(token, str):
+        return AddedToken(token, special=True)
+    given = {name: token[name] for name in _FLAGS if name in token}
+    return AddedToken(token["content"], special=True, **given)

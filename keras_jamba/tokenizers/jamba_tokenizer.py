@@ -51,7 +51,8 @@ class JambaTokenizer(Tokenizer):
         self._config = _json(folder / CONFIG)
         self.chat_template = _templates(folder, self._config.pop("chat_template", None))
         self._config["tokenizer_class"] = tokenizer_class(self._config, _json(folder / "config.json"))
-        self._special = special_tokens(self._tokenizer, self._config, _json(folder / "special_tokens_map.json"))
+        special = special_tokens(self._tokenizer, self._config, _json(folder / "special_tokens_map.json"))
+        self._special = {name: token.content for name, token in special.items()}
         for kind in ("bos", "eos", "pad"):
             token = self._special.get(f"{kind}_token")
             token_id = None if token is None else self._tokenizer.token_to_id(token)
@@ -62,7 +63,7 @@ class JambaTokenizer(Tokenizer):
                 )
             setattr(self, f"{kind}_token", token)
             setattr(self, f"{kind}_token_id", token_id)
-        add_special_tokens(self._tokenizer, self._config, self._special)
+        add_special_tokens(self._tokenizer, self._config, special)
         self.vocab_size = self._tokenizer.get_vocab_size()
 
     def encode(self, text, add_special_tokens=True):
