@@ -47,9 +47,13 @@ class LogitsLoss:
                 "fit and evaluate need labels for the loss of compile. Received: y=None. Pass fit(images, labels), or "
                 "data that yields pairs (images, labels)."
             )
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        wrong = _any_wrong(_only(self.loss), y, y_pred, sample_weight)
-        return loss if wrong is None else ops.where(wrong, ops.full_like(loss, float("nan")), loss)
+        wrong = _wrong_labels(_only(self.loss), y, y_pred)
+        if wrong is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        # Keras' losses raise for such labels on some devices, and end the process on others.
+        loss = super().compute_loss(x, _with_zeros(y, wrong), y_pred, sample_weight, training)
+        # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
+        return ops.where(_any_weighted(wrong, sample_weight), ops.sqrt(ops.zeros_like(loss) - 1), loss)
 
 
 def check_labels(labels, loss, logits_shape):
@@ -122,8 +126,8 @@ def _are_classes(values, count, ignore_class):
     return good if ignore_class is None else good | (values == ignore_class)
 
 
-def _any_wrong(loss, labels, logits, sample_weight):
-    """Whether any label that has weight is no class, as a tensor; None where the loss has no class numbers."""
+def _wrong_labels(loss, labels, logits):
+    """Which labels are no class, as a bool tensor; None where the loss has no class numbers."""
     if not _is_sparse(loss) or not hasattr(logits, "shape") or not hasattr(labels, "shape"):
         return None
     labels = ops.convert_to_tensor(labels)
@@ -131,12 +135,22 @@ def _any_wrong(loss, labels, logits, sample_weight):
     is_float = keras.backend.is_float_dtype(dtype)
     # A narrow integer type may not hold the number of classes.
     values = labels if is_float or dtype.endswith(("32", "64")) else ops.cast(labels, "int32")
-    wrong = ops.logical_or(values < 0, values >= logits.shape[-1])
+    right = ops.logical_and(values >= 0, values < logits.shape[-1])
     if is_float:
-        wrong = ops.logical_or(wrong, ops.not_equal(values, ops.floor(values)))
+        right = ops.logical_and(right, ops.equal(values, ops.floor(values)))
     if getattr(loss, "ignore_class", None) is not None:
-        wrong = ops.logical_and(wrong, ops.not_equal(values, loss.ignore_class))
-    if sample_weight is not None and tuple(sample_weight.shape) == tuple(labels.shape):
+        right = ops.logical_or(right, ops.equal(values, loss.ignore_class))
+    return ops.logical_not(right)
+
+
+def _with_zeros(labels, where):
+    """The labels, 0 where a mask is True."""
+    labels = ops.convert_to_tensor(labels)
+    return ops.where(where, ops.zeros_like(labels), labels)
+
+
+def _any_weighted(wrong, sample_weight):
+    if sample_weight is not None and tuple(sample_weight.shape) == tuple(wrong.shape):
         wrong = ops.logical_and(wrong, ops.not_equal(sample_weight, 0))
     return ops.any(wrong)
 

@@ -10,7 +10,7 @@ from keras_jamba.models._loss import TokenCrossentropy
 from keras_jamba.models._text_data import check_ids, compile_again, is_text, next_tokens, rows_of
 from keras_jamba.models._token_weights import class_weights, token_weights
 
-_GIVEN = ("token_ids", "padding_mask", "segment_ids")
+_GIVEN = ("token_ids", "padding_mask", "segment_ids", "reset_mask")
 _COMPILE = ("optimizer", "loss", "weighted_metrics", "sampler", *inspect.signature(keras.Model.compile).parameters)
 _COMPILE = tuple(name for name in dict.fromkeys(_COMPILE) if name != "self")
 
@@ -71,9 +71,9 @@ class LanguageTraining:
 
         Args:
             x: a list of strings, each of which ends with the tokenizer's eos_token_id; a list of lists of ids; or
-                without a y, ids `(b, t + 1)` or `{"token_ids", "padding_mask", "segment_ids"}` of them, the latter two
-                where wanted: each token is to predict the one after it in its document. Else inputs of a call with
-                targets y, or batches of both, from `training.PackedText` for example.
+                without a y, ids `(b, t + 1)` or a dict of these as "token_ids" and, where wanted, of a "padding_mask",
+                "segment_ids" and a "reset_mask": each token is to predict the one after it in its document. Else
+                inputs of a call with targets y, or batches of both, from `training.PackedText` for example.
             sequence_length: strings and lists are cut to so many tokens; None for the longest.
             validation_data: as x, or a tuple as `keras.Model.fit` takes.
             sample_weight: of targets y, one number per token, `(b, t)`, or per row, `(b,)` or `(b, 1)`. Neither padding

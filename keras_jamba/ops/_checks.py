@@ -2,6 +2,7 @@
 
 import numbers
 
+import numpy as np
 from keras import backend, ops
 
 from keras_jamba import _backend
