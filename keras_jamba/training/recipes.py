@@ -82,7 +82,8 @@ class Recipe:
 
         Args:
             model: a built Keras model with outputs `(b, classes)`, logits.
-            images: `(n, h, w, c)` floats from 0 to 1, or clips `(n, T, h, w, c)`.
+            images: `(n, h, w, c)`, or clips `(n, T, h, w, c)`: floats from 0 to 1, or with the `pixel_range` (0, 255)
+                of a `DHCJamba` values from 0 to 255. Augmentation gets values from 0 to 1 in both cases.
             labels: `(n,)` integers.
             seed: of order and augmentation; what the model draws, dropout for example, follows from
                 `keras.utils.set_random_seed`.
@@ -103,6 +104,8 @@ class Recipe:
         transform = None
         if self.augmentation is not None:
             transform = Augmentation(self.augmentation(num_classes), num_classes)
+            if getattr(model, "pixel_range", None) == (0, 255):
+                transform = _of_bytes(transform)
         data = (images, one_hot(labels, num_classes))
         batches = Batches(data, self.batch_size, seed, transform=transform, workers=workers)
         if validation_data is not None:
@@ -117,6 +120,16 @@ class Recipe:
             callbacks=list(callbacks),
             verbose=verbose,
         )
+
+
+def _of_bytes(augmentation):
+    """An augmentation of floats from 0 to 1 as one of values from 0 to 255."""
+
+    def transform(batch, rng):
+        images, labels = augmentation((batch[0].astype("float32") / 255, batch[1]), rng)
+        return images * 255, labels
+
+    return transform
 
 
 def _slightly_moved(num_classes):

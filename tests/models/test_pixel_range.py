@@ -92,6 +92,16 @@ def test_a_traced_call_and_a_functional_model_refuse_shapes_and_dtypes(model):
         outer(FLOATS * 255)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other graphs know their shapes")
+def test_a_graph_of_unknown_sizes_checks_them_when_it_runs(model):
+    import tensorflow as tf
+
+    call = tf.function(lambda x: model(x), input_signature=[tf.TensorSpec((None, None, None, 1))])
+    close(call(FLOATS), numpy(model(FLOATS)), absolute=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[6,9,6,1\] is not compatible with.*\[\?,6,6,1\]"):
+        call(np.zeros((6, 9, 6, 1), "float32"))
+
+
 def test_floats_may_leave_the_range_by_a_tenth_of_its_width(model):
     model(np.stack([FLOATS[0] * 0 - 0.1, FLOATS[0] * 0 + 1.1]).astype("float32"))
     bytes_model = model_of(pixel_range=(0, 255))

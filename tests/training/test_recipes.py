@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_jamba
 from keras_jamba.training import JambaAdamW, recipes
 from keras_jamba.training.data import Augmentation
 
@@ -55,6 +56,18 @@ def test_a_recipe_trains_a_classifier(frames):
     assert history.history["val_accuracy"][-1] > 0.9
     predicted = classifier.predict(images, verbose=0).argmax(axis=-1)
     assert (predicted == labels).mean() > 0.9
+
+
+def test_bytes_are_augmented_as_floats_are():
+    images, labels = data()
+    images = np.round(images / 2 * 255).astype("uint8")
+    recipe, losses = replace(SHORT, epochs=2, augmentation=brighter), []
+    for pixel_range, scaled in (((0, 255), images), ((0, 1), images.astype("float32") / 255)):
+        keras.utils.set_random_seed(0)
+        sizes = dict(d_model=4, num_layers=1, mamba_ratio=None, d_state=2, moe_frequency=0, stem="patchify")
+        classifier = keras_jamba.DHCJamba(CLASSES, (6, 6, 1), downsample=2, pixel_range=pixel_range, **sizes)
+        losses.append(recipe.fit(classifier, scaled, labels, verbose=0).history["loss"])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_a_fit_is_decided_by_its_seed():

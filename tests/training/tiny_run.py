@@ -40,6 +40,7 @@ def model():
         mamba_ratio=1,
         num_heads=2,
         num_experts=2,
+        pixel_range=None,  # noise leaves every range
         num_experts_per_token=1,
         dropout=0.2,
     )
