@@ -127,9 +127,10 @@ def _check_supported(config, sampling, beams):
 
 
 def stop_token_ids(config):
-    """The ids that end a row, a list."""
+    """The ids that end a row, a list; those below 0 are no tokens, and end none."""
     ids = config.get("eos_token_id")
-    return list(ids) if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
+    ids = ids if isinstance(ids, (list, tuple)) else [ids]
+    return [i for i in ids if i is not None and not (isinstance(i, int) and i < 0)]
 
 
 def pad_token_id(config):

@@ -241,7 +241,7 @@ def check_keywords(function, unknown, known):
     if not unknown:
         return
     received = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
-    kind = next((kind for name in unknown for kind, names in _OPTIONS.items() if name in names), None)
+    kind = next((kind for kind, names in _OPTIONS.items() if any(name in unknown for name in names)), None)
     if kind is None:
         remedies = [f"Instead of {name} {_INSTEAD[name]}." for name in unknown if name in _INSTEAD]
         raise ValueError(

@@ -182,17 +182,16 @@ class Generation:
         if isinstance(stop_token_ids, str):
             _checks.check_choice("stop_token_ids", stop_token_ids, ("auto",))
             stop_token_ids = self._own_stops()
-        several = stop_token_ids if isinstance(stop_token_ids, (list, tuple)) else [stop_token_ids]
-        stops = tuple(sorted({int(i) for i in several if i is not None}))
-        for i in stops:
+        several = stop_token_ids.tolist() if isinstance(stop_token_ids, np.ndarray) else stop_token_ids
+        several = [i for i in (several if isinstance(several, (list, tuple)) else [several]) if i is not None]
+        for i in several:
             _checks.check_integer("stop_token_ids", i, at_least=0)
-        return stops
+        return tuple(sorted({int(i) for i in several}))
 
     def _own_stops(self):
         """The ids that end a text, where none are passed."""
         if self.generation_config is not None:
-            # Those below 0 are no tokens: transformers never stops there.
-            return [i for i in generation_config.stop_token_ids(self.generation_config) if i >= 0]
+            return generation_config.stop_token_ids(self.generation_config)
         own = self._config["eos_token_id"]
         return getattr(self.tokenizer, "eos_token_id", None) if own is None else own
 

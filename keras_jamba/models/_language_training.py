@@ -8,7 +8,7 @@ import numpy as np
 from keras_jamba.generation.samplers import BeamSampler, Sampler, check_keywords, sampler_of
 from keras_jamba.models._loss import TokenCrossentropy
 from keras_jamba.models._text_data import check_ids, compile_again, is_text, next_tokens, rows_of
-from keras_jamba.models._token_weights import class_weights, token_weights
+from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
 
 _GIVEN = ("token_ids", "padding_mask", "segment_ids", "reset_mask")
 _COMPILE = ("optimizer", "loss", "weighted_metrics", "sampler", *inspect.signature(keras.Model.compile).parameters)
@@ -86,8 +86,7 @@ class LanguageTraining:
             ValueError: for ids out of the vocabulary, weights of another shape, and class_weight with a dataset.
         """
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
-        if class_weight is not None:
-            sample_weight = class_weights(class_weight, x, y, sample_weight)
+        sample_weight = _weights(x, y, sample_weight, class_weight)
         if validation_data is not None and not isinstance(validation_data, tuple):
             found = self._examples(validation_data, None, None, sequence_length)
             validation_data = found if found[1] is not None else found[0]
@@ -96,13 +95,17 @@ class LanguageTraining:
     def evaluate(self, x=None, y=None, *, sequence_length=None, sample_weight=None, **kwargs):
         """Loss and metrics on what `fit` takes."""
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
+        sample_weight = _weights(x, y, sample_weight)
         return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
         """A step of training on one batch; see `keras.Model.train_on_batch`, and `fit` for the weights."""
-        if class_weight is not None:
-            sample_weight = class_weights(class_weight, x, y, sample_weight)
+        sample_weight = _weights(x, y, sample_weight, class_weight)
         return super().train_on_batch(x, y, sample_weight=sample_weight, return_dict=return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """Loss and metrics of one batch; see `keras.Model.test_on_batch`, and `fit` for the weights."""
+        return super().test_on_batch(x, y, sample_weight=_weights(x, y, sample_weight), return_dict=return_dict)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """See `keras.Model.compute_loss`; the weights may be of rows."""
@@ -133,3 +136,13 @@ class LanguageTraining:
             )
         check_ids(found[0]["token_ids"], found[1], found[2], self.get_config()["vocab_size"])
         return found
+
+
+def _weights(x, y, sample_weight, class_weight=None):
+    """The sample_weight of targets, checked before a step is compiled, with that of classes."""
+    if class_weight is not None:
+        return class_weights(class_weight, x, y, sample_weight)
+    if sample_weight is not None and hasattr(y, "shape"):
+        sample_weight = keras.ops.convert_to_numpy(sample_weight)
+        check_weights(sample_weight, y)
+    return sample_weight

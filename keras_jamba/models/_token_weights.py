@@ -20,22 +20,36 @@ def token_weights(inputs, targets, weights):
     Raises:
         ValueError: for weights of another shape.
     """
-    if isinstance(targets, (dict, list, tuple)) or targets is None or len(targets.shape) != 2:
+    if isinstance(targets, (dict, list, tuple)) or targets is None or len(_shape(targets) or ()) != 2:
         return weights
     mask = inputs.get("padding_mask") if isinstance(inputs, dict) else None
     if weights is not None:
-        _check_shape(tuple(weights.shape), tuple(targets.shape))
-        weights = ops.cast(weights, "float32")
-        weights = ops.expand_dims(weights, axis=1) if len(weights.shape) == 1 else weights
-        if weights.shape[1] == 1 != targets.shape[1]:
-            weights = weights * ops.ones_like(targets, dtype="float32")
+        check_weights(weights, targets)
+        weights = ops.reshape(ops.cast(weights, "float32"), (ops.shape(targets)[0], -1))
+        weights = weights * ops.ones_like(targets, dtype="float32")
     if mask is None:
         return weights
     mask = ops.cast(ops.cast(mask, "bool"), "float32")
     return mask if weights is None else weights * mask
 
 
-def _check_shape(weights, targets):
+def _shape(x):
+    """A tuple; None where TensorFlow has traced a step for tensors of several ranks."""
+    try:
+        return tuple(x.shape)
+    except ValueError:
+        return None
+
+
+def check_weights(weights, targets):
+    """Refuses weights whose shape is known and of which targets `(b, t)` cannot have each its own.
+
+    Raises:
+        ValueError: for these.
+    """
+    weights, targets = _shape(weights), _shape(targets)
+    if weights is None or targets is None or len(targets) != 2:
+        return
     same = lambda a, b: a is None or b is None or a == b  # noqa: E731
     rank = len(weights) in (1, 2) and same(weights[0], targets[0])
     if not rank or len(weights) == 2 and weights[1] != 1 and not same(weights[1], targets[1]):

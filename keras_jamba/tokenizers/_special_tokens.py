@@ -73,5 +73,10 @@ def _token(token):
 
     if isinstance(token, str):
         return AddedToken(token, special=True)
+    if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+        raise ValueError(
+            f"A special token must be a string, or a dict with one as content. Received: {token!r} in "
+            "tokenizer_config.json or special_tokens_map.json. Download the checkpoint again."
+        )
     given = {name: token[name] for name in _FLAGS if name in token}
     return AddedToken(token["content"], special=True, **given)
