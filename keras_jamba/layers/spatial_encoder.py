@@ -6,6 +6,7 @@ from keras import ops
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import without_decay
 from keras_jamba.layers._grid_encoder import GridEncoder
+from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -32,6 +33,7 @@ class SpatialEncoder(GridEncoder):
         ValueError: for arguments out of range or inputs of another number of axes.
     """
 
+    @_checks.python_numbers
     def __init__(self, d_model, downsample=4, **kwargs):
         super().__init__(d_model, downsample, **kwargs)
         if downsample & (downsample - 1):

@@ -1,6 +1,7 @@
 """Training steps that are launched as a whole."""
 
 from keras_jamba import _backend
+from keras_jamba.models._precision import check_trainable_dtypes
 
 
 class CapturedSteps:
@@ -14,6 +15,7 @@ class CapturedSteps:
 
     def make_train_function(self, force=False):
         self._check_is_split()
+        check_trainable_dtypes(self)
         if self.train_function is None or force:
             super().make_train_function(force)
             self.train_function = _backend.keeping_weights(self, _backend.captured(self, self.train_function))

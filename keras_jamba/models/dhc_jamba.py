@@ -84,6 +84,7 @@ class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, 
         >>> photos = keras_jamba.DHCJamba.from_preset("small", pixel_range=(0, 255))  # takes uint8
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         num_classes=10,

@@ -44,6 +44,7 @@ class JambaClassifier(TextModel):
 
     _head_arguments = ("num_classes",)
 
+    @_checks.python_numbers
     def __init__(
         self,
         vocab_size,
