@@ -45,6 +45,16 @@ def test_image_classification_trains_and_draws(tmp_path):
     assert model.predict(np.zeros((2, 8, 8, 1), "float32"), verbose=0).shape == (2, 10)
 
 
+@once
+def test_photo_folder_trains_and_answers_with_names(tmp_path):
+    output = python(ROOT / "examples" / "photo_folder.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
+    assert "10 classes; left out 1 unreadable file" in output
+    assert re.search(r"(eight|nine|one) \d+%, [a-z]+ \d+% - is eight", output)
+    model = keras_jamba.DHCJamba.from_preset(tmp_path / "model", pixel_range=(0, 255))
+    assert model.class_names[0] == "eight"
+    assert model.predict(np.zeros((2, 8, 8, 1), "uint8"), verbose=0).shape == (2, 10)
+
+
 def test_video_classification_trains_streams_and_draws(tmp_path):
     arguments = ("--smoke", "--task", "order", "--output", tmp_path)
     output = python(ROOT / "examples" / "video_classification.py", *arguments, cwd=tmp_path)

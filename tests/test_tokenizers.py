@@ -36,36 +36,54 @@ def folder(tmp_path):
 def test_a_text_begins_once_and_comes_back(folder):
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
-    ids = tokenizer.encode("naïve text")
-    assert ids[0] == 1 and ids.count(1) == 1 and tokenizer.decode(ids) == "naïve text"
-    assert tokenizer.encode(BOS + "naïve text") == ids
+    plain = tokenizer.encode("naïve text")
+    assert 1 not in plain and tokenizer.decode(plain) == "naïve text"
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    library.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 1), (EOS, 2)]
+    )
     library.save(str(folder / "tokenizer.json"))
-    assert load_tokenizer(folder).encode("naïve text") == load_tokenizer(folder).encode(BOS + "naïve text") == ids
-
-
-def test_the_tokenizer_of_gpt_neox_adds_no_beginning_unless_it_says_so(folder):
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    for more, begins in ({"add_bos_token": False}, False), ({}, True):
-        (folder / "tokenizer_config.json").write_text(json.dumps(config | more))
-        assert (load_tokenizer(folder).encode("a")[0] == 1) == begins
-    for more, begins in ({}, False), ({"add_bos_token": True}, True):
-        neox = config | {"tokenizer_class": "GPTNeoXTokenizer"} | more
-        (folder / "tokenizer_config.json").write_text(json.dumps(neox))
-        assert (load_tokenizer(folder).encode("a")[0] == 1) == begins
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("naïve text") == tokenizer.encode(BOS + "naïve text") == [1, *plain, 2]
+    assert tokenizer.encode("naïve text", add_special_tokens=False) == plain
+    assert tokenizer.encode(BOS + "naïve text", add_special_tokens=False) == [1, *plain]
+    assert tokenizer.decode([1, *plain, 2]) == "naïve text"
+    assert tokenizer.decode_with_special_tokens([1, *plain, 2]) == f"{BOS}naïve text{EOS}"
 
 
 def test_a_batch_is_padded_on_the_left(folder):
-    batch = load_tokenizer(folder)(["a", "abc"])
-    np.testing.assert_array_equal(batch["padding_mask"], [[False, False, True, True], [True] * 4])
-    assert batch["token_ids"][0, :2].tolist() == [0, 0] and batch["token_ids"][0, 2] == 1
+    tokenizer = load_tokenizer(folder)
+    batch = tokenizer(["a", "abc"])
+    np.testing.assert_array_equal(batch["padding_mask"], [[False, False, True], [True] * 3])
+    np.testing.assert_array_equal(batch["token_ids"], [[0, 0, *tokenizer.encode("a")], tokenizer.encode("abc")])
+
+
+@pytest.mark.parametrize("make", [load_tokenizer, lambda folder: ByteTokenizer()])
+def test_one_text_is_one_row_and_what_is_no_text_is_named(folder, make):
+    tokenizer = make(folder)
+    np.testing.assert_array_equal(tokenizer("text")["token_ids"], [tokenizer.encode("text")])
+    assert tokenizer("text")["padding_mask"].all() and tokenizer(np.array(["text", "x"]))["token_ids"].shape[0] == 2
+    for wrong in (None, 5, [], [[1, 2]], np.array("text"), {"a": 1}):
+        with pytest.raises(ValueError, match="takes a string or a list of strings. Received"):
+            tokenizer(wrong)
+    for wrong in (None, 5, b"text", ["text"]):
+        with pytest.raises(ValueError, match="encode takes a string. Received"):
+            tokenizer.encode(wrong)
+    with pytest.raises(ValueError, match="encode takes a string. Received: int '5'"):
+        tokenizer(["text", 5])
+    assert tokenizer.decode(np.array(tokenizer.encode("text"))) == "text"
+    assert tokenizer.decode(np.uint8(70)) == tokenizer.decode([70])
+    for wrong in ("text", None, [1.5], [[70, 71]], ["a"]):
+        with pytest.raises(ValueError, match="decode takes a row of token ids"):
+            tokenizer.decode(wrong)
 
 
 def test_a_conversation_follows_the_template_and_begins_once(folder):
     tokenizer = load_tokenizer(folder)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
+    messages = [{"role": "user", "content": "hi"}]
+    text = tokenizer.apply_chat_template(messages)
     assert text == f"{BOS}<user>hi<assistant>" and tokenizer.encode(text).count(1) == 1
+    assert tokenizer.apply_chat_template(messages, tokenize=True) == tokenizer.encode(text)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=False).endswith(
         "hi"
     )
@@ -77,7 +95,7 @@ def test_a_template_cannot_reach_out(folder):
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(Exception, match="unsafe|undefined"):
-        tokenizer.apply_chat_template([])
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}])
 
 
 def test_files_are_written_and_read_again(folder, tmp_path):
@@ -87,7 +105,7 @@ def test_files_are_written_and_read_again(folder, tmp_path):
     save_tokenizer(tokenizer, tmp_path / "out")
     again = load_tokenizer(tmp_path / "out")
     assert again.encode("text") == tokenizer.encode("text")
-    assert again.apply_chat_template([{"content": "x"}]) == "x"
+    assert again.apply_chat_template([{"role": "user", "content": "x"}]) == "x"
     (tmp_path / "bytes").mkdir()
     save_tokenizer(ByteTokenizer(add_bos=False), tmp_path / "bytes")
     assert load_tokenizer(tmp_path / "bytes").encode("é") == [0xC3, 0xA9]

@@ -25,6 +25,15 @@ class Prompts:
     right: bool = False
 
     @property
+    def is_text(self):
+        return self.kind in ("text", "texts")
+
+    @property
+    def is_single(self):
+        """Whether it is one prompt that was no batch."""
+        return self.kind in ("text", "row")
+
+    @property
     def lengths(self):
         return self.mask.sum(axis=1)
 
@@ -33,42 +42,100 @@ class Prompts:
 
 
 def prompts_of(inputs, tokenizer, pad_token_id, vocab_size):
-    """`Prompts` of a string, a list of strings, ids, a list of lists of ids, or `{"token_ids", "padding_mask"}`.
+    """`Prompts` of what `generate` takes.
+
+    Args:
+        inputs: a string or a list of strings; a conversation, which is a list of messages, or a list of them; ids, a
+            list of lists of ids, or an array of them; or `{"token_ids", "padding_mask"}`.
+        tokenizer: for text; or None.
+        pad_token_id: stands where there is no token.
+        vocab_size: ids are below it.
 
     Raises:
         ValueError: for anything else, for prompts without tokens, and for ids out of the vocabulary.
     """
-    if isinstance(inputs, str) or (_is_list(inputs) and len(inputs) and all(isinstance(x, str) for x in inputs)):
-        if tokenizer is None:
-            raise ValueError(
-                "Text needs a tokenizer. Received: text, and a model whose tokenizer is None. Set model.tokenizer, "
-                "for example to keras_jamba.tokenizers.ByteTokenizer(), or pass token ids."
-            )
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        found = _padded(
-            [tokenizer.encode(text) for text in texts], pad_token_id, "text" if isinstance(inputs, str) else "texts"
-        )
-    elif isinstance(inputs, dict):
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OU":
+        inputs = inputs.tolist()
+    if isinstance(inputs, dict):
         found = _from_dict(inputs, pad_token_id)
+    elif isinstance(inputs, str):
+        found = _from_texts([inputs], tokenizer, pad_token_id, "text")
+    elif isinstance(inputs, (list, tuple)) and any(isinstance(x, str) for x in inputs):
+        found = _from_texts(inputs, tokenizer, pad_token_id, "texts")
+    elif _is_conversation(inputs):
+        found = _from_conversations([inputs], tokenizer, pad_token_id, "text")
+    elif isinstance(inputs, (list, tuple)) and any(map(_is_conversation, inputs)):
+        found = _from_conversations(inputs, tokenizer, pad_token_id, "texts")
     else:
         found = _from_ids(inputs, pad_token_id)
     _check(found, vocab_size)
     return found
 
 
-def _is_list(x):
-    return isinstance(x, (list, tuple)) or (isinstance(x, np.ndarray) and x.dtype.kind in "OU")
+def _from_texts(texts, tokenizer, pad_token_id, kind):
+    if tokenizer is None:
+        raise ValueError(
+            "Text needs a tokenizer. Received: text, and a model whose tokenizer is None. Set model.tokenizer, "
+            "for example to keras_jamba.tokenizers.ByteTokenizer(), or pass token ids."
+        )
+    wrong = [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise ValueError(
+            f"A batch of texts must hold strings alone. Received: {type(wrong[0]).__name__} {str(wrong[0])[:60]!r} "
+            "among strings. Pass a list of strings."
+        )
+    return _padded([tokenizer.encode(text) for text in texts], pad_token_id, kind)
+
+
+def _is_conversation(x):
+    return isinstance(x, (list, tuple)) and any(isinstance(message, dict) for message in x)
+
+
+def _from_conversations(conversations, tokenizer, pad_token_id, kind):
+    render = getattr(tokenizer, "apply_chat_template", None)
+    if render is None:
+        have = "None" if tokenizer is None else f"a {type(tokenizer).__name__} without apply_chat_template"
+        raise ValueError(
+            "A conversation needs a tokenizer with a chat template. Received: messages, and a model whose tokenizer is "
+            f"{have}. Load a checkpoint for chats, or write the prompt as text yourself."
+        )
+    for conversation in conversations:
+        messages = conversation if isinstance(conversation, (list, tuple)) else [conversation]
+        for message in messages:
+            if not isinstance(message, dict) or "role" not in message:
+                raise ValueError(
+                    "A conversation must be a list of messages with a role and a content. Received: "
+                    f"{str(message)[:60]!r} among the messages. Pass [{{'role': 'user', 'content': 'Hello!'}}]."
+                )
+    return _padded([render(list(x), tokenize=True) for x in conversations], pad_token_id, kind)
 
 
 def _from_ids(inputs, pad_token_id):
+    if inputs is None or isinstance(inputs, (bytes, bool, int, float, set)):
+        raise ValueError(
+            "Prompts must be a string, a list of strings, a conversation, or token ids. Received: "
+            f"{type(inputs).__name__} {str(inputs)[:60]!r}. Pass for example 'Once upon a time', or [[1, 2, 3]]."
+        )
     if not isinstance(inputs, (list, tuple)):
         inputs = integers("token ids", inputs)
         if inputs.ndim == 2:
             return Prompts(inputs, np.ones(inputs.shape, bool), "padded")
+        if inputs.ndim != 1:
+            raise ValueError(
+                f"Token ids must be of shape (t,) or (b, t). Received: shape={inputs.shape}. For one prompt pass "
+                "a row, for several an array of rows."
+            )
     rows = list(inputs)
-    if rows and not any(np.ndim(row) for row in rows):
-        return _padded([rows], pad_token_id, "row")
-    return _padded(rows, pad_token_id, "rows")
+    try:
+        ranks = {np.ndim(row) for row in rows}
+    except ValueError:  # rows in rows, of different lengths
+        ranks = {2}
+    if len(ranks) > 1 or ranks - {0, 1}:
+        raise ValueError(
+            "A list of prompts must hold ids alone, or rows of ids alone. Received: "
+            f"{str(inputs)[:60]!r}. For one prompt pass [1, 2, 3], for several [[1, 2, 3], [4]]."
+        )
+    return _padded([rows], pad_token_id, "row") if ranks == {0} else _padded(rows, pad_token_id, "rows")
 
 
 def _from_dict(inputs, pad_token_id):
@@ -104,7 +171,7 @@ def integers(name, x):
             f"{name} must be integers. Received: dtype={x.dtype}. Pass ids, or text with a model that has a tokenizer."
         )
     # What is too large for 32 bits is in no vocabulary, and must not wrap into one.
-    return np.clip(x, -1, 2**31 - 1).astype("int32")
+    return np.minimum(x, 2**31 - 1).astype("int64").clip(-1).astype("int32") if x.itemsize > 2 else x.astype("int32")
 
 
 def _padded(rows, pad_token_id, kind, length=None):

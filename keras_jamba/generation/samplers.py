@@ -1,5 +1,7 @@
 """How the next token is chosen from its logits."""
 
+import random
+
 import keras
 import numpy as np
 from keras import ops
@@ -13,6 +15,24 @@ NAMES = {
     "top_k": dict(top_k=5),
     "top_p": dict(top_p=0.9),
     "min_p": dict(min_p=0.05),
+}
+# Options of samplers, which are easily passed to what takes a sampler.
+_OPTIONS = {
+    "keras_jamba.generation.BeamSampler": ("num_beams", "length_penalty", "early_stopping"),
+    "keras_jamba.Sampler": ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+    "do_sample": ("do_sample",),
+}
+# What other libraries call arguments that stand here under another name.
+_INSTEAD = {
+    **dict.fromkeys(("max_tokens", "num_tokens"), "pass max_new_tokens"),
+    "eos_token_id": "pass stop_token_ids",
+    **dict.fromkeys(("stop", "stop_sequences", "stop_words"), "pass stop_strings"),
+    "tokenizer": "set model.tokenizer",
+    "generation_config": "set model.generation_config",
+    **dict.fromkeys(("input_ids", "prompt", "prompts", "messages"), "pass the prompts first, as inputs"),
+    "attention_mask": 'pass {"token_ids": ..., "padding_mask": ...} as inputs',
+    "assistant_model": "pass assistant=keras_jamba.generation.DraftModel(model)",
+    "streamer": "call stream",
 }
 
 
@@ -30,7 +50,7 @@ class Sampler:
         top_k: only so many of the most likely tokens stay; None for all.
         top_p: the fewest most likely tokens stay whose probabilities reach this sum together; None for all.
         min_p: only tokens of at least this share of the highest probability stay; None for all.
-        seed: an integer; None draws another at each generation.
+        seed: an integer; None draws another at each generation, and repeats after `keras.utils.set_random_seed`.
 
     Raises:
         ValueError: for arguments out of range.
@@ -62,8 +82,10 @@ class Sampler:
 
     def uniforms(self, count, rows):
         """A number from 0 to 1 for each of `count` tokens and each row, `(count, rows)` float32."""
+        # Python's generator is one of those that keras.utils.set_random_seed seeds, on every backend.
+        seed = random.getrandbits(64) if self.seed is None else self.seed
         # Below 1 by more than rounding: the last tokens of a sum are as likely as they should be.
-        return np.random.default_rng(self.seed).random((count, rows), "float32") * np.float32(1 - 2**-20)
+        return np.random.default_rng(seed).random((count, rows), "float32") * np.float32(1 - 2**-20)
 
     def choose(self, logits, uniform, seen=None):
         """The next tokens.
@@ -207,6 +229,34 @@ def sampler_of(given):
         f"sampler must be one of {list(NAMES)}, a keras_jamba.Sampler, a keras_jamba.generation.BeamSampler, or an "
         f"object with get_next_token(probabilities). Received: sampler={given!r}. For example "
         "keras_jamba.Sampler(temperature=0.7, top_p=0.9)."
+    )
+
+
+def check_keywords(function, unknown, known):
+    """Refuses keyword arguments that a function does not have; those of a sampler are shown their place.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    if not unknown:
+        return
+    received = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+    kind = next((kind for kind, names in _OPTIONS.items() if any(name in unknown for name in names)), None)
+    if kind is None:
+        remedies = [f"Instead of {name} {_INSTEAD[name]}." for name in unknown if name in _INSTEAD]
+        raise ValueError(
+            f"An argument of {function} must be one of {list(known)}. Received: {received}. "
+            f"{' '.join(remedies) or 'Pass one of these.'}"
+        )
+    if kind == "do_sample":
+        remedy = "sampler=keras_jamba.Sampler() to draw tokens, or sampler='greedy' to take the most likely"
+    else:
+        options = {name: value for name, value in unknown.items() if name in _OPTIONS[kind]}
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        remedy = f"sampler={kind}({given})"
+    raise ValueError(
+        f"A sampler chooses the tokens, and has the options of the choice: keras_jamba.Sampler those of drawing, "
+        f"keras_jamba.generation.BeamSampler those of beams. Received: {received}. Pass {remedy}."
     )
 
 

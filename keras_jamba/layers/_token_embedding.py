@@ -1,6 +1,7 @@
 """Tokens into vectors, and vectors into logits."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
@@ -40,9 +41,7 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
 
     def call(self, inputs, reverse=False):
         if not reverse:
-            whole = "int" in keras.backend.standardize_dtype(inputs.dtype)
-            numbers = inputs if whole else ops.cast(inputs, "int32")
-            return ops.cast(ops.take(_backend.gathered(self.embeddings), numbers, axis=0), self.compute_dtype)
+            return self._embedded(inputs)
         if self.quantization_mode is not None:
             return ops.cast(self._product(inputs, "reverse_embeddings"), "float32")
         if self.reverse_dtype is not None or self.logit_soft_cap is not None:
@@ -52,6 +51,19 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
         # Keras' own, which takes numbers, is without autocast.
         return product_in_float32(inputs, ops.cast(matrix, inputs.dtype))
 
+    def _embedded(self, token_ids):
+        """`(..., d)`. An id out of the vocabulary is an error, or NaN where values cannot be looked at."""
+        matrix = _backend.gathered(self.embeddings)
+        if (values := _backend.host_values(token_ids)) is not None:
+            check_vocabulary(values, self.input_dim)
+            return ops.cast(ops.take(matrix, as_indices(token_ids), axis=0), self.compute_dtype)
+        token_ids = as_indices(token_ids)
+        clipped = ops.clip(token_ids, 0, self.input_dim - 1)
+        embedded = ops.cast(ops.take(matrix, clipped, axis=0), self.compute_dtype)
+        # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
+        valid = ops.cast(ops.equal(token_ids, clipped), self.compute_dtype)
+        return embedded + ops.sqrt(valid - 1)[..., None]
+
     def compute_output_spec(self, inputs, reverse=False):
         spec = super().compute_output_spec(inputs, reverse=reverse)
         return keras.KerasTensor(spec.shape, "float32") if reverse else spec
@@ -60,4 +72,25 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
         raise ValueError(
             f"A token embedding has no adapter. Received: {self.path!r}. Train it whole: pass "
             f"also_train={self.name!r} to the model's enable_lora."
+        )
+
+
+def as_indices(token_ids):
+    """Integers in a dtype that every backend takes as indices. What is too large for it becomes negative."""
+    dtype = keras.backend.standardize_dtype(token_ids.dtype)
+    return token_ids if dtype in ("int32", "int64") else ops.cast(token_ids, "int64" if dtype == "uint64" else "int32")
+
+
+def check_vocabulary(values, vocab_size):
+    """All of a NumPy array of token ids are in the vocabulary.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    wrong = (values < 0) | (values >= vocab_size)
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {int(values[where])} at "
+            f"{list(where)}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
         )

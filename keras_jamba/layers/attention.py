@@ -12,7 +12,7 @@ from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_parts
 from keras_jamba.ops._tokens import NO_DOCUMENT
-from keras_jamba.ops.attention import CachedTokens
+from keras_jamba.ops.attention import CachedTokens, resized
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -35,8 +35,10 @@ class AttentionLayer(Holder, keras.layers.Layer):
     Call arguments:
         inputs: `(b, t, d)`.
         mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not exist for the others.
-        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
-            None sees anything of the others.
+        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
+            0 1 0 are three. No document sees anything of another.
+        reset_mask: `(b, t)` bool or None: True where a sequence begins anew. That token begins a document, with the
+            same id or without ids, and forgets the initial state. At padding the next real token does.
         initial_state: what an earlier call returned, or `init_cache`; None is no tokens.
         return_state: whether to return the state too, which then has room for all tokens so far, or with a
             window for that many; `step` keeps the room that there is.
@@ -114,18 +116,19 @@ class AttentionLayer(Holder, keras.layers.Layer):
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             layer.build((None, None, self.d_model))
 
-    def call(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+    def call(self, inputs, mask=None, segment_ids=None, reset_mask=None, initial_state=None, return_state=False):
         mask = mask_of(inputs, mask)
         stateful = initial_state is not None or return_state
         if stateful:
             self._check_has_state()
-        if not (stateful or mask is not None or segment_ids is not None or self.attention_window):
+        plain = all(x is None for x in (mask, segment_ids, reset_mask, self.attention_window))
+        if plain and not stateful:
             return self._attend(inputs, 0, lambda *heads: grouped_query_attention(*heads, causal=self.causal))
         inputs = ops.convert_to_tensor(inputs)
-        mask, segment_ids = _checks.check_tokens(mask, segment_ids, inputs.shape)
+        given = _checks.check_sequence(mask, segment_ids, reset_mask, inputs.shape)
         if initial_state is not None:
             initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
-        outputs, new, tokens = self._after(inputs, initial_state, mask, segment_ids)
+        outputs, new, tokens = self._after(inputs, initial_state, *given)
         if not return_state:
             return outputs
         room = 0 if initial_state is None else ops.shape(initial_state["key"])[1]
@@ -158,26 +161,32 @@ class AttentionLayer(Holder, keras.layers.Layer):
                 f"A cache cannot lose room. Received: max_length={max_length} for one of {have} tokens. "
                 "Pass at least as much."
             )
-        # A token at position p lies in slot p: so long as nothing made way, new slots come behind.
-        room = ((0, 0), (0, max(more, 0)), (0, 0), (0, 0))
-        return cache | {name: ops.pad(cache[name], room) for name in ("key", "value")}
+        if more <= 0:
+            return cache
+        return cache | {name: resized(cache[name], cache["length"], have + more) for name in ("key", "value")}
 
-    def step(self, inputs, cache, mask=None, segment_ids=None, return_trail=False):
+    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_trail=False):
         """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
 
-        The cache keeps its room: one shape, one compilation. Where it is full the oldest tokens make way. That is
-        exact where there is room for a window, and elsewhere an error, if the lengths can be looked at: on a CPU,
-        and not inside of a compiled function. With `return_trail` it returns what `rollback` takes too.
+        The cache keeps its room: one shape, one compilation. Without a window it must have room for the current
+        document of each row. A row without room is an error on a CPU outside of compiled functions. Elsewhere its
+        outputs are NaN, in this step and in all later ones of that document. With `return_trail` it returns what
+        `rollback` takes too.
         """
         self._check_has_state()
         if not self.built:
             self.build(inputs.shape)
         cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
         inputs = ops.convert_to_tensor(inputs)
-        mask, segment_ids = _checks.check_tokens(mask_of(inputs, mask), segment_ids, inputs.shape)
-        outputs, new, tokens = self._after(inputs, cache, mask, segment_ids, keeps_room=True)
-        after = _written(tokens, new, cache, cache["key"].shape[1])
-        return asked(outputs, (True, after), (return_trail, trail_of(cache, mask, segment_ids, **new)))
+        given = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
+        outputs, new, tokens = self._after(inputs, cache, *given)
+        capacity = cache["key"].shape[1]
+        if not (self.attention_window and capacity >= self.attention_window):
+            # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
+            not_a_number = ops.sqrt(ops.cast(tokens.fits(capacity), outputs.dtype) - 1)
+            outputs = outputs + not_a_number[:, None, None]
+        after = _written(tokens, new, cache, capacity)
+        return asked(outputs, (True, after), (return_trail, trail_of(cache, *given, **new)))
 
     def rollback(self, trail, count):
         """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`.
@@ -186,10 +195,10 @@ class AttentionLayer(Holder, keras.layers.Layer):
         """
         trail = joined(trail)
         _checks.check_trail(trail, ("key", "value"))
-        new, mask, segment_ids = kept_tokens(trail, count)
+        new, *given = kept_tokens(trail, count)
         cache = trail["cache"]
         counts = (cache[name] for name in _COUNTS)
-        tokens = CachedTokens(mask, segment_ids, *counts, ops.shape(new["key"])[:2])
+        tokens = CachedTokens(*given, *counts, ops.shape(new["key"])[:2])
         return _written(tokens, new, cache, cache["key"].shape[1])
 
     def attention_weights(self, inputs):
@@ -217,21 +226,17 @@ class AttentionLayer(Holder, keras.layers.Layer):
             self.build(inputs.shape)
         return attention_weights(*self._query_and_key(inputs, 0), self.causal, self.attention_window)
 
-    def _after(self, inputs, state, mask, segment_ids, keeps_room=False):
+    def _after(self, inputs, state, mask, segment_ids, reset_mask):
         """`(outputs, {"key", "value"} of the tokens, where they stand)`."""
         if mask is not None:
             # Not even what is not finite in the padding shall reach the others.
             inputs = ops.where(mask[..., None], inputs, 0.0)
         batch, length = ops.shape(inputs)[:2]
         zeros = ops.zeros((batch,), "int32")
-        counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
-        held, capacity = None, 0
+        counts, held = (zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")), None
         if state is not None:
             counts, held = (state[name] for name in _COUNTS), (state["key"], state["value"])
-            capacity = ops.shape(state["key"])[1]
-        tokens = CachedTokens(mask, segment_ids, *counts, (batch, length))
-        if keeps_room and not (self.attention_window and capacity >= self.attention_window):
-            tokens.check_room(capacity)
+        tokens = CachedTokens(mask, segment_ids, reset_mask, *counts, (batch, length))
         new = {}
 
         def mix(query, key, value):
@@ -271,7 +276,9 @@ class AttentionLayer(Holder, keras.layers.Layer):
         specs = {name: keras.KerasTensor(heads, self.compute_dtype) for name in ("key", "value")}
         return specs | {name: keras.KerasTensor((batch_size,), "int32") for name in _COUNTS}
 
-    def compute_output_spec(self, inputs, mask=None, segment_ids=None, initial_state=None, return_state=False):
+    def compute_output_spec(
+        self, inputs, mask=None, segment_ids=None, reset_mask=None, initial_state=None, return_state=False
+    ):
         _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         return (outputs, self._state_specs(inputs.shape[0], self.attention_window)) if return_state else outputs

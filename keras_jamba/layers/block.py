@@ -17,7 +17,8 @@ class JambaBlock(keras.layers.Layer):
 
     Args:
         mixer: a layer `(b, t, d)` to `(b, t, d)`: `MambaLayer`, `AttentionLayer` or your own. One of your own
-            must take those of the call arguments mask, segment_ids, initial_state and return_state that you use.
+            must take those of the call arguments mask, segment_ids, reset_mask, initial_state and return_state that
+            you use.
         feed_forward: a layer `(b, t, d)` to `(b, t, d)`: `FeedForward`, `MoELayer` or your own; or None, for a block
             that ends with the mixer.
         dropout: share of each branch's outputs dropped in training.
@@ -28,7 +29,7 @@ class JambaBlock(keras.layers.Layer):
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask, segment_ids, initial_state, return_state: see the mixer. A feed-forward part that takes a
+        mask, segment_ids, reset_mask, initial_state, return_state: see the mixer. A feed-forward part that takes a
             mask gets it too.
         return_routing: see `MoELayer`; for a block with experts.
         training: whether to drop out.
@@ -75,6 +76,7 @@ class JambaBlock(keras.layers.Layer):
         inputs,
         mask=None,
         segment_ids=None,
+        reset_mask=None,
         initial_state=None,
         return_state=False,
         return_routing=False,
@@ -82,7 +84,7 @@ class JambaBlock(keras.layers.Layer):
     ):
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
-        given = dict(mask=mask, segment_ids=segment_ids, initial_state=initial_state)
+        given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=initial_state)
         given = {name: value for name, value in given.items() if value is not None}
         given |= {"return_state": True} if return_state else {}
         self._check_mixer_takes(given)
@@ -96,11 +98,12 @@ class JambaBlock(keras.layers.Layer):
         """The mixer's; see there."""
         return self.mixer.init_cache(batch_size, max_length)
 
-    def step(self, inputs, cache, mask=None, segment_ids=None, return_trail=False):
+    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_trail=False):
         """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         given = {"return_trail": True} if return_trail else {}
+        given |= {} if reset_mask is None else {"reset_mask": reset_mask}
         if return_trail:
             self._check_takes_back()
         mixed, *rest = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids, **given)
@@ -155,6 +158,7 @@ class JambaBlock(keras.layers.Layer):
         inputs,
         mask=None,
         segment_ids=None,
+        reset_mask=None,
         initial_state=None,
         return_state=False,
         return_routing=False,

@@ -25,7 +25,7 @@ class GatedConvLayer(GatedMixer):
         residual_gain: see `MambaLayer`.
 
     Call arguments:
-        inputs, mask, segment_ids, initial_state, return_state: see `MambaLayer`.
+        inputs, mask, segment_ids, reset_mask, initial_state, return_state: see `MambaLayer`.
 
     Returns:
         `(b, t, d)`; with `return_state` that and the state: `{"conv": (b, k - 1, e), "document": (b,)}`.

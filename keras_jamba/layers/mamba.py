@@ -39,8 +39,10 @@ class MambaLayer(GatedMixer):
     Call arguments:
         inputs: `(b, t, d)`.
         mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not exist for the others.
-        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
-            None sees anything of those before it.
+        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
+            0 1 0 are three. No document sees anything of another.
+        reset_mask: `(b, t)` bool or None: True where a sequence begins anew. That token begins a document, with the
+            same id or without ids, and forgets the initial state. At padding the next real token does.
         initial_state: what an earlier call returned, or `init_cache`; None is zeros.
         return_state: whether to return the final state too.
 

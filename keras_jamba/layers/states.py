@@ -27,25 +27,28 @@ def joined(trail):
     if None in names or any(each != names[0] for each in names):
         raise ValueError(
             "Trails of steps in a row must be of one kind. Received: "
-            f"{names}. Give all of these steps a mask and segment_ids, or none."
+            f"{names}. Give all of these steps a mask, segment_ids and a reset_mask, or none."
         )
     tokens = {name: ops.concatenate([each["tokens"][name] for each in trail], axis=1) for name in names[0]}
     return {"cache": first["cache"], "tokens": tokens}
 
 
-def trail_of(cache, mask, segment_ids, **tokens):
+def trail_of(cache, mask, segment_ids, reset_mask, **tokens):
     """What `rollback` needs of a step: the cache before it, and `(b, t, ...)` of its tokens, but for what is None."""
-    tokens |= dict(mask=mask, segment_ids=segment_ids)
+    tokens |= dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask)
     return {"cache": dict(cache), "tokens": {name: x for name, x in tokens.items() if x is not None}}
 
 
 def kept_tokens(trail, count):
-    """`(tokens, mask, segment_ids)` of a trail, with a mask of those among the first `count` of each row."""
+    """`(tokens, mask, segment_ids, reset_mask)` of a trail, of which the first `count` tokens of each row are real."""
     tokens = dict(trail["tokens"])
-    mask, segment_ids = tokens.pop("mask", None), tokens.pop("segment_ids", None)
+    mask, segment_ids, reset_mask = (tokens.pop(name, None) for name in ("mask", "segment_ids", "reset_mask"))
     batch, length = next(iter(tokens.values())).shape[:2]
     count = _checks.check_count(count, batch, length)
-    return tokens, first_tokens(count, mask, length), segment_ids
+    if reset_mask is not None:
+        # A reset among the tokens that are taken back never happened.
+        reset_mask = first_tokens(count, reset_mask, length)
+    return tokens, first_tokens(count, mask, length), segment_ids, reset_mask
 
 
 def detach_state(state):

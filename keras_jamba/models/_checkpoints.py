@@ -6,6 +6,7 @@ import keras
 
 from keras_jamba import presets
 from keras_jamba.converters import checkpoints, hub, peft
+from keras_jamba.generation import generation_config
 from keras_jamba.layers.quantization import assigners, float_values
 from keras_jamba.models import _adapters
 from keras_jamba.models._pattern import pattern_of
@@ -17,11 +18,21 @@ _DEFAULTS = {name: p.default for name, p in inspect.signature(JambaBackbone.__in
 
 
 class Checkpoints:
-    """A model whose constructor arguments are its config, with `from_preset` and what writes that back."""
+    """A model whose constructor arguments are its config, with `from_preset` and what writes that back.
+
+    Attributes:
+        generation_config: of a checkpoint's generation_config.json, a dict, or None. `generate` follows it, see there.
+            It may be set or changed, and goes with the model into presets, exports and `.keras` files.
+    """
+
+    generation_config = None
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, dtype=None, **overrides):
         """Builds a model from a preset of ours or a checkpoint of transformers, with its tokenizer.
+
+        Of a checkpoint's generation_config.json `generate` follows what transformers does by default; the model has it
+        as `generation_config`.
 
         Args:
             preset: a folder; or `"hf://owner/name"`, which is downloaded from huggingface.co. A folder whose
@@ -70,7 +81,7 @@ class Checkpoints:
         return checkpoints.load(folder, kind, _DEFAULTS | arguments | given, pattern_of, make, assigners, keep_head)
 
     def save_to_preset(self, folder):
-        """Writes configuration, weights and tokenizer to a folder that does not exist yet or is empty.
+        """Writes configuration, weights, tokenizer and generation_config to a folder that is new or empty.
 
         The folder appears whole or not at all.
 
@@ -83,8 +94,9 @@ class Checkpoints:
     def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
         """Writes a checkpoint that transformers reads to a folder that does not exist yet or is empty.
 
-        `JambaForCausalLM.from_pretrained(folder)` has the same logits; the tokenizer goes with it. Weights in few bits
-        are written as the floating-point numbers that they stand for.
+        `JambaForCausalLM.from_pretrained(folder)` has the same logits, and its `generate` ends with the same tokens;
+        tokenizer and generation_config go with it. Weights in few bits are written as the floating-point numbers that
+        they stand for.
 
         Args:
             folder: appears whole or not at all.
@@ -102,6 +114,9 @@ class Checkpoints:
         values = {path.removeprefix(f"{self.name}/"): value for path, value in float_values(self).items()}
         with presets.whole_folder(folder) as staging:
             config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
+            if config["eos_token_id"] is None:
+                # Where `generate` would take it from; transformers does not ask a tokenizer.
+                config["eos_token_id"] = getattr(self.tokenizer, "eos_token_id", None)
             checkpoints.write(staging, type(self).__name__, config, self.block_pattern, values, dtype, max_shard_bytes)
             self._write_assets(staging)
 
@@ -163,10 +178,13 @@ class Checkpoints:
         return checkpoints.places(type(self).__name__, config, self.block_pattern)[1]
 
     def _write_assets(self, folder):
-        """Writes the files beside the weights that `generate` needs: the tokenizer."""
+        """Writes the files beside the weights that `generate` needs: those of the tokenizer, generation_config.json."""
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, folder)
+        if self.generation_config is not None:
+            generation_config.write(self.generation_config, folder)
 
     def _read_assets(self, folder):
-        """Reads what `_write_assets` wrote."""
+        """Reads what `_write_assets` wrote, or what transformers wrote."""
         self.tokenizer = load_tokenizer(folder)
+        self.generation_config = generation_config.read(folder)

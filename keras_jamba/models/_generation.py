@@ -8,22 +8,28 @@ import numpy as np
 from keras import ops
 
 from keras_jamba.converters.checkpoints import STATISTICS
+from keras_jamba.generation import generation_config
 from keras_jamba.generation.beams import BeamDecoder
 from keras_jamba.generation.decoding import Decoder
 from keras_jamba.generation.prompts import PromptState, prompts_of
-from keras_jamba.generation.samplers import BeamSampler, sampler_of
+from keras_jamba.generation.samplers import BeamSampler, check_keywords, sampler_of
 from keras_jamba.generation.speculation import SpeculativeDecoder
 from keras_jamba.models._generation_job import LOOK, Job, rounded
 from keras_jamba.ops import _checks
 
 # Of so many kinds of samplers and stop tokens the programs are kept.
 _PROGRAMS = 8
+_ARGUMENTS = (
+    *("max_length", "max_new_tokens", "stop_token_ids", "strip_prompt", "sampler", "stop_strings"),
+    *("prefill_chunk_size", "state", "assistant"),
+)
 
 
 class Generation:
     """`generate`, `stream` and `prefill` of a model with `init_cache`, `step` and a `tokenizer`."""
 
-    sampler = "greedy"
+    # What `compile` was given; None for what generation_config says, or greedy.
+    sampler = None
 
     def generate(
         self,
@@ -33,27 +39,36 @@ class Generation:
         stop_token_ids="auto",
         strip_prompt=False,
         sampler=None,
-        stop_strings=(),
+        stop_strings=None,
         prefill_chunk_size=512,
         state=None,
         assistant=None,
+        **unknown,
     ):
         """Goes on from prompts.
 
-        Prompts of different lengths stand in one batch without seeing each other or their padding; each gives what it
-        gives alone.
+        What is not passed is as the model's `generation_config` says, the dict of a checkpoint's
+        generation_config.json, which transformers follows too: stop tokens, lengths, stop strings, and the sampler
+        unless `compile` was given one. Prompts of different lengths stand in one batch without seeing each other or
+        their padding; each gives what it gives alone.
 
         Args:
-            inputs: a string or a list of strings; token ids: a list, a list of lists, or an array `(b, t)`; or
+            inputs: a string or a list of strings; a conversation, a list of `{"role": ..., "content": ...}`, or a list
+                of conversations, which the tokenizer's chat template renders with the beginning of an answer; token
+                ids: a list, a list of lists, or an array `(b, t)`; or
                 `{"token_ids": (b, t), "padding_mask": (b, t)}`, padded on either side.
             max_length: the most tokens of a row, the prompt included.
-            max_new_tokens: the most tokens after the prompt. Where both are given the first to be reached counts; where
-                none is, 128 new tokens.
-            stop_token_ids: after one of these a row ends; "auto" for the model's eos_token_id or else its tokenizer's;
-                None to never stop.
-            strip_prompt: whether to give back the new tokens alone.
-            sampler: see `compile`; None for the model's own, which is greedy unless `compile` said otherwise.
-            stop_strings: before one of these a text ends; needs a tokenizer.
+            max_new_tokens: the most tokens after the prompt. Where both are given the first to be reached counts.
+                Where none is, those of generation_config count, which is 20 new tokens where it names none, as in
+                transformers; without a generation_config, 128 new tokens.
+            stop_token_ids: after one of these a row ends; None to never stop. "auto" is generation_config's
+                eos_token_id, none where it names none; without a generation_config the model's eos_token_id, or else
+                the tokenizer's.
+            strip_prompt: whether to give back the new tokens alone: of a conversation the answer.
+            sampler: see `compile`; it replaces all that generation_config says about the choice of tokens. None for
+                the sampler of `compile`, or else generation_config's, or else greedy.
+            stop_strings: before one of these a text ends; needs a tokenizer. The text of special tokens counts, though
+                it is not given back. A stop string may begin in the prompt.
             prefill_chunk_size: tokens of the prompts that are read at a time: less memory for more calls.
             state: what `prefill` returned for a text with which every prompt begins; it is not read again.
             assistant: a `keras_jamba.generation.PromptLookup` or `DraftModel`, which proposes tokens that the model
@@ -63,9 +78,10 @@ class Generation:
                 which tokens that are read together drop each other.
 
         Returns:
-            For a string a string, for a list of strings a list of these, special tokens left out. For one list of ids
-            an int32 array, for a list of lists a list of arrays, each ending with its stop token, if any; for an array
-            or a dict one array `(b, t)`, padded where the inputs were, with pad_token_id or 0.
+            For a string or a conversation a string, for a list of them a list of these, special tokens left out. For
+            one list of ids an int32 array, for a list of lists a list of arrays, each ending with its stop token, if
+            any; for an array or a dict one array `(b, t)`, padded where the inputs were, with the pad_token_id of
+            generation_config, or of the model, or 0.
 
         Raises:
             ValueError: for prompts without tokens, longer than max_length, with ids out of the vocabulary, or that do
@@ -78,6 +94,7 @@ class Generation:
             >>> model.generate([[1, 2, 3]], max_new_tokens=4)[0].shape
             (7,)
         """
+        check_keywords("generate", unknown, _ARGUMENTS)
         job = Job(self, inputs, max_length, max_new_tokens, stop_token_ids, sampler, stop_strings, state, assistant)
         for _ in job.steps(prefill_chunk_size, LOOK if job.stop_strings else job.count):
             pass
@@ -87,7 +104,7 @@ class Generation:
         """Goes on from one prompt, and gives each piece as soon as it is there.
 
         Args:
-            inputs: a string, or a list of token ids.
+            inputs: a string, a conversation, or a list of token ids.
             **given: what `generate` takes, but strip_prompt. With an assistant tokens come several at a time.
 
         Returns:
@@ -97,13 +114,12 @@ class Generation:
         Raises:
             ValueError: see `generate`; for more than one prompt, and for beams too.
         """
+        names = [name for name in _ARGUMENTS if name != "strip_prompt"]
+        check_keywords("stream", {name: x for name, x in given.items() if name not in names}, names)
         piece = given.pop("prefill_chunk_size", 512)
-        names = ("max_length", "max_new_tokens", "stop_token_ids", "sampler", "stop_strings", "state", "assistant")
-        for name in given:
-            _checks.check_choice("an argument of stream", name, (*names, "prefill_chunk_size"))
-        defaults = {"stop_token_ids": "auto", "stop_strings": ()}
-        job = Job(self, inputs, **{name: given.get(name, defaults.get(name)) for name in names})
-        if job.prompts.kind not in ("text", "row"):
+        given = {name: None for name in names if name != "prefill_chunk_size"} | {"stop_token_ids": "auto"} | given
+        job = Job(self, inputs, **given)
+        if not job.prompts.is_single:
             raise ValueError(
                 "A stream goes on from one prompt. Received: a batch. Pass one string or one list of ids, or call "
                 "generate."
@@ -119,7 +135,7 @@ class Generation:
         """Reads one prompt, for `generate(inputs, state=...)` with inputs that begin with it.
 
         Args:
-            inputs: a string, or a list of token ids.
+            inputs: a string, a conversation, or a list of token ids.
             prefill_chunk_size: see `generate`.
 
         Returns:
@@ -129,7 +145,7 @@ class Generation:
             ValueError: see `generate`; for more than one prompt too.
         """
         prompts = self._prompts(inputs)
-        if prompts.kind not in ("text", "row"):
+        if not prompts.is_single:
             raise ValueError("The state of one prompt is kept. Received: a batch. Pass one string or one list of ids.")
         cache = self.init_cache(1, rounded(prompts.token_ids.shape[1]))
         logits, cache = self._decoder(sampler_of("greedy"), ()).prefill(
@@ -138,20 +154,46 @@ class Generation:
         return PromptState(prompts.token_ids[0], cache, logits, self._fingerprint())
 
     def _prompts(self, inputs):
-        return prompts_of(inputs, self.tokenizer, self._config["pad_token_id"] or 0, self._config["vocab_size"])
+        return prompts_of(inputs, self.tokenizer, self._pad_token_id(), self._config["vocab_size"])
+
+    def _generation_options(self):
+        """generation_config, or what a config.json of transformers says in its place, or None."""
+        if self.generation_config is not None:
+            return self.generation_config
+        return generation_config.legacy(self._config["transformers_config"])
+
+    def _sampler(self, given=None):
+        """The sampler that applies."""
+        given = self.sampler if given is None else given
+        if given is not None:
+            return sampler_of(given)
+        options = self._generation_options()
+        return sampler_of("greedy") if options is None else generation_config.sampler_of_config(options)
+
+    def _pad_token_id(self):
+        """What is written behind the end of a row, and where there is no token."""
+        found = generation_config.pad_token_id(self.generation_config or {})
+        inside = isinstance(found, int) and 0 <= found < self._config["vocab_size"]
+        return found if inside else self._config["pad_token_id"] or 0
 
     def _stops(self, stop_token_ids):
         if stop_token_ids is None:
             return ()
         if isinstance(stop_token_ids, str):
             _checks.check_choice("stop_token_ids", stop_token_ids, ("auto",))
-            own = self._config["eos_token_id"]
-            stop_token_ids = getattr(self.tokenizer, "eos_token_id", None) if own is None else own
-        several = stop_token_ids if isinstance(stop_token_ids, (list, tuple)) else [stop_token_ids]
-        stops = tuple(sorted({int(i) for i in several if i is not None}))
-        for i in stops:
+            stop_token_ids = self._own_stops()
+        several = stop_token_ids.tolist() if isinstance(stop_token_ids, np.ndarray) else stop_token_ids
+        several = [i for i in (several if isinstance(several, (list, tuple)) else [several]) if i is not None]
+        for i in several:
             _checks.check_integer("stop_token_ids", i, at_least=0)
-        return stops
+        return tuple(sorted({int(i) for i in several}))
+
+    def _own_stops(self):
+        """The ids that end a text, where none are passed."""
+        if self.generation_config is not None:
+            return generation_config.stop_token_ids(self.generation_config)
+        own = self._config["eos_token_id"]
+        return getattr(self.tokenizer, "eos_token_id", None) if own is None else own
 
     def _decoder(self, sampler, stops, assistant=None):
         """A decoder; those made before are kept with what was compiled for them."""
@@ -161,14 +203,14 @@ class Generation:
         if made and next(iter(made))[0] != variables:
             made.clear()
         prefill = next(iter(made.values()))._prefill if made else None
-        key = variables, _kind(sampler), stops, None if assistant is None else assistant.kind
+        pad = self._pad_token_id()
+        key = variables, _kind(sampler), stops, pad, None if assistant is None else assistant.kind
         if key not in made:
             kind, given = BeamDecoder if isinstance(sampler, BeamSampler) else Decoder, {}
             if assistant is not None:
                 check = lambda inputs, cache: self.step(inputs, cache, return_trail=True)  # noqa: E731
                 kind, given = SpeculativeDecoder, dict(check=check, rollback=self.rollback, assistant=assistant)
             step = lambda inputs, cache: self.step(inputs, cache, logits_to_keep=1)  # noqa: E731
-            pad = self._config["pad_token_id"] or 0
             if len(made) == _PROGRAMS:
                 del made[next(iter(made))]
             made[key] = kind(step, self.variables, sampler, stops, pad, prefill, **given)

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jamba.generation import generation_config
 from keras_jamba.generation.assistants import check_assistant
 from keras_jamba.generation.decoding import CACHE
-from keras_jamba.generation.samplers import BeamSampler, sampler_of
+from keras_jamba.generation.new_text import NewText
+from keras_jamba.generation.samplers import BeamSampler
 from keras_jamba.ops import _checks
 
 # How many tokens are chosen before text is looked at for stop strings.
@@ -21,9 +23,14 @@ class Job:
         self, model, inputs, max_length, max_new_tokens, stop_token_ids, sampler, stop_strings, state, assistant
     ):
         self.model, self.prompts = model, model._prompts(inputs)
+        options = model._generation_options()
+        if max_length is None and max_new_tokens is None and options is not None:
+            max_length, max_new_tokens = generation_config.length_limits(options)
         self.count = _count(self.prompts.lengths, max_length, max_new_tokens)
         self.stops = model._stops(stop_token_ids)
-        self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        if stop_strings is None:
+            stop_strings = (options or {}).get("stop_strings") or ()
+        self.stop_strings = _checked_strings(stop_strings)
         if self.stop_strings and model.tokenizer is None:
             raise ValueError(
                 "Stop strings need a tokenizer. Received: stop_strings, and a model whose tokenizer is None. "
@@ -31,7 +38,7 @@ class Job:
             )
         self.limits = self.count if max_length is None else np.minimum(self.count, max_length - self.prompts.lengths)
         self.limits = np.broadcast_to(self.limits, self.prompts.lengths.shape)
-        self.sampler = sampler_of(model.sampler if sampler is None else sampler)
+        self.sampler = model._sampler(sampler)
         if self.stop_strings and isinstance(self.sampler, BeamSampler):
             raise ValueError(
                 "Beams end with tokens: a text could end before another beam is better. Received: stop_strings="
@@ -46,6 +53,9 @@ class Job:
         self.new = [[] for _ in self.prompts.lengths]
         self.ended = [limit == 0 for limit in self.limits]
         self.cut = [None for _ in self.new]
+        if self.stop_strings or self.prompts.is_text:
+            rows = map(self.prompts.row, range(len(self.new)))
+            self.texts = [NewText(model.tokenizer, row, self.stop_strings) for row in rows]
 
     def _check_state(self, state):
         if state.model != self.model._fingerprint():
@@ -113,16 +123,17 @@ class Job:
                 self._look_for_stop_strings(i)
 
     def _look_for_stop_strings(self, i):
-        text = self._new_text(i)
-        places = [place for place in (text.find(stop) for stop in self.stop_strings) if place >= 0]
-        if places:
-            self.cut[i], self.ended[i] = text[: min(places)], True
-            while self.new[i] and any(stop in self._new_text(i, len(self.new[i]) - 1) for stop in self.stop_strings):
-                self.new[i].pop()
+        new, text = self.new[i], self.texts[i]
+        if text.find(new) is None:
+            return
+        # Later tokens were chosen before anyone looked.
+        while text.find(new[:-1]) is not None:
+            new.pop()
+        self.cut[i], self.ended[i] = text.until(new, text.find(new)), True
 
     def result(self, strip_prompt):
         kind = self.prompts.kind
-        if kind in ("text", "texts"):
+        if self.prompts.is_text:
             texts = [self._text(i, strip_prompt) for i in range(len(self.new))]
             return texts[0] if kind == "text" else texts
         rows = [self._ids(i, strip_prompt) for i in range(len(self.new))]
@@ -131,16 +142,8 @@ class Job:
         return rows if kind == "rows" else self._padded(strip_prompt)
 
     def _text(self, i, strip_prompt):
-        new = self._new_text(i) if self.cut[i] is None else self.cut[i]
+        new = self.texts[i].text(self.new[i]) if self.cut[i] is None else self.cut[i]
         return new if strip_prompt else self.model.tokenizer.decode(self.prompts.row(i)) + new
-
-    def _new_text(self, i, count=None):
-        """What the first `count` new tokens add to the text: by themselves some begin without their space."""
-        decode, row = self.model.tokenizer.decode, self.prompts.row(i)
-        before = decode(row)
-        whole = decode([*row, *self.new[i][:count]])
-        # A prompt may end in the middle of a character.
-        return whole[len(before) :] if whole.startswith(before) else decode(self.new[i][:count])
 
     def _ids(self, i, strip_prompt):
         before = [] if strip_prompt else self.prompts.row(i)
@@ -148,7 +151,7 @@ class Job:
 
     def _padded(self, strip_prompt):
         """`(b, t)`: prompts as they stood, new tokens behind them; where padding stood on the right, in its place."""
-        pad = self.model._config["pad_token_id"] or 0
+        pad = self.model._pad_token_id()
         longest = max(map(len, self.new))
         length = self.prompts.token_ids.shape[1] + longest
         if strip_prompt:
@@ -172,23 +175,26 @@ class Job:
                 yield from self.new[0][given:]
                 given = len(self.new[0])
                 continue
-            text = self._new_text(0) if self.cut[0] is None else self.cut[0]
-            safe = len(text) if self.ended[0] else self._safe(text)
-            if safe > given:
-                yield text[given:safe]
-                given = safe
+            if self.cut[0] is not None:
+                text = self.cut[0]
+            elif self.ended[0]:
+                text = self.texts[0].text(self.new[0])
+            else:
+                text = self.texts[0].until(self.new[0], self.texts[0].settled(self.new[0]))
+            if len(text) > given:
+                yield text[given:]
+                given = len(text)
 
-    def _safe(self, text):
-        """How much of a text stays: no half of a character, and no beginning of a stop string."""
-        end = len(text)
-        while end and text[end - 1] == "\ufffd":
-            end -= 1
-        for stop in self.stop_strings:
-            for size in range(min(len(stop) - 1, end), 0, -1):
-                if text[:end].endswith(stop[:size]):
-                    end -= size
-                    break
-        return end
+
+def _checked_strings(stop_strings):
+    """Stop strings as a tuple."""
+    several = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+    if not isinstance(several, (list, tuple)) or not all(isinstance(stop, str) and stop for stop in several):
+        raise ValueError(
+            "stop_strings must be a string or a list of strings of at least one character. Received: stop_strings="
+            f"{stop_strings!r}. For token ids pass stop_token_ids."
+        )
+    return tuple(several)
 
 
 def _padded_left(rows):

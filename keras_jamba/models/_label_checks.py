@@ -47,18 +47,23 @@ class LogitsLoss:
                 "fit and evaluate need labels for the loss of compile. Received: y=None. Pass fit(images, labels), or "
                 "data that yields pairs (images, labels)."
             )
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        wrong = _any_wrong(_only(self.loss), y, y_pred, sample_weight)
-        return loss if wrong is None else ops.where(wrong, ops.full_like(loss, float("nan")), loss)
+        wrong = _wrong_labels(_only(self.loss), y, y_pred)
+        if wrong is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        # Keras' losses raise for such labels on some devices, and end the process on others.
+        loss = super().compute_loss(x, _with_zeros(y, wrong), y_pred, sample_weight, training)
+        # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
+        return ops.where(_any_weighted(wrong, sample_weight), ops.sqrt(ops.zeros_like(loss) - 1), loss)
 
 
-def check_labels(labels, loss, logits_shape):
+def check_labels(labels, loss, logits_shape, weights=None):
     """The labels of one batch fit the loss and the classes; values are checked where they can be read on the host.
 
     Args:
         labels: an array or tensor; None, and structures of several, are not checked.
         loss: what `compile` was given.
         logits_shape: `(b, num_classes)`, or of text `(b, t, v)`.
+        weights: of the shape of the labels, or None. Labels without weight may have any value.
 
     Raises:
         ValueError: for labels of another shape or dtype, and for numbers that are no classes.
@@ -70,7 +75,7 @@ def check_labels(labels, loss, logits_shape):
         return
     shape, logits_shape = tuple(labels.shape), tuple(logits_shape)
     if _is_sparse(loss):
-        _check_class_numbers(labels, loss, shape, logits_shape)
+        _check_class_numbers(labels, loss, shape, logits_shape, weights)
     elif _needs_equal_shapes(loss) and shape != logits_shape and (*shape, 1) != logits_shape:
         remedy = f"Change the labels to one number per class, {logits_shape[-1]} of them."
         if shape in (logits_shape[:-1], (*logits_shape[:-1], 1)):
@@ -84,7 +89,7 @@ def check_labels(labels, loss, logits_shape):
         )
 
 
-def _check_class_numbers(labels, loss, shape, logits_shape):
+def _check_class_numbers(labels, loss, shape, logits_shape, weights):
     count, values = logits_shape[-1], _checks.host_array(labels)
     if shape not in (logits_shape[:-1], (*logits_shape[:-1], 1)):
         remedy = "Pass one class number per example."
@@ -101,18 +106,21 @@ def _check_class_numbers(labels, loss, shape, logits_shape):
         return
     numeric = values.dtype.kind in "iubf" or values.dtype.name == "bfloat16"
     wrong = ~_are_classes(values, count, getattr(loss, "ignore_class", None)) if numeric else np.ones(shape, bool)
+    if weights is not None:
+        wrong &= ops.convert_to_numpy(weights) != 0
     if wrong.any():
+        size = "num_classes" if len(logits_shape) == 2 else "vocab_size"
         received = f"labels of dtype {values.dtype}"
         remedy = "Convert the labels to integers."
         if numeric:
             where = tuple(int(i) for i in np.argwhere(wrong)[0])
             received = f"{values[where]} at {list(where)}"
-            remedy = f"Build the model with num_classes above {values.max()}, or correct the labels."
+            remedy = "Correct the labels."
+            if len(logits_shape) == 2 and values.max() >= count:
+                remedy = f"Build the model with num_classes above {values.max()}, or correct the labels."
             if values.min() == 1 and values.max() == count:
                 remedy = "Count classes from 0: pass labels - 1."
-        raise ValueError(
-            f"Labels must be integers from 0 to num_classes - 1 = {count - 1}. Received: {received}. {remedy}"
-        )
+        raise ValueError(f"Labels must be integers from 0 to {size} - 1 = {count - 1}. Received: {received}. {remedy}")
 
 
 def _are_classes(values, count, ignore_class):
@@ -122,8 +130,8 @@ def _are_classes(values, count, ignore_class):
     return good if ignore_class is None else good | (values == ignore_class)
 
 
-def _any_wrong(loss, labels, logits, sample_weight):
-    """Whether any label that has weight is no class, as a tensor; None where the loss has no class numbers."""
+def _wrong_labels(loss, labels, logits):
+    """Which labels are no class, as a bool tensor; None where the loss has no class numbers."""
     if not _is_sparse(loss) or not hasattr(logits, "shape") or not hasattr(labels, "shape"):
         return None
     labels = ops.convert_to_tensor(labels)
@@ -131,12 +139,22 @@ def _any_wrong(loss, labels, logits, sample_weight):
     is_float = keras.backend.is_float_dtype(dtype)
     # A narrow integer type may not hold the number of classes.
     values = labels if is_float or dtype.endswith(("32", "64")) else ops.cast(labels, "int32")
-    wrong = ops.logical_or(values < 0, values >= logits.shape[-1])
+    right = ops.logical_and(values >= 0, values < logits.shape[-1])
     if is_float:
-        wrong = ops.logical_or(wrong, ops.not_equal(values, ops.floor(values)))
+        right = ops.logical_and(right, ops.equal(values, ops.floor(values)))
     if getattr(loss, "ignore_class", None) is not None:
-        wrong = ops.logical_and(wrong, ops.not_equal(values, loss.ignore_class))
-    if sample_weight is not None and tuple(sample_weight.shape) == tuple(labels.shape):
+        right = ops.logical_or(right, ops.equal(values, loss.ignore_class))
+    return ops.logical_not(right)
+
+
+def _with_zeros(labels, where):
+    """The labels, 0 where a mask is True."""
+    labels = ops.convert_to_tensor(labels)
+    return ops.where(where, ops.zeros_like(labels), labels)
+
+
+def _any_weighted(wrong, sample_weight):
+    if sample_weight is not None and tuple(sample_weight.shape) == tuple(wrong.shape):
         wrong = ops.logical_and(wrong, ops.not_equal(sample_weight, 0))
     return ops.any(wrong)
 

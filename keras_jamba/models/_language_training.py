@@ -1,34 +1,46 @@
 """Training a language model on texts."""
 
+import inspect
+
 import keras
 import numpy as np
 
-from keras_jamba.generation.samplers import BeamSampler, Sampler, sampler_of
+from keras_jamba.generation.samplers import BeamSampler, Sampler, check_keywords, sampler_of
+from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._loss import TokenCrossentropy
 from keras_jamba.models._text_data import check_ids, compile_again, is_text, next_tokens, rows_of
+from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
 
-_GIVEN = ("token_ids", "padding_mask", "segment_ids")
+_GIVEN = ("token_ids", "padding_mask", "segment_ids", "reset_mask")
+_COMPILE = ("optimizer", "loss", "weighted_metrics", "sampler", *inspect.signature(keras.Model.compile).parameters)
+_COMPILE = tuple(name for name in dict.fromkeys(_COMPILE) if name != "self")
 
 
 class LanguageTraining:
-    """`compile`, `fit` and `evaluate` of a model that predicts the next token."""
+    """`compile`, `fit` and `evaluate` of a model that predicts the next token.
 
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs):
+    Wherever Keras takes a sample_weight beside targets `(b, t)`, it may be one number per token, `(b, t)`, or one per
+    row, `(b,)` or `(b, 1)`, which is then that of each token of the row. Inputs that a padding_mask hides have no
+    weight. The loss of a batch and weighted_metrics are means over the tokens with these weights.
+    """
+
+    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="auto", **kwargs):
         """Keras' own, with defaults.
 
         Args:
             optimizer: "auto" is Adam at 2e-5, for fine-tuning.
             loss: "auto" is the mean cross-entropy of the tokens that have weight.
             weighted_metrics: "auto" is their accuracy.
-            sampler: how `generate` chooses: "greedy", "random", "top_k" (5), "top_p" (.9), "min_p" (.05), a
-                `keras_jamba.Sampler`, a `keras_jamba.generation.BeamSampler`, or a sampler of keras-hub that has
-                `get_next_token`.
+            sampler: how `generate` chooses: "auto" is as the model's `generation_config` says, or else greedy;
+                "greedy", "random", "top_k" (5), "top_p" (.9), "min_p" (.05), a `keras_jamba.Sampler`, a
+                `keras_jamba.generation.BeamSampler`, or a sampler of keras-hub that has `get_next_token`.
             **kwargs: see `keras.Model.compile`.
 
         Raises:
-            ValueError: for a sampler that is none of these.
+            ValueError: for a sampler that is none of these, and for arguments that do not exist.
         """
-        self.sampler = sampler_of(sampler)
+        check_keywords("compile", {name: x for name, x in kwargs.items() if name not in _COMPILE}, _COMPILE)
+        self.sampler = None if isinstance(sampler, str) and sampler == "auto" else sampler_of(sampler)
         if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = keras.optimizers.Adam(2e-5)
         if isinstance(loss, str) and loss == "auto":
@@ -39,25 +51,43 @@ class LanguageTraining:
 
     def get_compile_config(self):
         ours = isinstance(self.sampler, (Sampler, BeamSampler))
-        sampler = keras.saving.serialize_keras_object(self.sampler) if ours else "greedy"
+        sampler = keras.saving.serialize_keras_object(self.sampler) if ours else "auto"
         return super().get_compile_config() | {"sampler": sampler}
 
     def compile_from_config(self, config):
         compile_again(self, config)
 
-    def fit(self, x=None, y=None, *, sequence_length=None, validation_data=None, sample_weight=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        *,
+        sequence_length=None,
+        validation_data=None,
+        sample_weight=None,
+        class_weight=None,
+        **kwargs,
+    ):
         """Trains on texts, on token ids, or on what `keras.Model.fit` takes.
 
         Args:
             x: a list of strings, each of which ends with the tokenizer's eos_token_id; a list of lists of ids; or
-                without a y, ids `(b, t + 1)` or `{"token_ids", "padding_mask", "segment_ids"}` of them, the latter two
-                where wanted: each token is to predict the one after it in its document. Else inputs of a call with
-                targets y, or batches of both, from `training.PackedText` for example.
+                without a y, ids `(b, t + 1)` or a dict of these as "token_ids" and, where wanted, of a "padding_mask",
+                "segment_ids" and a "reset_mask": each token is to predict the one after it in its document. Else
+                inputs of a call with targets y, or batches of both, from `training.PackedText` for example.
             sequence_length: strings and lists are cut to so many tokens; None for the longest.
             validation_data: as x, or a tuple as `keras.Model.fit` takes.
-            y, sample_weight, **kwargs: see `keras.Model.fit`. Neither padding nor what it would predict has weight.
+            sample_weight: of targets y, one number per token, `(b, t)`, or per row, `(b,)` or `(b, 1)`. Neither padding
+                nor what it would predict has weight.
+            class_weight: a dict of token ids and the weights of targets that are these, by which sample_weight is
+                multiplied; 1 for others. For arrays, texts and lists: a dataset must yield weights itself.
+            y, **kwargs: see `keras.Model.fit`.
+
+        Raises:
+            ValueError: for ids out of the vocabulary, weights of another shape, and class_weight with a dataset.
         """
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
+        sample_weight = _weights(x, y, sample_weight, class_weight)
         if validation_data is not None and not isinstance(validation_data, tuple):
             found = self._examples(validation_data, None, None, sequence_length)
             validation_data = found if found[1] is not None else found[0]
@@ -66,7 +96,33 @@ class LanguageTraining:
     def evaluate(self, x=None, y=None, *, sequence_length=None, sample_weight=None, **kwargs):
         """Loss and metrics on what `fit` takes."""
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
+        sample_weight = _weights(x, y, sample_weight)
         return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """A step of training on one batch; see `keras.Model.train_on_batch`, and `fit` for the weights."""
+        sample_weight = _weights(x, y, sample_weight, class_weight)
+        return super().train_on_batch(x, y, sample_weight=sample_weight, return_dict=return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """Loss and metrics of one batch; see `keras.Model.test_on_batch`, and `fit` for the weights."""
+        return super().test_on_batch(x, y, sample_weight=_weights(x, y, sample_weight), return_dict=return_dict)
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for inputs and targets that the model and its loss do not take."""
+        super().check_batch(x, y, sample_weight)
+        if y is None or not hasattr(y, "shape"):
+            return
+        vocab_size = self.get_config()["vocab_size"]
+        check_labels(y, self.loss, (*y.shape[:2], vocab_size), weights=token_weights(x, y, sample_weight))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """See `keras.Model.compute_loss`; the weights may be of rows."""
+        return super().compute_loss(x, y, y_pred, token_weights(x, y, sample_weight), training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """See `keras.Model.compute_metrics`; the weights may be of rows."""
+        return super().compute_metrics(x, y, y_pred, token_weights(x, y, sample_weight))
 
     def _examples(self, x, y, sample_weight, sequence_length):
         if y is not None:
@@ -89,3 +145,13 @@ class LanguageTraining:
             )
         check_ids(found[0]["token_ids"], found[1], found[2], self.get_config()["vocab_size"])
         return found
+
+
+def _weights(x, y, sample_weight, class_weight=None):
+    """The sample_weight of targets, checked before a step is compiled, with that of classes."""
+    if class_weight is not None:
+        return class_weights(class_weight, x, y, sample_weight)
+    if sample_weight is not None and hasattr(y, "shape"):
+        sample_weight = keras.ops.convert_to_numpy(sample_weight)
+        check_weights(sample_weight, y)
+    return sample_weight

@@ -38,13 +38,14 @@ def rows_of(model, x, sequence_length, adds_eos):
     return token_ids, mask
 
 
-def next_tokens(token_ids, mask=None, segment_ids=None):
+def next_tokens(token_ids, mask=None, segment_ids=None, reset_mask=None):
     """`(inputs, targets, weights)`: each token is to predict the one after it in its document.
 
     Args:
         token_ids: `(b, t + 1)`.
         mask: `(b, t + 1)` bool or None.
         segment_ids: `(b, t + 1)` or None: the last token of a document predicts nothing.
+        reset_mask: `(b, t + 1)` bool or None: a token before one that is True predicts nothing.
     """
     token_ids = integers("token_ids", token_ids)
     mask = np.ones(token_ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
@@ -59,6 +60,10 @@ def next_tokens(token_ids, mask=None, segment_ids=None):
         segment_ids = np.asarray(segment_ids)
         inputs["segment_ids"] = segment_ids[:, :-1].astype("int32")
         weights &= segment_ids[:, 1:] == segment_ids[:, :-1]
+    if reset_mask is not None:
+        reset_mask = np.asarray(reset_mask).astype(bool)
+        inputs["reset_mask"] = reset_mask[:, :-1]
+        weights &= ~reset_mask[:, 1:]
     # The last token of a document predicts nothing and is seen by nobody: however wide a row is, it does not count.
     # A mask of nothing is left out: attention would go without its fused form, and the convolution sort tokens.
     if not weights.all():

@@ -4,11 +4,9 @@ import inspect
 import numbers
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_jamba._backend import host_values
-from keras_jamba.layers._token_embedding import TokenEmbedding
+from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices, check_vocabulary
 from keras_jamba.layers.quantization import QUANTIZATIONS
 from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._captured_steps import CapturedSteps
@@ -30,7 +28,7 @@ DEFAULTS = dict(
     balance_coefficient=0.001,
     z_coefficient=0.0,
 )
-_INPUTS = ("token_ids", "padding_mask", "segment_ids", "inputs_embeds")
+_INPUTS = ("token_ids", "padding_mask", "segment_ids", "reset_mask", "inputs_embeds")
 
 
 class TextModel(Checkpoints, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, keras.Model):
@@ -87,39 +85,48 @@ class TextModel(Checkpoints, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss
             block; `"features"`, after the final norm; and `"routing"`, what the routers decided, `{"block_1": what
             MoELayer returns, ...}`.
         """
-        embeddings, mask, segment_ids = self._read(inputs)
-        blocks, routing = self.backbone.block_outputs(embeddings, mask, segment_ids)
+        embeddings, given = self._read(inputs)
+        blocks, routing = self.backbone.block_outputs(embeddings, **given)
         named = {f"block_{i}": block for i, block in enumerate(blocks)}
         features = self.backbone.final_norm(blocks[-1])
         return {"embeddings": embeddings, **named, "features": features, "routing": routing}
 
     def _read(self, inputs):
-        """`(embeddings, padding_mask, segment_ids)` of the inputs of a call."""
+        """`(embeddings, {"padding_mask", "segment_ids", "reset_mask"})` of the inputs of a call."""
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
         given = {name for name, x in inputs.items() if x is not None}
         if not given <= set(_INPUTS) or len(given & {"token_ids", "inputs_embeds"}) != 1:
             raise ValueError(
                 "The inputs must be token ids (b, t), or a dict with either token_ids or inputs_embeds, and where "
-                f"wanted padding_mask and segment_ids. Received: {sorted(inputs)}. Leave out or add what differs."
+                "wanted padding_mask, segment_ids and reset_mask. "
+                f"Received: {sorted(inputs)}. Leave out or add what differs."
             )
         if "inputs_embeds" in given:
             embeddings = ops.cast(inputs["inputs_embeds"], self.compute_dtype)
+            _checks.check_last_axis("the model as inputs_embeds", embeddings.shape, self._config["d_model"])
         else:
-            token_ids = ops.convert_to_tensor(inputs["token_ids"])
-            self._check_ids(token_ids, inputs.get("padding_mask"))
-            embeddings = self.embed(token_ids)
-        return embeddings, inputs.get("padding_mask"), inputs.get("segment_ids")
+            embeddings = self.embed(self._checked_ids(inputs["token_ids"], inputs.get("padding_mask")))
+        return embeddings, {name: inputs.get(name) for name in ("padding_mask", "segment_ids", "reset_mask")}
 
-    def _check_ids(self, token_ids, mask):
-        if len(token_ids.shape) != 2 or not keras.backend.is_int_dtype(token_ids.dtype):
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for inputs that a call would refuse; ids are looked at on the host."""
+        inputs = x if isinstance(x, dict) else {"token_ids": x}
+        if inputs.get("token_ids") is not None:
+            token_ids = self._checked_ids(inputs["token_ids"], inputs.get("padding_mask"))
+            check_vocabulary(ops.convert_to_numpy(token_ids), self._config["vocab_size"])
+
+    def _checked_ids(self, token_ids, mask):
+        """Token ids `(b, t)` as a tensor, 0 for padding: what stands there may be no id of the vocabulary."""
+        token_ids = ops.convert_to_tensor(token_ids)
+        dtype = keras.backend.standardize_dtype(token_ids.dtype)
+        if len(token_ids.shape) != 2 or not keras.backend.is_int_dtype(dtype):
             raise ValueError(
                 "token_ids must be integers of shape (b, t). Received: shape="
-                f"{tuple(token_ids.shape)}, dtype={keras.backend.standardize_dtype(token_ids.dtype)}. For one "
-                "sequence add an axis, token_ids[None]."
+                f"{tuple(token_ids.shape)}, dtype={dtype}. For one sequence add an axis, token_ids[None]."
             )
-        values = host_values(token_ids)
-        if values is not None:
-            check_range(values, self._config["vocab_size"])
+        mask, _ = _checks.check_tokens(mask, None, token_ids.shape)
+        token_ids = as_indices(token_ids)
+        return token_ids if mask is None else token_ids * ops.cast(mask, token_ids.dtype)
 
     def get_config(self):
         return {**self._config, "name": self.name}
@@ -127,17 +134,6 @@ class TextModel(Checkpoints, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss
     @classmethod
     def from_config(cls, config):
         return cls(**config)
-
-
-def check_range(values, vocab_size):
-    """All of a NumPy array of token ids are in the vocabulary."""
-    wrong = (values < 0) | (values >= vocab_size)
-    if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {int(values[where])} at "
-            f"{list(where)}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
-        )
 
 
 def _check_special(name, value, vocab_size):

@@ -218,18 +218,19 @@ class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, 
             "readout": self.readout.init_cache(batch_size, self._config["d_model"]),
         }
 
-    def step(self, frame, cache):
+    def step(self, frame, cache, reset_mask=None):
         """One more frame of a stream.
 
         Args:
             frame: `(b, H, W, C)`, values in `pixel_range`.
             cache: what `init_cache` or an earlier step returned. It is not changed.
+            reset_mask: `(b,)` bool or None: True where this frame is the first of another stream.
 
         Returns:
             `(logits, cache)`: what a call on the clip of all frames so far returns, `(b, num_classes)`, for the cost of
             one frame, without gradients from frame to frame. Nothing else of the model changes: `jax.jit`,
-            `tf.function` or `torch.no_grad` may be put around it. More than max_frames frames are refused on a CPU
-            outside of compiled functions; inside, the oldest make way, and logits are no longer the clip's.
+            `tf.function` or `torch.no_grad` may be put around it. More than max_frames frames of a stream are refused
+            on a CPU outside of compiled functions; elsewhere its logits are NaN from there on.
 
         Raises:
             ValueError: for a model without streams, a frame of another shape, dtype or range, or a cache of another
@@ -244,10 +245,24 @@ class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, 
                 "Pass what init_cache or step of the same model returned."
             )
         frame = _backend.with_shape(frame, (None, *self._config["image_shape"][1:]))
-        features, backbone = self.backbone.step(self.embed(frame[:, None]), cache["backbone"])
-        pooled, readout = self.readout.step(features, cache["readout"])
+        tokens, readout, begins = self.embed(frame[:, None]), cache["readout"], None
+        if reset_mask is not None:
+            begins, readout = self._begun(reset_mask, tokens, readout)
+        features, backbone = self.backbone.step(tokens, cache["backbone"], reset_mask=begins)
+        pooled, readout = self.readout.step(features, readout)
         # On PyTorch the state would otherwise keep all frames before for a gradient.
         return self.head(pooled), detach_state({"backbone": backbone, "readout": readout})
+
+    def _begun(self, reset_mask, tokens, readout):
+        """The reset mask of a frame's tokens `(b, t)`, and the readout's state, empty in rows that begin anew."""
+        _checks.check_shapes({"tokens": tokens, "reset_mask": reset_mask}, {"tokens": "btd", "reset_mask": "b"})
+        rows = ops.cast(reset_mask, "bool")
+        batch, count, width = tokens.shape
+        first = ops.arange(count, dtype="int32") == 0
+        empty = self.readout.init_cache(batch, width)
+        wide = lambda x: ops.reshape(rows, (-1, *(1 for _ in x.shape[1:])))  # noqa: E731
+        readout = {name: ops.where(wide(x), empty[name], x) for name, x in readout.items()}
+        return ops.logical_and(rows[:, None], first[None]), readout
 
     def _tokens_of_a_frame(self):
         grid = self.encoder.compute_output_shape((1, 1, *self.input_shape[2:]))

@@ -71,7 +71,10 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         features: `(b, t, d)`.
         padding_mask: `(b, t)` bool or None; False for tokens that do not exist for the others. Keras' own
             mask, of an `Embedding(mask_zero=True)` for example, does the same.
-        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
+        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
+            0 1 0 are three. No document sees anything of another.
+        reset_mask: `(b, t)` bool or None: True where a sequence begins anew. That token begins a document, with the
+            same id or without ids, and forgets the initial state. At padding the next real token does.
         initial_state: what an earlier call returned, or `init_cache`; None is the beginning.
         return_state: whether to return the state too: `{"block_0": state of its mixer, ...}`, plain nested
             dicts of tensors whose leaves `MambaLayer` and `AttentionLayer` describe.
@@ -205,6 +208,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         features,
         padding_mask=None,
         segment_ids=None,
+        reset_mask=None,
         initial_state=None,
         return_state=False,
         return_routing=False,
@@ -216,7 +220,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         for name, block in self._named_blocks():
             state = None if initial_state is None else initial_state[name]
             routes = (return_routing or self.aux_loss is not None) and isinstance(block.feed_forward, MoELayer)
-            given = dict(mask=mask, segment_ids=segment_ids, initial_state=state)
+            given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=state)
             given |= dict(return_state=return_state, return_routing=routes and (return_routing or "decisions"))
             if training and self._config["gradient_checkpointing"]:
                 x = checkpointed(block, x, **given)
@@ -256,24 +260,25 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
                 caches[name] = block.mixer.with_room(cache[name], max_length)
         return caches
 
-    def step(self, features, cache, padding_mask=None, segment_ids=None, return_trail=False):
+    def step(self, features, cache, padding_mask=None, segment_ids=None, reset_mask=None, return_trail=False):
         """Runs some more tokens after those that a cache has seen: a prefill, or one token at a time.
 
         Args:
             features: `(b, t, d)`, any t.
             cache: what `init_cache` or an earlier step returned. It is not changed: an older one can be
                 gone back to.
-            padding_mask, segment_ids: `(b, t)` or None, as in a call.
+            padding_mask, segment_ids, reset_mask: `(b, t)` or None, as in a call.
             return_trail: whether to return what `rollback` takes too.
 
         Returns:
             `((b, t, d), cache)`; the cache keeps its shapes. Or that and the trail, nested dicts of tensors.
 
         Raises:
-            ValueError: if the cache is of another model or batch, or attention has no room left.
+            ValueError: if the cache is of another model or batch, or attention has no room left for a row's document.
+                Inside compiled functions and on accelerators the outputs of such a row are NaN instead.
         """
         self._check_state(cache)
-        given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids)
+        given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
         given |= {"return_trail": True} if return_trail else {}
         caches, trails = {}, {}
         for name, block in self._named_blocks():
@@ -314,17 +319,17 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         blocks = self._named_blocks()
         return {name: block.rollback([each[name] for each in trails], count) for name, block in blocks}
 
-    def block_outputs(self, features, padding_mask=None, segment_ids=None):
+    def block_outputs(self, features, padding_mask=None, segment_ids=None, reset_mask=None):
         """What each block puts out, and what the routers decided.
 
         Args:
-            features, padding_mask, segment_ids: see a call.
+            features, padding_mask, segment_ids, reset_mask: see a call.
 
         Returns:
             A list of `(b, t, d)`, of whose last the model's own output is the `final_norm`; and what a call with
             `return_routing` returns.
         """
-        given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids)
+        given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
         outputs, routings = [], {}
         for name, block in self._named_blocks():
             if isinstance(block.feed_forward, MoELayer):
@@ -368,6 +373,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         features,
         padding_mask=None,
         segment_ids=None,
+        reset_mask=None,
         initial_state=None,
         return_state=False,
         return_routing=False,

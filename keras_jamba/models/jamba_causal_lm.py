@@ -28,7 +28,8 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
     Call arguments:
         inputs: token ids `(b, t)`; or a dict of `"token_ids"` `(b, t)` or, for what is not all text,
             `"inputs_embeds"` `(b, t, d)`, and where wanted `"padding_mask"` `(b, t)` bool, False for padding on
-            whichever side, and `"segment_ids"` `(b, t)`, the documents of packed rows.
+            whichever side, `"segment_ids"` `(b, t)`, the documents of packed rows, and `"reset_mask"` `(b, t)` bool,
+            True where a sequence begins anew; see `JambaBackbone`.
         logits_to_keep: None or 0 for the logits of all tokens, n for those of the last n, or a list of positions.
         initial_state, return_state: see `JambaBackbone`.
         training: whether to drop out.
@@ -37,8 +38,8 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         Logits `(b, t, v)`, float32 under every dtype policy; or that and the state.
 
     Raises:
-        ValueError: for arguments out of range or that do not fit together; where they can be looked at, for ids out
-            of the vocabulary too.
+        ValueError: for arguments out of range or that do not fit together, and for ids out of the vocabulary. Inside
+            compiled functions and on accelerators such an id gives NaN instead.
 
     Example:
         >>> import keras_jamba
@@ -76,9 +77,9 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         self.build()
 
     def call(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
-        embeddings, mask, segment_ids = self._read(inputs)
-        given = dict(initial_state=initial_state, return_state=return_state, training=training)
-        features = self.backbone(embeddings, padding_mask=mask, segment_ids=segment_ids, **given)
+        embeddings, given = self._read(inputs)
+        given |= dict(initial_state=initial_state, return_state=return_state, training=training)
+        features = self.backbone(embeddings, **given)
         features, state = features if return_state else (features, None)
         return asked(self.logits(_kept(features, logits_to_keep)), (return_state, state))
 
@@ -104,8 +105,7 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         Raises:
             ValueError: if the cache is of another model or batch, or attention has no room left.
         """
-        embeddings, mask, segment_ids = self._read(inputs)
-        given = dict(padding_mask=mask, segment_ids=segment_ids)
+        embeddings, given = self._read(inputs)
         given |= {"return_trail": True} if return_trail else {}
         features, *rest = self.backbone.step(embeddings, cache, **given)
         return self.logits(_kept(features, logits_to_keep)), *rest

@@ -1,8 +1,11 @@
 """The classifier of text."""
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_jamba._backend import host_values
+from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._text_data import compile_again, is_text, rows_of
 from keras_jamba.models._text_model import TextModel
 from keras_jamba.ops import _checks
@@ -29,8 +32,8 @@ class JambaClassifier(TextModel):
         Logits `(b, num_classes)`, float32 under every dtype policy, no softmax.
 
     Raises:
-        ValueError: for arguments out of range or that do not fit together; where they can be looked at, for ids out
-            of the vocabulary too.
+        ValueError: for arguments out of range or that do not fit together, for ids out of the vocabulary and for rows
+            without a real token. Inside compiled functions and on accelerators the logits of the latter two are NaN.
 
     Example:
         >>> import keras_jamba
@@ -68,15 +71,15 @@ class JambaClassifier(TextModel):
         self.build()
 
     def call(self, inputs, training=None):
-        embeddings, mask, segment_ids = self._read(inputs)
-        features = self.backbone(embeddings, padding_mask=mask, segment_ids=segment_ids, training=training)
-        if mask is None:
-            last = features[:, -1]
-        else:
-            positions = ops.arange(ops.shape(features)[1], dtype="int32")[None]
-            index = ops.max(ops.where(ops.cast(mask, "bool"), positions, 0), axis=1)
-            last = ops.take_along_axis(features, index[:, None, None], axis=1)[:, 0]
-        return ops.cast(self.head(last), "float32")
+        embeddings, given = self._read(inputs)
+        features = self.backbone(embeddings, **given, training=training)
+        return ops.cast(self.head(_last_real(features, given["padding_mask"])), "float32")
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for inputs and labels that the model and its loss do not take."""
+        super().check_batch(x, y, sample_weight)
+        if y is not None and hasattr(y, "shape"):
+            check_labels(y, self.loss, (y.shape[0], self._config["num_classes"]))
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
         """Keras' own, with defaults: Adam at 2e-5, cross-entropy of logits, accuracy."""
@@ -122,3 +125,21 @@ class JambaClassifier(TextModel):
     def compute_output_spec(self, inputs, training=None):
         first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
         return keras.KerasTensor((first.shape[0], self._config["num_classes"]), "float32")
+
+
+def _last_real(features, mask):
+    """`(b, d)`: the features of the last real token of each row; NaN for a row without one."""
+    if mask is None:
+        return features[:, -1]
+    mask = ops.cast(mask, "bool")
+    values = host_values(mask)
+    if values is not None and not values.any(axis=1).all():
+        raise ValueError(
+            "Every row must have a real token. Received: a padding_mask that is False for all tokens of row "
+            f"{int(np.argmin(values.any(axis=1)))}. Leave the row out, or begin it with bos_token_id."
+        )
+    positions = ops.arange(ops.shape(features)[1], dtype="int32")[None]
+    index = ops.max(ops.where(mask, positions, 0), axis=1)
+    last = ops.take_along_axis(features, index[:, None, None], axis=1)[:, 0]
+    # The root of -1 is NaN.
+    return last + ops.sqrt(ops.cast(ops.any(mask, axis=1), last.dtype) - 1)[:, None]

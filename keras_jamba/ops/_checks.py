@@ -64,29 +64,29 @@ def check_tokens(mask, segment_ids, shape):
                 f"segment_ids must be integers. Received: segment_ids.dtype={segment_ids.dtype}. "
                 "Number the documents of a row 0, 1, 2, ..."
             )
-        _check_in_order(segment_ids, mask)
+        _check_fits_32_bits(segment_ids)
         segment_ids = ops.cast(segment_ids, "int32")
     return mask, segment_ids
 
 
-def _check_in_order(segment_ids, mask):
-    """Looked at only where the values lie on the host: there is no looking while a graph is traced."""
-    ids, real = _backend.host_values(segment_ids), None if mask is None else _backend.host_values(mask)
-    if ids is None or (mask is not None and real is None):
-        return
-    real = np.ones_like(ids, bool) if real is None else real
-    ids = ids.astype("int64")  # the differences of unsigned numbers are not negative
-    if ids.size and not -(2**31) < ids.min() <= ids.max() < 2**31:
+def check_sequence(mask, segment_ids, reset_mask, shape):
+    """`(mask, segment_ids, reset_mask)` as `check_tokens` returns the first two; `reset_mask` as bool or None."""
+    mask, segment_ids = check_tokens(mask, segment_ids, shape)
+    if reset_mask is not None:
+        reset_mask = ops.convert_to_tensor(reset_mask)
+        _check_per_token("reset_mask", reset_mask, shape)
+        reset_mask = ops.cast(reset_mask, "bool")
+    return mask, segment_ids, reset_mask
+
+
+def _check_fits_32_bits(segment_ids):
+    """Looked at only where the values lie on the host."""
+    ids = _backend.host_values(segment_ids)
+    if ids is not None and ids.size and not -(2**31) < ids.min() <= ids.max() < 2**31:
         raise ValueError(
             f"segment_ids must fit into 32 bits. Received: values from {ids.min()} to {ids.max()}. "
             "Number the documents of a row 0, 1, 2, ..."
         )
-    for row, (values, there) in enumerate(zip(ids, real, strict=True)):
-        if np.any(np.diff(values[there]) < 0):
-            raise ValueError(
-                "segment_ids must not decrease along a row: documents stand one after the other. "
-                f"Received: segment_ids[{row}]={values.tolist()}. Sort the documents, and number them 0, 1, 2, ..."
-            )
 
 
 def _check_per_token(name, x, shape):
@@ -125,7 +125,7 @@ def check_trail(trail, tokens):
     """`trail` is what a step of this layer returned: the cache before it and, of its tokens, what is named."""
     good = isinstance(trail, dict) and set(trail) == {"cache", "tokens"} and isinstance(trail["tokens"], dict)
     have = set(trail["tokens"]) if good else None
-    if not good or not set(tokens) <= have <= {*tokens, "mask", "segment_ids"}:
+    if not good or not set(tokens) <= have <= {*tokens, "mask", "segment_ids", "reset_mask"}:
         raise ValueError(
             f"trail must be what a step of this layer returned, with {sorted(tokens)} of its tokens. Received: "
             f"{sorted(have) if good else type(trail).__name__}. Pass what step(..., return_trail=True) returned last."

@@ -7,7 +7,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import with_their_queries
-from keras_jamba.ops._tokens import compaction, documents_at_the_ends
+from keras_jamba.ops._tokens import compaction, documents_of
 
 
 def grouped_query_attention(query, key, value, causal=False, mask=None):
@@ -96,33 +96,39 @@ class CachedTokens:
     tokens are there, whatever came before. Padding takes no position and no slot.
 
     Args:
-        mask, segment_ids: `(b, t)` of the new tokens, or None; as in `selective_scan`.
+        mask, segment_ids, reset_mask: `(b, t)` of the new tokens, or None; as in `MambaLayer`.
         length: `(b,)` int32, tokens that the cache has seen in each row.
-        start, document: `(b,)` int32, the position at which the cache's last document began, and its number.
+        start, document: `(b,)` int32, the position at which the cache's last document began, and its id.
         shape: `(b, t)` of the new tokens.
     """
 
-    def __init__(self, mask, segment_ids, length, start, document, shape):
+    def __init__(self, mask, segment_ids, reset_mask, length, start, document, shape):
         batch, tokens = shape
-        self.length, self.start, self.document, self.segment_ids = length, start, document, segment_ids
-        if segment_ids is not None:
-            goes_on, self.document = documents_at_the_ends(document, segment_ids, mask)
-            # Another document than the cache's last sees nothing of the cache.
-            self.start = ops.where(goes_on, start, length)
+        self.length, self.start, self.document = length, start, document
+        self.documents = documents_of(segment_ids, reset_mask, mask, document)
+        if self.documents is not None:
+            # A new document sees nothing of the cache.
+            self.start = ops.where(self.documents.continues, start, length)
         self.padded = mask is not None
         self.mask = mask if self.padded else ops.ones((batch, tokens), "bool")
         self.order, self.rank = compaction(self.mask)
         self.count = ops.sum(ops.cast(self.mask, "int32"), axis=1)
         self.positions = length[:, None] + self.rank
 
-    def check_room(self, capacity):
-        """Refuses new tokens that the cache has no slots for, where their number can be looked at."""
-        needed = _backend.host_values(self.length + self.count)
+    def fits(self, capacity):
+        """`(b,)` bool: whether a cache without a window has room for all tokens of each row's last document.
+
+        Raises:
+            ValueError: where the lengths can be looked at, and a row has no room.
+        """
+        end, start, _ = self.next_counts()
+        needed = _backend.host_values(end - start)
         if needed is not None and needed.max() > capacity:
             raise ValueError(
                 f"A cache must have room for all tokens, or for a whole window. Received: room for {capacity} "
                 f"tokens, {needed.max()} needed. Make it with a larger max_length, or set attention_window."
             )
+        return end - start <= capacity
 
     def attend(self, query, key, value, buffers=None, window=None, causal=True):
         """Attention of the new tokens to each other and to those of the cache.
@@ -151,10 +157,10 @@ class CachedTokens:
         old = _slot_positions(self.length, capacity)
         documents = ops.logical_and(old >= 0, old >= self.start[:, None])[:, None, :]
         here = self.mask[:, None, :]
-        if self.segment_ids is not None:
-            ids = self.segment_ids
-            documents = ops.logical_and(documents, ops.equal(ids, self._first_document())[:, :, None])
-            here = ops.logical_and(here, ops.equal(ids[:, :, None], ids[:, None, :]))
+        if self.documents is not None:
+            numbers = self.documents.numbers
+            documents = ops.logical_and(documents, ops.equal(numbers, 0)[:, :, None])
+            here = ops.logical_and(here, ops.equal(numbers[:, :, None], numbers[:, None, :]))
         documents, here = (ops.broadcast_to(x, (*ops.shape(self.mask), ops.shape(x)[2])) for x in (documents, here))
         allowed = ops.concatenate([documents, here], axis=2)
         distance = self.positions[:, :, None] - ops.concatenate([old, self.positions], axis=1)[:, None, :]
@@ -173,7 +179,7 @@ class CachedTokens:
         distance = window + np.arange(window)[:, None] - np.arange((1 + sides) * window)
         near = (np.abs(distance) < window) & ((distance >= 0) | (not causal))
         allowed = ops.logical_and(near[None], around["real"][:, None, :])
-        if self.segment_ids is not None:
+        if self.documents is not None:
             own = ops.reshape(line["document"][:, window : (1 + blocks) * window], (-1, window))
             allowed = ops.logical_and(allowed, ops.equal(own[:, :, None], around["document"][:, None, :]))
         query = _filled(self._packed(query), blocks * window - length)
@@ -185,13 +191,12 @@ class CachedTokens:
 
     def _line(self, key, value, history):
         """The history and then the new tokens, without padding: `"key"`, `"value"`, `"real"` and `"document"`."""
-        ids = self.segment_ids
         new = dict(key=self._packed(key), value=self._packed(value))
         new["real"] = ops.arange(key.shape[1], dtype="int32")[None] < self.count[:, None]
-        if ids is not None:
-            new["document"] = self._packed(ids)
-            window = history["real"].shape[1]
-            history = history | {"document": ops.repeat(self._first_document(), window, axis=1)}
+        if self.documents is not None:
+            # The history is of the first document, which has the number 0.
+            new["document"] = self._packed(self.documents.numbers)
+            history = history | {"document": ops.zeros_like(history["real"], "int32")}
         return {name: ops.concatenate([history[name], x], axis=1) for name, x in new.items()}
 
     def _history(self, buffers, window, like):
@@ -227,17 +232,24 @@ class CachedTokens:
 
     def next_counts(self):
         """length, start and document with the new tokens seen."""
-        end = self.length + self.count
-        if self.segment_ids is None:
+        end, documents = self.length + self.count, self.documents
+        if documents is None:
             return end, self.start, self.document
-        in_last = ops.logical_and(ops.equal(self.segment_ids, self.document[:, None]), self.mask)
-        begin = ops.min(ops.where(in_last, self.positions, end[:, None]), axis=1)
-        same = ops.logical_or(ops.equal(self.document, self._first_document()[:, 0]), ops.equal(self.count, 0))
-        return end, ops.where(same, self.start, begin), self.document
+        numbers = ops.where(self.mask, documents.numbers, -1)
+        newest = ops.max(numbers, axis=1, keepdims=True)
+        begin = ops.min(ops.where(ops.equal(numbers, newest), self.positions, end[:, None]), axis=1)
+        start = ops.where(newest[:, 0] <= 0, self.start, begin)
+        if documents.cleared is not None:
+            start = ops.where(documents.cleared, end, start)
+        return end, start, documents.last
 
-    def _first_document(self):
-        """`(b, 1)`: the document of the first real token, with which the cache's last document goes on."""
-        return ops.take_along_axis(self.segment_ids, self.order[:, :1], axis=1)
+
+def resized(buffer, length, capacity):
+    """The newest tokens in `(b, s, g, c)` slots, of which each row has seen `length` `(b,)`, in `capacity` slots."""
+    slots = _slot_positions(length, capacity)
+    values = ops.take_along_axis(buffer, ops.mod(ops.maximum(slots, 0), buffer.shape[1])[:, :, None, None], axis=1)
+    there = ops.logical_and(slots >= 0, slots >= length[:, None] - buffer.shape[1])
+    return ops.where(there[:, :, None, None], values, 0.0)
 
 
 def _filled(x, count):

@@ -1,5 +1,7 @@
 """What models need of a tokenizer."""
 
+import operator
+
 import numpy as np
 
 
@@ -14,15 +16,34 @@ class Tokenizer:
     bos_token_id = eos_token_id = pad_token_id = None
 
     def __call__(self, texts):
-        """A batch of texts, padded on the left so that all end at the last place.
+        """Encodes one text or a batch of texts.
 
         Args:
-            texts: a list of strings.
+            texts: a string, which gives one row, or a list of strings, which gives one row each.
 
         Returns:
-            `{"token_ids": (b, t) int32, "padding_mask": (b, t) bool}`, NumPy arrays.
+            `{"token_ids": (b, t) int32, "padding_mask": (b, t) bool}`, NumPy arrays. Rows are padded on the left, so
+            that all end at the last place.
+
+        Raises:
+            ValueError: for anything else.
+
+        Example:
+            >>> from keras_jamba.tokenizers import ByteTokenizer
+            >>> ByteTokenizer()("Hi!")["token_ids"].shape
+            (1, 4)
         """
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, (list, tuple, np.ndarray)) or np.ndim(texts) != 1 or not len(texts):
+            raise ValueError(
+                "A tokenizer takes a string or a list of strings. Received: "
+                f"{_described(texts)}. Pass text; token ids go to decode, conversations to apply_chat_template."
+            )
         return left_padded([self.encode(text) for text in texts], self.pad_token_id or 0)
+
+    def decode_with_special_tokens(self, ids):
+        """The text of ids with the text of special tokens, where special tokens have one."""
+        return self.decode(ids)
 
 
 def left_padded(rows, pad_token_id):
@@ -34,3 +55,27 @@ def left_padded(rows, pad_token_id):
         if len(row):
             token_ids[i, -len(row) :], mask[i, -len(row) :] = row, True
     return {"token_ids": token_ids, "padding_mask": mask}
+
+
+def checked_text(text):
+    """`text` as a str, or a ValueError."""
+    if not isinstance(text, str):
+        raise ValueError(f"encode takes a string. Received: {_described(text)}. For a list call tokenizer(texts).")
+    return str(text)
+
+
+def checked_ids(ids):
+    """`ids`, one id or a row of them, as a list of int, or a ValueError."""
+    try:
+        single = np.ndim(ids) == 0 and not isinstance(ids, (str, bytes))
+        return [operator.index(i) for i in ([ids] if single else ids)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"decode takes a row of token ids, which are integers. Received: {_described(ids)}. For a batch call it "
+            "with each row."
+        ) from error
+
+
+def _described(x):
+    shape = getattr(x, "shape", None)
+    return f"{type(x).__name__} {str(x)[:60]!r}" if shape is None else f"{type(x).__name__} of shape {tuple(shape)}"

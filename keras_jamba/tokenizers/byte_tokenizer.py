@@ -1,6 +1,6 @@
 """A token a byte."""
 
-from keras_jamba.tokenizers._tokenizer import Tokenizer
+from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
 
 
 class ByteTokenizer(Tokenizer):
@@ -23,8 +23,9 @@ class ByteTokenizer(Tokenizer):
         self.add_bos = bool(add_bos)
 
     def encode(self, text):
-        return [self.bos_token_id] * self.add_bos + list(text.encode())
+        """The ids of a text."""
+        return [self.bos_token_id] * self.add_bos + list(checked_text(text).encode())
 
     def decode(self, ids):
         """The text of ids, special ones left out; what is not UTF-8 becomes the replacement character."""
-        return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
+        return bytes(i for i in checked_ids(ids) if 0 <= i < 256).decode(errors="replace")

@@ -1,22 +1,44 @@
 """Tokenizers of checkpoints: tokenizer.json."""
 
-import functools
 import json
 from pathlib import Path
 
-from keras_jamba.tokenizers._tokenizer import Tokenizer
+from keras_jamba.tokenizers import chat_templates
+from keras_jamba.tokenizers._special_tokens import add_special_tokens, special_tokens, tokenizer_class
+from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
 
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-# The classes of Mamba-1's checkpoints: they name a token for the beginning, and transformers adds none.
-_WITHOUT_BOS = ("GPTNeoXTokenizer", "GPTNeoXTokenizerFast")
+# A folder of further templates, each in a file with its name.
+TEMPLATES = "additional_chat_templates"
+# What transformers' apply_chat_template takes besides, and what to do here instead.
+_ELSEWHERE = {
+    "return_tensors": "Pass the ids to keras.ops.convert_to_tensor",
+    "return_dict": "Call tokenizer(text) for a dict",
+    "padding": "Call tokenizer(texts), which pads",
+    "truncation": "Cut the ids",
+    "max_length": "Cut the ids",
+    "return_assistant_tokens_mask": "Render the conversation with and without the last answer",
+    "sanitize_control_tokens": "Remove special tokens from the messages",
+    "tokenizer_kwargs": "Call encode with the text",
+}
 
 
 class JambaTokenizer(Tokenizer):
-    """The tokenizer of a checkpoint, by the library tokenizers, with the token for the beginning before each text.
+    """The tokenizer of a checkpoint, by the library tokenizers; it encodes, decodes and renders as transformers does.
+
+    The post-processor in tokenizer.json decides whether a text begins with the token for the beginning or ends with
+    the one for the end. As in transformers, `add_bos_token` and `add_eos_token` in tokenizer_config.json change nothing
+    beside a tokenizer.json, and the class GPTNeoXTokenizer, which Mamba-1's checkpoints have, adds neither.
 
     Args:
-        folder: holds tokenizer.json, and where the checkpoint has them tokenizer_config.json, which names the special
-            tokens, and chat_template.jinja.
+        folder: holds tokenizer.json, and where the checkpoint has them tokenizer_config.json and
+            special_tokens_map.json, which name the special tokens, chat_template.jinja and
+            additional_chat_templates/*.jinja.
+
+    Attributes:
+        chat_template: text of a Jinja template, a dict of several by their names, or None.
+        bos_token, eos_token, pad_token: the text of these tokens, or None.
+        vocab_size, bos_token_id, eos_token_id, pad_token_id: see `Tokenizer`.
 
     Raises:
         ValueError: if a file is damaged or names a token that the vocabulary does not have.
@@ -26,69 +48,190 @@ class JambaTokenizer(Tokenizer):
     def __init__(self, folder):
         folder = Path(folder)
         self._tokenizer = _tokenizer(folder / TOKENIZER)
-        self._config = _config(folder / CONFIG)
-        template = folder / TEMPLATE
-        self.chat_template = template.read_text("utf-8") if template.is_file() else self._config.get("chat_template")
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self._config = _json(folder / CONFIG)
+        self.chat_template = _templates(folder, self._config.pop("chat_template", None))
+        self._config["tokenizer_class"] = tokenizer_class(self._config, _json(folder / "config.json"))
+        special = special_tokens(self._tokenizer, self._config, _json(folder / "special_tokens_map.json"))
+        self._special = {name: token.content for name, token in special.items()}
         for kind in ("bos", "eos", "pad"):
-            setattr(self, f"{kind}_token", self._special(kind))
-            token = getattr(self, f"{kind}_token")
-            setattr(self, f"{kind}_token_id", None if token is None else self._tokenizer.token_to_id(token))
+            token = self._special.get(f"{kind}_token")
+            token_id = None if token is None else self._tokenizer.token_to_id(token)
+            if token is not None and token_id is None:
+                raise ValueError(
+                    f"The special tokens of {CONFIG} must be in {TOKENIZER}. Received: {kind}_token={token!r}, which "
+                    "is not. The two files are of different tokenizers."
+                )
+            setattr(self, f"{kind}_token", token)
+            setattr(self, f"{kind}_token_id", token_id)
+        add_special_tokens(self._tokenizer, self._config, special)
+        self.vocab_size = self._tokenizer.get_vocab_size()
 
-    def _special(self, kind):
-        token = self._config.get(f"{kind}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is not None and self._tokenizer.token_to_id(token) is None:
-            raise ValueError(
-                f"The special tokens of {CONFIG} must be in {TOKENIZER}. Received: {kind}_token={token!r}, which is "
-                "not. The two files are of different tokenizers."
-            )
-        return token
+    def encode(self, text, add_special_tokens=True):
+        """The ids of a text.
 
-    def encode(self, text):
-        """The ids of a text, beginning with the one for the beginning unless the checkpoint says add_bos_token=false
-        or has the tokenizer of GPT-NeoX, as Mamba-1's do.
+        Args:
+            text: a string. Special tokens that are written in it are encoded as such.
+            add_special_tokens: whether the post-processor adds the tokens for the beginning and the end. Where the
+                text begins with the former, as a chat template writes it, it is not added again.
 
-        Where the text begins with that token as a chat template writes it, there is still one.
+        Returns:
+            A list of int.
+
+        Raises:
+            ValueError: for anything but a string.
         """
-        usual = self._config.get("tokenizer_class") not in _WITHOUT_BOS
-        adds = self.bos_token_id is not None and self._config.get("add_bos_token", usual)
-        written = self.bos_token is not None and text.startswith(self.bos_token)
-        ids = self._tokenizer.encode(text, add_special_tokens=not written).ids
-        return ids if not adds or ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids]
+        text = checked_text(text)
+        ids = self._tokenizer.encode(text, add_special_tokens=bool(add_special_tokens)).ids
+        written = add_special_tokens and self.bos_token is not None and text.startswith(self.bos_token)
+        return ids[1:] if written and ids[:2] == [self.bos_token_id] * 2 else ids
 
     def decode(self, ids):
         """The text of ids, special ones left out."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self._cleaned(self._tokenizer.decode(checked_ids(ids), skip_special_tokens=True))
 
-    def apply_chat_template(self, messages, add_generation_prompt=True, **given):
-        """The text of a conversation, for `encode`.
+    def decode_with_special_tokens(self, ids):
+        """The text of ids, with that of special ones."""
+        return self._cleaned(self._tokenizer.decode(checked_ids(ids), skip_special_tokens=False))
+
+    def _cleaned(self, text):
+        """Without spaces before punctuation where tokenizer_config.json says so; BPE writes spaces as they were."""
+        if not self._config.get("clean_up_tokenization_spaces") or type(self._tokenizer.model).__name__ == "BPE":
+            return text
+        for mark in (".", "?", "!", ","):
+            text = text.replace(f" {mark}", mark)
+        text = text.replace(" ' ", "'")
+        for end in ("n't", "'m", "'s", "'ve", "'re"):
+            text = text.replace(f" {end}", end)
+        return text
+
+    def apply_chat_template(
+        self,
+        messages,
+        add_generation_prompt=True,
+        tools=None,
+        documents=None,
+        chat_template=None,
+        continue_final_message=False,
+        tokenize=False,
+        **variables,
+    ):
+        """Renders a conversation as the text that the model was trained on, as transformers renders it.
 
         Args:
-            messages: a list of `{"role": ..., "content": ...}`.
+            messages: a list of `{"role": ..., "content": ...}`; or a list of such lists.
             add_generation_prompt: whether the answer of the assistant begins at the end.
-            **given: what else the template uses: tools, for example.
+            tools: a list of JSON schemas, dicts, of functions that the model may call; or None.
+            documents: a list of `{"title": ..., "text": ...}` that the model may read; or None.
+            chat_template: the name of one of several templates, or the text of another. None is the one named
+                "tool_use" where there are tools, else the one named "default".
+            continue_final_message: whether the text ends with the content of the last message, for the model to go on
+                with; or the name of the field of this message, such as "reasoning_content". Not together with
+                add_generation_prompt, which must be False.
+            tokenize: whether to return ids, to which no special tokens are added, for the template writes them.
+            **variables: further variables of the template.
+
+        Returns:
+            A string, or a list of int with tokenize; for several conversations a list of these.
 
         Raises:
-            ValueError: if the checkpoint has no template, or the template refuses.
+            ValueError: if the checkpoint has no template, or the template fails with this conversation.
             ImportError: without the library jinja2.
         """
-        if not isinstance(self.chat_template, str):
+        for name in variables.keys() & _ELSEWHERE.keys():
+            raise ValueError(
+                f"apply_chat_template returns a string or a list of ids. Received: {name}={variables[name]!r}. "
+                f"{_ELSEWHERE[name]}."
+            )
+        if continue_final_message and add_generation_prompt:
+            raise ValueError(
+                "A conversation ends with its last message or with the beginning of a new one. Received: "
+                "continue_final_message and add_generation_prompt. Pass add_generation_prompt=False."
+            )
+        template = self._template(chat_template, tools)
+        special = self._special | {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
+        variables = {name: token for name, token in special.items() if token is not None} | variables
+        variables |= dict(tools=_dicts("tools", tools), documents=_dicts("documents", documents))
+        variables |= dict(add_generation_prompt=add_generation_prompt)
+        several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
+        found = [
+            chat_templates.render(template, conversation, variables, continue_final_message)
+            for conversation in (messages if several else [messages])
+        ]
+        if tokenize:
+            found = [self.encode(text, add_special_tokens=False) for text in found]
+        return found if several else found[0]
+
+    def _template(self, chosen, tools):
+        """The text of the template that applies."""
+        have = self.chat_template
+        if isinstance(have, dict):
+            if chosen is None:
+                chosen = "tool_use" if tools is not None and "tool_use" in have else "default"
+                if chosen not in have:
+                    raise ValueError(
+                        "One of several chat templates must be chosen. Received: templates named "
+                        f"{sorted(have)}, none of which is 'default'. Pass chat_template= and a name."
+                    )
+            return have.get(chosen, chosen)
+        have = have if chosen is None else chosen
+        if not isinstance(have, str):
             raise ValueError(
                 f"A conversation needs a template. Received: a tokenizer without {TEMPLATE} and without chat_template "
                 f"in {CONFIG}. Set its chat_template, or write the prompt yourself."
             )
-        special = {f"{kind}_token": getattr(self, f"{kind}_token") or "" for kind in ("bos", "eos", "pad")}
-        given |= dict(messages=messages, add_generation_prompt=add_generation_prompt)
-        return _template(self.chat_template).render(**special | given)
+        return have
 
     def save(self, folder):
-        """Writes the files that this was made of."""
+        """Writes the files that this was made of, as transformers writes them."""
         folder = Path(folder)
         self._tokenizer.save(str(folder / TOKENIZER))
-        (folder / CONFIG).write_text(json.dumps(self._config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        if isinstance(self.chat_template, str) and self.chat_template != self._config.get("chat_template"):
-            (folder / TEMPLATE).write_text(self.chat_template, "utf-8")
+        config = self._config | self._special
+        config |= {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
+        config = {key: value for key, value in config.items() if value is not None}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        several = isinstance(self.chat_template, dict)
+        for name, text in (self.chat_template if several else {"default": self.chat_template}).items():
+            if text is None:
+                continue
+            file = folder / TEMPLATE if name == "default" else folder / TEMPLATES / f"{name}.jinja"
+            if file.parent.resolve() not in (folder.resolve(), (folder / TEMPLATES).resolve()):
+                raise ValueError(
+                    f"The name of a chat template must be the name of a file. Received: {name!r}. Rename the template."
+                )
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, "utf-8")
+
+
+def _dicts(name, given):
+    """Tools or documents, if they are dicts."""
+    wrong = [each for each in given or () if not isinstance(each, dict)]
+    if wrong:
+        raise ValueError(
+            f"{name} must be a list of dicts. Received: {wrong[0]!r}. A tool is the JSON schema of a function, such as "
+            "transformers.utils.get_json_schema(function) returns; a document has a title and a text."
+        )
+    return given
+
+
+def _templates(folder, configured):
+    """Chat templates of a folder: a text, a dict of several, or None. Files come before what the config holds."""
+    found = {}
+    if (folder / TEMPLATE).is_file():
+        found["default"] = (folder / TEMPLATE).read_text("utf-8")
+    for file in sorted((folder / TEMPLATES).glob("*.jinja")):
+        found[file.name.removesuffix(".jinja")] = file.read_text("utf-8")
+    if found:
+        return found["default"] if set(found) == {"default"} else found
+    try:
+        several = isinstance(configured, list)
+        configured = {each["name"]: each["template"] for each in configured} if several else configured
+        texts = configured.values() if isinstance(configured, dict) else [configured]
+        good = configured is None or all(isinstance(text, str) for text in texts)
+    except (TypeError, KeyError):
+        good = False
+    if not good:
+        raise ValueError(_damaged(folder / CONFIG, f"chat_template={str(configured)[:60]!r}"))
+    return configured
 
 
 def _tokenizer(file):
@@ -109,7 +252,7 @@ def _tokenizer(file):
     return library
 
 
-def _config(file):
+def _json(file):
     if not file.is_file():
         return {}
     try:
@@ -127,23 +270,3 @@ def _damaged(file, error):
         f"A tokenizer must be what the library tokenizers wrote. Received: {str(file)!r}, {error}. "
         "Download the checkpoint again."
     )
-
-
-@functools.lru_cache
-def _template(text):
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ImportError(
-            "Chat templates need the library jinja2. Received: a Python without it. "
-            'Install it: pip install "keras-jamba[text]".'
-        ) from error
-
-    def refuse(message):
-        raise ValueError(f"The chat template takes no such conversation. Received: {message}. Change the messages.")
-
-    # A template comes from whoever made the checkpoint.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-    return environment.from_string(text)

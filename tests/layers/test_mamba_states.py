@@ -90,14 +90,12 @@ def test_another_document_than_the_states_begins_anew(layer, with_state, feature
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_documents_out_of_order_are_refused_and_lists_are_taken(features, bidirectional):
+def test_lists_of_ids_are_taken_and_any_change_begins_a_document(features, bidirectional):
     layer = MambaLayer(8, d_state=4, bidirectional=bidirectional)
-    ids = np.array([[3] * 5 + [1] * 4] * 3, "uint8")
-    with pytest.raises(ValueError, match="must not decrease along a row"):
-        layer(features, segment_ids=ids)
-    mask, ids = [[True] * 6 + [False] * 3] * 3, ids[:, ::-1]
-    expected = numpy(layer(features, mask=np.array(mask), segment_ids=ids.astype("int32")))
+    mask, ids = [[True] * 6 + [False] * 3] * 3, np.array([[3] * 5 + [1] * 4] * 3, "uint8")
+    expected = numpy(layer(features, mask=np.array(mask), segment_ids=np.array([[0] * 5 + [1] * 4] * 3)))
     np.testing.assert_allclose(numpy(layer(features, mask=mask, segment_ids=ids.tolist())), expected, atol=1e-6)
+    np.testing.assert_allclose(numpy(layer(features, mask=mask, segment_ids=ids)), expected, atol=1e-6)
 
 
 def test_keras_masks_arrive(features):
@@ -180,8 +178,9 @@ def test_a_state_that_nobody_asks_for_is_not_computed(kind, features, monkeypatc
         raise AssertionError("Nobody asked for it.")
 
     monkeypatch.setattr("keras_jamba.ops.convolution.last_inputs", unwanted)
-    monkeypatch.setattr(layer, "_before", unwanted)
+    monkeypatch.setattr(layer, "_closed", unwanted)
     np.testing.assert_allclose(numpy(layer(features, segment_ids=ids)), expected[0], atol=1e-6)
+    monkeypatch.setattr(layer, "_state_and_document", unwanted)
     np.testing.assert_allclose(numpy(layer(features)), expected[1], atol=1e-6)
 
 

@@ -34,6 +34,18 @@ def test_after_every_frame_a_stream_has_the_logits_of_the_clip_so_far(options):
         close(logits, numpy(call(CLIPS[:, : t + 1])), absolute=1e-5)
 
 
+@pytest.mark.parametrize("options", list(STREAMS.values())[:3], ids=list(STREAMS)[:3])
+def test_a_reset_begins_another_stream_in_its_row(options):
+    model = model_of(**options)
+    step, call, cache = whole(model.step), whole(model), model.init_cache(2, max_frames=2)
+    for t in range(3):
+        logits, cache = step(CLIPS[:, t], cache, np.array([t == 1, t in (0, 2)]))
+    close(numpy(logits)[0], numpy(call(CLIPS[:1, 1:3]))[0], absolute=1e-5)
+    close(numpy(logits)[1], numpy(call(CLIPS[1:, 2:3]))[0], absolute=1e-5)
+    with pytest.raises(ValueError, match=r"reset_mask must have the shape \(b\).*Received"):
+        model.step(CLIPS[:, 0], cache, np.array([True]))
+
+
 def test_a_stream_with_a_window_goes_on_for_ever_in_constant_memory():
     model = model_of(tokens="frames", attention_window=4)
     step, cache = whole(model.step), model.init_cache(1)

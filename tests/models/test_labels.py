@@ -127,12 +127,7 @@ def test_wrong_labels_of_later_batches_never_count_as_right_ones():
         model = model_of()
         before = model.get_weights()
         later = np.array([0, 1, 2, 0, 1, wrong])
-        try:
-            loss = model.fit(IMAGES, later, batch_size=3, shuffle=False, verbose=0).history["loss"][0]
-        except Exception as error:  # PyTorch and TensorFlow refuse some of them, each in its own way.
-            assert "label" in str(error) or "out of bounds" in str(error)
-            continue
-        assert np.isnan(loss)
+        assert np.isnan(model.fit(IMAGES, later, batch_size=3, shuffle=False, verbose=0).history["loss"][0])
         # The step with the wrong label changed nothing, and the weights are usable.
         assert all(np.isfinite(w).all() for w in model.get_weights())
         assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))

@@ -117,6 +117,8 @@ def test_packed_rows_have_the_loss_of_their_documents():
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
     packed = {"token_ids": np.array([sum(ROWS, [])]), "segment_ids": np.array([[0] * 6 + [1] * 3 + [2] * 2])}
     np.testing.assert_allclose(model.evaluate(packed, verbose=0, return_dict=True)["loss"], expected, rtol=1e-5)
+    resets = {"token_ids": packed["token_ids"], "reset_mask": np.isin(np.arange(11), [6, 9])[None]}
+    np.testing.assert_allclose(model.evaluate(resets, verbose=0, return_dict=True)["loss"], expected, rtol=1e-5)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA is asked for on tensorflow alone")

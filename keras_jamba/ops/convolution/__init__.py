@@ -8,7 +8,7 @@ from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops._sharding import on_parts
-from keras_jamba.ops._tokens import compaction
+from keras_jamba.ops._tokens import compaction, document_numbers
 from keras_jamba.ops.convolution import native, portable, triton
 
 _FASTEST_FIRST = {
@@ -56,8 +56,8 @@ def causal_depthwise_conv(
         mask: `(b, t)` bool or None. Tokens where it is False do not exist for the others: windows reach
             over them to the real ones before, and the last state is that of the last real ones. The
             output there is zero.
-        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
-            Windows do not reach into the document before. The initial state belongs to the first.
+        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
+            0 1 0 are three. Windows never reach into the document before. The initial state belongs to the first.
         activation: None or "silu", of the output.
         implementation: None for the fastest that can run, "native" (the C library, on a CPU), "triton" (on a GPU) or
             "portable".
@@ -127,6 +127,7 @@ def last_inputs(x, initial_state, mask, segment_ids, width):
     )
     if segment_ids is None:
         return state
-    first = ops.take_along_axis(segment_ids, order[:, :1], axis=1)
-    documents = ops.where(inside, ops.take_along_axis(segment_ids, index, axis=1), first)
-    return ops.where(ops.equal(documents, documents[:, -1:])[..., None], state, 0.0)
+    # The tokens before the row are of its first document.
+    numbers = ops.take_along_axis(document_numbers(segment_ids, mask), index, axis=1)
+    numbers = ops.where(inside, numbers, 0)
+    return ops.where(ops.equal(numbers, numbers[:, -1:])[..., None], state, 0.0)

@@ -5,7 +5,7 @@ The grouped convolutions of the three backends take up to twice a whole training
 
 from keras import ops
 
-from keras_jamba.ops._tokens import compaction
+from keras_jamba.ops._tokens import compaction, document_numbers
 
 
 def why_not(call):
@@ -20,11 +20,13 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
         order, rank = compaction(mask)
         tokens = ops.take_along_axis(x, order[..., None], axis=1)
         segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
+    # In the order of the real tokens: equal numbers are one document.
+    numbers = None if segment_ids is None else document_numbers(segment_ids, None)
     if initial_state is None:
         window = ops.pad(tokens, ((0, 0), (width - 1, 0), (0, 0)))
     else:
         window = ops.concatenate([ops.cast(initial_state, x.dtype), tokens], axis=1)
-    y = _shifted_sum(window, kernel, segment_ids)
+    y = _shifted_sum(window, kernel, numbers)
     y = y if bias is None else y + ops.cast(bias, x.dtype)
     y = ops.silu(y) if silu else y
     if mask is None:
@@ -32,18 +34,18 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     return ops.where(mask[..., None], ops.take_along_axis(y, rank[..., None], axis=1), 0.0)
 
 
-def _shifted_sum(window, kernel, segment_ids):
+def _shifted_sum(window, kernel, numbers):
     width = kernel.shape[0]
     length = ops.shape(window)[1] - (width - 1)
-    if segment_ids is not None:
+    if numbers is not None:
         # What comes before the row is of its first document.
-        before = ops.repeat(segment_ids[:, :1], width - 1, axis=1)
-        documents = ops.concatenate([before, segment_ids], axis=1)
+        before = ops.repeat(numbers[:, :1], width - 1, axis=1)
+        documents = ops.concatenate([before, numbers], axis=1)
     y = kernel[-1] * window[:, width - 1 :]
     for i in range(width - 1):
         tap = kernel[i] * window[:, i : i + length]
-        if segment_ids is not None:
-            same = ops.equal(documents[:, i : i + length], segment_ids)
+        if numbers is not None:
+            same = ops.equal(documents[:, i : i + length], numbers)
             tap = ops.where(same[..., None], tap, 0.0)
         y = y + tap
     return y

@@ -6,7 +6,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba._triton import convolution as kernels
 from keras_jamba.ops._implementations import in_short_or_single
-from keras_jamba.ops._tokens import compaction
+from keras_jamba.ops._tokens import compaction, document_numbers
 from keras_jamba.ops.convolution import portable
 
 
@@ -39,17 +39,17 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
         order, rank = compaction(mask)
         x = ops.take_along_axis(x, order[..., None], axis=1)
         segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
-    reach = None if segment_ids is None else _reach(segment_ids, kernel.shape[0])
+    reach = None if segment_ids is None else _reach(document_numbers(segment_ids, None), kernel.shape[0])
     (y,) = _function((x, kernel, bias, initial_state, segment_ids, reach), (int(silu),))
     if mask is not None:
         y = ops.where(mask[..., None], ops.take_along_axis(y, rank[..., None], axis=1), 0.0)
     return ops.cast(y, dtype)
 
 
-def _reach(segment_ids, width):
+def _reach(numbers, width):
     """How many of the k - 1 tokens before it are of a token's document; those before the row are of the first."""
-    length = segment_ids.shape[1]
-    before = ops.repeat(segment_ids[:, :1], width - 1, axis=1)
-    documents = ops.concatenate([before, segment_ids], axis=1)
-    same = [ops.equal(documents[:, i : i + length], segment_ids) for i in range(width - 1)]
-    return sum((ops.cast(x, "int32") for x in same), ops.zeros_like(segment_ids))
+    length = numbers.shape[1]
+    before = ops.repeat(numbers[:, :1], width - 1, axis=1)
+    documents = ops.concatenate([before, numbers], axis=1)
+    same = [ops.equal(documents[:, i : i + length], numbers) for i in range(width - 1)]
+    return sum((ops.cast(x, "int32") for x in same), ops.zeros_like(numbers))

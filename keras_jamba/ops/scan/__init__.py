@@ -80,8 +80,8 @@ def selective_scan(
         initial_state: `(b, e, n)`, h before the first token; None is zeros.
         return_last_state: whether to return h after the last token too.
         mask: `(b, t)` bool or None. Where it is False the state is held and the output is zero.
-        segment_ids: `(b, t)` integers or None: the document of each token, documents one after the other.
-            Each begins with a state of zeros, but for the first, which begins with the initial state.
+        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
+            0 1 0 are three. Each begins with a state of zeros; the first begins with the initial state.
         implementation: None for the fastest that can run, or one of the names of `implementations()`,
             which then must run. The environment variable `KERAS_JAMBA_SCAN` names one where this is None.
 

@@ -1,0 +1,113 @@
+"""Values that nobody can look at inside compiled code have a right meaning there, or give NaN, never other numbers."""
+
+import keras
+import numpy as np
+import pytest
+from checks import numpy
+from keras import ops
+
+import keras_jamba
+
+SIZES = dict(d_model=8, num_layers=2, mamba_ratio=1, moe_frequency=0, num_heads=2, d_ff=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return keras_jamba.JambaCausalLM(vocab_size=11, **SIZES)
+
+
+def compiled(function, model):
+    """`function` as the backend compiles it; on PyTorch as a decoding loop records it."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    from keras_jamba._backend.recording_on_torch import recorded
+
+    return recorded(function, model.variables)
+
+
+def test_documents_out_of_order_are_runs_in_predict_and_fit():
+    backbone = keras_jamba.JambaBackbone(**SIZES)
+    x = np.random.default_rng(0).standard_normal((1, 12, 8)).astype("float32")
+    right = numpy(backbone(x, segment_ids=np.repeat([[0, 1, 2]], 4, axis=1)))
+    features, ids = keras.Input((12, 8)), keras.Input((12,), dtype="int32")
+    model = keras.Model([features, ids], backbone(features, segment_ids=ids))
+    given = [x, np.repeat([[0, 1, 0]], 4, axis=1)]
+    np.testing.assert_allclose(model.predict(given, verbose=0), right, atol=1e-4)
+    np.testing.assert_allclose(numpy(backbone(x, segment_ids=given[1])), right, atol=1e-4)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    loss = model.fit(given, np.zeros_like(right), verbose=0).history["loss"]
+    np.testing.assert_allclose(loss, [(right.astype("float64") ** 2).mean()], rtol=1e-4)
+
+
+def test_rows_without_room_in_a_cache_are_nan_from_there_on(model):
+    step = compiled(lambda ids, cache: model.step({"token_ids": ids}, cache), model)
+    ids = ops.convert_to_tensor(np.array([[3], [4]], "int32"))
+    cache = model.init_cache(2, 3)
+    # Row 1 has seen two tokens less.
+    cache = {name: dict(state) for name, state in cache.items()}
+    for state in cache.values():
+        if "length" in state:
+            state["length"] = ops.convert_to_tensor(np.array([2, 0], "int32"))
+    seen = []
+    for _ in range(4):
+        logits, cache = step(ids, cache)
+        seen.append(np.isnan(numpy(logits)).any(axis=(1, 2)).tolist())
+    assert seen == [[False, False], [True, False], [True, False], [True, True]]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "uint16"])
+def test_ids_out_of_the_vocabulary_are_nan_where_they_cannot_be_looked_at(model, dtype):
+    if keras.backend.backend() == "jax" and dtype == "int64":
+        dtype = "uint32"  # JAX has no 64-bit integers
+    call = compiled(lambda ids, mask: model({"token_ids": ids, "padding_mask": mask}), model)
+    ids = np.array([[1, 2, 3], [1, 11, 3], [1, 2, 200]])
+    mask = np.array([[True] * 3, [True] * 3, [True, True, False]])
+    tensors = ops.convert_to_tensor(ids.astype(dtype)), ops.convert_to_tensor(mask)
+    logits = numpy(call(*tensors))
+    assert np.isnan(logits[1, 1:]).all()
+    # Other rows do not see it, and padding is no token.
+    right = numpy(model(np.array([[1, 2, 3]], "int32")))
+    np.testing.assert_allclose(logits[0], right[0], atol=1e-5)
+    np.testing.assert_allclose(logits[2, :2], right[0, :2], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "uint16"])
+def test_ids_of_every_integer_dtype_are_taken_and_looked_at(model, dtype):
+    ids = np.array([[1, 2, 3]], dtype)
+    right = numpy(model(np.array([[1, 2, 3]], "int32")))
+    np.testing.assert_allclose(numpy(model(ids)), right, atol=1e-6)
+    np.testing.assert_allclose(model.predict(ids, verbose=0), right, atol=1e-5)
+    with pytest.raises(ValueError, match=r"from 0 to vocab_size - 1 = 10. Received: 11 at \[0, 2\]"):
+        model(np.array([[1, 2, 11]], dtype))
+
+
+def test_what_stands_in_the_padding_need_not_be_an_id(model):
+    ids, mask = np.array([[1, 2, -100], [1, 2, 3]], "int32"), np.array([[True, True, False], [True] * 3])
+    right = numpy(model(np.array([[1, 2, 3]], "int32")))
+    given = {"token_ids": ids, "padding_mask": mask}
+    np.testing.assert_allclose(numpy(model(given))[0, :2], right[0, :2], atol=1e-5)
+    assert np.isfinite(numpy(model(given))).all()
+    np.testing.assert_allclose(model.predict(given, verbose=0)[0, :2], right[0, :2], atol=1e-5)
+
+
+def test_a_classifiers_row_without_a_real_token_is_an_error_or_nan():
+    model = keras_jamba.JambaClassifier(vocab_size=11, **SIZES)
+    ids, mask = np.array([[1, 2], [1, 2]], "int32"), np.array([[True, True], [False, False]])
+    with pytest.raises(ValueError, match="real token. Received: a padding_mask.*row 1"):
+        model({"token_ids": ids, "padding_mask": mask})
+    call = compiled(lambda ids, mask: model({"token_ids": ids, "padding_mask": mask}), model)
+    logits = numpy(call(ops.convert_to_tensor(ids), ops.convert_to_tensor(mask)))
+    assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).all()
+
+
+def test_embeddings_of_another_width_are_an_error(model):
+    with pytest.raises(ValueError, match=r"inputs_embeds must have the shape \(b, t, 8\). Received: shape=\(1, 3, 9\)"):
+        model({"inputs_embeds": np.zeros((1, 3, 9), "float32")})

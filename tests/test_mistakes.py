@@ -1,0 +1,48 @@
+"""No mistake is silent: each ends in an error with rule, received and remedy, in NaN, or in the right numbers."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checks import once
+from mistakes import MISTAKES, NAN, RIGHT, Subjects, table
+
+PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
+# Rule, what was received, remedy. Keras writes more around an error that a layer raises.
+FORM = re.compile(r"(?s)\S.{10,}Received: .+[.\])'\"] \S.{10,}")
+# What Keras says before anything of ours is called.
+KERAS_OWN = ("same number of samples", "Only input tensors may be passed")
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return Subjects()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.entry}: {mistake.name}")
+def test_no_mistake_is_silent(mistake, subjects):
+    if mistake.outcome == NAN:
+        try:
+            found = mistake.run(subjects)
+        except ValueError as error:
+            assert FORM.search(str(error))
+        else:
+            assert np.isnan(found)
+    elif mistake.outcome == RIGHT:
+        found, right = mistake.run(subjects)
+        if isinstance(found, list):
+            assert found == right
+        else:
+            np.testing.assert_allclose(found, right, atol=1e-5)
+    else:
+        with pytest.raises((ValueError, TypeError, ImportError), match=mistake.outcome) as caught:
+            mistake.run(subjects)
+        if mistake.outcome not in KERAS_OWN:
+            assert FORM.search(str(caught.value)), str(caught.value)
+
+
+@once
+def test_there_are_sixty_and_the_documentation_lists_them():
+    assert len(MISTAKES) >= 60
+    assert PAGE.read_text().endswith(table()), "Run `python tests/mistakes.py`."
