@@ -100,12 +100,12 @@ LAYERS = {
 @contextmanager
 def norms(make):
     """The stem is built with these norms inside; None leaves the package's own."""
-    before = spatial_encoder.BatchNorm
-    spatial_encoder.BatchNorm = make or before
+    before = spatial_encoder.BatchNormalization
+    spatial_encoder.BatchNormalization = make or before
     try:
         yield
     finally:
-        spatial_encoder.BatchNorm = before
+        spatial_encoder.BatchNormalization = before
 
 
 def model(name, norm=None, **changes):

@@ -5,15 +5,16 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class BatchNorm(keras.layers.BatchNormalization):
+class BatchNormalization(keras.layers.BatchNormalization):
     """Batch norm over the last axis. The first batch replaces the initial moving statistics, mean 0 and variance 1.
 
     `keras.layers.BatchNormalization` averages the initial values with those of the batches. After n batches a share of
     `momentum**n` is left of them, so that inference is wrong for dozens of steps where the real variance is small.
     Here the average begins with the first batch: `moving = batch`, then `moving += (1 - momentum) * (batch - moving)`.
     Adam removes the bias of its averages for the same reason, by a count of the steps. This layer needs no count: a
-    channel has seen no batch while its moving mean is exactly 0 and its moving variance exactly 1. Weights have the
-    same names, shapes and order as those of Keras' layer. A frozen layer (`trainable=False`) keeps its statistics.
+    channel has seen no batch while its moving mean is exactly 0 and its moving variance exactly 1. A frozen layer
+    (`trainable=False`) keeps its statistics. Weights have the same names, shapes and order as those of Keras' layer,
+    and the class has the same name, which is part of the paths in Keras' weight files: files of either load into both.
 
     Args:
         momentum: share of the moving statistics that an update keeps, from 0 to 1.

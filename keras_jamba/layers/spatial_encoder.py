@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._batch_norm import BatchNorm
+from keras_jamba.layers._batch_norm import BatchNormalization
 from keras_jamba.layers._decay import without_decay
 from keras_jamba.layers._grid_encoder import GridEncoder
 
@@ -63,7 +63,7 @@ class SpatialEncoder(GridEncoder):
             )
             for i, (width, stride) in enumerate(zip(widths, strides, strict=True))
         ]
-        self.norms = [BatchNorm(name=f"norm_{i}", dtype=self.dtype_policy) for i in range(len(strides))]
+        self.norms = [BatchNormalization(name=f"norm_{i}", dtype=self.dtype_policy) for i in range(len(strides))]
 
     def build_for_images(self, shape):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
