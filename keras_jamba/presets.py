@@ -140,12 +140,11 @@ def write(model, folder, more=None):
     """Writes a preset; see `DHCJamba.save_to_preset`. `more` is called with the folder, for files beside it."""
     with whole_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
-        config = {k: v for k, v in model.get_config().items() if k not in ("name", "dtype")}
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
         metadata = {
             "format": FORMAT,
             "class_name": type(model).__name__,
-            "config": config,
+            "config": model.constructor_arguments(),
             "weights": weights,
         }
         (staging / CONFIG).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")

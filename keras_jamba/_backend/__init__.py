@@ -2,6 +2,8 @@
 
 Every backend:
 
+`name`: "jax", "tensorflow" or "torch".
+
 `platform(x=None)`: "cpu", "gpu" or "tpu": where tensor `x` lies; without it, or where that is not known while a graph
 is traced, where new tensors go.
 
@@ -155,7 +157,7 @@ cannot be used where it is asked.
 import keras
 from keras.src.backend import AutocastScope
 
-_BACKEND = keras.backend.backend()
+name = _BACKEND = keras.backend.backend()
 trains_without_data = _BACKEND == "tensorflow"
 
 if _BACKEND == "jax":

@@ -9,6 +9,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import with_decay
+from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 from keras_jamba.ops.few_bits import Quantized, dequantized, parts, product, quantized
 
@@ -239,7 +240,7 @@ class Compact:
             )
 
 
-class Holder:
+class Holder(KeepsTrainable):
     """Stands before a Keras layer among the bases of one that holds `Compact` layers, to be remade as it was."""
 
     def __init__(self, *args, **kwargs):

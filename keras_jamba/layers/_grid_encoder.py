@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
+from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
 
-class GridEncoder(keras.layers.Layer):
+class GridEncoder(KeepsTrainable, keras.layers.Layer):
     """Images `(b, H, W, C)` to a grid of features `(b, H', W', d)`, or frames of clips, all in one batch.
 
     A subclass has `build_for_images(shape)` and `encode(images, training)`, both for four axes.

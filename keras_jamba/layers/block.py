@@ -8,11 +8,12 @@ import keras
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
+from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaBlock(keras.layers.Layer):
+class JambaBlock(KeepsTrainable, keras.layers.Layer):
     """`x = x + mixer(norm(x))`, then `x = x + feed_forward(norm(x))`, with RMSNorm.
 
     Args:

@@ -4,12 +4,13 @@ import keras
 from keras import ops
 
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
 _NEVER = -1e30  # a score that weighs nothing
 
 
-class _Readout(keras.layers.Layer):
+class _Readout(KeepsTrainable, keras.layers.Layer):
     """Call arguments and state of all readouts; a subclass has `_specs(batch_size, d_model)` of its state."""
 
     def __init__(self, **kwargs):

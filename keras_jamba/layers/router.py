@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import without_decay
+from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import (
     _checks,
     router_z_loss,
@@ -17,7 +18,7 @@ BALANCE_LOSSES = ("variance", "switch")
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class Router(keras.layers.Layer):
+class Router(KeepsTrainable, keras.layers.Layer):
     """Chooses k experts for every token, in float32 under every dtype policy, and adds the auxiliary losses.
 
     For another policy subclass it and override `choose`, `auxiliary_loss` or both, register the class with

@@ -4,11 +4,12 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class GridTokens(keras.layers.Layer):
+class GridTokens(KeepsTrainable, keras.layers.Layer):
     """Every cell of a grid is a token: row after row, and frame after frame.
 
     Args:
@@ -48,7 +49,7 @@ class GridTokens(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class FrameTokens(keras.layers.Layer):
+class FrameTokens(KeepsTrainable, keras.layers.Layer):
     """Every frame is a token: the mean over its cells of what a dense layer makes of features and place.
 
     The place of a cell, -1 to 1 from top to bottom and from left to right, goes in beside its features: a mean of

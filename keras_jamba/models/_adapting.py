@@ -9,9 +9,10 @@ from keras_jamba.layers import lora
 from keras_jamba.layers._compact import compact_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
 from keras_jamba.models import _adapters
+from keras_jamba.models._saved_state import SavedState
 
 
-class Adapting:
+class Adapting(SavedState):
     """A model with `quantize`, `enable_lora`, `merge_lora`, `save_lora` and `load_lora`."""
 
     def __new__(cls, *args, **kwargs):
@@ -84,22 +85,36 @@ class Adapting:
         self._changed()
 
     def save(self, filepath, *args, **kwargs):
-        """Keras' own; what would come back as another model is refused before the file is opened."""
-        self._check_is_as_configured()
+        """Keras' own. The file keeps adapters, what is frozen, and of text models tokenizer, sampler and
+        generation_config.
+
+        Raises:
+            ValueError: before the file is opened, for a model that would come back as another: with weights in other
+                bits than its configuration says, or a tokenizer or sampler that cannot be saved.
+        """
+        self._check_comes_back()
         super().save(filepath, *args, **kwargs)
+
+    def _check_comes_back(self):
+        """Raises a ValueError for what a `.keras` file would not keep."""
+        self._check_is_as_configured()
+        self.get_config(), self.get_compile_config()
 
     def get_build_config(self):
         # Keras asks for it wherever it writes a model down, inside another one too.
         self._check_is_as_configured()
         return super().get_build_config()
 
-    def _check_is_as_configured(self):
-        """What is remade from the configuration must have the weights that this model has."""
+    def _check_has_no_adapters(self):
         if any(lora.is_adapter(v) for v in self.weights):
             raise ValueError(
-                "A model is saved without adapters beside its weights. Received: a model with adapters. Call "
-                "save_lora for the adapters alone, or merge_lora first."
+                "Presets and checkpoints of transformers hold a model without adapters. Received: a model with "
+                "adapters. Call merge_lora first, save_lora for the adapters alone, or model.save('model.keras') for "
+                "both."
             )
+
+    def _check_is_as_configured(self):
+        """What is remade from the configuration must have the weights that this model has."""
         mode = self._config["quantization"]
         for _, layer in compact_layers(self):
             expected = QUANTIZATIONS.get(mode, {}).get(None if layer.keeps_float else layer.KIND)

@@ -12,7 +12,7 @@ from keras_jamba.models import _adapters
 from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
-from keras_jamba.tokenizers import load_tokenizer, save_tokenizer
+from keras_jamba.tokenizers.files import check_comes_back, load_tokenizer, save_tokenizer
 
 _DEFAULTS = {name: p.default for name, p in inspect.signature(JambaBackbone.__init__).parameters.items()}
 
@@ -88,7 +88,9 @@ class Checkpoints:
         Raises:
             ValueError: if the folder exists and holds anything.
         """
+        self._check_has_no_adapters()
         self._check_is_as_configured()
+        check_comes_back(self.tokenizer)
         presets.write(self, folder, more=self._write_assets)
 
     def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
@@ -110,10 +112,11 @@ class Checkpoints:
         dtype = self.variable_dtype if dtype is None else dtype
         _checks.check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
         _checks.check_integer("max_shard_bytes", max_shard_bytes)
+        self._check_has_no_adapters()
         self._check_is_as_configured()
         values = {path.removeprefix(f"{self.name}/"): value for path, value in float_values(self).items()}
         with presets.whole_folder(folder) as staging:
-            config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
+            config = self.constructor_arguments()
             if config["eos_token_id"] is None:
                 # Where `generate` would take it from; transformers does not ask a tokenizer.
                 config["eos_token_id"] = getattr(self.tokenizer, "eos_token_id", None)
@@ -174,7 +177,7 @@ class Checkpoints:
         _adapters.install(self, told, tensors, folder)
 
     def _places(self):
-        config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype")}
+        config = self.constructor_arguments()
         return checkpoints.places(type(self).__name__, config, self.block_pattern)[1]
 
     def _write_assets(self, folder):

@@ -218,7 +218,7 @@ class Generation:
 
     def _fingerprint(self):
         """Tells this model with its weights from others, on every backend alike."""
-        config = {k: v for k, v in self.get_config().items() if k not in ("name", "dtype", "transformers_config")}
+        config = {k: v for k, v in self.constructor_arguments().items() if k != "transformers_config"}
         found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for variable in sorted(self.weights, key=lambda variable: variable.path):
             if variable.path.rsplit("/", 1)[-1] in STATISTICS:

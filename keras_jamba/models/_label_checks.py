@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jamba.models._text_data import compile_again
 from keras_jamba.ops import _checks
 
 _losses = keras.losses
@@ -37,9 +36,6 @@ class LogitsLoss:
         _check_logits("metrics", metrics)
         _check_logits("weighted_metrics", weighted_metrics)
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
-
-    def compile_from_config(self, config):
-        compile_again(self, config)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if y is None and self.loss is not None:

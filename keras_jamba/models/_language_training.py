@@ -5,10 +5,10 @@ import inspect
 import keras
 import numpy as np
 
-from keras_jamba.generation.samplers import BeamSampler, Sampler, check_keywords, sampler_of
+from keras_jamba.generation.samplers import check_keywords, sampler_of
 from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._loss import TokenCrossentropy
-from keras_jamba.models._text_data import check_ids, compile_again, is_text, next_tokens, rows_of
+from keras_jamba.models._text_data import check_ids, is_text, next_tokens, rows_of
 from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
 
 _GIVEN = ("token_ids", "padding_mask", "segment_ids", "reset_mask")
@@ -48,14 +48,6 @@ class LanguageTraining:
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
-
-    def get_compile_config(self):
-        ours = isinstance(self.sampler, (Sampler, BeamSampler))
-        sampler = keras.saving.serialize_keras_object(self.sampler) if ours else "auto"
-        return super().get_compile_config() | {"sampler": sampler}
-
-    def compile_from_config(self, config):
-        compile_again(self, config)
 
     def fit(
         self,

@@ -1,6 +1,5 @@
 """Texts and token ids as what `fit` takes."""
 
-import keras
 import numpy as np
 
 from keras_jamba.generation.prompts import integers, prompts_of
@@ -80,9 +79,3 @@ def check_ids(token_ids, targets, weights, vocab_size):
                 f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {x[wrong][0]} in row "
                 f"{np.argwhere(wrong)[0][0]}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
             )
-
-
-def compile_again(model, config):
-    """Compiles a loaded model as it was, through its own `compile`; Keras' does so for its own alone."""
-    model.compile(**keras.saving.deserialize_keras_object(config))
-    model.optimizer.build(model.trainable_variables)

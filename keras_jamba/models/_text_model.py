@@ -15,6 +15,7 @@ from keras_jamba.models._label_checks import LogitsLoss
 from keras_jamba.models._routing_metrics import RoutingMetrics
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
+from keras_jamba.tokenizers.files import check_comes_back
 
 BACKBONE_ARGUMENTS = tuple(
     name for name in inspect.signature(JambaBackbone.__init__).parameters if name not in ("self", "dtype", "name")
@@ -128,12 +129,17 @@ class TextModel(Checkpoints, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss
         token_ids = as_indices(token_ids)
         return token_ids if mask is None else token_ids * ops.cast(mask, token_ids.dtype)
 
-    def get_config(self):
-        return {**self._config, "name": self.name}
+    def _check_comes_back(self):
+        super()._check_comes_back()
+        check_comes_back(self.tokenizer)
 
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+    def save_assets(self, folder):
+        check_comes_back(self.tokenizer)
+        self._write_assets(folder)
+
+    def load_assets(self, folder):
+        if folder is not None:
+            self._read_assets(folder)
 
 
 def _check_special(name, value, vocab_size):

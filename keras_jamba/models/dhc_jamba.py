@@ -306,13 +306,6 @@ class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, 
         named = {f"block_{i}": block for i, block in enumerate(blocks)}
         return {"spatial": spatial, "tokens": tokens, **named, "pooled": pooled, "routing": routing}
 
-    def get_config(self):
-        return {**self._config, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
     @classmethod
     def from_preset(cls, preset, load_weights=True, **overrides):
         """Builds a model from a preset.
@@ -348,6 +341,7 @@ class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, 
         Raises:
             ValueError: if the folder exists and holds anything.
         """
+        self._check_has_no_adapters()
         self._check_is_as_configured()
         presets.write(self, folder)
 

@@ -393,9 +393,4 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         return asked(outputs, (return_state, states), (return_routing, routings))
 
     def get_config(self):
-        policy = keras.dtype_policies.serialize(self.dtype_policy)
-        return {**self._config, "dtype": policy, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+        return super().get_config() | {"dtype": keras.dtype_policies.serialize(self.dtype_policy)}

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_jamba._backend import host_values
 from keras_jamba.models._label_checks import check_labels
-from keras_jamba.models._text_data import compile_again, is_text, rows_of
+from keras_jamba.models._text_data import is_text, rows_of
 from keras_jamba.models._text_model import TextModel
 from keras_jamba.ops import _checks
 
@@ -91,9 +91,6 @@ class JambaClassifier(TextModel):
         if isinstance(metrics, str) and metrics == "auto":
             metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
-
-    def compile_from_config(self, config):
-        compile_again(self, config)
 
     def fit(self, x=None, y=None, *, sequence_length=None, validation_data=None, **kwargs):
         """Trains on texts or lists of ids and their classes, or on what `keras.Model.fit` takes.

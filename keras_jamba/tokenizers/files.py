@@ -1,6 +1,7 @@
 """Tokenizers in folders."""
 
 import json
+import tempfile
 from pathlib import Path
 
 from keras_jamba.tokenizers.byte_tokenizer import ByteTokenizer
@@ -32,4 +33,23 @@ def save_tokenizer(tokenizer, folder):
         raise ValueError(
             "A tokenizer is saved by its save(folder). Received: "
             f"{type(tokenizer).__name__} without one. Set the model's tokenizer to None, or write one."
+        )
+
+
+def check_comes_back(tokenizer):
+    """Refuses a tokenizer that `load_tokenizer` would not return from what `save_tokenizer` writes; None is fine.
+
+    Raises:
+        ValueError: for a tokenizer of another class that is not saved, or whose files another class reads.
+    """
+    if tokenizer is None or type(tokenizer) in (ByteTokenizer, JambaTokenizer):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(tokenizer, folder)
+        found = load_tokenizer(folder)
+    if type(found) is not type(tokenizer):
+        raise ValueError(
+            "A model is saved with a tokenizer that load_tokenizer returns: a ByteTokenizer or a JambaTokenizer. "
+            f"Received: a {type(tokenizer).__name__}, whose files are read as {type(found).__name__}. Set the model's "
+            "tokenizer to None before saving, and to this one after loading."
         )

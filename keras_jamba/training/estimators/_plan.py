@@ -80,7 +80,7 @@ class Plan:
 def plan_of(model):
     """The plan of a `JambaBackbone`, a `DHCJamba`, a `JambaCausalLM` or a dict of constructor arguments."""
     if isinstance(model, (JambaBackbone, DHCJamba)):
-        given = model.get_config()
+        given = model.constructor_arguments() | {"dtype": model.get_config()["dtype"]}
     elif isinstance(model, JambaCausalLM):
         known = {*_defaults(JambaBackbone), *_LANGUAGE}
         given = {name: value for name, value in model.get_config().items() if name in known}
