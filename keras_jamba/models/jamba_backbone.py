@@ -273,7 +273,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
             return_trail: whether to return what `rollback` takes too.
 
         Returns:
-            `((b, t, d), cache)`; the cache keeps its shapes. With `return_trail` the trail too, nested dicts of tensors.
+            `((b, t, d), cache)`; the cache keeps its shapes. With `return_trail` the trail too, nested dicts.
 
         Raises:
             ValueError: if the cache is of another model or batch, or attention has no room left for a row's document.
