@@ -11,9 +11,9 @@ from keras_jamba._backend import host_values
 from keras_jamba.layers._token_embedding import TokenEmbedding
 from keras_jamba.layers.quantization import QUANTIZATIONS
 from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._captured_steps import CapturedSteps
 from keras_jamba.models._checkpoints import Checkpoints
 from keras_jamba.models._routing_metrics import RoutingMetrics
+from keras_jamba.models._trainer_hooks import TrainerHooks
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 
@@ -32,7 +32,7 @@ DEFAULTS = dict(
 _INPUTS = ("token_ids", "padding_mask", "segment_ids", "inputs_embeds")
 
 
-class TextModel(Checkpoints, Adapting, CapturedSteps, RoutingMetrics, keras.Model):
+class TextModel(Checkpoints, Adapting, TrainerHooks, RoutingMetrics, keras.Model):
     """A token embedding before a `JambaBackbone`; what is made of its features is the subclass' affair.
 
     Args:

@@ -18,8 +18,8 @@ from keras_jamba.layers import (
     detach_state,
 )
 from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._captured_steps import CapturedSteps
 from keras_jamba.models._routing_metrics import RoutingMetrics
+from keras_jamba.models._trainer_hooks import TrainerHooks
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 
@@ -33,7 +33,7 @@ _AXES = {"grid": "HWC", "frames": "THWC", "grid+frames": "THWC"}
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class DHCJamba(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
+class DHCJamba(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
     """A classifier of images or clips: an encoder makes tokens, Jamba mixes them, what it reads out is classified.
 
     An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. Of a clip, whose frames are
