@@ -206,3 +206,9 @@ def of_all_processes(number):
     if len(found) > 1:
         torch.distributed.all_gather_object(found, number)
     return found
+
+
+def first_batch(given, look, steps):
+    (data,) = given
+    look(data[0])
+    return given

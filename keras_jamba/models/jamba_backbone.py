@@ -12,15 +12,15 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers.quantization import QUANTIZATIONS, quantize
 from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._captured_steps import CapturedSteps
 from keras_jamba.models._pattern import block_pattern
 from keras_jamba.models._routing_metrics import RoutingMetrics
+from keras_jamba.models._trainer_hooks import TrainerHooks
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import between_blocks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
+class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
     """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward parts.
 
     With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
