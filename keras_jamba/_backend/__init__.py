@@ -129,7 +129,11 @@ Every backend:
 `local_batch(data)`: a batch as such a function gets it, without what is only a backend's: None for an empty Optional,
 one tensor for what several replicas have parts of.
 
-`keeping_weights(model, step)`: a step of Keras' loops that leaves the model its weights where it fails.
+`TrainerLoops`: a class before `keras.Model` for models whose loops leave them their weights however they end, and let
+other threads read these; it needs `_this_loop()`, the innermost loop of this thread, a `Loop`, or None.
+
+`Loop(kind)`: a context around a loop of such a model, with attributes `kind`, a method of `keras.Model`, and `looked`
+and `begun`, both False to begin with, for whoever makes it.
 
 `on_host(x)`: a tensor as a NumPy array, whichever processes have parts of it; all of them call it.
 
@@ -169,6 +173,7 @@ trains_without_data = _BACKEND == "tensorflow"
 if _BACKEND == "jax":
     from keras.ops import rms_normalization as rms_norm
 
+    from keras_jamba._backend.loops_on_jax import Loop, TrainerLoops
     from keras_jamba._backend.on_jax import (
         compiled,
         compiles,
@@ -212,7 +217,6 @@ if _BACKEND == "jax":
         exchanged,
         filled,
         gathered,
-        keeping_weights,
         largest,
         off_mesh,
         on_host,
@@ -226,7 +230,7 @@ if _BACKEND == "jax":
 elif _BACKEND == "tensorflow":
     from keras.ops import rms_normalization as rms_norm
 
-    from keras_jamba._backend.batches_on_tensorflow import first_batch, local_batch
+    from keras_jamba._backend.batches_on_tensorflow import TrainerLoops, first_batch, local_batch
     from keras_jamba._backend.on_tensorflow import (
         compiled,
         compiles,
@@ -310,10 +314,10 @@ else:
 
 
 if _BACKEND != "jax":
+    from keras_jamba._backend.loops import Loop
     from keras_jamba._backend.unsplit import (
         assign_pieces,
         gathered,
-        keeping_weights,
         off_mesh,
         on_host,
         parts,
@@ -328,7 +332,12 @@ if _BACKEND != "tensorflow":
         return data
 
 
-if _BACKEND != "torch":
+if _BACKEND == "torch":
+
+    class TrainerLoops:
+        pass
+
+else:
 
     def captured(model, step):
         return step

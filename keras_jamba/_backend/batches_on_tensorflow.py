@@ -6,6 +6,15 @@ import keras
 import tensorflow as tf
 
 
+class TrainerLoops:
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self._distribute_strategy is not None:
+            # No batch of several replicas can be given back to its iterator, but this one, with which none has begun.
+            iterator = self._looked(iterator)
+            self._this_loop().looked = True
+        super()._maybe_symbolic_build(iterator, data_batch)
+
+
 def first_batch(given, look, steps):
     (data,) = given
     if isinstance(data, list):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_jamba._backend.grouped_on_jax import grouped_product, grouped_sum, why_not_grouped  # noqa: F401
+from keras_jamba._backend.loops_on_jax import reading
 from keras_jamba._backend.native_on_jax import native, register  # noqa: F401
 from keras_jamba._backend.triton_on_jax import gpu, launched, why_not_here  # noqa: F401
 from keras_jamba._backend.triton_on_jax import why_not_here as why_not_triton  # noqa: F401
@@ -65,7 +66,11 @@ def inference(function, variables):
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(*args)
 
-    return lambda *args: run([variable.value for variable in variables], *args)
+    def on_values(*args):
+        with reading(variables) as values:
+            return run(values, *args)
+
+    return on_values
 
 
 def repeated(body, variables):

@@ -50,37 +50,6 @@ def why_whole(model):
     return None
 
 
-def keeping_weights(model, step):
-    """Keras takes the variables' values out of the model for a step, and forgets them where one fails."""
-
-    def kept(state, iterator):
-        try:
-            return step(state, iterator)
-        except StopIteration:
-            raise
-        except Exception as error:
-            _put_back(model, state)
-            if type(error).__name__ != "IndivisibleError":
-                raise
-            raise ValueError(
-                "The rows of every batch, the last one too, must be a multiple of the devices among which the mesh "
-                f"shares them. Received: {str(error).splitlines()[0]} Choose another batch_size, or leave out or fill "
-                "up what remains, as training.Batches does with drop_last=True and training.PackedText by itself."
-            ) from error
-
-    return kept
-
-
-def _put_back(model, state):
-    if any(x.is_deleted() for x in jax.tree.leaves(state)):
-        return
-    names = ["trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables"]
-    if len(state) == 3:  # of evaluation
-        names.remove("optimizer_variables")
-    model._jax_state, model._jax_state_synced = dict(zip(names, state, strict=False)), False
-    model.jax_state_sync()
-
-
 def on_parts(function, tensors, split, results):
     given = {name: PartitionSpec(*axes) for name, axes in split.items()}
     found = tuple(PartitionSpec(*axes) for axes in results)

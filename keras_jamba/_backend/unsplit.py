@@ -9,10 +9,6 @@ def parts():
     return None
 
 
-def keeping_weights(model, step):
-    return step
-
-
 def on_host(x):
     return keras.ops.convert_to_numpy(x)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import threading
 
 import keras
@@ -10,7 +11,7 @@ from keras_jamba import _backend
 from keras_jamba.models._precision import check_trainable_dtypes
 
 
-class TrainerHooks:
+class TrainerHooks(_backend.TrainerLoops):
     """A model that checks the first batch of each `fit`, `evaluate` and `predict` on the host before any step.
 
     A model overrides `check_batch`. No data is lost, repeated or reordered, and no later step does more work.
@@ -39,20 +40,52 @@ class TrainerHooks:
     def _thread(self):
         # Not by setattr, which Keras tracks. What is in here is not saved, and copies of the model have their own.
         found = self.__dict__.get("_trainer_threads")
-        return self.__dict__.setdefault("_trainer_threads", _Thread()) if found is None else found
+        return self.__dict__.setdefault("_trainer_threads", _Thread(threading.Lock(), [])) if found is None else found
+
+    def _this_loop(self):
+        loops = self._thread.loops
+        return loops[-1] if loops else None
 
     @contextlib.contextmanager
     def _loop(self, kind):
-        loops = self._thread.loops
-        loops.append(_Loop(kind))
+        thread, loop = self._thread, _backend.Loop(kind)
+        thread.loops.append(loop)
+        try:
+            with self._alone(kind), loop:
+                yield loop
+        except UnboundLocalError as error:
+            # Keras' predict without a batch.
+            if loop.looked:
+                raise
+            raise _no_data(kind) from error
+        finally:
+            thread.loops.remove(loop)
+        if not loop.looked and (loop.begun or kind in ("evaluate", "predict")):
+            raise _no_data(kind)
+
+    @contextlib.contextmanager
+    def _alone(self, kind):
+        """Refuses to train or evaluate in two threads, whose metrics, optimizer and weights would be mixed up."""
+        lock, owners, here = *self._thread.shared, threading.get_ident()
+        if kind in ("predict", "predict_on_batch"):
+            yield
+            return
+        with lock:
+            other = next((running for thread, running in owners if thread != here), None)
+            if other is not None:
+                raise RuntimeError(
+                    "One thread at a time may train or evaluate a model; generate, stream and predict may run beside "
+                    f"it. Received: {kind}, while another thread runs {other}. Wait for it, or use a copy of the model."
+                )
+            owners.append((here, kind))
         try:
             yield
         finally:
-            loops.pop()
+            owners.remove((here, kind))
 
     def _look(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(_backend.local_batch(data))
-        if self._thread.loops[-1].kind == "predict":
+        if self._this_loop().kind == "predict":
             self.check_batch(x)
         else:
             self.check_batch(x, y, sample_weight)
@@ -61,8 +94,7 @@ class TrainerHooks:
         """A step that looks at the batch it begins with, where it is the first of a loop."""
 
         def step(*given):
-            thread = self._thread
-            loop = thread.loops[-1] if thread.loops else None
+            thread, loop = self._thread, self._this_loop()
             if loop is not None and not loop.looked:
                 given = _backend.first_batch(given, self._look, self.steps_per_execution)
                 loop.looked = True
@@ -79,10 +111,14 @@ class TrainerHooks:
         super()._symbolic_build(None if iterator is None else self._looked(iterator), data_batch)
 
     def _looked(self, iterator):
+        """What Keras takes a batch from before the first step; it then begins again."""
         for begin, end, data in iterator:
-            batches = data if isinstance(data, list) else [next(data)]
+            batches = data if isinstance(data, list) else list(itertools.islice(data, 1))
+            if not batches:
+                break
             self._look(batches[0])
-            yield begin, end, batches
+            yield begin, end, batches if batches is data else iter(batches)
+        raise _no_data(self._this_loop().kind)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
@@ -99,42 +135,53 @@ class TrainerHooks:
         with self._loop("predict"):
             return super().predict(*args, **kwargs)
 
+    def reset_metrics(self):
+        # Keras calls it when an epoch begins.
+        if (loop := self._this_loop()) is not None:
+            loop.begun = True
+        super().reset_metrics()
+
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
-        self.check_batch(x, y, sample_weight)
-        return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
+        with self._loop("train_on_batch") as loop:
+            self.check_batch(x, y, sample_weight)
+            loop.looked = True
+            return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
-        self.check_batch(x, y, sample_weight)
-        return super().test_on_batch(x, y, sample_weight, *args, **kwargs)
+        with self._loop("test_on_batch") as loop:
+            self.check_batch(x, y, sample_weight)
+            loop.looked = True
+            return super().test_on_batch(x, y, sample_weight, *args, **kwargs)
 
     @functools.wraps(keras.Model.predict_on_batch)
     def predict_on_batch(self, x):
-        self.check_batch(x)
-        return super().predict_on_batch(x)
+        with self._loop("predict_on_batch") as loop:
+            self.check_batch(x)
+            loop.looked = True
+            return super().predict_on_batch(x)
 
     def make_train_function(self, force=False):
         self._check_is_split()
         check_trainable_dtypes(self)
         if self.train_function is None or force:
             super().make_train_function(force)
-            step = _backend.captured(self, self.train_function)
-            self.train_function = _backend.keeping_weights(self, self._watched(step))
+            self.train_function = self._watched(_backend.captured(self, self.train_function))
         return self.train_function
 
     def make_test_function(self, force=False):
         self._check_is_split()
         if self.test_function is None or force:
             super().make_test_function(force)
-            self.test_function = _backend.keeping_weights(self, self._watched(self.test_function))
+            self.test_function = self._watched(self.test_function)
         return self.test_function
 
     def make_predict_function(self, force=False):
         self._check_is_split()
         if self.predict_function is None or force:
             super().make_predict_function(force)
-            self.predict_function = _backend.keeping_weights(self, self._watched(self.predict_function))
+            self.predict_function = self._watched(self.predict_function)
         return self.predict_function
 
     def _check_is_split(self):
@@ -146,12 +193,16 @@ class TrainerHooks:
 
 
 class _Thread(threading.local):
-    """The loops that are running in one thread, the innermost last, and whether it is inside of a step."""
+    """The loops of a model that run in one thread, the innermost last, and whether it is inside of a step.
 
-    def __init__(self):
-        self.loops, self.inside = [], False
+    Shared by all threads are a lock, and who trains or evaluates: `[(thread, method)]`.
+    """
+
+    def __init__(self, *shared):
+        self.loops, self.inside, self.shared = [], False, shared
 
 
-class _Loop:
-    def __init__(self, kind):
-        self.kind, self.looked = kind, False
+def _no_data(kind):
+    return ValueError(
+        f"The data of {kind} must have at least one example. Received: none. Check how the data was read and selected."
+    )
