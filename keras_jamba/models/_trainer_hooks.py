@@ -84,7 +84,10 @@ class TrainerHooks(_backend.TrainerLoops):
             owners.remove((here, kind))
 
     def _look(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(_backend.local_batch(data))
+        # A batch on an accelerator is copied to the host: once per loop.
+        on_host = lambda x: _backend.on_host(x) if keras.ops.is_tensor(x) else x  # noqa: E731
+        batch = keras.tree.map_structure(on_host, _backend.local_batch(data), none_is_leaf=False)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         if self._this_loop().kind == "predict":
             self.check_batch(x)
         else:
