@@ -40,7 +40,10 @@ class SavedState:
             "sampler": None if self.compiled else serialized_sampler(getattr(self, "sampler", None)),
             "compiled_on": _backend.name if self.compiled and self._given_jit_compile != "auto" else None,
         }
-        return {**self._config, "name": self.name, **{kind: x for kind, x in found.items() if x}}
+        # In a file Keras numbers a policy that stands there twice: what was read of one is not for another.
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        state = {kind: x for kind, x in found.items() if x}
+        return {**self._config, "dtype": policy, "name": self.name, **state}
 
     @classmethod
     def from_config(cls, config):
