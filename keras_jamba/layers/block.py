@@ -13,7 +13,6 @@ from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
-
 # Beside the weights in a `.keras` file.
 _SEED = "seed_generator.json"
 
