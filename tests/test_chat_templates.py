@@ -1,7 +1,9 @@
 """Tokenizers and chat templates of folders, beside transformers itself."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -79,6 +81,7 @@ def test_special_tokens_are_those_that_transformers_reads(tmp_path, config, lega
     if legacy is not None:
         (folder / "special_tokens_map.json").write_text(json.dumps(legacy))
     ours, theirs = both(folder)
+    ours = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
     for kind in ("bos", "eos", "pad"):
         assert getattr(ours, f"{kind}_token") == getattr(theirs, f"{kind}_token")
         assert getattr(ours, f"{kind}_token_id") == getattr(theirs, f"{kind}_token_id")

@@ -9,8 +9,10 @@ from checks import once
 from mistakes import MISTAKES, NAN, RIGHT, Subjects, table
 
 PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
+# Rule, what was received, remedy. Keras writes more around an error that a layer raises.
+FORM = re.compile(r"(?s)\S.{10,}Received: .+[.\])'\"] \S.{10,}")
 # What Keras says before anything of ours is called.
-KERAS_OWN = ("same number of samples",)
+KERAS_OWN = ("same number of samples", "Only input tensors may be passed")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,12 @@ def subjects():
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.entry}: {mistake.name}")
 def test_no_mistake_is_silent(mistake, subjects):
     if mistake.outcome == NAN:
-        assert np.isnan(mistake.run(subjects))
+        try:
+            found = mistake.run(subjects)
+        except ValueError as error:
+            assert FORM.search(str(error))
+        else:
+            assert np.isnan(found)
     elif mistake.outcome == RIGHT:
         found, right = mistake.run(subjects)
         if isinstance(found, list):
@@ -32,10 +39,7 @@ def test_no_mistake_is_silent(mistake, subjects):
         with pytest.raises((ValueError, TypeError, ImportError), match=mistake.outcome) as caught:
             mistake.run(subjects)
         if mistake.outcome not in KERAS_OWN:
-            rule, received, remedy = re.fullmatch(
-                r"(?s)(.+?)Received: (.+?)[.\])'] ([A-Z].+)", str(caught.value)
-            ).groups()
-            assert len(rule) > 10 and received and len(remedy) > 10
+            assert FORM.search(str(caught.value)), str(caught.value)
 
 
 @once

@@ -123,6 +123,12 @@ Every backend:
 
 `splits_models`: whether a `keras.distribution` may split the weights of a model among devices.
 
+`first_batch(given, look, steps)`: the arguments `given` of a train, test or predict function that Keras made, after
+`look(batch)` has got the first batch in them; the function then takes the same batches, at most `steps`.
+
+`local_batch(data)`: a batch as such a function gets it, without what is only a backend's: None for an empty Optional,
+one tensor for what several replicas have parts of.
+
 `keeping_weights(model, step)`: a step of Keras' loops that leaves the model its weights where it fails.
 
 `on_host(x)`: a tensor as a NumPy array, whichever processes have parts of it; all of them call it.
@@ -170,6 +176,7 @@ if _BACKEND == "jax":
         custom_gradient,
         device_memory,
         device_name,
+        first_batch,
         gpu,
         grouped_product,
         grouped_sum,
@@ -219,6 +226,7 @@ if _BACKEND == "jax":
 elif _BACKEND == "tensorflow":
     from keras.ops import rms_normalization as rms_norm
 
+    from keras_jamba._backend.batches_on_tensorflow import first_batch, local_batch
     from keras_jamba._backend.on_tensorflow import (
         compiled,
         compiles,
@@ -261,6 +269,7 @@ elif _BACKEND == "torch":
         custom_gradient,
         device_memory,
         device_name,
+        first_batch,
         goes_straight,
         gpu,
         grouped_product,
@@ -311,6 +320,12 @@ if _BACKEND != "jax":
         pieces,
         splits_models,
     )
+
+
+if _BACKEND != "tensorflow":
+
+    def local_batch(data):
+        return data
 
 
 if _BACKEND != "torch":

@@ -1,5 +1,7 @@
 """The functions of `_backend` on JAX."""
 
+import itertools
+
 import jax
 import keras
 import numpy as np
@@ -144,3 +146,10 @@ def of_all_processes(number):
 
 def weights_changed(layer):
     pass
+
+
+def first_batch(given, look, steps):
+    state, iterator = given
+    first = next(iterator)
+    look(first)
+    return state, itertools.chain([first], iterator)

@@ -75,7 +75,8 @@ def platform(x=None):
 
 
 def host_values(x):
-    if x.device.type != "cpu" or compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    traced = compiling() or torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if x.device.type != "cpu" or traced:
         return None
     x = x.detach()
     # NumPy has no bfloat16.
@@ -205,3 +206,9 @@ def of_all_processes(number):
     if len(found) > 1:
         torch.distributed.all_gather_object(found, number)
     return found
+
+
+def first_batch(given, look, steps):
+    (data,) = given
+    look(data[0])
+    return given

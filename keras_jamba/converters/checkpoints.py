@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_jamba.converters import jamba, mamba1, safetensors_folder
+from keras_jamba.converters import jamba, mamba1, peft, safetensors_folder
 from keras_jamba.converters.safetensors_folder import SafetensorsFolder
 
 CONFIG = "config.json"
@@ -23,6 +23,18 @@ _ABOUT_FILES = ("architectures", "dtype", "torch_dtype", "transformers_version",
 def is_foreign(folder):
     """Whether the config.json of a folder is one of transformers."""
     return "model_type" in _read_config(folder)
+
+
+def warn_of_adapters(folder):
+    """Says that transformers would load adapters of PEFT that lie in the folder of a checkpoint."""
+    if (Path(folder) / peft.CONFIG).is_file():
+        _logger.warning(
+            "The checkpoint %r has adapters beside it, %s, which transformers loads with it. Call "
+            "model.load_lora(%r) for these.",
+            str(folder),
+            peft.CONFIG,
+            str(folder),
+        )
 
 
 def read(folder, class_name):

@@ -30,6 +30,7 @@ class GatedMixer(Holder, keras.layers.Layer):
     """
 
     def __init__(self, d_model, expand, proj_bias, bidirectional, residual_gain, **kwargs):
+        _checks.check_not_backwards(kwargs, type(self).__name__, "bidirectional=True")
         # No autocast: it would round the float32 state to the compute dtype on its way in.
         super().__init__(autocast=False, **kwargs)
         for name, value in dict(d_model=d_model, expand=expand).items():
@@ -63,6 +64,7 @@ class GatedMixer(Holder, keras.layers.Layer):
     def call(self, inputs, mask=None, segment_ids=None, reset_mask=None, initial_state=None, return_state=False):
         if initial_state is not None or return_state:
             self._check_has_state()
+        _checks.check_last_axis(type(self).__name__, inputs.shape, self.d_model)
         tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
         return asked(*self._mixed(inputs, *tokens, initial_state, return_state))
 
@@ -126,6 +128,7 @@ class GatedMixer(Holder, keras.layers.Layer):
         inputs = ops.convert_to_tensor(inputs)
         if not self.built:
             self.build(inputs.shape)
+        _checks.check_last_axis(type(self).__name__, inputs.shape, self.d_model)
         tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
         cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
         outputs, (_, state), (_, trail) = self._mixed(inputs, *tokens, cache, return_trail=True)

@@ -17,6 +17,7 @@ class GridEncoder(KeepsTrainable, keras.layers.Layer):
         downsample: pixels along one side of a grid cell.
     """
 
+    @_checks.python_numbers
     def __init__(self, d_model, downsample, **kwargs):
         super().__init__(**kwargs)
         for name, value in dict(d_model=d_model, downsample=downsample).items():

@@ -60,6 +60,7 @@ class AttentionLayer(Holder, keras.layers.Layer):
         the window: [Beltagy et al. (2020)](https://arxiv.org/abs/2004.05150).
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         d_model,
@@ -73,6 +74,7 @@ class AttentionLayer(Holder, keras.layers.Layer):
         residual_gain=1.0,
         **kwargs,
     ):
+        _checks.check_not_backwards(kwargs, "AttentionLayer", "causal=False")
         # No autocast: it would round a cache of another dtype silently on its way in.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
@@ -117,6 +119,7 @@ class AttentionLayer(Holder, keras.layers.Layer):
             layer.build((None, None, self.d_model))
 
     def call(self, inputs, mask=None, segment_ids=None, reset_mask=None, initial_state=None, return_state=False):
+        _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         mask = mask_of(inputs, mask)
         stateful = initial_state is not None or return_state
         if stateful:
@@ -176,6 +179,7 @@ class AttentionLayer(Holder, keras.layers.Layer):
         self._check_has_state()
         if not self.built:
             self.build(inputs.shape)
+        _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
         inputs = ops.convert_to_tensor(inputs)
         given = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)

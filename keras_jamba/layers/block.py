@@ -48,6 +48,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         >>> block = JambaBlock(MambaLayer(64), FeedForward(64))
     """
 
+    @_checks.python_numbers
     def __init__(self, mixer, feed_forward, dropout=0.0, drop_path=0.0, epsilon=1e-6, **kwargs):
         # No autocast: it would round a float32 state to the compute dtype on its way in.
         super().__init__(autocast=False, **kwargs)
@@ -72,6 +73,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         return RMSNorm(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
 
     def build(self, input_shape):
+        self._width = input_shape[-1]
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
             # The caller's layers may come with weights, as they do when a model is loaded.
             if layer is not None and not layer.built:
@@ -88,6 +90,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         return_routing=False,
         training=None,
     ):
+        _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=initial_state)
@@ -106,6 +109,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
 
     def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_trail=False):
         """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
+        _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         given = {"return_trail": True} if return_trail else {}

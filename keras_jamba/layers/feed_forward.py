@@ -31,6 +31,7 @@ class FeedForward(Holder, keras.layers.Layer):
         [Shazeer (2020)](https://arxiv.org/abs/2002.05202).
     """
 
+    @_checks.python_numbers
     def __init__(self, d_model, d_ff=None, use_swiglu=True, residual_gain=1.0, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -58,6 +59,7 @@ class FeedForward(Holder, keras.layers.Layer):
         self.down_proj.build((None, None, self.d_ff))
 
     def call(self, inputs):
+        _checks.check_last_axis("FeedForward", inputs.shape, self.d_model)
         up = self.up_proj(inputs)
         if self.use_swiglu:
             return self.down_proj(ops.silu(self.gate_proj(inputs)) * up)

@@ -43,6 +43,7 @@ class GatedConvLayer(GatedMixer):
         [Yu and Wang (2024)](https://arxiv.org/abs/2405.07992), who classify images with such blocks.
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         d_model,

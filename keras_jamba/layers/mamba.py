@@ -67,6 +67,7 @@ class MambaLayer(GatedMixer):
         two directions: [Zhu et al. (2024)](https://arxiv.org/abs/2401.09417).
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         d_model,

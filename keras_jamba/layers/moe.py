@@ -64,6 +64,7 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
     PLAIN = (*MATRICES, "usage", "drop_rate")
     KIND = "bank"
 
+    @_checks.python_numbers
     def __init__(
         self,
         d_model,
@@ -138,6 +139,7 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
         return self.add_weight(shape, start, name=name, dtype="float32", trainable=False, autocast=False)
 
     def call(self, inputs, mask=None, return_routing=False, record=True, training=None):
+        _checks.check_last_axis("MoELayer", inputs.shape, self.d_model)
         shape = ops.shape(inputs)
         mask, _ = _checks.check_tokens(mask_of(inputs, mask), None, inputs.shape)
         mask = None if mask is None else ops.reshape(mask, (-1,))

@@ -4,6 +4,7 @@ import keras
 
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._grid_encoder import GridEncoder
+from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -29,6 +30,7 @@ class PatchEncoder(GridEncoder):
         [Dosovitskiy et al. (2021)](https://arxiv.org/abs/2010.11929).
     """
 
+    @_checks.python_numbers
     def __init__(self, d_model, downsample=4, **kwargs):
         super().__init__(d_model, downsample, **kwargs)
         self.projection = keras.layers.Conv2D(

@@ -57,6 +57,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
         [Zoph et al. (2022)](https://arxiv.org/abs/2202.08906).
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         num_experts=8,

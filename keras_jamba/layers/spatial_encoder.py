@@ -4,8 +4,10 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._batch_norm import BatchNormalization
 from keras_jamba.layers._decay import without_decay
 from keras_jamba.layers._grid_encoder import GridEncoder
+from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -16,6 +18,13 @@ class SpatialEncoder(GridEncoder):
     height and width, and the halvings come as late as they can: what lies between two pixels is seen
     before it is thrown away. The first two have half the width, but 32 channels at least.
 
+    In training a batch norm uses the statistics of the batch, in inference moving ones. The first batch sets these, and
+    later ones are averaged with momentum 0.8, so that inference is right after the first epoch of a short training too.
+    Statistics begin with the first batch as in Adam, whose averages are free of their initial values
+    ([Kingma and Ba (2015)](https://arxiv.org/abs/1412.6980), section 3). Alternatives were compared in
+    `benchmarks/short_training.py`. Under `trainable=False` the moving statistics stay as they are, and are used in
+    training too.
+
     Args:
         d_model: width of the features; even.
         downsample: pixels along one side of a grid cell: 1, 2, 4, 8, ...
@@ -23,7 +32,7 @@ class SpatialEncoder(GridEncoder):
     Call arguments:
         inputs: `(b, H, W, C)`, or `(b, T, H, W, C)`, frames that are encoded like as many images; channels last
             whatever Keras' image data format is.
-        training: whether the batch norm uses this batch.
+        training: whether batch norms use the statistics of this batch and update the moving ones.
 
     Returns:
         `(b, H', W', d)` or `(b, T, H', W', d)` with `H' = ceil(H / downsample)`, `W' = ceil(W / downsample)`.
@@ -32,6 +41,7 @@ class SpatialEncoder(GridEncoder):
         ValueError: for arguments out of range or inputs of another number of axes.
     """
 
+    @_checks.python_numbers
     def __init__(self, d_model, downsample=4, **kwargs):
         super().__init__(d_model, downsample, **kwargs)
         if downsample & (downsample - 1):
@@ -55,10 +65,7 @@ class SpatialEncoder(GridEncoder):
             )
             for i, (width, stride) in enumerate(zip(widths, strides, strict=True))
         ]
-        self.norms = [
-            keras.layers.BatchNormalization(axis=-1, momentum=0.9, name=f"norm_{i}", dtype=self.dtype_policy)
-            for i in range(len(strides))
-        ]
+        self.norms = [BatchNormalization(name=f"norm_{i}", dtype=self.dtype_policy) for i in range(len(strides))]
 
     def build_for_images(self, shape):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):

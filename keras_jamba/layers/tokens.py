@@ -71,6 +71,7 @@ class FrameTokens(KeepsTrainable, keras.layers.Layer):
         The places: [Liu et al. (2018)](https://arxiv.org/abs/1807.03247).
     """
 
+    @_checks.python_numbers
     def __init__(self, d_model, **kwargs):
         super().__init__(**kwargs)
         _checks.check_integer("d_model", d_model)

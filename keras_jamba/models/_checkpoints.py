@@ -62,6 +62,7 @@ class Checkpoints:
         folder = hub.folder_of(preset)
         given = overrides if dtype is None else overrides | {"dtype": dtype}
         if checkpoints.is_foreign(folder):
+            checkpoints.warn_of_adapters(folder)
             model = cls._from_checkpoint(folder, load_weights, given)
         else:
             model = presets.build(cls, folder, load_weights, given, head=cls._head_arguments)

@@ -52,13 +52,14 @@ class LogitsLoss:
         return ops.where(_any_weighted(wrong, sample_weight), ops.sqrt(ops.zeros_like(loss) - 1), loss)
 
 
-def check_labels(labels, loss, logits_shape):
+def check_labels(labels, loss, logits_shape, weights=None):
     """The labels of one batch fit the loss and the classes; values are checked where they can be read on the host.
 
     Args:
         labels: an array or tensor; None, and structures of several, are not checked.
         loss: what `compile` was given.
         logits_shape: `(b, num_classes)`, or of text `(b, t, v)`.
+        weights: of the shape of the labels, or None. Labels without weight may have any value.
 
     Raises:
         ValueError: for labels of another shape or dtype, and for numbers that are no classes.
@@ -70,7 +71,7 @@ def check_labels(labels, loss, logits_shape):
         return
     shape, logits_shape = tuple(labels.shape), tuple(logits_shape)
     if _is_sparse(loss):
-        _check_class_numbers(labels, loss, shape, logits_shape)
+        _check_class_numbers(labels, loss, shape, logits_shape, weights)
     elif _needs_equal_shapes(loss) and shape != logits_shape and (*shape, 1) != logits_shape:
         remedy = f"Change the labels to one number per class, {logits_shape[-1]} of them."
         if shape in (logits_shape[:-1], (*logits_shape[:-1], 1)):
@@ -84,7 +85,7 @@ def check_labels(labels, loss, logits_shape):
         )
 
 
-def _check_class_numbers(labels, loss, shape, logits_shape):
+def _check_class_numbers(labels, loss, shape, logits_shape, weights):
     count, values = logits_shape[-1], _checks.host_array(labels)
     if shape not in (logits_shape[:-1], (*logits_shape[:-1], 1)):
         remedy = "Pass one class number per example."
@@ -101,18 +102,21 @@ def _check_class_numbers(labels, loss, shape, logits_shape):
         return
     numeric = values.dtype.kind in "iubf" or values.dtype.name == "bfloat16"
     wrong = ~_are_classes(values, count, getattr(loss, "ignore_class", None)) if numeric else np.ones(shape, bool)
+    if weights is not None:
+        wrong &= ops.convert_to_numpy(weights) != 0
     if wrong.any():
+        size = "num_classes" if len(logits_shape) == 2 else "vocab_size"
         received = f"labels of dtype {values.dtype}"
         remedy = "Convert the labels to integers."
         if numeric:
             where = tuple(int(i) for i in np.argwhere(wrong)[0])
             received = f"{values[where]} at {list(where)}"
-            remedy = f"Build the model with num_classes above {values.max()}, or correct the labels."
+            remedy = "Correct the labels."
+            if len(logits_shape) == 2 and values.max() >= count:
+                remedy = f"Build the model with num_classes above {values.max()}, or correct the labels."
             if values.min() == 1 and values.max() == count:
                 remedy = "Count classes from 0: pass labels - 1."
-        raise ValueError(
-            f"Labels must be integers from 0 to num_classes - 1 = {count - 1}. Received: {received}. {remedy}"
-        )
+        raise ValueError(f"Labels must be integers from 0 to {size} - 1 = {count - 1}. Received: {received}. {remedy}")
 
 
 def _are_classes(values, count, ignore_class):

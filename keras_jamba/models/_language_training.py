@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_jamba.generation.samplers import check_keywords, sampler_of
+from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._loss import TokenCrossentropy
 from keras_jamba.models._text_data import check_ids, is_text, next_tokens, rows_of
 from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
@@ -98,6 +99,14 @@ class LanguageTraining:
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """Loss and metrics of one batch; see `keras.Model.test_on_batch`, and `fit` for the weights."""
         return super().test_on_batch(x, y, sample_weight=_weights(x, y, sample_weight), return_dict=return_dict)
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for inputs and targets that the model and its loss do not take."""
+        super().check_batch(x, y, sample_weight)
+        if y is None or not hasattr(y, "shape"):
+            return
+        vocab_size = self.get_config()["vocab_size"]
+        check_labels(y, self.loss, (*y.shape[:2], vocab_size), weights=token_weights(x, y, sample_weight))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """See `keras.Model.compute_loss`; the weights may be of rows."""

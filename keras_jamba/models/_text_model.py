@@ -9,10 +9,10 @@ from keras import ops
 from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices, check_vocabulary
 from keras_jamba.layers.quantization import QUANTIZATIONS
 from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._captured_steps import CapturedSteps
 from keras_jamba.models._checkpoints import Checkpoints
 from keras_jamba.models._label_checks import LogitsLoss
 from keras_jamba.models._routing_metrics import RoutingMetrics
+from keras_jamba.models._trainer_hooks import TrainerHooks
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 from keras_jamba.tokenizers.files import check_comes_back
@@ -32,7 +32,7 @@ DEFAULTS = dict(
 _INPUTS = ("token_ids", "padding_mask", "segment_ids", "reset_mask", "inputs_embeds")
 
 
-class TextModel(Checkpoints, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, keras.Model):
+class TextModel(Checkpoints, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, keras.Model):
     """A token embedding before a `JambaBackbone`; what is made of its features is the subclass' affair.
 
     Args:

@@ -17,7 +17,6 @@ from keras_jamba.layers import (
     detach_state,
 )
 from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._captured_steps import CapturedSteps
 from keras_jamba.models._class_names import ClassNames, checked_class_names
 from keras_jamba.models._images import (
     AXES,
@@ -30,6 +29,7 @@ from keras_jamba.models._images import (
 )
 from keras_jamba.models._label_checks import LogitsLoss, check_labels
 from keras_jamba.models._routing_metrics import RoutingMetrics
+from keras_jamba.models._trainer_hooks import TrainerHooks
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 
@@ -41,7 +41,7 @@ _READOUTS = {"mean": MeanReadout, "last": LastReadout, "seqpool": SequencePoolin
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, keras.Model):
+class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, keras.Model):
     """A classifier of images or clips: an encoder makes tokens, Jamba mixes them, what it reads out is classified.
 
     An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. Of a clip, whose frames are
@@ -84,6 +84,7 @@ class DHCJamba(ClassNames, Adapting, CapturedSteps, RoutingMetrics, LogitsLoss, 
         >>> photos = keras_jamba.DHCJamba.from_preset("small", pixel_range=(0, 255))  # takes uint8
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         num_classes=10,

@@ -12,15 +12,15 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers.quantization import QUANTIZATIONS, quantize
 from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._captured_steps import CapturedSteps
 from keras_jamba.models._pattern import block_pattern
 from keras_jamba.models._routing_metrics import RoutingMetrics
+from keras_jamba.models._trainer_hooks import TrainerHooks
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import between_blocks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
+class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
     """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward parts.
 
     With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
@@ -95,6 +95,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         [Lieber et al. (2024)](https://arxiv.org/abs/2403.19887).
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         d_model=256,
@@ -141,7 +142,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         if isinstance(router, Router):
             router = keras.saving.serialize_keras_object(router)
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "dtype", "name")}
-        # No autocast: it would round the float32 states to the compute dtype on their way in.
+        # No autocast: it would round the float32 states on their way in.
         super().__init__(name=name, dtype=dtype, autocast=False)
         _checks.check_integer("d_model", d_model)
         _checks.check_choice("direction", direction, ("causal", "bidirectional"))
@@ -214,6 +215,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         return_routing=False,
         training=None,
     ):
+        _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         mask = mask_of(features, padding_mask)
         self._check_state(initial_state)
         x, states, routings = between_blocks(features), {}, {}
@@ -248,7 +250,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
         self.aux_loss.assign(ops.stop_gradient(aux_loss))
 
     def init_cache(self, batch_size, max_length=None):
-        """The state before the first token, with room for `max_length` tokens where attention has no window."""
+        """The state before the first token; attention without a window has room for documents of `max_length`."""
         return {name: block.init_cache(batch_size, max_length) for name, block in self._named_blocks()}
 
     def with_room(self, cache, max_length):
@@ -271,12 +273,13 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
             return_trail: whether to return what `rollback` takes too.
 
         Returns:
-            `((b, t, d), cache)`; the cache keeps its shapes. Or that and the trail, nested dicts of tensors.
+            `((b, t, d), cache)`; the cache keeps its shapes. With `return_trail` the trail too, nested dicts.
 
         Raises:
             ValueError: if the cache is of another model or batch, or attention has no room left for a row's document.
                 Inside compiled functions and on accelerators the outputs of such a row are NaN instead.
         """
+        _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         self._check_state(cache)
         given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
         given |= {"return_trail": True} if return_trail else {}
@@ -329,6 +332,7 @@ class JambaBackbone(Adapting, CapturedSteps, RoutingMetrics, keras.Model):
             A list of `(b, t, d)`, of whose last the model's own output is the `final_norm`; and what a call with
             `return_routing` returns.
         """
+        _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
         outputs, routings = [], {}
         for name, block in self._named_blocks():

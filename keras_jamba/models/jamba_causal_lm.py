@@ -51,6 +51,7 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         [Lieber et al. (2024)](https://arxiv.org/abs/2403.19887).
     """
 
+    @_checks.python_numbers
     def __init__(
         self,
         vocab_size,

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_jamba._backend import host_values
+from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._text_data import is_text, rows_of
 from keras_jamba.models._text_model import TextModel
 from keras_jamba.ops import _checks
@@ -43,6 +44,7 @@ class JambaClassifier(TextModel):
 
     _head_arguments = ("num_classes",)
 
+    @_checks.python_numbers
     def __init__(
         self,
         vocab_size,
@@ -73,6 +75,12 @@ class JambaClassifier(TextModel):
         embeddings, given = self._read(inputs)
         features = self.backbone(embeddings, **given, training=training)
         return ops.cast(self.head(_last_real(features, given["padding_mask"])), "float32")
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for inputs and labels that the model and its loss do not take."""
+        super().check_batch(x, y, sample_weight)
+        if y is not None and hasattr(y, "shape"):
+            check_labels(y, self.loss, (y.shape[0], self._config["num_classes"]))
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
         """Keras' own, with defaults: Adam at 2e-5, cross-entropy of logits, accuracy."""

@@ -1,5 +1,7 @@
 """Checks that ops and layers share. Every message gives the rule, what was received, and the remedy."""
 
+import functools
+import inspect
 import numbers
 
 import numpy as np
@@ -148,6 +150,28 @@ def check_count(count, batch, length):
             "Take more tokens back by the trails of more steps, one after the other in a list."
         )
     return ops.cast(count, "int32")
+
+
+def python_numbers(constructor):
+    """A constructor that takes NumPy's numbers as Python's: configs are stored as JSON, which knows no others."""
+    plain = lambda x: x.item() if isinstance(x, np.generic) else x  # noqa: E731
+
+    @functools.wraps(constructor)
+    def with_python_numbers(self, *args, **kwargs):
+        constructor(self, *map(plain, args), **{name: plain(x) for name, x in kwargs.items()})
+
+    # Keras reads the names of the arguments without following `__wrapped__`.
+    with_python_numbers.__signature__ = inspect.signature(constructor)
+    return with_python_numbers
+
+
+def check_not_backwards(kwargs, name, remedy):
+    """Refuses what `keras.layers.Bidirectional` adds to the config of a layer."""
+    if "go_backwards" in kwargs:
+        raise ValueError(
+            f"{name} has two directions of its own. Received: go_backwards={kwargs['go_backwards']}, as in "
+            f"keras.layers.Bidirectional. Leave the wrapper out and pass {remedy}."
+        )
 
 
 def check_integer(name, value, at_least=1):

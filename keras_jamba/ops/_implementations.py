@@ -4,10 +4,10 @@ import logging
 
 from keras import backend, ops
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _native
 
 _logger = logging.getLogger("keras_jamba")
-_logged = set()
+_logged, _noticed = set(), []
 
 
 def choose(op, table, requested, call):
@@ -35,6 +35,8 @@ def choose(op, table, requested, call):
     for name in table if requested is None else [requested]:
         reasons[name] = table[name].why_not(call)
         if reasons[name] is None:
+            if requested is None:
+                _notice_missing_library(op, name, reasons)
             _log_once(op, name, {k: v for k, v in reasons.items() if v is not None})
             return table[name]
     listing = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
@@ -42,6 +44,14 @@ def choose(op, table, requested, call):
         f"No implementation of {op} can run as asked. Received: implementation={requested!r}. {listing}. "
         f"The others here are {sorted(set(table) - set(reasons))}; None takes the fastest that can run."
     )
+
+
+def _notice_missing_library(op, name, reasons):
+    """Warns once per process that the C library is missing, which the fastest implementation on a CPU needs."""
+    reason = _native.why_not()
+    if reason and reasons.get("native") == reason and not _noticed and _backend.may_log():
+        _noticed.append(op)
+        _logger.warning("%s runs as %r, which is several times slower on a CPU than 'native': %s.", op, name, reason)
 
 
 def _log_once(op, name, refused):

@@ -66,6 +66,11 @@ class JambaTokenizer(Tokenizer):
         add_special_tokens(self._tokenizer, self._config, special)
         self.vocab_size = self._tokenizer.get_vocab_size()
 
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        # The library's own copies forget this one setting.
+        self._tokenizer.encode_special_tokens = bool(self._config.get("split_special_tokens", False))
+
     def encode(self, text, add_special_tokens=True):
         """The ids of a text.
 

@@ -29,7 +29,9 @@ class JambaAdamW(_AdamW):
         global_clipnorm: the norm of the whole gradient is scaled down to this where it is above it; over all
             replicas, where there are several. None does not clip.
         no_decay: regular expressions. A variable whose path one of them is found in does not decay either.
-        **kwargs: of `keras.optimizers.AdamW`: beta_1, beta_2, use_ema, gradient_accumulation_steps, ...
+        **kwargs: of `keras.optimizers.AdamW`: beta_1, beta_2, use_ema, gradient_accumulation_steps, ... Under
+            `use_ema=True` the average of the weights keeps `min(ema_momentum, n / (n + 9))` of itself in the update
+            after n others, so that a training of few steps does not end with its first weights.
 
     Attributes:
         gradient_norm: a float32 variable, the norm of the last gradient before it was clipped. Where gradients
@@ -37,7 +39,8 @@ class JambaAdamW(_AdamW):
 
     Reference:
         [Loshchilov and Hutter (2019)](https://arxiv.org/abs/1711.05101); what does not decay:
-        [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752), appendix E, and its authors' code.
+        [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752), appendix E, and its authors' code; the momentum of
+        averaged weights: `num_updates` of `tf.train.ExponentialMovingAverage`.
     """
 
     def __init__(self, learning_rate=1e-4, weight_decay=0.1, global_clipnorm=1.0, no_decay=(), **kwargs):
@@ -61,6 +64,16 @@ class JambaAdamW(_AdamW):
     def decayed(self, variables):
         """Those of `variables` that decay."""
         return [variable for variable in variables if self._decays(variable)]
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        # Keras' average begins with the weights after the first step, of which `ema_momentum**n` is left after n more.
+        updates = ops.cast(self.iterations, "float32")
+        last = 1.0 - self.ema_momentum
+        # The larger of the two. Not `ops.maximum`, see `_clip_gradients`.
+        share = last + ops.relu(9.0 / (updates + 9.0) - last)
+        for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
+            if average is not None:
+                average.assign(average + ops.cast(share, average.dtype) * (variable - average))
 
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)

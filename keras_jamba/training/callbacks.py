@@ -347,7 +347,8 @@ def _imported(module, package, wanted):
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{wanted} needs {package}. Received: an environment without it. pip install 'keras-jamba[monitoring]'"
+            f"{wanted} needs {package}. Received: an environment without it. "
+            "Install it: pip install 'keras-jamba[monitoring]'"
         ) from error
 
 

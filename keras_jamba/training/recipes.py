@@ -24,8 +24,8 @@ class Recipe:
         batch_size: examples b in a batch.
         learning_rate: the peak.
         weight_decay, warmup: see `training.optimizer`.
-        ema_momentum: what the moving average of the weights keeps of itself at each step; it is what `fit` leaves in
-            the model. None for no averaging.
+        ema_momentum: the share of the moving average of the weights that a step keeps, less in the first steps (see
+            `JambaAdamW`). `fit` ends with the average in the model. None for no averaging.
         label_smoothing: the share of a label that is spread over all classes, from 0 to 1.
         augmentation: a function of the number of classes that returns a new list of Keras layers, for
             `Augmentation`; or None.

@@ -68,7 +68,8 @@ def needs_matplotlib():
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "Pictures need matplotlib. Received: an environment without it. pip install 'keras-jamba[visualize]'"
+            "Pictures need matplotlib. Received: an environment without it. "
+            "Install it: pip install 'keras-jamba[visualize]'"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Adapters there and back, beside PEFT itself."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -103,3 +104,21 @@ def test_another_kind_of_adapter_is_refused_and_nothing_changes(change, message,
     with pytest.raises(ValueError, match=message):
         model.load_lora(tmp_path / "adapters")
     assert not [v for v in model.weights if "_lora_" in v.path]
+
+
+def test_adapters_beside_a_checkpoint_which_transformers_loads_with_it_are_named(tmp_path, caplog):
+    model = with_adapters("proj_bias", targets=SEEN)
+    model.export_lora_to_peft(tmp_path / "adapters")
+    JambaForCausalLM.from_pretrained(FOLDER / "proj_bias").save_pretrained(tmp_path / "all")
+    before = theirs(JambaForCausalLM.from_pretrained(tmp_path / "all"))
+    for file in (tmp_path / "adapters").iterdir():
+        shutil.copy(file, tmp_path / "all")
+    loaded = keras_jamba.JambaCausalLM.from_preset(tmp_path / "all")
+    assert "has adapters beside it, adapter_config.json, which transformers loads with it" in caplog.text
+    np.testing.assert_allclose(numpy(loaded(IDS)), before, atol=1e-4)
+    loaded.load_lora(tmp_path / "all")
+    np.testing.assert_allclose(numpy(loaded(IDS)), numpy(model(IDS)), atol=1e-4)
+    config = json.loads((tmp_path / "all" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "all")
+    (tmp_path / "all" / "adapter_config.json").write_text(json.dumps(config))
+    np.testing.assert_allclose(theirs(JambaForCausalLM.from_pretrained(tmp_path / "all")), numpy(model(IDS)), atol=1e-4)

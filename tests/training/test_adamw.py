@@ -98,6 +98,23 @@ def test_a_model_of_averaged_weights_can_predict_be_saved_and_go_on(tmp_path):
     close(loaded(x), logits, absolute=1e-5)
 
 
+@pytest.mark.parametrize("momentum", [0.6, 0.9995])
+def test_the_average_of_weights_begins_with_the_first_step_and_reaches_over_a_ninth_of_few(momentum):
+    rng = np.random.default_rng(0)
+    variable = keras.Variable(rng.random((2, 2), "float32"), name="kernel")
+    optimizer = training.JambaAdamW(0.1, use_ema=True, ema_momentum=momentum)
+    optimizer.build([variable])
+    expected = 0.0
+    for step in range(20):
+        optimizer.apply([keras.ops.convert_to_tensor(rng.standard_normal((2, 2), "float32"))])
+        weight = numpy(variable).astype("float64")
+        kept = min(momentum, step / (step + 9))
+        expected = kept * expected + (1 - kept) * weight
+        close(optimizer._model_variables_moving_average[0], expected, absolute=1e-6)
+    optimizer.finalize_variable_values([variable])
+    close(variable, expected, absolute=1e-6)
+
+
 def test_a_gradient_of_a_sparse_embedding_is_clipped_too():
     model = keras.Sequential([keras.layers.Embedding(7, 4), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.build((None, 2))

@@ -70,6 +70,13 @@ def test_bytes_are_augmented_as_floats_are():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_a_short_training_does_not_end_with_its_first_weights():
+    recipe = replace(SHORT, ema_momentum=0.9995)
+    history = recipe.fit(classifier := model(), *data(), validation_data=data(12), verbose=0).history
+    predicted = classifier.predict(data()[0], verbose=0).argmax(axis=-1)
+    assert (predicted == data()[1]).mean() > history["val_accuracy"][-1] - 0.1 > 0.8
+
+
 def test_a_fit_is_decided_by_its_seed():
     recipe = replace(SHORT, epochs=1, augmentation=brighter)
     weights = {}

@@ -1,0 +1,166 @@
+"""What our models add to the loops of Keras: the first batch of each is checked on the host, and no data is changed."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_jamba import training
+from keras_jamba.models import JambaBackbone
+
+BACKEND = keras.backend.backend()
+X = np.arange(6, dtype="float32")[:, None, None] * np.ones((1, 2, 4), "float32")
+Y = np.zeros((6, 2, 4), "float32")
+
+
+def ids(x):
+    return [int(i) for i in ops.convert_to_numpy(x)[:, 0, 0]]
+
+
+class Watched(JambaBackbone):
+    """Notes which examples are checked and which reach a step; refuses negative ones."""
+
+    def __init__(self):
+        super().__init__(d_model=4, num_layers=1, mamba_ratio=None, mixer="gated_conv", d_ff=0)
+        self.checked, self.seen, self.traced, self.inside = [], [], 0, set()
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        x = x["features"] if isinstance(x, dict) else x
+        self.checked.append(ids(x))
+        self.weights_in_check = [ops.convert_to_numpy(v).copy() for v in self.weights]
+        self.inside.add(self._inside_step)
+        if ops.convert_to_numpy(x).min() < 0:
+            raise ValueError("negative")
+
+    def call(self, features, **given):
+        self.inside.add(("call", self._inside_step))
+        features = features["features"] if isinstance(features, dict) else features
+        if self.run_eagerly and self._inside_step:
+            self.seen.append(ids(features))
+        else:
+            self.traced += 1
+        return super().call(features, **given)
+
+
+def watched(**compiled):
+    model = Watched()
+    model.compile("sgd", "mse", **compiled)
+    return model
+
+
+class Slow(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return X[2 * i : 2 * i + 2], Y[2 * i : 2 * i + 2]
+
+
+def pieces(*more):
+    for i in range(0, 6, 2):
+        yield (X[i : i + 2], Y[i : i + 2], *more)
+
+
+def repeated():
+    while True:
+        yield from pieces()
+
+
+def tf_data(repeat=False):
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(2)
+    return data.repeat() if repeat else data
+
+
+def loader():
+    import torch
+
+    data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    return torch.utils.data.DataLoader(data, batch_size=2)
+
+
+def grains():
+    grain = pytest.importorskip("grain")
+    return grain.MapDataset.source(list(zip(X, Y, strict=True))).batch(2)
+
+
+KINDS = {
+    "arrays": lambda: dict(x=X, y=Y, batch_size=2),
+    "tensors": lambda: dict(x=ops.convert_to_tensor(X), y=ops.convert_to_tensor(Y), batch_size=2),
+    "a dict": lambda: dict(x={"features": X}, y=Y, batch_size=2),
+    "workers": lambda: dict(x=Slow(workers=2)),
+    "Batches": lambda: dict(x=training.Batches((X, Y), 2, shuffle=False)),
+    "a generator": lambda: dict(x=pieces()),
+    "a generator with None": lambda: dict(x=pieces(None)),
+    "an endless generator": lambda: dict(x=repeated(), steps_per_epoch=3),
+    "tf.data": lambda: dict(x=tf_data()),
+    "endless tf.data": lambda: dict(x=tf_data(True), steps_per_epoch=3),
+    "a DataLoader": lambda: dict(x=loader()),
+    "grain": lambda: dict(x=grains()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(shuffle=True|ran out of data|jit_compile).*")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_batch_is_checked_and_every_step_gets_its_data(kind):
+    model = watched(run_eagerly=True)
+    given = KINDS[kind]()
+    model.fit(**given, shuffle=False, verbose=0)
+    assert model.checked[-1] == [0, 1] and set(map(tuple, model.checked)) == {(0, 1)}
+    assert model.seen == [[0, 1], [2, 3], [4, 5]]
+    evaluated = {"steps" if name == "steps_per_epoch" else name: value for name, value in KINDS[kind]().items()}
+    model.checked, model.seen = [], []
+    model.evaluate(**evaluated, verbose=0)
+    assert model.checked == [[0, 1]] and model.seen == [[0, 1], [2, 3], [4, 5]]
+    model.checked, model.seen = [], []
+    evaluated = {"steps" if name == "steps_per_epoch" else name: value for name, value in KINDS[kind]().items()}
+    evaluated.pop("y", None)
+    assert model.predict(**evaluated, verbose=0).shape == X.shape
+    assert model.checked == [[0, 1]] and model.seen == [[0, 1], [2, 3], [4, 5]]
+    assert model.inside == {False, ("call", False), ("call", True)} or model.inside == {False, ("call", True)}
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")
+@pytest.mark.parametrize("kind", ["arrays", "a generator", "a generator with None", "tf.data", "endless tf.data"])
+def test_executions_of_several_steps_get_their_data(kind):
+    model = watched(run_eagerly=True, steps_per_execution=2)
+    given = KINDS[kind]()
+    model.fit(**given, shuffle=False, verbose=0)
+    assert model.seen == [[0, 1], [2, 3], [4, 5]] or (kind == "endless tf.data" and model.seen[3:] == [[0, 1]])
+
+
+def test_nothing_is_traced_for_the_check_and_later_epochs_are_not_checked():
+    model = watched()
+    model.fit(X, Y, batch_size=2, epochs=2, verbose=0, shuffle=False, validation_data=(X[::-1], Y))
+    first = model.traced
+    model.fit(X, Y, batch_size=2, verbose=0, shuffle=False)
+    model.evaluate(X, Y, batch_size=2, verbose=0)
+    if BACKEND != "torch":
+        assert model.traced == first
+    # Of the first fit the batch of which Keras takes the shapes, the first one, one of each validation; then one each.
+    checked = model.checked if BACKEND == "tensorflow" else model.checked[1:]
+    assert checked == [[0, 1], [5, 4], [5, 4], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("compiled", [{}, {"run_eagerly": True}])
+def test_a_refused_batch_leaves_weights_and_model_as_they_were(compiled):
+    model = watched(**compiled)
+    before = [ops.convert_to_numpy(v).copy() for v in model.weights]
+    for again in range(2):
+        for run in (
+            lambda: model.fit(-1 - X, Y, verbose=0),
+            lambda: model.evaluate(-1 - X, Y, verbose=0),
+            lambda: model.predict(-1 - X, verbose=0),
+            lambda: model.train_on_batch(-1 - X, Y),
+            lambda: model.test_on_batch(-1 - X, Y),
+            lambda: model.predict_on_batch(-1 - X),
+        ):
+            with pytest.raises(ValueError, match="^negative$"):
+                run()
+            for old, seen, new in zip(before, model.weights_in_check, model.weights, strict=True):
+                np.testing.assert_array_equal(seen, old)
+                np.testing.assert_array_equal(ops.convert_to_numpy(new), old)
+        if not again:
+            model.fit(X, Y, verbose=0)
+            before = [ops.convert_to_numpy(v).copy() for v in model.weights]
