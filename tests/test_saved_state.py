@@ -321,15 +321,10 @@ def test_jit_compile_holds_on_the_backend_that_it_was_given_on(jit_compile, comp
 # Behaviour: {kind: (options, change, compile, way)}. Each kind goes one way: each step is compiled.
 
 # Keras' dropout on PyTorch draws from the generator of the process, drop_path from that of the block.
-DROPOUT = 0.0 if BACKEND == "torch" else 0.2
+DROPS = dict(dropout=0.0 if BACKEND == "torch" else 0.2, drop_path=0.2)
 STEPS = {
     "language model": ({}, adapt_in("int8"), dict(sampler=keras_jamba.Sampler(top_k=3, seed=1)), "checkpoint"),
-    "classifier of images": (
-        dict(dropout=DROPOUT, drop_path=0.2),
-        freeze_the_stem,
-        dict(metrics=["accuracy"]),
-        "pickle",
-    ),
+    "classifier of images": (DROPS, freeze_the_stem, dict(metrics=["accuracy"]), "pickle"),
     "backbone": (dict(dtype="mixed_bfloat16"), freeze_a_layer, dict(weighted_metrics=["mae"]), "deepcopy"),
     "classifier of texts": (dict(gradient_checkpointing=True), freeze_a_variable, {}, "keras"),
 }
