@@ -259,7 +259,8 @@ class Holder(KeepsTrainable):
             if layer.quantization_mode or layer.lora_rank:
                 found[name] = state
         config = super().get_config()
-        config["dtype"] = keras.dtype_policies.serialize(float_policy(self))
+        policies = isinstance(self.dtype_policy, keras.dtype_policies.DTypePolicyMap)
+        config["dtype"] = keras.dtype_policies.serialize(self.dtype_policy if policies else float_policy(self))
         return config | ({"compact": found} if found else {})
 
     @classmethod
@@ -298,5 +299,6 @@ def float_policy(layer):
     """The policy of a layer without the bits of its matrices."""
     policy = layer.dtype_policy
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-        policy = policy[layer.path]
+        # A layer has its path when it is built.
+        policy = policy[layer.path] if layer.path else policy.default_policy
     return keras.DTypePolicy(policy.name.split("_from_")[-1])

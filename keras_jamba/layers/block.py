@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import json
+from pathlib import Path
 
 import keras
 
@@ -10,6 +12,9 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
+
+# Beside the weights in a `.keras` file.
+_SEED = "seed_generator.json"
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -157,6 +162,16 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
             if training and share:
                 x = keras.random.dropout(x, share, noise_shape, seed=self.seed_generator)
         return x
+
+    def save_assets(self, folder):
+        # Keras puts the state of no generator into a file. Weights alone go without it: a seed is the caller's.
+        if self.dropout or self.drop_path:
+            state = keras.ops.convert_to_numpy(self.seed_generator.state).tolist()
+            (Path(folder) / _SEED).write_text(json.dumps(state), "utf-8")
+
+    def load_assets(self, folder):
+        if folder is not None and (Path(folder) / _SEED).is_file():
+            self.seed_generator.state.assign(json.loads((Path(folder) / _SEED).read_text("utf-8")))
 
     def compute_output_spec(
         self,

@@ -98,7 +98,8 @@ class Adapting(SavedState):
     def _check_comes_back(self):
         """Raises a ValueError for what a `.keras` file would not keep."""
         self._check_is_as_configured()
-        self.get_config(), self.get_compile_config()
+        self.get_config()
+        self.get_compile_config()
 
     def get_build_config(self):
         # Keras asks for it wherever it writes a model down, inside another one too.

@@ -1,4 +1,4 @@
-"""What of a model its constructor arguments do not say, in its config and its compile config."""
+"""What configs of models hold beside the constructor arguments, and the state of `compile`."""
 
 import keras
 
@@ -12,38 +12,43 @@ _STATE = ("adapters", "trainable_state", "sampler", "compiled_on")
 
 
 class SavedState:
-    """A model that comes back from its config as it was: with its adapters, frozen parts, sampler and `compile`.
-
-    This holds for `.keras` files, pickle, `copy.deepcopy` and `from_config(get_config())`, whose weights are new. The
-    functional `DHCJamba` is no exception, but `keras.models.clone_model` makes a plain functional model of it.
+    """A model whose config holds adapters, frozen layers and variables, and the sampler, and that compiles as before.
 
     A subclass has `_config`, its constructor arguments.
     """
 
-    # Keras sets it in `compile` alone.
+    # Keras sets the attribute in `compile` only.
     optimizer = None
-    # What `compile` was given. Keras notes what it made of them, which holds for one backend.
+    # The arguments of `compile`. Keras stores jit_compile as this backend resolves it, and no auto_scale_loss.
     _given_jit_compile, _given_auto_scale_loss = "auto", True
-    # The backend of the process that wrote the config.
+    # The backend for which a loaded model was given an explicit jit_compile.
     _loaded_compiled_on = None
 
     # Configuration
 
     def get_config(self):
-        """The constructor arguments; what is frozen, adapters and what else `from_config` restores stands beside them
-        where there is any."""
+        """The constructor arguments; and adapters, frozen parts and the sampler, where the model has any."""
         found = {
             "adapters": {
                 path: [layer.lora_rank, layer.lora_alpha] for path, layer in compact_layers(self) if layer.lora_enabled
             },
             "trainable_state": trainable_state(self),
-            "sampler": None if self.compiled else serialized_sampler(getattr(self, "sampler", None)),
+            "sampler": serialized_sampler(getattr(self, "sampler", None)),
             "compiled_on": _backend.name if self.compiled and self._given_jit_compile != "auto" else None,
         }
-        return {**self._config, "name": self.name, **{kind: x for kind, x in found.items() if x}}
+        # Not as it was read: Keras adds an id to objects in a file, which is not valid in another file.
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        state = {kind: x for kind, x in found.items() if x}
+        return {**self._config, "dtype": policy, "name": self.name, **state}
 
     @classmethod
     def from_config(cls, config):
+        """Builds a model from what `get_config` returned, with new weights.
+
+        Adapters, frozen layers and variables, and the sampler are as they were. Files beside the weights, such as the
+        tokenizer, come with `.keras` files, pickle and `copy.deepcopy`, not with a config. `keras.models.clone_model`
+        does the same, but for `DHCJamba`: Keras builds a plain functional model from the layers of a functional one.
+        """
         config = dict(config)
         state = {kind: config.pop(kind) for kind in _STATE if kind in config}
         model = cls(**config)
@@ -75,7 +80,8 @@ class SavedState:
         jit_compile="auto",
         auto_scale_loss=True,
     ):
-        """Keras' own. A loaded model decides `jit_compile="auto"` anew; True and False hold on the same backend."""
+        """Keras' own. A saved model resolves `jit_compile="auto"` where it is loaded; True and False are kept on the
+        same backend, and become "auto" on another."""
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -101,7 +107,7 @@ class SavedState:
 
     def compile_from_config(self, config):
         config = keras.saving.deserialize_keras_object(config)
-        # Files of earlier versions hold what "auto" was on a backend that they do not name.
+        # Files of earlier versions hold what "auto" was resolved to, and do not name the backend.
         if self._loaded_compiled_on != _backend.name:
             config["jit_compile"] = "auto"
         self.compile(**config)

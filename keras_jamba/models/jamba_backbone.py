@@ -391,6 +391,3 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
             if return_routing and isinstance(block.feed_forward, MoELayer):
                 routings[name] = block.compute_output_spec(features, return_routing=True)[1]
         return asked(outputs, (return_state, states), (return_routing, routings))
-
-    def get_config(self):
-        return super().get_config() | {"dtype": keras.dtype_policies.serialize(self.dtype_policy)}

@@ -45,7 +45,7 @@ def check_comes_back(tokenizer):
     if tokenizer is None or type(tokenizer) in (ByteTokenizer, JambaTokenizer):
         return
     with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(tokenizer, folder)
+        save_tokenizer(tokenizer, Path(folder))
         found = load_tokenizer(folder)
     if type(found) is not type(tokenizer):
         raise ValueError(
