@@ -399,7 +399,7 @@ def summary(found):
 
 PARTS = {"short": short, "other norms": other_norms, "full": full}
 TIERS = {
-    "cpu": dict(seeds=3, recipe_seeds=2, recipes=((2, 0.98), (5, 0.98), (5, 0.9995), (20, 0.98)), rounds=15),
+    "cpu": dict(seeds=3, recipe_seeds=2, recipes=((2, 0.98), (5, 0.98), (5, 0.9995), (20, 0.98)), rounds=40),
     "gpu": dict(seeds=10, recipe_seeds=10, recipes=((2, 0.98), (5, 0.98), (5, 0.9995), (60, 0.98)), rounds=50),
 }
 
