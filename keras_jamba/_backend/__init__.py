@@ -165,7 +165,7 @@ cannot be used where it is asked.
 
 # ruff: noqa: F401, for which names there are depends on the backend
 import keras
-from keras.src.backend import AutocastScope
+from keras.src.backend import AutocastScope, get_keras_mask, set_keras_mask
 
 name = _BACKEND = keras.backend.backend()
 trains_without_data = _BACKEND == "tensorflow"

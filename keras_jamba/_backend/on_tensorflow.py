@@ -119,7 +119,23 @@ def repeated(body, variables):
 
 def recomputed(function):
     # Eagerly, Keras 3.15's gives the weights no gradient.
-    return function if tf.executing_eagerly() else keras.remat(function)
+    if tf.executing_eagerly():
+        return function
+
+    def run(*tensors):
+        # Masks and ids are no arguments: TensorFlow gives each a gradient of its own dtype, and cannot add booleans.
+        tensors = [tf.convert_to_tensor(x) for x in tensors]
+        places = [i for i, x in enumerate(tensors) if x.dtype.is_floating]
+
+        def on_floats(*floats):
+            given = list(tensors)
+            for i, x in zip(places, floats, strict=True):
+                given[i] = x
+            return function(*given)
+
+        return keras.remat(on_floats)(*(tensors[i] for i in places))
+
+    return run
 
 
 def input_gradient(function, x):

@@ -11,6 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
 _local = threading.local()
+# `make_fx` changes functions of the process while it runs, and asserts that it runs once at a time.
+_lock = threading.Lock()
 
 
 def recording():
@@ -25,7 +27,9 @@ def recorded(function, variables):
         leaves, structure = _pytree.tree_flatten(args)
         kind = structure, *((x.shape, x.dtype, x.device) for x in leaves)
         if kind not in programs:
-            programs[kind] = _written_down(function, variables, leaves, structure)
+            with _lock:
+                if kind not in programs:
+                    programs[kind] = _written_down(function, variables, leaves, structure)
         if programs[kind] is None:
             return function(*args)
         program, parameters, of_result = programs[kind]

@@ -109,13 +109,14 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
 
     def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_trail=False):
         """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
-        _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
+        if return_trail:
+            self._check_takes_back()
+        if self.built:
+            _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         given = {"return_trail": True} if return_trail else {}
         given |= {} if reset_mask is None else {"reset_mask": reset_mask}
-        if return_trail:
-            self._check_takes_back()
         mixed, *rest = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids, **given)
         # Nothing is assigned in a step: it can be compiled by itself.
         return self._feed_forward(inputs + mixed, mask, training=False, record=False)[0], *rest

@@ -8,7 +8,7 @@ from keras import ops
 from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer, MoELayer, Router
 from keras_jamba.layers._asked import asked
 from keras_jamba.layers._checkpointing import checkpointed
-from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._masks import mask_of, with_mask
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers.quantization import QUANTIZATIONS, quantize
 from keras_jamba.models._adapting import Adapting
@@ -235,7 +235,9 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
             x = between_blocks(x)
         if self.aux_loss is not None:
             self._add_one_loss(routings, mask)
-        return asked(self.final_norm(x), (return_state, states), (return_routing, routings))
+        # Not every block and layout of devices passes masks on.
+        x = with_mask(self.final_norm(x), mask)
+        return asked(x, (return_state, states), (return_routing, routings))
 
     def _add_one_loss(self, routings, mask):
         """The auxiliary loss of all layers, as if their tokens were of one."""

@@ -193,6 +193,7 @@ def test_keras_masks_of_an_embedding_arrive(backbone, call):
     model = keras.Model(tokens, backbone(embedding(tokens)))
     expected = backbone(embedding(ids), padding_mask=ids != 0)
     np.testing.assert_allclose(numpy(model(ids))[ids != 0], numpy(expected)[ids != 0], atol=1e-5)
+    np.testing.assert_allclose(model.predict(ids, verbose=0)[ids != 0], numpy(expected)[ids != 0], atol=1e-4)
     stepped, _ = backbone.step(embedding(ids), backbone.init_cache(2, LENGTH))
     np.testing.assert_allclose(numpy(stepped)[ids != 0], numpy(expected)[ids != 0], atol=1e-4)
     # A second tensor among the arguments, beside which Keras fills in no mask.

@@ -45,6 +45,38 @@ def test_loss_gradients_dropout_and_statistics_are_those_without(how):
         np.testing.assert_allclose(b, a, atol=2e-6, rtol=1e-5)
 
 
+class OnDicts(keras_jamba.JambaBackbone):
+    """Takes its call arguments as one dict, as `fit` passes it."""
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        pass
+
+    def call(self, inputs, training=None):
+        return super().call(**inputs, training=training)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_training_with_masks_documents_resets_and_states_is_as_without(how):
+    rng = np.random.default_rng(2)
+    features, y = rng.standard_normal((2, 2, 6, 8)).astype("float32")
+    results = []
+    for checkpointing in (False, True):
+        keras.utils.set_random_seed(0)
+        sizes = dict(d_model=8, num_layers=3, mamba_ratio=2, num_experts=4, num_heads=2)
+        model = OnDicts(**sizes, gradient_checkpointing=checkpointing)
+        model.compile(keras.optimizers.SGD(0.1), "mse", **how)
+        model.build((None, None, 8))
+        state = keras_jamba.JambaBackbone.call(model, -features, return_state=True)[1]
+        given = dict(features=features, initial_state=numpy(state))
+        given["padding_mask"] = np.arange(6) >= np.array([[0], [2]])
+        given["segment_ids"] = np.array([[0, 0, 1, 1, 1, 1]] * 2, "int32")
+        given["reset_mask"] = np.arange(6)[None] == np.array([[4], [3]])
+        losses = [model.train_on_batch(given, y) for _ in range(2)]
+        results.append((losses, numpy([v.value for v in model.variables])))
+    for a, b in zip(*map(keras.tree.flatten, results), strict=True):
+        np.testing.assert_allclose(b, a, atol=2e-6, rtol=1e-5)
+
+
 @pytest.fixture
 def backbone():
     keras.utils.set_random_seed(1)
