@@ -82,6 +82,8 @@ def _cache_axes(shape, name, x):
     """As XLA lays it: rows over the batch's axis, heads or channels over the model's, where that divides them."""
     if name == "document":
         return ()
+    if name in ("length", "start") and x.shape[0] % (shape[0] * shape[1]) == 0:
+        return [(BATCH, MODEL)]
     axes = [BATCH] + [None] * (len(x.shape) - 1)
     if name in SPLIT_AXES and x.shape[SPLIT_AXES[name]] % shape[1] == 0:
         axes[SPLIT_AXES[name]] = MODEL

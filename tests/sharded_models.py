@@ -129,7 +129,7 @@ def check_a_batch_that_cannot_be_shared():
     """Is refused, and the model keeps its weights."""
     with distribution((4, 2)).scope():
         model, x, y = image_model()
-        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         before = model.predict(x, verbose=0)
         for call in (model.predict, lambda x, **given: model.evaluate(x, y[: len(x)], **given)):
             try:

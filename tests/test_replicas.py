@@ -1,5 +1,6 @@
 """The replicas of the quality benchmark are what `Recipe.fit` trains."""
 
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,16 @@ TINY = dict(num_classes=3, image_shape=(6, 6, 1), downsample=2, d_model=8, num_l
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="replicas are for JAX")
-def test_replicas_end_with_the_weights_of_as_many_fits():
+def test_replicas_end_with_the_weights_of_as_many_fits(monkeypatch):
     import replicas
+
+    # With Adam's usual epsilon the step for a gradient close to 0 depends on how sums are rounded.
+    monkeypatch.setattr(recipes, "optimizer", functools.partial(recipes.optimizer, epsilon=1e-3))
 
     make = lambda: keras_jamba.DHCJamba(**TINY, moe_frequency=0, dropout=0.1, drop_path=0.2)  # noqa: E731
     rng = np.random.default_rng(0)
     data = [(rng.random((24, 6, 6, 1), "float32"), rng.integers(0, 3, 24)) for _ in range(2)]
     recipe = replace(recipes.DIGITS, epochs=2, batch_size=6)
-    # Seeds for which no gradient is close to 0: there a step of Adam depends on how sums are rounded.
     _, weights = replicas.train(make, recipe, data, seeds=[3, 5])
     for seed, pair, replica in zip((3, 5), data, weights, strict=True):
         keras.utils.set_random_seed(seed)

@@ -4,6 +4,8 @@
 carry), hence a loop of our own.
 """
 
+import threading
+
 import keras
 import tensorflow as tf
 
@@ -93,6 +95,10 @@ def inference(function, variables):
     return _traced(function)
 
 
+# Threads that want the same program trace it once. A traced function may call another.
+_tracing = threading.RLock()
+
+
 def _traced(function, jit_compile=None):
     # One for each kind of arguments: TensorFlow warns where one function is traced for many shapes.
     traced = {}
@@ -102,8 +108,10 @@ def _traced(function, jit_compile=None):
         leaves = tf.nest.flatten(args)
         kind = tuple((tuple(x.shape), x.dtype) for x in leaves), str(tf.nest.map_structure(lambda _: 0, args))
         if kind not in traced:
-            graph = tf.function(function, autograph=False, jit_compile=jit_compile)
-            traced[kind] = graph.get_concrete_function(*args)
+            with _tracing:
+                if kind not in traced:
+                    graph = tf.function(function, autograph=False, jit_compile=jit_compile)
+                    traced[kind] = graph.get_concrete_function(*args)
         return traced[kind](*args)
 
     return run

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import zlib
 
 import numpy as np
@@ -19,6 +20,8 @@ from keras_jamba.ops import _checks
 
 # Of so many kinds of samplers and stop tokens the programs are kept.
 _PROGRAMS = 8
+# Of `_decoders`, which threads share. No model holds a lock: a copy or a pickle could not take it along.
+_lock = threading.Lock()
 _ARGUMENTS = (
     *("max_length", "max_new_tokens", "stop_token_ids", "strip_prompt", "sampler", "stop_strings"),
     *("prefill_chunk_size", "state", "assistant"),
@@ -197,6 +200,10 @@ class Generation:
 
     def _decoder(self, sampler, stops, assistant=None):
         """A decoder; those made before are kept with what was compiled for them."""
+        with _lock:
+            return self._kept_decoder(sampler, stops, assistant)
+
+    def _kept_decoder(self, sampler, stops, assistant):
         # What `enable_lora` or `quantize` changed is another program.
         variables = tuple(map(id, self.weights))
         made = self.__dict__.setdefault("_decoders", {})

@@ -193,7 +193,6 @@ def test_keras_masks_of_an_embedding_arrive(backbone, call):
     model = keras.Model(tokens, backbone(embedding(tokens)))
     expected = backbone(embedding(ids), padding_mask=ids != 0)
     np.testing.assert_allclose(numpy(model(ids))[ids != 0], numpy(expected)[ids != 0], atol=1e-5)
-    np.testing.assert_allclose(model.predict(ids, verbose=0)[ids != 0], numpy(expected)[ids != 0], atol=1e-4)
     stepped, _ = backbone.step(embedding(ids), backbone.init_cache(2, LENGTH))
     np.testing.assert_allclose(numpy(stepped)[ids != 0], numpy(expected)[ids != 0], atol=1e-4)
     # A second tensor among the arguments, beside which Keras fills in no mask.
@@ -201,8 +200,11 @@ def test_keras_masks_of_an_embedding_arrive(backbone, call):
     np.testing.assert_allclose(
         numpy(backbone(embedding(ids), segment_ids=zeros))[ids != 0], numpy(expected)[ids != 0], atol=1e-4
     )
+    documents = keras.Input((None,), dtype="int32")
+    model = keras.Model([tokens, documents], backbone(embedding(tokens), segment_ids=documents))
+    np.testing.assert_allclose(model.predict([ids, zeros], verbose=0)[ids != 0], numpy(expected)[ids != 0], atol=1e-4)
     alone = call(embedding(ids[:1, 3:]))
-    np.testing.assert_allclose(numpy(model(ids))[0, 3:], numpy(alone)[0], atol=1e-4)
+    np.testing.assert_allclose(numpy(model([ids, zeros]))[0, 3:], numpy(alone)[0], atol=1e-4)
 
 
 def test_states_keep_their_dtypes_under_mixed_precision(features):

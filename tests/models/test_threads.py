@@ -1,0 +1,58 @@
+"""Threads that generate, stream and predict with one model get what each gets alone."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+
+import keras_jamba
+
+THREADS, REQUESTS = 16, 20
+SIZES = dict(vocab_size=31, d_model=8, num_layers=2, mamba_ratio=1, moe_frequency=0, num_heads=2, d_ff=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    model = keras_jamba.JambaCausalLM(**SIZES)
+    model.build((None, None))
+    return model
+
+
+def requests():
+    """Tuples of hashable arguments of `run`; several lengths, for which programs are made while others run."""
+    rng = np.random.default_rng(0)
+    prompts = [tuple(rng.integers(1, 31, n).tolist()) for n in (3, 12, 60)]
+    return [(kind, prompt) for kind in ("generate", "sample", "stream", "predict") for prompt in prompts]
+
+
+def run(model, kind, prompt):
+    prompt = list(prompt)
+    if kind == "generate":
+        return model.generate(prompt, max_new_tokens=5)
+    if kind == "sample":
+        return model.generate([prompt, prompt[:2]], max_new_tokens=5, sampler=keras_jamba.Sampler(seed=3))[0]
+    if kind == "stream":
+        return np.array(list(model.stream(prompt, max_new_tokens=5)))
+    return model.predict(np.array([prompt]), verbose=0)
+
+
+def test_generate_stream_and_predict_give_in_threads_what_each_gives_alone(model):
+    alone = copy.deepcopy(model)
+    expected = {request: run(alone, *request) for request in requests()}
+    together = threading.Barrier(THREADS)
+
+    def work(thread):
+        order = np.random.default_rng(thread).permutation(len(expected))
+        mine = [list(expected)[i] for i in np.resize(order, REQUESTS)]
+        together.wait()
+        return [(request, run(model, *request)) for request in mine]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = [pair for pairs in pool.map(work, range(THREADS)) for pair in pairs]
+    assert len(found) == THREADS * REQUESTS and {request for request, _ in found} == set(expected)
+    for request, result in found:
+        np.testing.assert_allclose(result, expected[request], rtol=1e-4, atol=1e-5, err_msg=str(request))
