@@ -47,6 +47,8 @@ operations are launched one by one.
 
 `may_log()`: whether a message can be logged where it is called.
 
+`traced_by_example()`: whether TorchScript traces what is called, as `torch.onnx` does, and keeps the sizes it sees.
+
 `native(kernel, portable)`: a kernel of `keras_jamba._native` as a differentiable `(tensors, options) -> outputs`
 on tensors, any of which may be None; `portable` is the same function in operations of Keras.
 
@@ -299,6 +301,7 @@ elif _BACKEND == "torch":
         split,
         start_trace,
         sum_over_replicas,
+        traced_by_example,
         why_not_grouped,
         why_not_here,
         why_not_native,
@@ -343,6 +346,9 @@ else:
         return step
 
     def goes_straight(layer, x):
+        return False
+
+    def traced_by_example():
         return False
 
 

@@ -143,6 +143,10 @@ def why_not_native(shape):
     return None
 
 
+def traced_by_example():
+    return torch.jit.is_tracing()
+
+
 def may_log():
     # A line of the log would break the graph in two.
     return not torch.compiler.is_compiling()

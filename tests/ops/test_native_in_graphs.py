@@ -6,6 +6,7 @@ import pytest
 from checks import numpy
 from keras import ops
 
+import keras_jamba
 from keras_jamba.ops import causal_depthwise_conv, selective_scan
 
 BACKEND = keras.backend.backend()
@@ -134,3 +135,45 @@ def test_what_tensorflow_exports_is_without_the_library(tmp_path):
     loaded = tf.saved_model.load(tmp_path / "model")
     assert "PyFunc" not in str(loaded.signatures["serve"].graph.as_graph_def())
     np.testing.assert_allclose(loaded.serve(x), convolve_and_scan(x), rtol=1e-4, atol=1e-4)
+
+
+@on["torch"]
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*")
+def test_a_torchscript_trace_keeps_the_state_or_is_refused():
+    """torch.onnx traces with TorchScript."""
+    import torch
+
+    def scan(x, implementation=None):
+        return selective_scan(x, x, A, x[..., :4], x[..., 4:8], delta_softplus=True, implementation=implementation)
+
+    x = draw(3, 9, 12)
+    traced = torch.jit.trace(scan, draw(1, 9, 12), check_trace=False)
+    np.testing.assert_allclose(traced(x), scan(x, "reference"), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="Received: implementation='portable'.*loses the state"):
+        torch.jit.trace(lambda x: scan(x, "portable"), x)
+    for implementation in (None, "associative", "reference"):
+        with pytest.raises(ValueError, match="fix the length with keras.Input"):
+            torch.jit.trace(lambda x, name=implementation: scan(x, name), draw(1, 1, 12))
+
+
+@on["torch"]
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras_jamba.layers.AttentionLayer(8, num_heads=2, use_rope=False),
+        lambda: keras_jamba.layers.AttentionLayer(8, num_heads=2, use_rope=False, attention_window=3),
+        lambda: keras_jamba.layers.GatedConvLayer(8),
+        lambda: keras_jamba.layers.GatedConvLayer(8, bidirectional=True),
+    ],
+)
+def test_other_mixers_traced_at_one_token_are_right_for_more_or_refused(layer):
+    import torch
+
+    layer, x = layer(), draw(2, 7, 8)
+    expected = numpy(layer(x))
+    try:
+        traced = torch.jit.trace(layer, draw(1, 1, 8), check_trace=False)
+    except (ValueError, RuntimeError):
+        return
+    np.testing.assert_allclose(numpy(traced(x)), expected, atol=1e-5)

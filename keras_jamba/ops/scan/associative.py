@@ -8,13 +8,13 @@ float32 on the default device whatever it got on PyTorch and fails in `fit` on T
 
 from keras import ops
 
-from keras_jamba.ops.scan._around import around, decay
+from keras_jamba.ops.scan._around import around, decay, why_not_traced
 
 
 def why_not(call):
     if call.length is None:
         return "the tree is laid out when it is traced and needs a static length"
-    return None
+    return why_not_traced(call)
 
 
 def _recurrence(u, delta, A, B, C, state, reset):

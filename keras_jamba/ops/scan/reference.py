@@ -6,13 +6,13 @@ Euler's rule for B.
 
 from keras import ops
 
-from keras_jamba.ops.scan._around import around, decay
+from keras_jamba.ops.scan._around import around, decay, why_not_traced
 
 
 def why_not(call):
     if call.length is None:
         return "it is a Python loop over the tokens and needs a static length"
-    return None
+    return why_not_traced(call)
 
 
 def _recurrence(u, delta, A, B, C, state, reset):

@@ -28,7 +28,7 @@ def why_not(call):
         return "it needs sizes that are known"
     if call.states > kernels.MOST_STATES:
         return f"it holds {kernels.MOST_STATES} states a channel at most"
-    return _backend.why_not_here() or _backend.why_not_native(call.shape)
+    return portable.why_not(call) or _backend.why_not_here() or _backend.why_not_native(call.shape)
 
 
 def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):
