@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checks import once
-from mistakes import MISTAKES, NAN, RIGHT, Subjects, table
+from mistakes import MISTAKES, NAN, RIGHT, table
+from mistakes.subjects import Subjects
 
 PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
 # Rule, what was received, remedy. Keras writes more around an error that a layer raises.
@@ -46,4 +47,4 @@ def test_no_mistake_is_silent(mistake, subjects):
 @once
 def test_there_are_sixty_and_the_documentation_lists_them():
     assert len(MISTAKES) >= 60
-    assert PAGE.read_text().endswith(table()), "Run `python tests/mistakes.py`."
+    assert PAGE.read_text().endswith(table()), "Run `python -m mistakes` in tests."

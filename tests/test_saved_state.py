@@ -6,168 +6,25 @@ import pickle
 import keras
 import numpy as np
 import pytest
-from checks import numpy, once
+from checks import once
 from keras import ops
+from saved_state import (
+    BACKEND,
+    MODELS,
+    WITH_WEIGHTS,
+    check_comes_back,
+    check_same,
+    compilation,
+    frozen,
+    image_classifier,
+    language_model,
+    state,
+    ways_of,
+)
 
 import keras_jamba
 from keras_jamba import layers
 from keras_jamba.tokenizers import ByteTokenizer
-
-TINY = dict(d_model=8, num_layers=2, mamba_ratio=1, num_experts=2, num_experts_per_token=1, d_ff=6, num_heads=2)
-TINY |= dict(d_state=4, dt_rank=1)
-BACKEND = keras.backend.backend()
-RNG = np.random.default_rng(0)
-IDS = RNG.integers(0, 64, (2, 6)).astype("int32")
-IMAGES = RNG.integers(0, 256, (2, 8, 8, 1)).astype("uint8")
-FEATURES = RNG.standard_normal((2, 6, 8)).astype("float32")
-CLASSES = np.array([0, 1])
-LOGITS_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-CATEGORIES = dict(pixel_range=(0, 255), class_names=("cat", "dog", "owl"))
-
-
-# Models, examples and how to compile: {kind: (make, x, y, loss)}.
-
-
-def language_model(**given):
-    return keras_jamba.JambaCausalLM(vocab_size=259, **TINY | given)
-
-
-def backbone(**given):
-    return keras_jamba.JambaBackbone(**TINY | given)
-
-
-def text_classifier(**given):
-    return keras_jamba.JambaClassifier(vocab_size=259, num_classes=3, **TINY | given)
-
-
-def image_classifier(**given):
-    return keras_jamba.DHCJamba(3, (8, 8, 1), **TINY | CATEGORIES | given)
-
-
-MODELS = {
-    "language model": (language_model, IDS, np.roll(IDS, -1, 1), "auto"),
-    "backbone": (backbone, FEATURES, FEATURES[:, ::-1], "mse"),
-    "classifier of texts": (text_classifier, IDS, CLASSES, "auto"),
-    "classifier of images": (image_classifier, IMAGES, CLASSES, LOGITS_LOSS),
-}
-
-
-def saved(model, folder):
-    model.save(folder / "model.keras")
-    return keras.models.load_model(folder / "model.keras")
-
-
-WITH_WEIGHTS = {
-    "keras": saved,
-    "pickle": lambda model, folder: pickle.loads(pickle.dumps(model)),
-    "deepcopy": lambda model, folder: copy.deepcopy(model),
-}
-WAYS = WITH_WEIGHTS | {
-    "clone": lambda model, folder: keras.models.clone_model(model),
-    "config": lambda model, folder: type(model).from_config(model.get_config()),
-}
-
-
-def ways_of(model):
-    """Keras makes a plain functional model of the clone of a functional one."""
-    functional = isinstance(model, keras_jamba.DHCJamba)
-    return {name: way for name, way in WAYS.items() if not (functional and name == "clone")}
-
-
-# What there is to compare
-
-
-def frozen(model):
-    """What is trained, layer by layer and variable by variable."""
-    found = [(each.name, each.trainable) for each in model._flatten_layers()]
-    # Weights in few bits stand before statistics or behind them.
-    return found + sorted((v.path, v.trainable) for v in model.weights)
-
-
-def description(model):
-    """All that can be read off without running it."""
-    inner = list(model._flatten_layers())
-    return {
-        "class": type(model),
-        "config": without_numbers(model.get_config()),
-        "frozen": frozen(model),
-        "trained": [v.path for v in model.trainable_variables],
-        "policies": [each.dtype_policy.name for each in inner],
-        "dtypes": [(each.compute_dtype, each.variable_dtype) for each in inner],
-        "stored": {v.path: (v.dtype, tuple(v.shape)) for v in model.weights},
-        "bits": [each.quantization_mode for each in inner],
-        "adapters": [(each.lora_rank, each.lora_alpha) for each in inner if hasattr(each, "lora_rank")],
-        "attributes": {name: getattr(model, name, None) for name in ("pixel_range", "class_names", "block_pattern")},
-    }
-
-
-def without_numbers(config):
-    """A config without the numbers by which Keras finds shared objects in a file."""
-    if not isinstance(config, dict):
-        return config
-    return {name: without_numbers(x) for name, x in config.items() if name != "shared_object_id"}
-
-
-def files(model):
-    """What of a text model lies in files of their own."""
-    tokenizer = getattr(model, "tokenizer", None)
-    return {
-        "tokenizer": None if tokenizer is None else (type(tokenizer), vars(tokenizer)),
-        "generation_config": getattr(model, "generation_config", None),
-    }
-
-
-def compilation(model):
-    """All that `compile` decides, and the optimizer with its slots."""
-    if not model.compiled:
-        return {"compiled": False, "optimizer": model.optimizer, "sampler": plain(getattr(model, "sampler", None))}
-    optimizer = model.optimizer
-    return {
-        "config": model.get_compile_config(),
-        "optimizer": (type(optimizer), optimizer.get_config(), len(optimizer.variables)),
-        "jit_compile": model.jit_compile,
-        "run_eagerly": model.run_eagerly,
-        "steps_per_execution": model.steps_per_execution,
-        "metrics": model.metrics_names,
-        "own metrics": [metric.name for metric in model.metrics],
-        "loss": plain(model.loss),
-        "sampler": plain(getattr(model, "sampler", None)),
-    }
-
-
-def plain(x):
-    return x if x is None or isinstance(x, (str, float)) else keras.saving.serialize_keras_object(x)
-
-
-def state(model):
-    """Values: weights, random states, and the slots of the optimizer."""
-    weights = {v.path: v for v in model.weights}
-    # Keras numbers the others by what else the process has made. Without dropout nothing is drawn.
-    draws = model.get_config()["dropout"] or model.get_config()["drop_path"]
-    seeds = [v for v in model.variables if v.path not in weights and draws]
-    slots = model.optimizer.variables if model.optimizer is not None else []
-    found = weights | dict(enumerate((*seeds, *slots)))
-    return {name: numpy(v.value) for name, v in found.items()}
-
-
-def check_same(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(actual[name], value, err_msg=name)
-
-
-def check_comes_back(model, tmp_path):
-    expected, beside = (description(model), files(model)), compilation(model)
-    for name, way in ways_of(model).items():
-        again = way(model, tmp_path)
-        assert description(again) == expected[0], name
-        if name in WITH_WEIGHTS:
-            assert files(again) == expected[1], name
-            check_same(state(again), state(model))
-        if name != "config":
-            found = compilation(again)
-            assert {kind: x for kind, x in found.items() if beside[kind] != x} == {}, name
-
 
 # How a model is changed before
 
@@ -372,144 +229,6 @@ def test_the_next_step_of_training_is_that_of_the_model_before(kind, tmp_path):
     if kind == "language model":
         assert again.generate("ab", max_new_tokens=4) == model.generate("ab", max_new_tokens=4)
         again.merge_lora()
-
-
-# Layers in models of one's own
-
-
-class Mixer(keras.layers.Layer):
-    """Somebody's own mixer, with layers that have names by Keras."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.first, self.second = keras.layers.Dense(8), keras.layers.Dense(8)
-
-    def build(self, shape):
-        self.first.build(shape)
-        self.second.build(shape)
-
-    def call(self, x):
-        return self.second(self.first(x))
-
-
-keras.saving.register_keras_serializable("tests")(Mixer)
-GRID, SEQUENCE = (4, 4, 8), (5, 8)
-LAYERS = {
-    "MambaLayer": (lambda: layers.MambaLayer(8, d_state=4, mixer_rms_norm=True), SEQUENCE, ["ssm"]),
-    "GatedConvLayer": (lambda: layers.GatedConvLayer(8, bidirectional=True), SEQUENCE, ["backward_conv"]),
-    "AttentionLayer": (lambda: layers.AttentionLayer(8, 2), SEQUENCE, ["k_proj", "v_proj"]),
-    "FeedForward": (lambda: layers.FeedForward(8), SEQUENCE, ["up_proj"]),
-    "MoELayer": (lambda: layers.MoELayer(8, 2, d_ff=4), SEQUENCE, ["router"]),
-    "JambaBlock": (
-        lambda: layers.JambaBlock(layers.MambaLayer(8), layers.FeedForward(8)),
-        SEQUENCE,
-        ["mixer/in_proj", "mixer_norm"],
-    ),
-    "JambaBlock of a mixer of one's own": (lambda: layers.JambaBlock(Mixer(), None), SEQUENCE, ["mixer/second"]),
-    "SpatialEncoder": (lambda: layers.SpatialEncoder(8), GRID, ["norms"]),
-    "PatchEncoder": (lambda: layers.PatchEncoder(8), GRID, ["projection"]),
-    "FrameTokens": (lambda: layers.FrameTokens(8), (2, *GRID), ["projection"]),
-    "SequencePooling": (lambda: layers.SequencePooling(), SEQUENCE, ["score"]),
-    "JambaBackbone": (backbone, SEQUENCE, ["blocks/mixer"]),
-    "DHCJamba": (lambda: image_classifier(pixel_range=None), (8, 8, 1), ["encoder", "backbone/final_norm"]),
-}
-
-
-def by_type(layer):
-    """What is trained, without the names and paths that depend on what else was built."""
-    found = []
-    for each in layer._flatten_layers():
-        own = each._trainable_variables + each._non_trainable_variables
-        found.append((type(each).__name__, each.trainable, sorted((v.name, v.trainable) for v in own)))
-    return found
-
-
-def inner(layer, path):
-    """The layers at a path of attributes, of which a list is its first."""
-    for name in path.split("/"):
-        layer = getattr(layer, name)
-        layer = layer[0] if isinstance(layer, (list, tuple)) else layer
-    return layer
-
-
-def within_functional(layer, shape):
-    inputs = keras.Input(shape)
-    return keras.Model(inputs, layer(inputs))
-
-
-KINDS = {
-    "functional": within_functional,
-    "sequential": lambda layer, shape: keras.Sequential([keras.Input(shape), layer]),
-}
-
-
-@once
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", LAYERS)
-def test_what_is_frozen_in_a_layer_of_a_model_of_ones_own_stays_so(name, kind, tmp_path):
-    make, shape, paths = LAYERS[name]
-    layer = make()
-    model = KINDS[kind](layer, shape)
-    count = len(model.trainable_variables)
-    for path in paths:
-        inner(layer, path).trainable = False
-    # One variable more, of a layer that is not frozen.
-    others = [v for v in model.trainable_variables if not any(v is w for p in paths for w in inner(layer, p).weights)]
-    for variable in others[-1:]:
-        variable.trainable = False
-    assert len(model.trainable_variables) < count
-    for way in (*WITH_WEIGHTS.values(), WAYS["clone"]):
-        assert by_type(way(model, tmp_path).layers[-1]) == by_type(layer)
-
-
-@once
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_that_is_frozen_as_a_whole_stays_so(name, tmp_path):
-    make, shape, _ = LAYERS[name]
-    layer = make()
-    model = within_functional(layer, shape)
-    layer.trainable = False
-    assert model.trainable_variables == []
-    for way in (*WITH_WEIGHTS.values(), WAYS["clone"]):
-        again = way(model, tmp_path)
-        assert (again.trainable_variables, by_type(again.layers[-1])) == ([], by_type(layer))
-
-
-def test_what_is_frozen_by_the_constructor_is_not_trained():
-    layer = layers.MambaLayer(8, trainable=False)
-    model = within_functional(layer, SEQUENCE)
-    assert model.trainable_variables == [] and not layer.in_proj.trainable
-    layer.trainable = True
-    assert len(model.trainable_variables) == len(layer.weights)
-
-
-def test_configs_say_nothing_where_nothing_is_frozen_and_old_ones_load():
-    model = backbone()
-    assert not {"trainable_state", "adapters", "sampler", "compiled_on"} & set(model.get_config())
-    config = layers.MambaLayer(8).get_config()
-    assert "trainable_state" not in config
-    # What Keras stored of a layer that was frozen as a whole.
-    again = layers.MambaLayer.from_config(config | {"trainable": False})
-    assert within_functional(again, SEQUENCE).trainable_variables == []
-
-
-def test_what_is_thawed_before_it_is_built_stays_so():
-    layer = layers.MambaLayer(8)
-    layer.build((None, *SEQUENCE))
-    layer.in_proj.trainable = False
-    again = layers.MambaLayer.from_config(layer.get_config())
-    assert again.get_config() == layer.get_config()
-    again.trainable = False  # TensorFlow passes over a value that an attribute has already
-    again.trainable = True
-    again.build((None, *SEQUENCE))
-    assert len(again.trainable_variables) == len(again.weights)
-
-
-@once
-def test_a_state_of_another_layer_is_named():
-    config = layers.MambaLayer(8).get_config() | {"trainable_state": {"layers": {"q_proj": False}}}
-    with pytest.raises(ValueError, match="must name layers and variables of"):
-        layers.MambaLayer.from_config(config).build((None, *SEQUENCE))
 
 
 # What cannot be saved

@@ -1,0 +1,8 @@
+"""Writes the table of docs/mistakes.md."""
+
+from pathlib import Path
+
+from mistakes import table
+
+page = Path(__file__).parent.parent.parent / "docs" / "mistakes.md"
+page.write_text(page.read_text().split("| entry point")[0] + table())
