@@ -141,6 +141,19 @@ def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
     assert README[: README.index("```python")].count("\n") < 25
 
 
+@once
+def test_the_quick_start_evaluates_what_it_has_trained(tmp_path):
+    """One epoch over 898 images; before batch norm began with the first batch, `evaluate` was at chance."""
+    block = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL).group(1)
+    block = block.replace("model.fit(", "history = model.fit(")
+    check = """
+accuracy = model.evaluate(x[:898], y[:898], return_dict=True)["accuracy"]
+assert accuracy > history.history["accuracy"][-1] - 0.1, (accuracy, history.history)
+"""
+    (tmp_path / "quick_start.py").write_text(block + check, encoding="utf-8")
+    python("quick_start.py", cwd=tmp_path)
+
+
 MILLIONS = {"small": 0.8, "medium": 2.0, "large": 8.5}
 
 

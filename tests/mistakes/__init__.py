@@ -1,6 +1,6 @@
 """Mistakes that users make, by the entry point that meets them, and what comes of each.
 
-`python -m mistakes` in this folder's parent writes the table of docs/mistakes.md.
+`python -m mistakes` in `tests` writes the table of docs/mistakes.md.
 """
 
 from mistakes.images import IMAGES
