@@ -1,9 +1,10 @@
 """From a folder of pictures to a saved model that takes bytes and answers with names.
 
-    python examples/photo_folder.py [--folder PICTURES] [--output runs/photo_folder] [--smoke]
+    python examples/photo_folder.py [--folder PICTURES] [--size H W] [--epochs N] [--output runs/photo_folder] [--smoke]
 
 PICTURES holds one folder of pictures per class. Without it the script writes scikit-learn's handwritten digits as PNG
 files, and one file that is no picture. The saved model takes integers from 0 to 255, as cameras and files give them.
+Pictures become grey and are stretched to H x W pixels, 8 x 8 by default. OUTPUT must not hold a model yet.
 """
 
 import argparse
@@ -40,12 +41,15 @@ def main():
         "--smoke", action="store_true", help="a quarter of the pictures, once, to see that all of it runs"
     )
     args = parser.parse_args()
+    if (args.output / "model").exists():
+        parser.error(f"--output must be a folder without a model. Received: {args.output}. Pass another folder.")
     keras.utils.set_random_seed(0)
     folder = args.folder or write_digits(args.output / "pictures")
     given = dict(image_size=tuple(args.size), channels=1, batch_size=32, skip_unreadable=True)
     train = ImageFolder(folder, **given, split=(0, 0.2 if args.smoke else 0.8))
     test = ImageFolder(folder, **given, split=(0.8, 1), shuffle=False, drop_last=False)
-    print(f"{len(train.class_names)} classes; left out {len(train.unreadable) + len(test.unreadable)} unreadable file")
+    unreadable = [*train.unreadable, *test.unreadable]
+    print(f"{len(train.class_names)} classes; left out {len(unreadable)} unreadable file(s)")
 
     # The sizes of a preset, with random weights. Labels are numbers of the folder's classes, so their names go along.
     given = dict(num_classes=len(train.class_names), class_names=train.class_names, image_shape=(*args.size, 1))

@@ -64,7 +64,7 @@ def check_labels(labels, loss, logits_shape, weights=None):
     Raises:
         ValueError: for labels of another shape or dtype, and for numbers that are no classes.
     """
-    loss, labels = _only(loss), _only(labels)
+    loss, labels, weights = _only(loss), _only(labels), _only(weights)
     if isinstance(labels, (list, tuple)) and labels and np.isscalar(labels[0]):
         labels = np.asarray(labels)
     if loss is None or not hasattr(labels, "shape"):
@@ -102,8 +102,8 @@ def _check_class_numbers(labels, loss, shape, logits_shape, weights):
         return
     numeric = values.dtype.kind in "iubf" or values.dtype.name == "bfloat16"
     wrong = ~_are_classes(values, count, getattr(loss, "ignore_class", None)) if numeric else np.ones(shape, bool)
-    if weights is not None:
-        wrong &= ops.convert_to_numpy(weights) != 0
+    if weights is not None and np.size(weights) == wrong.size:
+        wrong &= np.reshape(ops.convert_to_numpy(weights), wrong.shape) != 0
     if wrong.any():
         size = "num_classes" if len(logits_shape) == 2 else "vocab_size"
         received = f"labels of dtype {values.dtype}"

@@ -62,7 +62,7 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
         pixel_range: the values of the pixels: `(0, 1)`; `(0, 255)`, integers or floats, which the model divides by 255;
             or None, floats whose values are not checked.
         class_names: names of the classes, a sequence of `num_classes` distinct strings; or None. `fit` takes them from
-            a `training.ImageFolder`.
+            data with an attribute `class_names`, such as `training.ImageFolder`.
         **backbone: any argument of `JambaBackbone`, d_model, num_layers, direction and mixer among them.
 
     Call arguments:
@@ -173,7 +173,7 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
         """Raises a ValueError for a batch of images, and labels, that the model and its loss do not take."""
         self.check_images(x)
         if y is not None:
-            check_labels(y, self.loss, (x.shape[0], self._config["num_classes"]))
+            check_labels(y, self.loss, (x.shape[0], self._config["num_classes"]), sample_weight)
 
     def _check_images(self, images, values=True, frame=False):
         """Checks shape and dtype of images, or of one frame of clips, and where they can be read the values."""

@@ -130,7 +130,7 @@ TEXT = [
         lambda s: keras_jamba.JambaCausalLM(11, **SIZES).compile("adam", "sparse_categorical_crossentropy"),
     ),
     Mistake(
-        "compile",
+        "fit",
         "training in pure float16",
         "float16",
         lambda s: fit(s.compiled_in("float16"), IDS, IDS),

@@ -145,6 +145,9 @@ def test_classes_that_the_loss_ignores_and_targets_without_weight_do_not_make_it
     sure = np.array([0, 1, 2, 0, 1, 0])
     weighted = model_of().evaluate(IMAGES, sure, sample_weight=kept, verbose=0)
     np.testing.assert_allclose(weighted, expected * 5 / 6, rtol=1e-5)
+    for weights in (kept, kept[:, None]):
+        wrong = model_of().evaluate(IMAGES, labels, sample_weight=weights, verbose=0)
+        np.testing.assert_allclose(wrong, weighted, rtol=1e-5)
 
 
 def test_images_without_labels_are_refused():
