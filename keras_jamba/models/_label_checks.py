@@ -150,6 +150,8 @@ def _with_zeros(labels, where):
 
 
 def _any_weighted(wrong, sample_weight):
+    if sample_weight is not None and len(sample_weight.shape) == len(wrong.shape) + 1 and sample_weight.shape[-1] == 1:
+        sample_weight = ops.squeeze(sample_weight, axis=-1)
     if sample_weight is not None and tuple(sample_weight.shape) == tuple(wrong.shape):
         wrong = ops.logical_and(wrong, ops.not_equal(sample_weight, 0))
     return ops.any(wrong)
