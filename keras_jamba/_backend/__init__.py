@@ -137,6 +137,8 @@ other threads read these; it needs `_this_loop()`, the innermost loop of this th
 `Loop(kind)`: a context around a loop of such a model, with attributes `kind`, a method of `keras.Model`, and `looked`
 and `begun`, both False to begin with, for whoever makes it.
 
+`reading(variables)`: a context with tensors or variables that have their values, while a loop of another thread trains.
+
 `on_host(x)`: a tensor as a NumPy array, whichever processes have parts of it; all of them call it.
 
 `why_whole(model)`: None, or why weights that something was to split are whole all the same.
@@ -175,7 +177,7 @@ trains_without_data = _BACKEND == "tensorflow"
 if _BACKEND == "jax":
     from keras.ops import rms_normalization as rms_norm
 
-    from keras_jamba._backend.loops_on_jax import Loop, TrainerLoops
+    from keras_jamba._backend.loops_on_jax import Loop, TrainerLoops, reading
     from keras_jamba._backend.on_jax import (
         compiled,
         compiles,
@@ -317,7 +319,7 @@ else:
 
 
 if _BACKEND != "jax":
-    from keras_jamba._backend.loops import Loop
+    from keras_jamba._backend.loops import Loop, reading
     from keras_jamba._backend.unsplit import (
         assign_pieces,
         gathered,

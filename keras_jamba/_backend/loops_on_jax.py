@@ -53,7 +53,8 @@ class Loop:
             name: list(model.optimizer.variables if name.startswith("optimizer") else getattr(model, name))
             for name in names
         }
-        flat = [variable for variables in self.variables.values() for variable in variables]
+        flat = self._flat_variables()
+        self.__dict__.pop("_ids", None)
         self._reading.close()
         values = iter(self._reading.enter_context(reading(flat)))
         self.given = {name: [next(values) for _ in variables] for name, variables in self.variables.items()}
@@ -68,7 +69,7 @@ class Loop:
         with _lock:
             if _readers:
                 state = jax.tree.map(jax.numpy.copy, state)
-            self.state = dict(zip(self.variables, state, strict=True))
+            self.state = self.given = dict(zip(self.variables, state, strict=True))
             for variable in self._flat_variables():
                 variable._value = None
             _training.append(self)

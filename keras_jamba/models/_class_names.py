@@ -76,10 +76,12 @@ class ClassNames:
         names = getattr(data, "class_names", None)
         if names is None:
             return
+        if self.class_names is None and (not adopt or len(names) != self._config["num_classes"]):
+            return  # two classes may have one output, and a model may have outputs for classes of other data
         names = checked_class_names(names, self._config["num_classes"])
-        if self.class_names is None and adopt:
+        if self.class_names is None:
             self.class_names = names
-        elif self.class_names is not None and names != self.class_names:
+        elif names != self.class_names:
             i = next(i for i, (a, b) in enumerate(zip(names, self.class_names, strict=True)) if a != b)
             raise ValueError(
                 "The data must have the class_names of the model, in the same order. Received: class "

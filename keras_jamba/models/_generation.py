@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.converters.checkpoints import STATISTICS
 from keras_jamba.generation import generation_config
 from keras_jamba.generation.beams import BeamDecoder
@@ -227,11 +228,12 @@ class Generation:
         """Tells this model with its weights from others, on every backend alike."""
         config = {k: v for k, v in self.constructor_arguments().items() if k != "transformers_config"}
         found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for variable in sorted(self.weights, key=lambda variable: variable.path):
-            if variable.path.rsplit("/", 1)[-1] in STATISTICS:
-                continue
-            x = np.ascontiguousarray(ops.convert_to_numpy(variable), "float32")
-            found.update(f"{x.shape}{zlib.crc32(x)}".encode())
+        variables = sorted(self.weights, key=lambda variable: variable.path)
+        variables = [v for v in variables if v.path.rsplit("/", 1)[-1] not in STATISTICS]
+        with _backend.reading(variables) as values:
+            for value in values:
+                x = np.ascontiguousarray(ops.convert_to_numpy(value), "float32")
+                found.update(f"{x.shape}{zlib.crc32(x)}".encode())
         return found.hexdigest()
 
 

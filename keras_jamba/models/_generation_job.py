@@ -45,7 +45,7 @@ class Job:
                 f"{list(self.stop_strings)} and a BeamSampler. Pass stop_token_ids, or another sampler."
             )
         if assistant is not None:
-            check_assistant(assistant, self.sampler, model.get_config()["vocab_size"])
+            check_assistant(assistant, self.sampler, model._config["vocab_size"])
         self.assistant, self.decoder = assistant, model._decoder(self.sampler, self.stops, assistant)
         self.state = state
         if state is not None:

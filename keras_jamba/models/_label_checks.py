@@ -16,6 +16,12 @@ _FUNCTIONS = {
     _losses.binary_focal_crossentropy: _losses.BinaryFocalCrossentropy,
 }
 _SHORT = ("crossentropy", "ce")
+# Of probabilities too, without from_logits.
+_DIVERGENCES = (_losses.kl_divergence, _losses.dice, _losses.tversky, _losses.categorical_generalized_cross_entropy)
+_DIVERGENCE_CLASSES = (
+    *(_losses.KLDivergence, _losses.Dice, _losses.Tversky, _losses.CategoricalGeneralizedCrossEntropy),
+    keras.metrics.KLDivergence,
+)
 # Labels of another shape than the logits.
 _OTHER_LABELS = (_losses.CTC, _losses.Circle, _losses.ctc, _losses.circle)
 
@@ -35,6 +41,7 @@ class LogitsLoss:
         _check_logits("loss", loss)
         _check_logits("metrics", metrics)
         _check_logits("weighted_metrics", weighted_metrics)
+        _check_thresholds([metrics, weighted_metrics], self._config.get("num_classes"))
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -102,8 +109,9 @@ def _check_class_numbers(labels, loss, shape, logits_shape, weights):
         return
     numeric = values.dtype.kind in "iubf" or values.dtype.name == "bfloat16"
     wrong = ~_are_classes(values, count, getattr(loss, "ignore_class", None)) if numeric else np.ones(shape, bool)
-    if weights is not None and np.size(weights) == wrong.size:
-        wrong &= np.reshape(ops.convert_to_numpy(weights), wrong.shape) != 0
+    weights = None if weights is None else ops.convert_to_numpy(weights)
+    if weights is not None and weights.size == wrong.size:
+        wrong &= np.reshape(weights, wrong.shape) != 0
     if wrong.any():
         size = "num_classes" if len(logits_shape) == 2 else "vocab_size"
         received = f"labels of dtype {values.dtype}"
@@ -150,8 +158,13 @@ def _with_zeros(labels, where):
 
 
 def _any_weighted(wrong, sample_weight):
-    if sample_weight is not None and len(sample_weight.shape) == len(wrong.shape) + 1 and sample_weight.shape[-1] == 1:
-        sample_weight = ops.squeeze(sample_weight, axis=-1)
+    if sample_weight is not None:
+        # One of the two may have an axis of one at the end.
+        more = len(sample_weight.shape) - len(wrong.shape)
+        sample_weight = (
+            ops.squeeze(sample_weight, axis=-1) if more == 1 and sample_weight.shape[-1] == 1 else sample_weight
+        )
+        wrong = ops.squeeze(wrong, axis=-1) if more == -1 and wrong.shape[-1] == 1 else wrong
     if sample_weight is not None and tuple(sample_weight.shape) == tuple(wrong.shape):
         wrong = ops.logical_and(wrong, ops.not_equal(sample_weight, 0))
     return ops.any(wrong)
@@ -180,12 +193,28 @@ def _of_probabilities(argument, each):
             each = (keras.losses if argument == "loss" else keras.metrics).get(each)
         except ValueError:
             return None  # Keras names it when it is used; "accuracy" depends on the labels.
-    if each == _losses.kl_divergence or isinstance(each, (_losses.KLDivergence, keras.metrics.KLDivergence)):
+    if each in _DIVERGENCES or isinstance(each, _DIVERGENCE_CLASSES):
         return "CategoricalCrossentropy"
     # AUC names it otherwise.
     if False in (getattr(each, "from_logits", None), getattr(each, "_from_logits", None)):
         return type(each).__name__
     return _FUNCTIONS[each].__name__ if callable(each) and each in _FUNCTIONS else None
+
+
+def _check_thresholds(metrics, num_classes):
+    """Metrics that compare with a probability of one half are wrong by as much for logits, whose threshold is 0."""
+    for each in keras.tree.flatten(metrics):
+        name = each.lower() if isinstance(each, str) else type(each).__name__
+        half = name in ("binary_accuracy", "precision", "recall") or name in ("accuracy", "acc") and num_classes == 1
+        half |= isinstance(each, keras.metrics.BinaryAccuracy) and each.threshold == 0.5
+        if isinstance(each, (keras.metrics.Precision, keras.metrics.Recall)):
+            half |= each.init_thresholds is None and each.top_k is None
+        if half:
+            raise ValueError(
+                "metrics must have the threshold 0 of logits: the outputs of this model are not probabilities. "
+                f"Received: {name!r} with the threshold 0.5. Pass keras.metrics.BinaryAccuracy(threshold=0.0), or "
+                "keras.metrics.Precision(thresholds=0.0) and keras.metrics.Recall(thresholds=0.0)."
+            )
 
 
 def _only(structure):

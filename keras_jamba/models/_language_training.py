@@ -105,7 +105,7 @@ class LanguageTraining:
         super().check_batch(x, y, sample_weight)
         if y is None or not hasattr(y, "shape"):
             return
-        vocab_size = self.get_config()["vocab_size"]
+        vocab_size = self._config["vocab_size"]
         check_labels(y, self.loss, (*y.shape[:2], vocab_size), weights=token_weights(x, y, sample_weight))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -135,7 +135,7 @@ class LanguageTraining:
                 "sample_weight belongs to targets. Received: sample_weight, and no y. Pass inputs and targets, "
                 "tokens[:, :-1] and tokens[:, 1:], or tell padding by padding_mask."
             )
-        check_ids(found[0]["token_ids"], found[1], found[2], self.get_config()["vocab_size"])
+        check_ids(found[0]["token_ids"], found[1], found[2], self._config["vocab_size"])
         return found
 
 

@@ -22,7 +22,7 @@ def rows_of(model, x, sequence_length, adds_eos):
 
     Texts end with the tokenizer's eos where `adds_eos`.
     """
-    config = model.get_config()
+    config = model._config
     prompts = prompts_of(x if isinstance(x, np.ndarray) else list(x), model.tokenizer, 0, config["vocab_size"])
     rows = [prompts.row(i) for i in range(len(prompts.token_ids))]
     eos = getattr(model.tokenizer, "eos_token_id", None)

@@ -49,6 +49,9 @@ class TrainerHooks(_backend.TrainerLoops):
     @contextlib.contextmanager
     def _loop(self, kind):
         thread, loop = self._thread, _backend.Loop(kind)
+        if thread.loops:
+            # A callback that evaluates: the loop around it has the newest values.
+            thread.loops[-1].sync()
         thread.loops.append(loop)
         try:
             with self._alone(kind), loop:
@@ -168,23 +171,26 @@ class TrainerHooks(_backend.TrainerLoops):
     def make_train_function(self, force=False):
         self._check_is_split()
         check_trainable_dtypes(self)
-        if self.train_function is None or force:
-            super().make_train_function(force)
-            self.train_function = self._watched(_backend.captured(self, self.train_function))
+        with self._thread.shared[0]:
+            if self.train_function is None or force:
+                super().make_train_function(force)
+                self.train_function = self._watched(_backend.captured(self, self.train_function))
         return self.train_function
 
     def make_test_function(self, force=False):
         self._check_is_split()
-        if self.test_function is None or force:
-            super().make_test_function(force)
-            self.test_function = self._watched(self.test_function)
+        with self._thread.shared[0]:
+            if self.test_function is None or force:
+                super().make_test_function(force)
+                self.test_function = self._watched(self.test_function)
         return self.test_function
 
     def make_predict_function(self, force=False):
         self._check_is_split()
-        if self.predict_function is None or force:
-            super().make_predict_function(force)
-            self.predict_function = self._watched(self.predict_function)
+        with self._thread.shared[0]:
+            if self.predict_function is None or force:
+                super().make_predict_function(force)
+                self.predict_function = self._watched(self.predict_function)
         return self.predict_function
 
     def _check_is_split(self):

@@ -256,6 +256,7 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
 
     def _begun(self, reset_mask, tokens, readout):
         """The reset mask of a frame's tokens `(b, t)`, and the readout's state, empty in rows that begin anew."""
+        reset_mask = ops.convert_to_tensor(reset_mask)
         _checks.check_shapes({"tokens": tokens, "reset_mask": reset_mask}, {"tokens": "btd", "reset_mask": "b"})
         rows = ops.cast(reset_mask, "bool")
         batch, count, width = tokens.shape

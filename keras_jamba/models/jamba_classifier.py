@@ -80,7 +80,7 @@ class JambaClassifier(TextModel):
         """Raises a ValueError for inputs and labels that the model and its loss do not take."""
         super().check_batch(x, y, sample_weight)
         if y is not None and hasattr(y, "shape"):
-            check_labels(y, self.loss, (y.shape[0], self._config["num_classes"]))
+            check_labels(y, self.loss, (y.shape[0], self._config["num_classes"]), sample_weight)
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
         """Keras' own, with defaults: Adam at 2e-5, cross-entropy of logits, accuracy."""

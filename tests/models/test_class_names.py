@@ -145,3 +145,11 @@ def test_a_folder_with_other_classes_is_refused(tmp_path):
             run(fewer)
     model.class_names = other.class_names
     model.fit(other, verbose=0)
+
+
+def test_two_classes_of_one_output_have_no_names(tmp_path):
+    data = folder_of(tmp_path, ("cat", "dog"))
+    model = model_of(num_classes=1)
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit(data, verbose=0)
+    assert model.class_names is None

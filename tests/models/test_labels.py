@@ -17,9 +17,9 @@ SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 DENSE = keras.losses.CategoricalCrossentropy(from_logits=True)
 
 
-def model_of(loss=SPARSE, **options):
+def model_of(loss=SPARSE, num_classes=3, **options):
     keras.utils.set_random_seed(0)
-    model = keras_jamba.DHCJamba(**TINY)
+    model = keras_jamba.DHCJamba(**TINY | dict(num_classes=num_classes))
     model.compile("sgd", loss, **options)
     return model
 
@@ -145,9 +145,29 @@ def test_classes_that_the_loss_ignores_and_targets_without_weight_do_not_make_it
     sure = np.array([0, 1, 2, 0, 1, 0])
     weighted = model_of().evaluate(IMAGES, sure, sample_weight=kept, verbose=0)
     np.testing.assert_allclose(weighted, expected * 5 / 6, rtol=1e-5)
-    for weights in (kept, kept[:, None]):
-        wrong = model_of().evaluate(IMAGES, labels, sample_weight=weights, verbose=0)
+    for of_labels, of_weights in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        given = labels.reshape((6, 1)[:of_labels]), kept.reshape((6, 1)[:of_weights])
+        wrong = model_of().evaluate(IMAGES, given[0], sample_weight=given[1], verbose=0)
         np.testing.assert_allclose(wrong, weighted, rtol=1e-5)
+
+
+@once
+@pytest.mark.parametrize(
+    "metric", ["accuracy", "binary_accuracy", keras.metrics.BinaryAccuracy(), keras.metrics.Recall()], ids=str
+)
+def test_a_metric_with_the_threshold_of_probabilities_is_refused_for_one_logit(metric):
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match=r"threshold 0 of logits.*Received: .*threshold=0\.0"):
+        model_of(loss, num_classes=1, metrics=[metric])
+    right = [keras.metrics.BinaryAccuracy(threshold=0.0), keras.metrics.Recall(thresholds=0.0)]
+    model_of(loss, num_classes=1, metrics=right).evaluate(IMAGES, LABELS > 0, verbose=0)
+
+
+@once
+@pytest.mark.parametrize("loss", [keras.losses.Dice(), keras.losses.Tversky(), "dice"], ids=str)
+def test_losses_of_probabilities_without_from_logits_are_refused(loss):
+    with pytest.raises(ValueError, match="loss must take logits.*Received"):
+        model_of(loss)
 
 
 def test_images_without_labels_are_refused():

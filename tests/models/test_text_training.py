@@ -234,6 +234,39 @@ def test_ids_out_of_the_vocabulary_are_named_before_training(ids):
         language().fit(ids, verbose=0)
 
 
+def test_targets_that_padding_or_a_weight_of_0_leaves_out_may_hold_any_number():
+    ids = np.array([[5, 6, 7, 8, 9], [3, 4, 5, 6, 0]])
+    x, y = ids[:, :-1], ids[:, 1:].copy()
+    kept = np.array([[True] * 4, [True, True, True, False]])
+    wrong = y.copy()
+    wrong[1, 3] = -100
+    for inputs, weights in (({"token_ids": x, "padding_mask": kept}, None), (x, kept.astype("float32"))):
+        found, expected = (
+            language().evaluate(inputs, targets, sample_weight=weights, verbose=0)[0] for targets in (wrong, y)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_model_with_a_sampler_that_cannot_be_saved_is_trained():
+    class Second:
+        temperature = 1.0
+
+        def get_next_token(self, probabilities):
+            return keras.ops.top_k(probabilities, 2)[1][:, 1]
+
+    model = language()
+    model.compile("sgd", sampler=Second())
+    assert np.isfinite(model.train_on_batch(np.array([ROWS[0]])[:, :-1], np.array([ROWS[0]])[:, 1:])[0])
+
+
+def test_a_classifier_takes_any_label_of_a_row_without_weight():
+    model = keras_jamba.JambaClassifier(vocab_size=19, num_classes=3, **TINY | dict(num_layers=1))
+    model.compile("sgd")
+    x, kept = np.array([[1, 2], [3, 4]]), np.array([1.0, 0.0])
+    found = model.evaluate(x, np.array([1, -1]), sample_weight=kept, verbose=0)[0]
+    np.testing.assert_allclose(found, model.evaluate(x, np.array([1, 0]), sample_weight=kept, verbose=0)[0], rtol=1e-6)
+
+
 def test_tensors_of_ids_train_as_arrays_do_and_weights_want_targets():
     ids = np.array([ROWS[0], ROWS[0][::-1]], "int32")
     losses = [language().fit(x, verbose=0).history["loss"] for x in (ids, keras.ops.convert_to_tensor(ids))]

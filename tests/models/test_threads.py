@@ -56,3 +56,29 @@ def test_generate_stream_and_predict_give_in_threads_what_each_gives_alone(model
     assert len(found) == THREADS * REQUESTS and {request for request, _ in found} == set(expected)
     for request, result in found:
         np.testing.assert_allclose(result, expected[request], rtol=1e-4, atol=1e-5, err_msg=str(request))
+
+
+def test_a_prompt_is_read_and_gone_on_from_while_another_thread_trains(model):
+    trained = copy.deepcopy(model)
+    trained.compile(keras.optimizers.SGD(0.0))
+    ids = np.arange(1, 25).reshape(4, 6)
+    begun, done = threading.Event(), threading.Event()
+
+    class Waits(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            begun.set()
+            assert done.wait(300)
+
+    def train():
+        trained.fit(ids[:, :-1], ids[:, 1:], batch_size=2, epochs=1, verbose=0, callbacks=[Waits()])
+
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train)
+        try:
+            assert begun.wait(300)
+            state = trained.prefill([1, 2, 3])
+            found = trained.generate([1, 2, 3, 4], max_new_tokens=3, state=state)
+        finally:
+            done.set()
+        training.result()
+    np.testing.assert_array_equal(found, model.generate([1, 2, 3, 4], max_new_tokens=3))

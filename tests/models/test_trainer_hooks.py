@@ -164,3 +164,20 @@ def test_a_refused_batch_leaves_weights_and_model_as_they_were(compiled):
         if not again:
             model.fit(X, Y, verbose=0)
             before = [ops.convert_to_numpy(v).copy() for v in model.weights]
+
+
+def test_an_evaluation_inside_of_fit_counts_its_own_batches_only():
+    """The callback closes over the model; `Callback.model` of Keras would fetch the values of fit first."""
+    keras.utils.set_random_seed(0)
+    model, found, expected = watched(metrics=["mae"]), [], []
+
+    class Evaluates(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            found.append(list(model.evaluate(10 + X, Y, batch_size=2, verbose=0, return_dict=True).values()))
+            copy = watched(metrics=["mae"])
+            copy.build(X.shape)
+            copy.set_weights(model.get_weights())
+            expected.append(list(copy.evaluate(10 + X, Y, batch_size=2, verbose=0, return_dict=True).values()))
+
+    model.fit(X, Y, batch_size=2, verbose=0, shuffle=False, callbacks=[Evaluates()])
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
