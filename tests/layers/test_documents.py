@@ -111,8 +111,6 @@ def test_two_directions_keep_documents_and_resets_apart(kind):
 
 
 def test_a_reset_among_tokens_that_are_taken_back_never_happened(case):
-    if not hasattr(case.layer, "rollback"):
-        pytest.skip("no rollback")
     features = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
     resets = np.isin(np.arange(LENGTH), [3, 6])[None].repeat(BATCH, axis=0)
 
