@@ -10,11 +10,13 @@ TEST_VENV := .venv
 DEMO_VENV := .venv-demo-$(BACKEND)
 INSTALL = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-all test-rest test-nightly lint clean
 
 help:
 	@echo "make demo [BACKEND=jax|tensorflow|torch] [ARGS=...]   train an image classifier and draw how it did"
-	@echo "make test                                             all tests, on all three backends"
+	@echo "make test                                             the tests of every change, on all three backends"
+	@echo "make test-all                                         all tests, on all three backends"
+	@echo "make test-nightly                                     what we use of private Keras, in keras-nightly"
 	@echo "make lint                                             ruff"
 	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
 
@@ -22,8 +24,23 @@ help:
 demo: $(DEMO_VENV)/installed
 	JAX_THREEFRY_PARTITIONABLE=0 KERAS_BACKEND=$(BACKEND) TF_CPP_MIN_LOG_LEVEL=2 $(DEMO_VENV)/bin/python examples/image_classification.py $(ARGS)
 
+RUN_TESTS = PYTHON=$(TEST_VENV)/bin/python bash tests/run_all.sh --durations=20
+
 test: $(TEST_VENV)/installed
-	PYTHON=$(TEST_VENV)/bin/python bash tests/run_all.sh
+	$(RUN_TESTS) -m "not full"
+
+test-all: $(TEST_VENV)/installed
+	$(RUN_TESTS)
+
+# What test-all runs and test does not.
+test-rest: $(TEST_VENV)/installed
+	$(RUN_TESTS) -m full
+
+test-nightly: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python $(INSTALL) --no-deps --upgrade --target build/keras-nightly keras-nightly
+	for backend in jax tensorflow torch; do \
+	  PYTHONPATH=build/keras-nightly KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=2 \
+	    $(TEST_VENV)/bin/python -m pytest -q -p no:cacheprovider tests/test_keras_internals.py || exit 1; done
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
