@@ -106,7 +106,7 @@ def main():
     results = {name: getattr(args, name) for name in ("preset", "downsample", "seed", "smoke")} | {
         "epochs": recipe.epochs,
         "batch size": recipe.batch_size,
-        "device": _backend.device_name(),
+        "device": _backend.device.device_name(),
         "parameters": model.count_params(),
         "training images": len(images),
         "test images": len(test_images),

@@ -150,7 +150,7 @@ def those_that_fit(steps):
             print(f"{name}: loss {step():.3f}", flush=True)
             fit[name] = step
         except Exception as error:
-            if not keras_jamba._backend.out_of_memory(error):
+            if not keras_jamba._backend.device.is_out_of_memory(error):
                 raise
             print(f"{name}: out of memory", flush=True)
     return fit
@@ -209,7 +209,7 @@ def main():
     if args.smoke:
         return
     results = {
-        "device": keras_jamba._backend.device_name(),
+        "device": keras_jamba._backend.device.device_name(),
         "scan": next(name for name, refused in keras_jamba.ops.implementations().items() if refused is None),
         "policy": POLICY,
         "batch": args.batch,

@@ -40,7 +40,7 @@ from keras_jamba.ops.experts._sorting import sorted_by_expert
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     raise SystemExit("The kernels run on JAX and PyTorch. Received: KERAS_BACKEND=tensorflow. Set it to jax or torch.")
-PLATFORM = _backend.platform()
+PLATFORM = _backend.tensors.platform()
 NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
 # Error allowed, as a share of the norm. Of float32 JAX multiplies only the first digits on a GPU.
 ALLOWED = {"float32": 2e-3, "bfloat16": 2e-2, "float16": 4e-3}
@@ -58,7 +58,7 @@ def forms(dtype, d, hidden, tokens):
     found = {name: form_of(name) for name, form in _TABLE.items() if name != "triton" and form.why_not(call) is None}
     if KERNELS:
         found["triton"] = with_products("triton")
-        if _backend.why_not_grouped(PLATFORM, dtype, (d, hidden)) is None:
+        if _backend.numerics.why_no_grouped_matmul(PLATFORM, dtype, (d, hidden)) is None:
             found["triton, library's products"] = with_products("library")
     return found
 
@@ -359,7 +359,7 @@ def main():
     print(
         "Between the products, ms:\n" + measure.table([{"part": k, "ms": v} for k, v in parts.items()], ["part", "ms"])
     )
-    results = {"device": _backend.device_name(), "backend": BACKEND, "tokens": tokens, "d": d, "hidden": hidden}
+    results = {"device": _backend.device.device_name(), "backend": BACKEND, "tokens": tokens, "d": d, "hidden": hidden}
     results |= {"experts": EXPERTS, "per token": PER_TOKEN, "skew": args.skew, "rounds": rounds, "errors": errors}
     results |= {"products": products, "mixtures": whole, "between, ms": parts}
     if args.tune and KERNELS:

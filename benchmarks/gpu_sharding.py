@@ -134,7 +134,7 @@ def main():
         return
     how = {"devices": count, "rows for each": args.batch, "length": args.length, "rounds": args.rounds}
     meshes = {name: list(way[0]) for name, way in ways(count).items()}
-    device = {"device": keras_jamba._backend.device_name(), "policy": gpu_lm.POLICY}
+    device = {"device": keras_jamba._backend.device.device_name(), "policy": gpu_lm.POLICY}
     measure.record("gpu_sharding", device | how | {"meshes": meshes, "differences": checked, "training": found})
 
 

@@ -72,7 +72,7 @@ def main():
             rows.append(row)
             print(row, flush=True)
     print(measure.table(rows, list(rows[0])))
-    earlier = earlier or {"device": keras_jamba._backend.device_name(), "measured on": measure.machine()}
+    earlier = earlier or {"device": keras_jamba._backend.device.device_name(), "measured on": measure.machine()}
     results = {name: earlier[name] for name in ("device", "measured on")}
     measure.record("memory_torch", results | {"policy": POLICY, "peaks": rows})
 

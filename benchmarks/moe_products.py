@@ -7,7 +7,8 @@ from keras_jamba._triton import grouped as kernels
 from keras_jamba.ops.experts._sorting import sorted_by_expert
 
 EXPERTS, PER_TOKEN = 8, 2
-KERNELS = _backend.why_not_triton() is None
+launcher = _backend.kernels.triton_launcher
+KERNELS = _backend.kernels.why_no_triton() is None
 
 
 def dense_products():
@@ -36,14 +37,14 @@ def dense_products():
 
 
 def library_products():
-    product = lambda a, x, bank, turned=False: _backend.grouped_product(a[x], a[bank], a["rows"][3], turned)  # noqa: E731
+    product = lambda a, x, bank, turned=False: _backend.numerics.grouped_matmul(a[x], a[bank], a["rows"][3], turned)  # noqa: E731
     return {
         "first layer": lambda a: (product(a, "sorted x", "up"), product(a, "sorted x", "gate")),
         "last layer": lambda a: product(a, "hidden", "down"),
         "to hidden": lambda a: product(a, "sorted dy", "down", True),
         "to tokens": lambda a: (product(a, "wide", "up", True), product(a, "opening", "gate", True)),
-        "up bank": lambda a: _backend.grouped_sum(a["sorted x"], a["wide"], a["rows"][3]),
-        "down bank": lambda a: _backend.grouped_sum(a["hidden"], a["sorted dy"], a["rows"][3]),
+        "up bank": lambda a: _backend.numerics.grouped_matmul_weight_grad(a["sorted x"], a["wide"], a["rows"][3]),
+        "down bank": lambda a: _backend.numerics.grouped_matmul_weight_grad(a["hidden"], a["sorted dy"], a["rows"][3]),
     }
 
 
@@ -52,14 +53,14 @@ def triton_products(tiles=None):
 
     def first(a, keep):
         _, source, _, counts = a["rows"]
-        return kernels.first_product(_backend.gpu(), a["x"], source, counts, a["up"], a["gate"], keep, tiles)
+        return kernels.first_product(launcher(), a["x"], source, counts, a["up"], a["gate"], keep, tiles)
 
     def product(a, x, bank, other=None, **given):
         counts = a["rows"][3]
-        return kernels.rows_product(_backend.gpu(), a[x], a[bank], counts, other, tiles=tiles, **given)
+        return kernels.rows_product(launcher(), a[x], a[bank], counts, other, tiles=tiles, **given)
 
     def bank(a, x, y, *sources):
-        return kernels.bank_gradient(_backend.gpu(), a[x], a[y], a["rows"][3], *sources, tiles=tiles)
+        return kernels.bank_gradient(launcher(), a[x], a[y], a["rows"][3], *sources, tiles=tiles)
 
     target = lambda a: a["rows"][0]  # noqa: E731
     source = lambda a: a["rows"][1]  # noqa: E731
@@ -93,11 +94,9 @@ def between():
     if not KERNELS:
         return found
     return found | {
-        "activation, Triton": lambda a: kernels.activation(_backend.gpu(), a["wide"], a["opening"]),
-        "its gradient, Triton": lambda a: kernels.activation_gradient(_backend.gpu(), *grad_mixture(a)),
-        "weighted sum, Triton": lambda a: kernels.combination(
-            _backend.gpu(), a["sorted x"], a["rows"][2], a["weights"]
-        ),
+        "activation, Triton": lambda a: kernels.activation(launcher(), a["wide"], a["opening"]),
+        "its gradient, Triton": lambda a: kernels.activation_gradient(launcher(), *grad_mixture(a)),
+        "weighted sum, Triton": lambda a: kernels.combination(launcher(), a["sorted x"], a["rows"][2], a["weights"]),
     }
 
 

@@ -45,7 +45,7 @@ class Store:
         return json.dumps(of) in self.records
 
     def add(self, of, **figures):
-        record = {"of": of, **figures, "on": f"{keras.backend.backend()}, {_backend.device_name()}"}
+        record = {"of": of, **figures, "on": f"{keras.backend.backend()}, {_backend.device.device_name()}"}
         self.records[json.dumps(of)] = record
         with self.file.open("a") as stream:
             stream.write(json.dumps(record) + "\n")

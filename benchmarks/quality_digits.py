@@ -75,7 +75,7 @@ def trained(make, recipe, data, seeds):
 
 
 def _on_gpu():
-    return _backend.platform() == "gpu" and keras.backend.backend() == "jax"
+    return _backend.tensors.platform() == "gpu" and keras.backend.backend() == "jax"
 
 
 def accuracy(model, images, labels):

@@ -376,12 +376,12 @@ def main():
         lines = [line for part in found.values() for line in summary(part)]
         columns = ["training", "epochs", "statistics", "seeds", "train", "test", "gap", "worst gap", "least above fit"]
         print(measure.table(lines, columns))
-        results = {"device": _backend.device_name(), "summary": lines, "trainings": found}
+        results = {"device": _backend.device.device_name(), "summary": lines, "trainings": found}
         measure.record(f"short_training_{backend}_{args.tier}", results)
     if "times" in args.parts:
         found = times(args)
         print(json.dumps(found, indent=1))
-        results = {"device": _backend.device_name(), "seconds per step of fit": found}
+        results = {"device": _backend.device.device_name(), "seconds per step of fit": found}
         measure.record(f"short_training_times_{backend}_{args.tier}", results)
 
 

@@ -74,7 +74,7 @@ def main():
         ends[policy]["to float32"] = f"{loss / ends['float32']['loss'] - 1:+.3%}"
         print(policy, ends[policy], flush=True)
     print(f"the chain's entropy: {floor:.4f}")
-    results = {"steps": args.steps, "entropy": floor, "device": keras_jamba._backend.device_name(), "ends": ends}
+    results = {"steps": args.steps, "entropy": floor, "device": keras_jamba._backend.device.device_name(), "ends": ends}
     measure.record(f"training_precision_{keras.backend.backend()}", results)
 
 

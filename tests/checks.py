@@ -9,6 +9,16 @@ from keras import ops
 once = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the same on every backend; runs on torch")
 
 
+def full(*backends):
+    """Marks a test that `make test-all` runs and `make test` leaves out: on these backends, or on all if none is named.
+
+    For kill and process tests, meshes, trained examples and live peers; and for what takes a backend more than a few
+    seconds to compile, where another backend runs the same test in `make test`.
+    """
+    here = not backends or keras.backend.backend() in backends
+    return pytest.mark.full if here else lambda function: function
+
+
 def numpy(tree):
     return keras.tree.map_structure(lambda x: ops.convert_to_numpy(ops.stop_gradient(x)), tree)
 

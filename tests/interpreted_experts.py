@@ -15,6 +15,7 @@ from keras_jamba.ops.experts import triton
 from keras_jamba.ops.experts._sorting import sorted_by_expert
 
 TILES = kernels.Tiles(16, 16, 16, 2, 4, 1)
+launcher = _backend.kernels.triton_launcher
 EXPERTS, TOKENS, PER_TOKEN = 5, 21, 2
 
 
@@ -94,17 +95,17 @@ def check_tiles(d, f):
     product = lambda a, bank, inner: np.einsum(inner, a, exact(bank)[expert])  # noqa: E731
     into, back = "rd,rdf->rf", "rf,rdf->rd"
     wide, opening = product(x, up, into), product(x, gate, into)
-    found = kernels.first_product(_backend.gpu(), tokens, rows.source, rows.counts, up, gate, keep=True, tiles=TILES)
+    found = kernels.first_product(launcher(), tokens, rows.source, rows.counts, up, gate, keep=True, tiles=TILES)
     for actual, expected in zip(found, (wide * opening / (1 + np.exp(-opening)), wide, opening), strict=True):
         close(actual, expected, "first_product")
     _, up_rows, gate_rows = found
-    y = kernels.rows_product(_backend.gpu(), up_rows, down, rows.counts, target=rows.order, scale=weights, tiles=TILES)
+    y = kernels.rows_product(launcher(), up_rows, down, rows.counts, target=rows.order, scale=weights, tiles=TILES)
     expected = np.empty((len(order), d))
     expected[order] = product(wide, down, "rf,rfd->rd") * exact(weights).reshape(-1)[order][:, None]
     close(y, expected, "rows_product")
-    both = kernels.rows_product(_backend.gpu(), up_rows, up, rows.counts, (gate_rows, gate), turned=True, tiles=TILES)
+    both = kernels.rows_product(launcher(), up_rows, up, rows.counts, (gate_rows, gate), turned=True, tiles=TILES)
     close(both, product(wide, up, back) + product(opening, gate, back), "rows_product, two, turned")
-    bank = kernels.bank_gradient(_backend.gpu(), tokens, gradient, rows.counts, rows.source, rows.source, tiles=TILES)
+    bank = kernels.bank_gradient(launcher(), tokens, gradient, rows.counts, rows.source, rows.source, tiles=TILES)
     expected = np.zeros((EXPERTS, d, d))
     np.add.at(expected, expert, x[:, :, None] * exact(gradient)[source][:, None])
     close(bank, expected, "bank_gradient")

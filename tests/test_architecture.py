@@ -16,23 +16,28 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # that a new part states its place here.
 MAY_IMPORT = {
     "_keras": {"_keras"},
+    "_keras_internals": {"_keras_internals"},
     "_signature": {"_signature"},
     "_native": {"_native", "_signature"},
     "_triton": {"_triton", "_signature"},
-    "_backend": {"_backend", "_native", "_triton"},
+    "_backend": {"_backend", "_native", "_triton", "_keras_internals"},
     "ops": {"ops", "_backend", "_native", "_triton"},
     "presets": {"presets"},
     "tokenizers": {"tokenizers"},
     "generation": {"generation", "ops", "_backend"},
     "converters": {"converters", "presets"},
-    "layers": {"layers", "ops", "_backend"},
-    "models": {"models", "layers", "ops", "presets", "converters", "tokenizers", "generation", "_backend"},
+    "layers": {"layers", "ops", "_backend", "_keras_internals"},
+    "models": {
+        *("models", "layers", "ops", "presets", "converters", "tokenizers", "generation"),
+        *("_backend", "_keras_internals"),
+    },
     "visualize": {"visualize", "models", "layers", "ops", "_backend"},
-    "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend"},
+    "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend", "_keras_internals"},
 }
-BACKENDS = {"jax", "jaxlib", "tensorflow", "torch"}
-# The parts where code may differ by backend.
-KNOWS_BACKEND = {"ops", "_backend"}
+# Which package of `_backend` may import a framework.
+FRAMEWORKS = {"jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "torch": "torch"}
+# A formula that is written in operations of PyTorch.
+FORMULAS = {"ops/scan/torch_chunks.py": "torch"}
 MAX_LINES = 400
 
 
@@ -89,10 +94,16 @@ def backwards_imports(tree, path):
     ]
 
 
+def framework_of(path):
+    """The framework that a file may import: that of its package in `_backend`, or of its formula."""
+    place = path.relative_to(PACKAGE)
+    if place.parts[0] == "_backend" and len(place.parts) == 3:
+        return place.parts[1]
+    return FORMULAS.get(place.as_posix())
+
+
 def backend_knowledge(tree, path):
-    """Imports of a backend, and the question which backend runs, under any alias of `keras`."""
-    if part_of(module_name(path)) in KNOWS_BACKEND:
-        return []
+    """Imports of a framework, and the question which backend runs, under any alias of `keras`."""
     found = []
     local = {}
     for node in ast.walk(tree):
@@ -105,8 +116,10 @@ def backend_knowledge(tree, path):
             for alias in node.names:
                 local[alias.asname or alias.name] = f"{node.module}.{alias.name}"
     for line, name in imports(tree, path):
-        if name.split(".")[0] in BACKENDS:
+        if (framework := FRAMEWORKS.get(name.split(".")[0])) and framework != framework_of(path):
             found.append(f"{line}: imports {name}")
+    if part_of(module_name(path)) == "_backend":
+        return found
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (name := dotted(node.func)):
             head, _, rest = name.partition(".")
@@ -131,7 +144,7 @@ def test_every_part_states_its_place():
     assert parts <= MAY_IMPORT.keys()
 
 
-def test_only_ops_and_backend_know_which_backend_runs():
+def test_only_a_backends_package_imports_its_framework_and_none_outside_asks_which_runs():
     assert broken(backend_knowledge) == []
 
 
@@ -145,10 +158,6 @@ def test_the_package_has_no_assert_statement():
 def test_every_file_is_under_400_lines():
     long = {p.name: n for p in FILES if (n := p.read_text(encoding="utf-8").count("\n")) >= MAX_LINES}
     assert long == {}
-
-
-def test_no_module_is_named_after_a_backend():
-    assert [p for p in PACKAGE.rglob("*") if p.stem in BACKENDS] == []
 
 
 def test_no_public_function_shares_its_modules_name():
@@ -174,7 +183,7 @@ def test_no_public_function_shares_its_modules_name():
         ("ops/scan/portable.py", "from ...layers import mamba"),
         ("layers/moe.py", "def f():\n    import keras_jamba.models.dhc_jamba"),
         ("presets.py", "from keras_jamba.models import DHCJamba"),
-        ("_backend/on_jax.py", "from keras_jamba import ops"),
+        ("_backend/jax/tensors.py", "from keras_jamba import ops"),
         ("layers/moe.py", "import keras_jamba"),
     ],
 )
@@ -183,17 +192,31 @@ def test_the_import_rule_sees_every_way_to_write_an_import(where, source):
 
 
 @pytest.mark.parametrize(
-    "source",
+    "where, source",
     [
-        "import torch.nn as nn",
-        "from jax import numpy",
-        "import keras\nkeras.backend.backend()",
-        "import keras as k\nk.config.backend()",
-        "from keras import backend\nbackend.backend()",
-        "from keras.config import backend as which\nwhich()",
+        ("layers/moe.py", "import torch.nn as nn"),
+        ("layers/moe.py", "from jax import numpy"),
+        ("layers/moe.py", "import keras\nkeras.backend.backend()"),
+        ("layers/moe.py", "import keras as k\nk.config.backend()"),
+        ("ops/rotary.py", "from keras import backend\nbackend.backend()"),
+        ("ops/rotary.py", "from keras.config import backend as which\nwhich()"),
+        ("ops/scan/torch_chunks.py", "import jax"),
+        ("_backend/__init__.py", "import torch"),
+        ("_backend/common/trainer.py", "import torch"),
+        ("_backend/jax/tensors.py", "import torch"),
     ],
 )
-def test_the_backend_rule_sees_every_way_to_ask(source):
-    tree = ast.parse(source)
-    assert backend_knowledge(tree, PACKAGE / "layers/moe.py")
-    assert backend_knowledge(tree, PACKAGE / "ops/rotary.py") == []
+def test_the_backend_rule_sees_every_way_to_ask(where, source):
+    assert backend_knowledge(ast.parse(source), PACKAGE / where)
+
+
+@pytest.mark.parametrize(
+    "where, source",
+    [
+        ("ops/scan/torch_chunks.py", "import torch"),
+        ("_backend/jax/_loops.py", "def f():\n    from jax import numpy"),
+        ("_backend/__init__.py", "import keras\nkeras.backend.backend()"),
+    ],
+)
+def test_the_backend_rule_lets_a_backends_package_know(where, source):
+    assert backend_knowledge(ast.parse(source), PACKAGE / where) == []

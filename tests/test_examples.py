@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from checks import once
+from checks import full, once
 
 import keras_jamba
 
@@ -32,6 +32,7 @@ def python(*arguments, cwd):
     return done.stdout
 
 
+@full()
 def test_image_classification_trains_and_draws(tmp_path):
     output = python(ROOT / "examples" / "image_classification.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     for name in ("DHCJamba", "SVC", "kNN-3"):
@@ -45,6 +46,7 @@ def test_image_classification_trains_and_draws(tmp_path):
     assert model.predict(np.zeros((2, 8, 8, 1), "float32"), verbose=0).shape == (2, 10)
 
 
+@full()
 @once
 def test_photo_folder_trains_and_answers_with_names(tmp_path):
     output = python(ROOT / "examples" / "photo_folder.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
@@ -55,6 +57,7 @@ def test_photo_folder_trains_and_answers_with_names(tmp_path):
     assert model.predict(np.zeros((2, 8, 8, 1), "uint8"), verbose=0).shape == (2, 10)
 
 
+@full()
 def test_video_classification_trains_streams_and_draws(tmp_path):
     arguments = ("--smoke", "--task", "order", "--output", tmp_path)
     output = python(ROOT / "examples" / "video_classification.py", *arguments, cwd=tmp_path)
@@ -66,6 +69,7 @@ def test_video_classification_trains_streams_and_draws(tmp_path):
     assert model.predict(np.zeros((2, 5, 12, 12, 1), "float32"), verbose=0).shape == (2, 6)
 
 
+@full()
 def test_text_generation_trains_compares_and_writes(tmp_path):
     output = python(ROOT / "examples" / "text_generation.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     for name in ("Jamba", "attention", "Mamba", "xz", "gzip", "xz, behind the training text"):
@@ -77,6 +81,7 @@ def test_text_generation_trains_compares_and_writes(tmp_path):
     assert model.generate("def ", max_new_tokens=2, strip_prompt=True) is not None
 
 
+@full()
 def test_fine_tuning_adapts_rounds_and_draws(tmp_path):
     output = python(ROOT / "examples" / "fine_tuning.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     assert "39,498 of 169,159 weights are trained" in output
@@ -92,6 +97,7 @@ def test_fine_tuning_adapts_rounds_and_draws(tmp_path):
     assert keras_jamba.DHCJamba.from_preset(tmp_path / "int8").get_config()["quantization"] == "int8"
 
 
+@full()
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="models are split on JAX")
 def test_a_training_on_several_devices_splits_learns_and_saves(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4")
@@ -102,6 +108,7 @@ def test_a_training_on_several_devices_splits_learns_and_saves(tmp_path, monkeyp
     assert list((tmp_path / "saves").glob("step_*")) and (tmp_path / "log.csv").exists()
 
 
+@full()
 def test_image_classification_reads_a_folder_of_images(tmp_path):
     from PIL import Image
 
@@ -129,6 +136,7 @@ def test_an_unknown_data_set_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@full()
 def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert blocks

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import once
+from checks import full, once
 from mistakes import MISTAKES, NAN, RIGHT, table
 from mistakes.subjects import Subjects
 
@@ -21,6 +21,7 @@ def subjects():
     return Subjects()
 
 
+@full("jax", "tensorflow")
 @pytest.mark.filterwarnings("ignore:.*ran out of data.*")  # Keras' warning before our error
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.entry}: {mistake.name}")
 def test_no_mistake_is_silent(mistake, subjects):

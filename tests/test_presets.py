@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from checks import numpy
+from checks import full, numpy
 
 import keras_jamba
 from keras_jamba import presets
@@ -41,6 +41,7 @@ def test_a_preset_written_here_is_the_same_preset(tmp_path):
     assert written["weights"]["variables"] == original["weights"]["variables"]
 
 
+@full("jax", "tensorflow")
 def test_a_preset_of_a_trained_model_holds_its_weights_and_not_its_optimizer(tmp_path):
     model = keras_jamba.DHCJamba(**TINY)
     model.save_to_preset(tmp_path / "new")
@@ -64,6 +65,7 @@ def test_overrides_that_change_no_weight_keep_the_weights():
     assert np.abs(first - second).max() > 0
 
 
+@full("jax")
 def test_loading_leaves_the_random_numbers_as_the_caller_seeded_them():
     def drawn(seed):
         keras.utils.set_random_seed(seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from checks import numpy
+from checks import full, numpy
 
 import keras_jamba
 from keras_jamba.training import recipes
@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 TINY = dict(num_classes=3, image_shape=(6, 6, 1), downsample=2, d_model=8, num_layers=2, mamba_ratio=1, num_heads=2)
 
 
+@full()
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="replicas are for JAX")
 def test_replicas_end_with_the_weights_of_as_many_fits(monkeypatch):
     import replicas

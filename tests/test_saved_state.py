@@ -6,7 +6,7 @@ import pickle
 import keras
 import numpy as np
 import pytest
-from checks import once
+from checks import full, once
 from keras import ops
 from saved_state import (
     BACKEND,
@@ -139,6 +139,7 @@ def compiled(kind, **given):
     return model
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize(
     ("kind", "given"),
     [
@@ -159,6 +160,7 @@ def test_a_compiled_model_comes_back_compiled_as_it_was(kind, given, tmp_path):
             assert {part: (x, expected[part]) for part, x in found.items() if x != expected[part]} == {}, name
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize(
     ("jit_compile", "compiled_on", "expected"),
     [("auto", None, "auto"), (True, BACKEND, True), (False, BACKEND, False)]
@@ -204,6 +206,7 @@ STEPS = {
 }
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("kind", STEPS)
 def test_the_next_step_of_training_is_that_of_the_model_before(kind, tmp_path):
     make, x, y, loss = MODELS[kind]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import keras
 import pytest
+from checks import full
 
 
+@full()
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
 def test_a_device_holds_as_many_bytes_as_the_benchmark_counts():
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

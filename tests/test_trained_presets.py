@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from checks import close, numpy, whole
+from checks import close, full, numpy, whole
 from sklearn.datasets import load_digits
 
 import keras_jamba
@@ -24,6 +24,7 @@ def right(model, inputs, labels):
     return 100 * (model.predict(inputs, batch_size=500, verbose=0).argmax(-1) == labels).mean()
 
 
+@full("jax")
 def test_digits_of_writers_it_has_not_seen_are_read():
     model = keras_jamba.DHCJamba.from_preset("digits")
     images, labels = digits()
@@ -31,6 +32,7 @@ def test_digits_of_writers_it_has_not_seen_are_read():
     assert right(model, images[898:], labels[898:]) >= 98.5
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("name, least", [("direction", 99.5), ("order", 99.0), ("match", 97.0)])
 def test_clips_are_understood(name, least):
     model = keras_jamba.DHCJamba.from_preset(f"video_{name}")
@@ -38,6 +40,7 @@ def test_clips_are_understood(name, least):
     assert right(model, clips, labels) >= least
 
 
+@full("jax", "tensorflow")
 def test_a_stream_ends_with_the_logits_of_the_clip_and_over_a_longer_wait_with_the_right_answer():
     model = keras_jamba.DHCJamba.from_preset("video_match")
     clips, labels = TASKS["match"].clips("test", 500, seed=7, frames=64)
@@ -48,6 +51,7 @@ def test_a_stream_ends_with_the_logits_of_the_clip_and_over_a_longer_wait_with_t
     close(logits, numpy(whole(model)(clips[:4])), absolute=1e-4)
 
 
+@full("jax")
 def test_another_number_of_classes_keeps_the_body_and_begins_the_head_anew(caplog):
     trained = keras_jamba.DHCJamba.from_preset("digits")
     other = keras_jamba.DHCJamba.from_preset("digits", num_classes=3)
@@ -60,6 +64,7 @@ def test_another_number_of_classes_keeps_the_body_and_begins_the_head_anew(caplo
         keras_jamba.DHCJamba.from_preset("digits", num_classes=3, d_model=32)
 
 
+@full("jax", "tensorflow")
 def test_a_frozen_body_stays_as_it_is_while_a_new_head_learns():
     model = keras_jamba.DHCJamba.from_preset("digits", num_classes=2, dropout=0.0, drop_path=0.0)
     model.encoder.trainable = model.backbone.trainable = False
@@ -74,6 +79,7 @@ def test_a_frozen_body_stays_as_it_is_while_a_new_head_learns():
     assert right(model, images[898:], labels[898:] % 2) >= 95
 
 
+@full("jax", "tensorflow")
 def test_the_body_reads_images_of_other_sizes():
     images, labels = digits()
     model = keras_jamba.DHCJamba.from_preset("digits", image_shape=(None, None, 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import close, gradients, numpy
+from checks import close, full, gradients, numpy
 from keras import ops
 
 import keras_jamba
@@ -43,6 +43,7 @@ def softmax(logits):
     return odds / odds.sum(axis=-1, keepdims=True)
 
 
+@full("jax", "tensorflow")
 def test_saliency_is_the_slope_of_the_logit():
     model = model_of(moe_frequency=0)
     maps = visualize.saliency(model, IMAGES, classes=[2, 0, 1], batch_size=2)
@@ -54,12 +55,14 @@ def test_saliency_is_the_slope_of_the_logit():
         close(maps[:, *pixel], np.abs(slopes[range(3), [2, 0, 1]]), relative=0.02, absolute=3e-3)
 
 
+@full("jax", "tensorflow")
 def test_the_class_is_the_predicted_one_unless_it_is_given():
     model = model_of(stem="patchify", mamba_ratio=None)
     predicted = numpy(model(IMAGES)).argmax(-1)
     close(visualize.saliency(model, IMAGES), visualize.saliency(model, IMAGES, predicted))
 
 
+@full("jax")
 def test_smoothing_is_the_mean_of_gradients_at_noisy_copies():
     model = model_of(stem="patchify", image_shape=(6, 6, 3), moe_frequency=0, pixel_range=None)
     (image,) = some_images(model, 1)
@@ -70,6 +73,7 @@ def test_smoothing_is_the_mean_of_gradients_at_noisy_copies():
     close(smooth[0], np.abs(slopes.mean(axis=0)).sum(-1), absolute=1e-5)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("score", ["probability", "logit"])
 def test_occlusion_is_the_mean_fall_over_the_windows_that_hold_a_pixel(score):
     model = model_of()
@@ -88,6 +92,7 @@ def test_occlusion_is_the_mean_fall_over_the_windows_that_hold_a_pixel(score):
     close(maps, total / count, relative=1e-3, absolute=1e-5)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("tokens", ["frames", "grid+frames"])
 def test_of_clips_one_frame_is_filled_at_a_time_a_window_or_all_of_it(tokens):
     model = model_of(**KINDS[tokens])
@@ -105,6 +110,7 @@ def test_of_clips_one_frame_is_filled_at_a_time_a_window_or_all_of_it(tokens):
             close(found, (before - numpy(model(filled)))[range(2), classes], relative=1e-3, absolute=1e-5)
 
 
+@full("jax", "tensorflow")
 def test_a_token_by_itself_sees_its_patch_as_the_formula_says():
     model = model_of(stem="patchify", image_shape=(6, 6, 2), scan_order="snake", moe_frequency=0)
     for block in model.backbone.blocks:  # nothing is mixed: after the encoder there is a norm alone
@@ -128,6 +134,7 @@ def test_a_token_by_itself_sees_its_patch_as_the_formula_says():
     close(field, expected / expected.max(), relative=1e-2, absolute=1e-4)
 
 
+@full("jax", "tensorflow")
 def test_a_causal_token_sees_exactly_nothing_of_what_comes_later():
     images = IMAGES[:1]
     for direction in ("causal", "bidirectional"):
@@ -144,6 +151,7 @@ def test_a_causal_token_sees_exactly_nothing_of_what_comes_later():
     assert (field[2] == 0).all() and (field[:2].max(axis=(1, 2)) > 0).all()
 
 
+@full("jax", "tensorflow")
 def test_attention_maps_are_those_of_the_layers_own_inputs():
     model = model_of(num_layers=3, mamba_ratio=1, attention_offset=0, num_kv_heads=1)
     maps = visualize.attention_maps(model, IMAGES, batch_size=2)
@@ -159,6 +167,7 @@ def test_attention_maps_are_those_of_the_layers_own_inputs():
         assert (maps[name][..., ~np.tri(9, dtype=bool)] == 0).all()
 
 
+@full("jax")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 4])
 def test_attention_weights_times_values_are_what_the_layer_returns(causal, window):
@@ -187,6 +196,7 @@ def test_the_order_is_the_one_in_which_the_cells_are_read():
     assert visualize.token_order(model, some_images(model)).tolist() == [[0], [1], [2]]
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_picture_is_written_and_nothing_of_the_model_changes(kind, tmp_path):
     from PIL import Image
@@ -216,6 +226,7 @@ def test_every_picture_is_written_and_nothing_of_the_model_changes(kind, tmp_pat
     assert model.losses == []
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [

@@ -7,7 +7,7 @@ import tempfile
 import torch
 from triton.runtime import interpreter
 
-from keras_jamba._backend import triton_on_torch
+from keras_jamba._backend.torch import _triton
 from keras_jamba._triton import grouped, tuning
 
 
@@ -37,18 +37,18 @@ def on_an_unknown_device():
     seconds = iter(range(1000, 0, -1))
 
     def clock(specs, run):
-        arrays = {name: triton_on_torch._filled(*spec) for name, spec in specs.items()}
+        arrays = {name: _triton._filled(*spec) for name, spec in specs.items()}
         for names, of in grouped._NAMED.items():
             # The interpreter reads whatever lies behind an array.
             assert names not in arrays or arrays[names].max() < arrays[of].shape[0]
         run(arrays)
         return float(next(seconds))
 
-    before, triton_on_torch._device = triton_on_torch._device, lambda: (132, "unknown", False, clock)
+    before, _triton._device = _triton._device, lambda: (132, "unknown", False, clock)
     tuning._known.cache_clear()
     with tempfile.TemporaryDirectory() as home:
         os.environ["KERAS_HOME"] = home
         yield
         assert len(tuning._known()) > 0
     del os.environ["KERAS_HOME"]
-    triton_on_torch._device = before
+    _triton._device = before

@@ -1,7 +1,7 @@
 """The C library: where it lies, its kernels on arrays in memory, and why it cannot be used where it cannot.
 
 Knows addresses, shapes and dtypes, and no backend: whoever calls it owns the memory and keeps it alive meanwhile.
-`_backend.native` makes a function of the backend's tensors, with its gradient, of a kernel.
+`_backend.kernels.c_kernel_op` makes a function of the backend's tensors, with its gradient, of a kernel.
 """
 
 import ctypes

@@ -179,7 +179,7 @@ class DraftModel(Assistant):
         read = tuple(map(id, self.variables))
         if self._read != read:
             step = lambda inputs, cache: self.model.step(inputs, cache, logits_to_keep=1)  # noqa: E731
-            self._prefill, self._read = _backend.inference(step, self.variables), read
+            self._prefill, self._read = _backend.compilation.jit_inference(step, self.variables), read
         cache = self.model.init_cache(len(token_ids), room)
         return {"cache": prefilled(self._prefill, token_ids, mask, cache, piece)[1]}
 
@@ -192,7 +192,7 @@ class DraftModel(Assistant):
 
         last = ops.take_along_axis(tokens, end[:, None] - 1, axis=1)
         # Once more than there are proposals: where all are right, the last of them has been seen too.
-        _, found = _backend.scan(turn, (last, state["cache"]), ops.arange(self.num_tokens + 1))
+        _, found = _backend.compilation.scan(turn, (last, state["cache"]), ops.arange(self.num_tokens + 1))
         # `(n + 1, b, 1, ...)` of steps in a row are `(b, n + 1, ...)` of one step.
         proposals, read = tree.map_structure(lambda x: ops.swapaxes(x[:, :, 0], 0, 1), found)
         return proposals[:, :-1], {name: {"cache": state["cache"][name], "tokens": x} for name, x in read.items()}

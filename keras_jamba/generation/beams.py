@@ -40,7 +40,7 @@ class BeamDecoder(Decoder):
         state = {name: ops.convert_to_tensor(x) for name, x in numbers.items()}
         state |= {"logits": wide(logits), "cache": tree.map_structure(wide, cache)}
         end = self._turns(ops.convert_to_tensor(True), state)
-        best, lengths = (_backend.on_host(end[name])[:, 0] for name in ("pool", "pool_lengths"))
+        best, lengths = (_backend.sharding.to_numpy(end[name])[:, 0] for name in ("pool", "pool_lengths"))
         yield [row[:length] for row, length in zip(best, lengths, strict=True)]
 
     def _turn(self, now):

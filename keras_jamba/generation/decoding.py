@@ -25,8 +25,8 @@ class Decoder:
 
     def __init__(self, step, variables, sampler, stop_token_ids, pad_token_id, prefill=None):
         self._sampler, self._stops, self._pad = sampler, tuple(stop_token_ids), pad_token_id
-        self._step, self._prefill = step, prefill or _backend.inference(step, variables)
-        self._turns = _backend.repeated(self._turn, variables)
+        self._step, self._prefill = step, prefill or _backend.compilation.jit_inference(step, variables)
+        self._turns = _backend.compilation.compiled_while_loop(self._turn, variables)
         self._run = self._from_outside if isinstance(sampler, ProbabilitySampler) else self._many
 
     # Places in a cache that it needs beyond those of prompts and new tokens.
@@ -47,7 +47,7 @@ class Decoder:
             at_a_time: how many are chosen before they are given.
         """
         state = self.begin(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
-        yield _backend.on_host(state["token"])[:, None]
+        yield _backend.sharding.to_numpy(state["token"])[:, None]
         for done in range(1, len(uniforms), at_a_time):
             tokens, state = self.run(state, uniforms[done : done + at_a_time])
             yield tokens
@@ -65,7 +65,7 @@ class Decoder:
         padded = np.zeros((room, uniforms.shape[1]), "float32")
         padded[:count] = uniforms
         tokens, state = self._run(state, padded, count)
-        return _backend.on_host(tokens)[:count].T, state
+        return _backend.sharding.to_numpy(tokens)[:count].T, state
 
     def _many(self, state, uniforms, count):
         """`(tokens (n, b), state)`; `uniforms` are `(n, b)`, of which `count` are used."""
@@ -87,10 +87,10 @@ class Decoder:
     def _from_outside(self, state, uniforms, count):
         tokens = np.full(uniforms.shape, self._pad, "int32")
         for turn in range(count):
-            if _backend.on_host(state["finished"]).all():
+            if _backend.sharding.to_numpy(state["finished"]).all():
                 break
             state = self._next(state, uniforms[turn], self._prefill)
-            tokens[turn] = _backend.on_host(state["token"])
+            tokens[turn] = _backend.sharding.to_numpy(state["token"])
         return tokens, state
 
     def _next(self, state, uniform, step):
@@ -122,7 +122,7 @@ class Decoder:
 
 def prefilled(step, token_ids, mask, cache, piece):
     """See `Decoder.prefill`, for any `step`."""
-    if _backend.compiles():
+    if _backend.compilation.has_jit():
         token_ids, mask = _rounded_up(token_ids, mask, piece)
     for begin in range(0, token_ids.shape[1], piece):
         here = slice(begin, begin + piece)

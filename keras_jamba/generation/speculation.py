@@ -31,7 +31,7 @@ class SpeculativeDecoder(Decoder):
         # Beyond what is kept, so many tokens are read.
         self.more_room = assistant.num_tokens + 1
         super().__init__(step, variables, sampler, stop_token_ids, pad_token_id, prefill)
-        self._turns = _backend.repeated(self._round, own)
+        self._turns = _backend.compilation.compiled_while_loop(self._round, own)
 
     def pieces(self, logits, cache, prompts, uniforms, limits, at_a_time, *, assistant, helper, room):
         """See `Decoder`; a piece may have more tokens than `at_a_time`.
@@ -41,13 +41,13 @@ class SpeculativeDecoder(Decoder):
         state = self._first(logits, cache, prompts, uniforms, limits, room) | {"helper": helper}
         given = np.zeros_like(prompts.lengths)
         while True:
-            tokens, end = (_backend.on_host(state[name]) for name in ("tokens", "end"))
-            counts = _backend.on_host(state["counts"]).tolist()
+            tokens, end = (_backend.sharding.to_numpy(state[name]) for name in ("tokens", "end"))
+            counts = _backend.sharding.to_numpy(state["counts"]).tolist()
             assistant.statistics = dict(zip(("rounds", "proposed", "accepted"), counts, strict=True))
             begin = prompts.lengths + given
             yield [row[a:b] for row, a, b in zip(tokens, begin, end, strict=True)]
             given = end - prompts.lengths
-            running = ~_backend.on_host(state["finished"])
+            running = ~_backend.sharding.to_numpy(state["finished"])
             if not running.any():
                 return
             # So many for the row that has fewest; those that are ahead go on meanwhile.

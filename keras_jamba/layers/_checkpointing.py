@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_jamba._backend import recomputed, without_autocast
+from keras_jamba import _backend
+from keras_jamba._keras_internals import autocast
 
 
 def checkpointed(layer, inputs, return_state=False, return_routing=False, **given):
@@ -22,7 +23,7 @@ def checkpointed(layer, inputs, return_state=False, return_routing=False, **give
     variables = layer.non_trainable_variables
     # Copies: the variables themselves are assigned to before the gradient is taken.
     # As they are stored: in mixed precision a copy of each in the compute dtype would be kept.
-    with without_autocast():
+    with autocast(None):
         state = [ops.copy(ops.convert_to_tensor(v)) for v in variables]
         weights = [ops.convert_to_tensor(v) for v in layer.trainable_variables]
     everything = [weights, state, inputs, {name: x for name, x in given.items() if x is not None}]
@@ -34,7 +35,7 @@ def checkpointed(layer, inputs, return_state=False, return_routing=False, **give
         structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
         return tuple(keras.tree.flatten(result))
 
-    results = recomputed(pure)(*keras.tree.flatten(everything))
+    results = _backend.autodiff.remat(pure)(*keras.tree.flatten(everything))
     outputs, assigned, losses = keras.tree.pack_sequence_as(structure[0], results)
     for variable, value in zip(variables, assigned, strict=True):
         variable.assign(value)

@@ -6,7 +6,7 @@ import gc
 import keras
 from keras import ops
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._trainable import KeepsTrainable
@@ -73,7 +73,7 @@ class Compact:
 
     def _stored(self, name):
         """A matrix without its adapter: a tensor or `Quantized`."""
-        values = _backend.gathered(self._part(name, ""))
+        values = _backend.sharding.all_gather_weight(self._part(name, ""))
         scale, zero = (self._part(name, suffix) for suffix in ("_scale", "_zero"))
         if scale is None:
             return values
@@ -173,16 +173,15 @@ class Compact:
             [Hu et al. (2021)](https://arxiv.org/abs/2106.09685).
         """
         self.check_lora(rank, lora_alpha)
-        self._tracker.unlock()
-        for name in self.matrices():
-            *stack, d, f = self.matrix_shape(name)
-            self._part(name, "").trainable = False
-            starts = _initializers.uniform(d**-0.5), "zeros"
-            shapes = (*stack, d, rank), (*stack, rank, f)
-            for suffix, shape, start in zip(ADAPTER, shapes, starts, strict=True):
-                variable = with_decay(self.add_weight(shape, start, name=name + suffix, dtype="float32"))
-                setattr(self, self._attribute(name) + suffix, variable)
-        self._tracker.lock()
+        with _keras_internals.unlocked(self):
+            for name in self.matrices():
+                *stack, d, f = self.matrix_shape(name)
+                self._part(name, "").trainable = False
+                starts = _initializers.uniform(d**-0.5), "zeros"
+                shapes = (*stack, d, rank), (*stack, rank, f)
+                for suffix, shape, start in zip(ADAPTER, shapes, starts, strict=True):
+                    variable = with_decay(self.add_weight(shape, start, name=name + suffix, dtype="float32"))
+                    setattr(self, self._attribute(name) + suffix, variable)
         self.lora_enabled, self.lora_rank, self.lora_alpha = True, rank, lora_alpha or rank
 
     def check_lora(self, rank, lora_alpha):
@@ -291,7 +290,7 @@ def compact_layers(layer, name=""):
     """`(name, layer)` of the `Compact` ones in a layer, by their way from it, and of itself by an empty name."""
     if isinstance(layer, Compact):
         yield name, layer
-    for inner in layer._layers:
+    for inner in _keras_internals.direct_sublayers(layer):
         yield from compact_layers(inner, f"{name}/{inner.name}" if name else inner.name)
 
 

@@ -27,7 +27,7 @@ class TimeStepBias(keras.initializers.Initializer):
     def __call__(self, shape, dtype=None):
         low, high = math.log(self.dt_min), math.log(self.dt_max)
         # Keras' generator stays on the mesh of a process' first distribution, and what it draws lies there.
-        step = ops.exp(_backend.off_mesh(keras.random.uniform(shape, low, high, dtype="float32")))
+        step = ops.exp(_backend.sharding.to_default_device(keras.random.uniform(shape, low, high, dtype="float32")))
         # The inverse of softplus, log(exp(step) - 1), without its cancellation.
         return ops.cast(step + ops.log(-ops.expm1(-step)), dtype or "float32")
 

@@ -1,6 +1,7 @@
 """Layers that are hardly more than one operation."""
 
 from keras_jamba import _backend
+from keras_jamba._keras_internals import autocast
 
 
 class Light:
@@ -12,7 +13,7 @@ class Light:
     """
 
     def __call__(self, *args, **kwargs):
-        if kwargs or len(args) != 1 or not _backend.goes_straight(self, args[0]):
+        if kwargs or len(args) != 1 or not _backend.trainer.can_bypass_layer_call(self, args[0]):
             return super().__call__(*args, **kwargs)
-        with _backend.autocast(self.compute_dtype):
+        with autocast(self.compute_dtype):
             return self.call(args[0])

@@ -1,6 +1,6 @@
 """Keras' masks."""
 
-from keras_jamba import _backend
+from keras_jamba._keras_internals import get_keras_mask, set_keras_mask
 
 
 def mask_of(inputs, mask):
@@ -9,11 +9,11 @@ def mask_of(inputs, mask):
     Keras fills in the argument `mask` of a `call` only where the inputs are the one tensor among its
     arguments: beside segment ids or a state it would be lost.
     """
-    return _backend.get_keras_mask(inputs) if mask is None else mask
+    return get_keras_mask(inputs) if mask is None else mask
 
 
 def with_mask(outputs, mask):
     """`outputs`, with `mask` attached as Keras does to what a layer returns: losses and metrics leave padding out."""
     if mask is not None:
-        _backend.set_keras_mask(outputs, mask)
+        set_keras_mask(outputs, mask)
     return outputs

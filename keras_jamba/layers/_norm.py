@@ -17,4 +17,4 @@ class RMSNorm(Light, keras.layers.RMSNormalization):
         self.supports_masking = True
 
     def call(self, x):
-        return _backend.rms_norm(x, scale=ops.convert_to_tensor(self.scale), epsilon=self.epsilon)
+        return _backend.numerics.rms_norm(x, scale=ops.convert_to_tensor(self.scale), epsilon=self.epsilon)

@@ -46,15 +46,15 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
             return ops.cast(self._product(inputs, "reverse_embeddings"), "float32")
         if self.reverse_dtype is not None or self.logit_soft_cap is not None:
             return ops.cast(super().call(inputs, reverse=True), "float32")
-        matrix = _backend.gathered(self.embeddings if self.tie_weights else self.reverse_embeddings)
+        matrix = _backend.sharding.all_gather_weight(self.embeddings if self.tie_weights else self.reverse_embeddings)
         matrix = ops.transpose(matrix) if self.tie_weights else matrix
         # Keras' own, which takes numbers, is without autocast.
         return product_in_float32(inputs, ops.cast(matrix, inputs.dtype))
 
     def _embedded(self, token_ids):
         """`(..., d)`. An id out of the vocabulary is an error, or NaN where values cannot be looked at."""
-        matrix = _backend.gathered(self.embeddings)
-        if (values := _backend.host_values(token_ids)) is not None:
+        matrix = _backend.sharding.all_gather_weight(self.embeddings)
+        if (values := _backend.tensors.concrete_numpy(token_ids)) is not None:
             check_vocabulary(values, self.input_dim)
             return ops.cast(ops.take(matrix, as_indices(token_ids), axis=0), self.compute_dtype)
         token_ids = as_indices(token_ids)

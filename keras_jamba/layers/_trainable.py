@@ -9,8 +9,10 @@ import re
 
 import keras
 
+from keras_jamba import _keras_internals
 
-class KeepsTrainable:
+
+class KeepsTrainable(_keras_internals.PostBuildHook):
     """Stands before `keras.layers.Layer` among the bases of a layer whose config says what is frozen inside of it.
 
     Args:
@@ -32,10 +34,13 @@ class KeepsTrainable:
         self.__dict__.pop("_trainable_state", None)
         keras.layers.Layer.trainable.fset(self, value)
 
-    def _post_build(self):
-        super()._post_build()
+    def _on_built(self):
         state = self.__dict__.pop("_trainable_state", None)
-        if state is None and not self.trainable and all(inner.trainable for inner in self._layers):
+        if (
+            state is None
+            and not self.trainable
+            and all(inner.trainable for inner in _keras_internals.direct_sublayers(self))
+        ):
             # `trainable=False` was an argument of the constructor.
             state = {"layers": {"": False}}
         if state is not None:
@@ -93,15 +98,15 @@ def apply_trainable_state(layer, state):
 def _walk(layer, path="", above=None):
     """`(path, layer, the layer around it)` of a layer and of all layers inside, from the outside in."""
     yield path, layer, above
-    inner = list(layer._layers)
+    inner = _keras_internals.direct_sublayers(layer)
     for name, each in zip(_numbered(each.name for each in inner), inner, strict=True):
         yield from _walk(each, f"{path}/{name}" if path else name, layer)
 
 
 def _variables(path, layer):
     """`(path, variable, whether it is trained where nobody said otherwise)` of the variables of a layer itself."""
-    usual = [(v, layer.trainable) for v in layer._trainable_variables]
-    usual += [(v, False) for v in layer._non_trainable_variables]
+    trained, others = _keras_internals.own_variables(layer)
+    usual = [(v, layer.trainable) for v in trained] + [(v, False) for v in others]
     for name, (variable, flag) in zip(_numbered(v.name for v, _ in usual), usual, strict=True):
         yield f"{path}/{name}" if path else name, variable, flag
 

@@ -2,7 +2,7 @@
 
 import math
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers._compact import Compact, compact_layers, removing
 from keras_jamba.layers.attention import AttentionLayer
 from keras_jamba.layers.feed_forward import FeedForward
@@ -67,18 +67,18 @@ def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
 
 def freeze(layer, whole=()):
     """Leaves the adapters and the layers `whole` to be trained, and nothing else."""
-    trained = {id(inner) for each in whole for inner in each._flatten_layers()}
+    trained = {id(inner) for each in whole for inner in _keras_internals.sublayers(each)}
     thaw(layer)
-    for each in layer._flatten_layers():
+    for each in _keras_internals.sublayers(layer):
         if id(each) in trained:
             continue
-        if not (isinstance(each, Compact) or list(each._flatten_layers(include_self=False))):
+        if not (isinstance(each, Compact) or _keras_internals.direct_sublayers(each)):
             # A layer by itself knows that it is frozen: batch norm keeps its statistics.
             each.trainable = False
             continue
-        for variable in each._trainable_variables:
+        for variable in _keras_internals.own_variables(each)[0]:
             variable.trainable = is_adapter(variable)
-    _backend.weights_changed(layer)
+    _backend.trainer.on_weights_replaced(layer)
 
 
 def thaw(layer):
@@ -112,7 +112,7 @@ def merge_lora(layer):
         for each in with_adapters(layer):
             each.merge_lora()
     thaw(layer)
-    _backend.weights_changed(layer)
+    _backend.trainer.on_weights_replaced(layer)
 
 
 def with_adapters(layer):
@@ -151,7 +151,7 @@ def _targeted(layer, targets):
 
 def _of_kind(layer, kind, part):
     cls, parts = TARGETS[kind]
-    for holder in layer._flatten_layers():
+    for holder in _keras_internals.sublayers(layer):
         if isinstance(holder, cls):
             for name, each in compact_layers(holder):
                 last = name.rpartition("/")[2]
@@ -160,7 +160,7 @@ def _of_kind(layer, kind, part):
 
 
 def _named(layer, names):
-    inner = list(layer._flatten_layers(include_self=False))
+    inner = list(_keras_internals.sublayers(layer, include_self=False))
     there = {each.name for each in inner}
     for name in names:
         if name not in there:

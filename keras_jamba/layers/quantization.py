@@ -62,7 +62,7 @@ def quantize(layer, mode):
                 each.quantize(kinds[each.KIND])
             else:
                 each.set_mode(kinds[each.KIND])
-    _backend.weights_changed(layer)
+    _backend.trainer.on_weights_replaced(layer)
 
 
 def float_shapes(model):

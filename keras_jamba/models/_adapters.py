@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
+from keras_jamba import _keras_internals
 from keras_jamba.layers import lora
 from keras_jamba.layers._compact import ADAPTER, compact_layers
 
@@ -109,13 +110,13 @@ def _owners(model, paths):
     """The layers that weights belong to."""
     return [
         layer
-        for layer in model._flatten_layers(include_self=False)
+        for layer in _keras_internals.sublayers(model, include_self=False)
         if any(_short(model, v.path) in paths for v in layer.weights) and not _inner(layer)
     ]
 
 
 def _inner(layer):
-    return list(layer._flatten_layers(include_self=False))
+    return _keras_internals.direct_sublayers(layer)
 
 
 def _read(file):

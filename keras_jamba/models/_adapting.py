@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 
+from keras_jamba import _keras_internals
 from keras_jamba.layers import lora
 from keras_jamba.layers._compact import compact_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
@@ -137,7 +138,7 @@ class Adapting(SavedState):
         )
 
     def _inner(self):
-        return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, Adapting)]
+        return [layer for layer in _keras_internals.sublayers(self, include_self=False) if isinstance(layer, Adapting)]
 
     def _changed(self):
         """What was compiled, and the optimizer, know other variables."""

@@ -230,7 +230,7 @@ class Generation:
         found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         variables = sorted(self.weights, key=lambda variable: variable.path)
         variables = [v for v in variables if v.path.rsplit("/", 1)[-1] not in STATISTICS]
-        with _backend.reading(variables) as values:
+        with _backend.trainer.readable_values(variables) as values:
             for value in values:
                 x = np.ascontiguousarray(ops.convert_to_numpy(value), "float32")
                 found.update(f"{x.shape}{zlib.crc32(x)}".encode())

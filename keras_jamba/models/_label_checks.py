@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jamba import _keras_internals
 from keras_jamba.ops import _checks
 
 _losses = keras.losses
@@ -195,8 +196,7 @@ def _of_probabilities(argument, each):
             return None  # Keras names it when it is used; "accuracy" depends on the labels.
     if each in _DIVERGENCES or isinstance(each, _DIVERGENCE_CLASSES):
         return "CategoricalCrossentropy"
-    # AUC names it otherwise.
-    if False in (getattr(each, "from_logits", None), getattr(each, "_from_logits", None)):
+    if _keras_internals.expects_probabilities(each):
         return type(each).__name__
     return _FUNCTIONS[each].__name__ if callable(each) and each in _FUNCTIONS else None
 

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jamba import _keras_internals
 from keras_jamba.layers import MoELayer
 from keras_jamba.ops.routing import max_load, share_entropy
 
@@ -26,12 +27,14 @@ class RoutingMetrics:
         self._moe_metrics = {name: _MeanOfScalars(name=name) for name in names}
 
     def _moe_layers(self):
-        return [layer for layer in self._flatten_layers() if isinstance(layer, MoELayer)]
+        return [layer for layer in _keras_internals.sublayers(self) if isinstance(layer, MoELayer)]
 
     def _aux_losses(self):
         """Of each layer with experts, or the one that a backbone takes over all of them."""
         together = [
-            getattr(layer, "aux_loss", None) for layer in self._flatten_layers() if hasattr(layer, "block_pattern")
+            getattr(layer, "aux_loss", None)
+            for layer in _keras_internals.sublayers(self)
+            if hasattr(layer, "block_pattern")
         ]
         return [x for x in together if x is not None] or [layer.aux_loss for layer in self._moe_layers()]
 

@@ -7,11 +7,11 @@ import threading
 
 import keras
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.models._precision import check_trainable_dtypes
 
 
-class TrainerHooks(_backend.TrainerLoops):
+class TrainerHooks(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops):
     """A model that checks the first batch of each `fit`, `evaluate` and `predict` on the host before any step.
 
     A model overrides `check_batch`. No data is lost, repeated or reordered, and no later step does more work.
@@ -48,7 +48,7 @@ class TrainerHooks(_backend.TrainerLoops):
 
     @contextlib.contextmanager
     def _loop(self, kind):
-        thread, loop = self._thread, _backend.Loop(kind)
+        thread, loop = self._thread, _backend.trainer.Loop(kind)
         if thread.loops:
             # A callback that evaluates: the loop around it has the newest values.
             thread.loops[-1].sync()
@@ -88,8 +88,8 @@ class TrainerHooks(_backend.TrainerLoops):
 
     def _look(self, data):
         # A batch on an accelerator is copied to the host: once per loop.
-        on_host = lambda x: _backend.on_host(x) if keras.ops.is_tensor(x) else x  # noqa: E731
-        batch = keras.tree.map_structure(on_host, _backend.local_batch(data), none_is_leaf=False)
+        on_host = lambda x: _backend.sharding.to_numpy(x) if keras.ops.is_tensor(x) else x  # noqa: E731
+        batch = keras.tree.map_structure(on_host, _backend.trainer.local_batch(data), none_is_leaf=False)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         if self._this_loop().kind == "predict":
             self.check_batch(x)
@@ -102,7 +102,7 @@ class TrainerHooks(_backend.TrainerLoops):
         def step(*given):
             thread, loop = self._thread, self._this_loop()
             if loop is not None and not loop.looked:
-                given = _backend.first_batch(given, self._look, self.steps_per_execution)
+                given = _backend.trainer.first_batch(given, self._look, self.steps_per_execution)
                 loop.looked = True
             before, thread.inside = thread.inside, True
             try:
@@ -112,11 +112,7 @@ class TrainerHooks(_backend.TrainerLoops):
 
         return step
 
-    def _symbolic_build(self, iterator=None, data_batch=None):
-        # Keras runs model, loss and metrics on the shapes of a batch before the first step.
-        super()._symbolic_build(None if iterator is None else self._looked(iterator), data_batch)
-
-    def _looked(self, iterator):
+    def _symbolic_build_data(self, iterator):
         """What Keras takes a batch from before the first step; it then begins again."""
         for begin, end, data in iterator:
             batches = data if isinstance(data, list) else list(itertools.islice(data, 1))
@@ -174,7 +170,7 @@ class TrainerHooks(_backend.TrainerLoops):
         with self._thread.shared[0]:
             if self.train_function is None or force:
                 super().make_train_function(force)
-                self.train_function = self._watched(_backend.captured(self, self.train_function))
+                self.train_function = self._watched(_backend.trainer.with_cuda_graph(self, self.train_function))
         return self.train_function
 
     def make_test_function(self, force=False):
@@ -194,7 +190,7 @@ class TrainerHooks(_backend.TrainerLoops):
         return self.predict_function
 
     def _check_is_split(self):
-        if reason := _backend.why_whole(self):
+        if reason := _backend.sharding.why_not_sharded(self):
             raise RuntimeError(
                 f"The weights of this model are whole on every device. Received: {reason}. Share batches by "
                 "training.DataParallel instead, or split the model on JAX by training.layout_map."

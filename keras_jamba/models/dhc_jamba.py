@@ -162,7 +162,7 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
     def call(self, images, training=None, mask=None):
         # Steps on JAX do not run `__call__`.
         self._check_images(images, values=False)
-        images = _backend.with_shape(images, (None, *self._config["image_shape"]))
+        images = _backend.tensors.ensure_shape(images, (None, *self._config["image_shape"]))
         return super().call(images, training=training, mask=mask)
 
     def check_images(self, images):
@@ -245,7 +245,7 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
                 f"cache must be a dict with backbone and readout. Received: {have}. "
                 "Pass what init_cache or step of the same model returned."
             )
-        frame = _backend.with_shape(frame, (None, *self._config["image_shape"][1:]))
+        frame = _backend.tensors.ensure_shape(frame, (None, *self._config["image_shape"][1:]))
         tokens, readout, begins = self.embed(frame[:, None]), cache["readout"], None
         if reset_mask is not None:
             begins, readout = self._begun(reset_mask, tokens, readout)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jamba._backend import host_values
+from keras_jamba import _backend
 from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._text_data import is_text, rows_of
 from keras_jamba.models._text_model import TextModel
@@ -130,7 +130,7 @@ def _last_real(features, mask):
     if mask is None:
         return features[:, -1]
     mask = ops.cast(mask, "bool")
-    values = host_values(mask)
+    values = _backend.tensors.concrete_numpy(mask)
     if values is not None and not values.any(axis=1).all():
         raise ValueError(
             "Every row must have a real token. Received: a padding_mask that is False for all tokens of row "

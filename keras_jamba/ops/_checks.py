@@ -34,7 +34,7 @@ def host_array(x):
     """The values of an array or tensor as a NumPy array, or None where they cannot be read without waiting."""
     if isinstance(x, np.ndarray):
         return x
-    return _backend.host_values(x) if ops.is_tensor(x) else None
+    return _backend.tensors.concrete_numpy(x) if ops.is_tensor(x) else None
 
 
 def check_floating(tensors):
@@ -83,7 +83,7 @@ def check_sequence(mask, segment_ids, reset_mask, shape):
 
 def _check_fits_32_bits(segment_ids):
     """Looked at only where the values lie on the host."""
-    ids = _backend.host_values(segment_ids)
+    ids = _backend.tensors.concrete_numpy(segment_ids)
     if ids is not None and ids.size and not -(2**31) < ids.min() <= ids.max() < 2**31:
         raise ValueError(
             f"segment_ids must fit into 32 bits. Received: values from {ids.min()} to {ids.max()}. "
@@ -143,7 +143,7 @@ def check_count(count, batch, length):
             f"count must be integers of shape (b,) = ({batch},), one for each row. Received: shape="
             f"{tuple(count.shape)}, dtype={backend.standardize_dtype(count.dtype)}. For two rows pass [0, 3]."
         )
-    values = _backend.host_values(count)
+    values = _backend.tensors.concrete_numpy(count)
     if values is not None and values.size and not 0 <= values.min() <= values.max() <= length:
         raise ValueError(
             f"count must be from 0 to the {length} tokens of the step. Received: count={values.tolist()}. "

@@ -49,13 +49,13 @@ def choose(op, table, requested, call):
 def _notice_missing_library(op, name, reasons):
     """Warns once per process that the C library is missing, which the fastest implementation on a CPU needs."""
     reason = _native.why_not()
-    if reason and reasons.get("native") == reason and not _noticed and _backend.may_log():
+    if reason and reasons.get("native") == reason and not _noticed and _backend.tensors.can_log():
         _noticed.append(op)
         _logger.warning("%s runs as %r, which is several times slower on a CPU than 'native': %s.", op, name, reason)
 
 
 def _log_once(op, name, refused):
-    if (op, name) not in _logged and _backend.may_log():
+    if (op, name) not in _logged and _backend.tensors.can_log():
         _logged.add((op, name))
         why = "".join(f"; not as {other!r}: {reason}" for other, reason in refused.items())
         _logger.info("%s runs as %r%s", op, name, why)

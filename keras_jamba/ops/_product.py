@@ -15,7 +15,7 @@ def product_in_float32(x, matrix):
 
 
 def _forward(x, matrix):
-    return _backend.matmul_in_float32(x, matrix), (x, matrix)
+    return _backend.numerics.matmul_in_float32(x, matrix), (x, matrix)
 
 
 def _backward(residuals, gradient):
@@ -24,4 +24,4 @@ def _backward(residuals, gradient):
     return ops.matmul(gradient, ops.transpose(matrix)), ops.matmul(ops.transpose(x), gradient)
 
 
-_product = _backend.custom_gradient(_forward, _backward, _backend.matmul_in_float32)
+_product = _backend.autodiff.custom_gradient(_forward, _backward, _backend.numerics.matmul_in_float32)

@@ -16,7 +16,7 @@ def on_parts(function, tensors, letters, results):
         letters: `{name: its axes}`, "b" for rows and "e" for channels, others as they like.
         results: the axes of what is returned.
     """
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     if parts is None:
         return function(**tensors)
     present = {name: x for name, x in tensors.items() if x is not None}
@@ -28,14 +28,14 @@ def on_parts(function, tensors, letters, results):
     }
     of = lambda letters: tuple(split.get(letter) for letter in letters)  # noqa: E731
     given = {name: of(letters[name]) for name in present}
-    return _backend.on_parts(
+    return _backend.sharding.shard_map(
         lambda found: function(**found, **absent), present, given, [of(letters) for letters in results]
     )
 
 
 def between_blocks(x):
     """`x (b, t, d)`, all of a row's tokens with all devices that share it, or each token with one of them."""
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     if parts is None:
         return x
     by_tokens = parts.sequence and divides(parts.count(parts.model), x.shape[1])
@@ -44,33 +44,33 @@ def between_blocks(x):
 
 def by_tokens(x):
     """`x (b, t, ...)`, the tokens of a row split among devices where the distribution wants that."""
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     return _split(x, parts, axis=1) if parts and parts.sequence else x
 
 
 def by_heads(x):
     """`x (b, t, h, ...)`, the heads split among devices where the distribution splits tokens elsewhere."""
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     return _split(x, parts, axis=2) if parts and parts.sequence else x
 
 
 def by_channels(x):
     """`x (b, t, e)`, the channels split among devices where the distribution does not split tokens."""
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     return x if parts is None or parts.sequence else _split(x, parts, axis=2)
 
 
 def filled(shape, value, dtype, split=None):
     """A tensor of one number that no device ever has whole: its rows are split, and its axis `split`."""
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     if parts is None:
         return ops.full(shape, value, dtype)
-    return _backend.filled(shape, value, dtype, _axes(shape, split, parts))
+    return _backend.sharding.sharded_full(shape, value, dtype, _axes(shape, split, parts))
 
 
 def before_heads(x, count):
     """`x (b, t, h * c)`, with no head in parts of it where the devices that share them are not as many or fewer."""
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     if parts is None or parts.sequence or divides(parts.count(parts.model), count):
         return x
     return _split(x, parts, axis=None)
@@ -81,7 +81,7 @@ def with_their_queries(query, key, value):
 
     Where key-value heads are fewer, each device is to have those of its queries: they are repeated.
     """
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     if parts is None or not divides(parts.count(parts.model), query.shape[2]):
         return query, key, value
     groups = key.shape[2]
@@ -95,7 +95,7 @@ def with_their_queries(query, key, value):
 
 def _split(x, parts, axis):
     axes = _axes(x.shape, axis, parts)
-    return x if axis is not None and axes[axis] is None else _backend.constrained(x, axes)
+    return x if axis is not None and axes[axis] is None else _backend.sharding.with_sharding_constraint(x, axes)
 
 
 def _axes(shape, split, parts):
@@ -122,12 +122,12 @@ def check_parts(d_model, always=None, by_channels=None):
     Raises:
         ValueError: where one is no multiple of the devices that would share it.
     """
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     if parts is None:
         return
-    sizes = (always or {}) | ((by_channels or {}) if parts.at_use or not parts.sequence else {})
+    sizes = (always or {}) | ((by_channels or {}) if parts.layouts_at_use or not parts.sequence else {})
     needed = [(name, size, parts.model) for name, size in sizes.items()]
-    for name, size, axis in needed + ([("d_model", d_model, parts.batch)] if parts.at_use else []):
+    for name, size, axis in needed + ([("d_model", d_model, parts.batch)] if parts.layouts_at_use else []):
         if not divides(parts.count(axis), size):
             raise ValueError(
                 f"{name} must be a multiple of the number of devices that share it. Received: {name}={size}, and "

@@ -42,7 +42,7 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
     mask = None if mask is None else ops.cast(tensors["mask"], "bool")[:, None]
     dtype = keras.backend.standardize_dtype(query.dtype)
-    if dtype == "float16" and _backend.platform() == "cpu":
+    if dtype == "float16" and _backend.tensors.platform() == "cpu":
         # XLA has no such product on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
         query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
     return ops.cast(ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal), dtype)
@@ -122,7 +122,7 @@ class CachedTokens:
             ValueError: where the lengths can be looked at, and a row has no room.
         """
         end, start, _ = self.next_counts()
-        needed = _backend.host_values(end - start)
+        needed = _backend.tensors.concrete_numpy(end - start)
         if needed is not None and needed.max() > capacity:
             raise ValueError(
                 f"A cache must have room for all tokens, or for a whole window. Received: room for {capacity} "

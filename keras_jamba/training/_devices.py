@@ -42,7 +42,7 @@ def peak_flops(peak):
             "peak must be a positive number of FLOPs a second, 'bfloat16', 'float16', 'float32' or 'measured'. "
             f"Received: peak={peak!r}. Pass one of these."
         )
-    name = _backend.device_name()
+    name = _backend.device.device_name()
     found = next((row[column] for row in _PEAKS if row[0].lower() in name.lower()), None)
     if found is None:
         raise ValueError(

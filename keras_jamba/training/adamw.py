@@ -5,16 +5,13 @@ import re
 import keras
 from keras import ops
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers._decay import decays
 from keras_jamba.ops import _checks
 
-# On PyTorch Keras has an AdamW of its own behind this name, which updates all weights in one call.
-_AdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
-
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaAdamW(_AdamW):
+class JambaAdamW(_keras_internals.AdamWHooks):
     """AdamW that decays matrices only, and that keeps the norm of the last gradient.
 
     What weight decay is for is marked where the variables of this package are made: expert banks and the kernels
@@ -46,13 +43,13 @@ class JambaAdamW(_AdamW):
     def __init__(self, learning_rate=1e-4, weight_decay=0.1, global_clipnorm=1.0, no_decay=(), **kwargs):
         super().__init__(learning_rate, weight_decay=weight_decay, global_clipnorm=global_clipnorm, **kwargs)
         self.no_decay = [no_decay] if isinstance(no_decay, str) else list(no_decay)
-        self._counter, self._step = _backend.Counter and _backend.Counter(), None
+        self._counter = _backend.optimizer.HostStepCounter() if _backend.optimizer.has_fused_adamw() else None
+        self._step = None
 
     def build(self, variables):
         if self.built:
             return
-        left_out = {self._var_key(variable) for variable in variables if not self._decays(variable)}
-        self._exclude_from_weight_decay = getattr(self, "_exclude_from_weight_decay", set()) | left_out
+        self._exclude_more_from_weight_decay([variable for variable in variables if not self._decays(variable)])
         super().build(variables)
         self.gradient_norm = self.add_variable(
             (), dtype="float32", aggregation="only_first_replica", name="gradient_norm"
@@ -65,13 +62,13 @@ class JambaAdamW(_AdamW):
         """Those of `variables` that decay."""
         return [variable for variable in variables if self._decays(variable)]
 
-    def _update_model_variables_moving_average(self, trainable_variables):
+    def _update_averages(self, trainable_variables):
         # Keras' average begins with the weights after the first step, of which `ema_momentum**n` is left after n more.
         updates = ops.cast(self.iterations, "float32")
         last = 1.0 - self.ema_momentum
-        # The larger of the two. Not `ops.maximum`, see `_clip_gradients`.
+        # The larger of the two. Not `ops.maximum`, see `_clip_all`.
         share = last + ops.relu(9.0 / (updates + 9.0) - last)
-        for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
+        for variable, average in zip(trainable_variables, self._averages(), strict=True):
             if average is not None:
                 average.assign(average + ops.cast(share, average.dtype) * (variable - average))
 
@@ -84,40 +81,39 @@ class JambaAdamW(_AdamW):
                 variable.assign(ops.copy(variable))
 
     def apply(self, grads, trainable_variables=None):
-        if not self._counter or _backend.compiling():
+        if not self._counter or _backend.tensors.needs_static_shapes():
             return super().apply(grads, trainable_variables)
-        before = self._counter.read(self._iterations)
+        before = self._counter.read(_keras_internals.step_counter(self))
         self._step = before + 1
         try:
             super().apply(grads, trainable_variables)
         finally:
             self._step = None
         if len(grads):
-            self._counter.keep(self._iterations, before + 1)
+            self._counter.keep(_keras_internals.step_counter(self), before + 1)
 
-    def _get_current_learning_rate(self):
-        if self._step is None or not isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            return super()._get_current_learning_rate()
+    def _current_learning_rate(self):
+        schedule = self._given_learning_rate
+        if self._step is None or not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            return super()._current_learning_rate()
         # A schedule is many operations and looks at values: on a GPU each would be waited for.
         with keras.device("cpu"):
-            return self._learning_rate(ops.convert_to_tensor(self._step - 1, self._iterations.dtype))
+            return schedule(ops.convert_to_tensor(self._step - 1, _keras_internals.step_counter(self).dtype))
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+    def _update_all(self, grads, trainable_variables, learning_rate):
         if self._step is None:
-            return super()._backend_update_step(grads, trainable_variables, learning_rate)
+            return super()._update_all(grads, trainable_variables, learning_rate)
         pairs = list(zip(trainable_variables, grads, strict=True))
         for shrinks, share in ((True, self.weight_decay or 0.0), (False, 0.0)):
-            chosen = [pair for pair in pairs if self._use_weight_decay(pair[0]) == shrinks]
+            chosen = [pair for pair in pairs if self._decays_in_step(pair[0]) == shrinks]
             if chosen:
                 self._step_together(*zip(*chosen, strict=True), learning_rate, share)
 
     def _step_together(self, variables, grads, learning_rate, decay):
-        places = [self._get_variable_index(variable) for variable in variables]
-        slots = [self._momentums, self._velocities, self._velocity_hats if self.amsgrad else None]
-        _backend.adamw(
+        _backend.optimizer.fused_adamw(
             variables,
             grads,
-            *([] if slot is None else [slot[i] for i in places] for slot in slots),
+            *self._slots(variables),
             step=self._step,
             rate=learning_rate,
             betas=(self.beta_1, self.beta_2),
@@ -125,22 +121,22 @@ class JambaAdamW(_AdamW):
             decay=decay,
         )
 
-    def _clip_gradients(self, grads):
+    def _clip_all(self, grads):
         # Keras' own takes the norm of each replica's part of the gradient by itself.
-        whole = _backend.sum_over_replicas([g for g in grads if g is not None])
-        norm = _backend.norm(whole)
+        whole = _backend.processes.all_reduce_sum([g for g in grads if g is not None])
+        norm = _backend.optimizer.global_norm(whole)
         self.gradient_norm.assign(norm)
         if not self.global_clipnorm:
-            return super()._clip_gradients(grads)
+            return super()._clip_all(grads)
         # Like Keras: a gradient that is not finite becomes NaN as a whole, and is seen. Not `ops.maximum`: on PyTorch
         # that takes the number to the device and waits for it there.
         scale = 1.0 / (1.0 + ops.relu(norm / self.global_clipnorm - 1.0)) + (norm - norm)
-        return _backend.scaled(grads, scale)
+        return _backend.optimizer.scale_gradients(grads, scale)
 
-    def _apply_weight_decay(self, variables):
+    def _decay_all(self, variables):
         # Keras' own fails on PyTorch where nothing decays. Weights that take a step together decay in it.
-        if self._step is None and any(self._use_weight_decay(variable) for variable in variables):
-            super()._apply_weight_decay(variables)
+        if self._step is None and any(self._decays_in_step(variable) for variable in variables):
+            super()._decay_all(variables)
 
     def get_config(self):
         return super().get_config() | {"no_decay": self.no_decay}

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers import MoELayer
 from keras_jamba.ops import _checks
 from keras_jamba.ops.routing import share_entropy
@@ -53,7 +53,7 @@ class Monitor(keras.callbacks.Callback):
         super().__init__()
         _checks.check_integer("every", every)
         self.probes, self.every = list(probes), every
-        writes = _backend.process_index() == 0
+        writes = _backend.processes.process_index() == 0
         self._sinks = [_Table(csv)] if writes and csv is not None else []
         self._sinks += [_Board(tensorboard)] if writes and tensorboard is not None else []
 
@@ -129,7 +129,7 @@ class ExpertUsage:
         self.dead_below, self.history = dead_below, {}
 
     def begin(self, model):
-        layers = {_name(layer): layer for layer in model._flatten_layers() if isinstance(layer, MoELayer)}
+        layers = {_name(layer): layer for layer in _keras_internals.sublayers(model) if isinstance(layer, MoELayer)}
         self._layers = {name: layers[name] for name in sorted(layers, key=_with_numbers)}
         if not self._layers:
             raise ValueError(
@@ -241,7 +241,9 @@ class Memory:
         pass
 
     def measure(self, model, steps, seconds):
-        return {name: value / 2**20 for name, value in (_devices.process_memory() | _backend.device_memory()).items()}
+        return {
+            name: value / 2**20 for name, value in (_devices.process_memory() | _backend.device.device_memory()).items()
+        }
 
 
 class GradientNorm:

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.ops import _checks
 from keras_jamba.training import _saves, _snapshots
 
@@ -70,7 +70,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.data, self.every, self.keep = data, every, keep
         self.folder = Path(folder)
         # Models are split among processes that may all read the same batches.
-        told = (_backend.process_index(), _backend.process_count())
+        told = (_backend.processes.process_index(), _backend.processes.process_count())
         self._index, self._count = told if told[1] > 1 else data.shard
         self._quiet = None
         self._begin(epoch=0, step_in_epoch=0)
@@ -90,7 +90,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         self._end_quiet()
-        model._initial_epoch = None  # of a fit that found nothing to do
+        _keras_internals.set_initial_epoch(model, None)  # of a fit that found nothing to do
         if not model.built:
             raise ValueError(
                 "A model must have its variables before a checkpoint is loaded into them. "
@@ -101,9 +101,13 @@ class Checkpoint(keras.callbacks.Callback):
         self._begin(epoch=0, step_in_epoch=0)
         self._saved_as_stopped = False
         # Pieces of two runs that come to the same step are not mixed.
-        self._run = _backend.of_all_processes(secrets.randbelow(2**31))[0] if _backend.process_count() > 1 else 0
+        self._run = (
+            _backend.processes.all_gather_int(secrets.randbelow(2**31))[0]
+            if _backend.processes.process_count() > 1
+            else 0
+        )
         step, processes = _saves.last(self.folder, self._count) or (-1, 0)
-        seen = _backend.of_all_processes(step)
+        seen = _backend.processes.all_gather_int(step)
         if len(set(seen)) > 1:
             raise ValueError(
                 "Processes that train together must see the same saves. Received: the steps "
@@ -113,14 +117,14 @@ class Checkpoint(keras.callbacks.Callback):
             self._load(step, _saves.folders(self.folder, processes))
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model._initial_epoch = None  # Keras would keep it for the next fit
+        _keras_internals.set_initial_epoch(self.model, None)  # Keras would keep it for the next fit
         if epoch != self._epoch:
             self._begin(epoch, step_in_epoch=0)
         self.data.begin_epoch(epoch, self._skipped)
         self._done = self._skipped
         if self._skipped:
             for variable, saved in zip(self.model.metrics_variables, self._metrics, strict=True):
-                _backend.assign_pieces(variable, saved.read)
+                _backend.processes.assign_from_shards(variable, saved.read)
             self._metrics = None  # keeps a file open, whose room on the disk would not be free when it is removed
             # The rest of an epoch is shorter than Keras was told.
             self._quiet = warnings.catch_warnings()
@@ -130,7 +134,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         # Between two epochs PyTorch's loaders draw numbers, and how many depends on how an epoch ended.
         if self._generators:
-            _backend.set_random_states(self._generators)
+            _backend.device.set_rng_states(self._generators)
         self._generators = None
 
     def on_train_batch_end(self, batch, logs=None):
@@ -140,8 +144,8 @@ class Checkpoint(keras.callbacks.Callback):
             if self._is_due():
                 self._save()
             return
-        self._generators = _backend.random_states()
-        if self._skipped and _backend.trains_without_data:
+        self._generators = _backend.device.get_rng_states()
+        if self._skipped and _backend.trainer.runs_step_without_data():
             self._held = list(map(_copies, self._variables()))
 
     def on_test_begin(self, logs=None):
@@ -158,7 +162,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._end_quiet()
-        self.model._initial_epoch = None
+        _keras_internals.set_initial_epoch(self.model, None)
         # Callbacks that come later in the list stop a training after this one has seen the epoch's end.
         if self.model.stop_training and not self._saved_as_stopped:
             self._save()
@@ -198,7 +202,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _save(self):
         variables, metrics = self._variables()
         # All processes write, or none.
-        if not all(_backend.of_all_processes(all(map(_is_finite, self.model.trainable_variables)))):
+        if not all(_backend.processes.all_gather_int(all(map(_is_finite, self.model.trainable_variables)))):
             _logger.warning("Checkpoint keeps the save before: the weights are not finite.")
             return
         step = self._last = self._step(self._done)
@@ -215,11 +219,11 @@ class Checkpoint(keras.callbacks.Callback):
             "python": random.getstate(),
             "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         }
-        arrays = ((variable.shape, _backend.pieces(variable)) for variable in variables)
-        generators = map(_snapshots.whole, self._generators or _backend.random_states())
+        arrays = ((variable.shape, _backend.processes.local_shards(variable)) for variable in variables)
+        generators = map(_snapshots.whole, self._generators or _backend.device.get_rng_states())
         place = _saves.folders(self.folder, self._count)[self._index]
         _snapshots.write(place, step, itertools.chain(arrays, generators), state)
-        _backend.of_all_processes(step)  # the save before stays until all have written this one
+        _backend.processes.all_gather_int(step)  # the save before stays until all have written this one
         _saves.remove_old(self.folder, self._count, self._index, step, self.keep)
 
     def _load(self, step, places):
@@ -234,7 +238,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._check(arrays, [*variables, *metrics], state)
         self._check_not_further(variables, arrays, step)
         for variable, saved in zip(variables, arrays[: len(variables)], strict=True):
-            _backend.assign_pieces(variable, saved.read)
+            _backend.processes.assign_from_shards(variable, saved.read)
         same = len(places) == self._count
         self._begin(
             state["epoch"],
@@ -254,12 +258,13 @@ class Checkpoint(keras.callbacks.Callback):
                 self._count,
             )
         # As Keras' own BackupAndRestore has it.
-        self.model._initial_epoch = self.params["epochs"] if state["stopped"] else state["epoch"]
+        epoch = self.params["epochs"] if state["stopped"] else state["epoch"]
+        _keras_internals.set_initial_epoch(self.model, epoch)
 
     def _check_as_written(self, step, places):
         """Each process reads its share of the files, and all know before any of them has loaded anything."""
-        found = _saves.damaged(places[_backend.process_index() :: _backend.process_count()], step)
-        if any(_backend.of_all_processes(found is not None)):
+        found = _saves.damaged(places[_backend.processes.process_index() :: _backend.processes.process_count()], step)
+        if any(_backend.processes.all_gather_int(found is not None)):
             raise ValueError(
                 "A save must be as it was written, by its sha256. Received: "
                 f"step {step}, which is not, in {str(found or self.folder)!r}. Remove it: the one before it, if there "
@@ -288,7 +293,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _check_not_further(self, variables, arrays, step):
         """Training between two fits with a checkpoint would be lost without a word."""
-        iterations = self.model.optimizer._iterations
+        iterations = _keras_internals.step_counter(self.model.optimizer)
         place = next(i for i, variable in enumerate(variables) if variable is iterations)
         if int(keras.ops.convert_to_numpy(iterations)) > int(arrays[place].read()):
             raise ValueError(
@@ -308,7 +313,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def _is_finite(variable):
-    return all(np.isfinite(piece).all() for _, piece in _backend.pieces(variable))
+    return all(np.isfinite(piece).all() for _, piece in _backend.processes.local_shards(variable))
 
 
 def _copies(variables):

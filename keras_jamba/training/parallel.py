@@ -40,7 +40,7 @@ class DataParallel:
         self.devices = devices
 
     def __enter__(self):
-        self._engine = _backend.DataParallel(self.devices)
+        self._engine = _backend.processes.DataParallel(self.devices)
         self.replicas, self.shard = self._engine.replicas, self._engine.shard
         self._engine.__enter__()
         return self

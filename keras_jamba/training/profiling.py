@@ -43,7 +43,7 @@ class Profile(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         if self._seen == self.first:
             self._wait()
-            self._stop = _backend.start_trace(self.folder)
+            self._stop = _backend.device.start_profiler(self.folder)
 
     def on_train_batch_end(self, batch, logs=None):
         self._seen += 1
@@ -92,10 +92,11 @@ def largest_batch(model, example, at_most=4096, memory=None):
         raise ValueError(
             f"The batch is found with steps of training. Received: {model.name!r}, which is not compiled. Compile it."
         )
-    if memory is not None and _backend.device_memory():
+    if memory is not None and _backend.device.device_memory():
         raise ValueError(
             "A bound for the process says nothing of an accelerator's memory. "
-            f"Received: memory={memory} on {_backend.device_name()}. Leave it out: what does not fit there is an error."
+            f"Received: memory={memory} on {_backend.device.device_name()}. "
+            "Leave it out: what does not fit there is an error."
         )
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
@@ -114,12 +115,12 @@ def _fits(model, example, size, memory):
     batch = keras.tree.map_structure(lambda x: np.repeat(np.asarray(x), size, axis=0), tuple(example))
     variables = (*model.variables, *model.optimizer.variables, *model.metrics_variables)
     kept = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
-    generators = _backend.random_states()
+    generators = _backend.device.get_rng_states()
     try:
         with _devices.PeakMemory(needed=memory is not None) as peak:
             model.train_on_batch(*batch)
     except Exception as error:
-        if _backend.out_of_memory(error):
+        if _backend.device.is_out_of_memory(error):
             return False
         raise
     finally:
@@ -127,5 +128,5 @@ def _fits(model, example, size, memory):
         for variable, value in zip(variables, kept, strict=True):
             variable.assign(value)
         if generators:
-            _backend.set_random_states(generators)
+            _backend.device.set_rng_states(generators)
     return memory is None or peak.bytes <= memory

@@ -29,7 +29,7 @@ _BY_CHANNELS = {
 
 
 class _LayoutMap(keras.distribution.LayoutMap):
-    """With what operations that split tensors themselves have to know, as in `_backend.parts()`."""
+    """With what operations that split tensors themselves have to know, as in `_backend.sharding.active_mesh()`."""
 
     def __init__(self, mesh, sequence_parallel, at_use):
         super().__init__(mesh)
@@ -84,7 +84,7 @@ def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
         tokens: [Jacobs et al. (2023)](https://arxiv.org/abs/2309.14509);
         all of the state: [Rajbhandari et al. (2020)](https://arxiv.org/abs/1910.02054).
     """
-    if not _backend.splits_models:
+    if not _backend.sharding.supports_model_parallel():
         raise ValueError(
             "keras.distribution.ModelParallel splits models on JAX alone. Received: a mesh on another backend. Set "
             "KERAS_BACKEND to jax, or share batches by training.DataParallel."

@@ -40,7 +40,7 @@ def pure(model, function):
     """`function`, tensors to a structure of tensors, on NumPy arrays; what layers assign in it is dropped."""
     variables = model.variables
 
-    @_backend.compiled
+    @_backend.compilation.jit
     def run(values, arrays):
         # Noise and windows leave the range of pixel values.
         with unchecked_values(), keras.StatelessScope(list(zip(variables, values, strict=True))):

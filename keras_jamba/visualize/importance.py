@@ -39,7 +39,9 @@ def saliency(model, images, classes=None, samples=0, noise=0.15, seed=0, batch_s
     _checks.check_integer("samples", samples, at_least=0)
     _checks.check_number("noise", noise, low=0)
     classes = checked_classes(model, images, classes, batch_size)
-    call = pure(model, lambda x, c: _backend.input_gradient(lambda x: ops.sum(_score(model, x, c, "logit")), x))
+    call = pure(
+        model, lambda x, c: _backend.autodiff.input_gradient(lambda x: ops.sum(_score(model, x, c, "logit")), x)
+    )
     axes = tuple(range(1, images.ndim))
     spread = noise * (images.max(axes, keepdims=True) - images.min(axes, keepdims=True))
     random = np.random.default_rng(seed)

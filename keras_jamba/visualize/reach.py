@@ -43,7 +43,7 @@ def receptive_field(model, images, token=None, batch_size=32):
         tokens = model.backbone(model.embed(x), training=False)
         return ops.sum(ops.cast(tokens[:, token], "float32"))
 
-    call = pure(model, lambda x: _backend.input_gradient(feature, x))
+    call = pure(model, lambda x: _backend.autodiff.input_gradient(feature, x))
     gradients = in_batches(call, lambda i: (images[i],), len(images), batch_size)
     field = np.abs(gradients).sum(axis=-1).mean(axis=0)
     return field / (field.max() or 1)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from checks import numpy
+from checks import full, numpy
 from golden_jamba import FOLDER
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import JambaForCausalLM, JambaForSequenceClassification
@@ -14,7 +14,7 @@ from transformers import JambaForCausalLM, JambaForSequenceClassification
 import keras_jamba
 
 # PEFT asks transformers by a name that it will give up.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [full(), pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")]
 IDS = np.random.default_rng(0).integers(3, 31, (2, 9))
 # Unmerged, transformers multiplies by dt_proj's weight without its adapter.
 SEEN = ["attention", "mamba.in_proj", "mamba.x_proj", "mamba.out_proj"]

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import torch
-from checks import numpy, once
+from checks import full, numpy, once
 from tiny_text import SIZE, tiny
 from transformers import JambaConfig, JambaForCausalLM
 
@@ -29,7 +29,7 @@ def model():
 def likely(model):
     """A function of at most four rows of tokens that gives the logarithms of the next ones' probabilities."""
     step = lambda ids, mask: model.step({"token_ids": ids, "padding_mask": mask}, model.init_cache(4, 16))[0]  # noqa: E731
-    run = _backend.inference(step, model.variables)
+    run = _backend.compilation.jit_inference(step, model.variables)
 
     def likely(rows):
         ids, mask = np.zeros((4, 16), "int32"), np.zeros((4, 16), bool)
@@ -62,6 +62,7 @@ def searched(likely, prompt, room, num_beams, length_penalty=1.0, early_stopping
     return pool[0][1], early
 
 
+@full("jax")
 @pytest.mark.parametrize(
     "rules",
     [

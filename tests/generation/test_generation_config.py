@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checks import numpy, once
+from checks import full, numpy, once
 from tiny_text import Letters, tiny
 from transformers import JambaConfig, JambaForCausalLM
 
@@ -72,6 +72,7 @@ def whole(folder):
     return generated(folder, max_new_tokens=24)
 
 
+@full("jax", "tensorflow")
 def test_rows_end_with_the_tokens_of_generation_config(ours, folder, whole):
     stop = whole[9]
     for config in ({"eos_token_id": [2, stop]}, {"eos_token_id": stop, "max_new_tokens": 12}, {"eos_token_id": None}):
@@ -112,6 +113,7 @@ CHOICES = [
 ]
 
 
+@full("jax")
 @pytest.mark.parametrize("config", CHOICES, ids=str)
 def test_tokens_are_chosen_as_transformers_chooses_them(ours, folder, config):
     write(folder, config)

@@ -69,7 +69,7 @@ def looked_up(text, num_tokens, max_ngram):
 def likely(model):
     """A function that gives the most likely token after a text, by a whole pass."""
     step = lambda ids, mask: model.step({"token_ids": ids, "padding_mask": mask}, model.init_cache(1, 32))[0]  # noqa: E731
-    run = _backend.inference(step, model.variables)
+    run = _backend.compilation.jit_inference(step, model.variables)
 
     def likely(text):
         ids, places = np.zeros((1, 32), "int32"), np.arange(32)[None]

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import torch
-from checks import once
+from checks import full, once
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, StoppingCriteriaList
 from transformers.generation import StopStringCriteria
@@ -79,6 +79,7 @@ CASES = {
 }
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("name", CASES)
 def test_a_text_ends_before_its_stop_string_where_transformers_ends(model, folder, name):
     prompt, said, stops, expected = CASES[name]
@@ -128,6 +129,7 @@ def test_stop_strings_of_generation_config_count_unless_passed(model):
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "q"}]
 
 
+@full("jax")
 def test_a_conversation_is_rendered_and_answered(model, folder):
     text = model.tokenizer.apply_chat_template(TALK)
     ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(TALK, add_generation_prompt=True)["input_ids"]

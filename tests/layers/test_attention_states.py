@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, variable_gradients, whole
+from checks import full, numpy, variable_gradients, whole
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer
@@ -101,6 +101,7 @@ def test_pieces_are_the_whole(layer, step, with_state, features, cuts, fixed):
     assert state["key"].shape[1] == min(12 if fixed else LENGTH, layer.attention_window or 99)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("cuts", [(), (2, 5), (3, 4, 8)])
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
 def test_padding_is_not_there(layer, step, with_state, features, side, cuts):

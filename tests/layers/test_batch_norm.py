@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import close, gradients, numpy, torch_operations
+from checks import close, full, gradients, numpy, torch_operations
 from keras import ops
 
 import keras_jamba
@@ -161,6 +161,7 @@ def calibrate(encoder, images):
         x = ops.silu(norm(x, training=False))
 
 
+@full("jax", "tensorflow")
 def test_three_epochs_of_96_images_are_evaluated_as_calibrated_statistics_evaluate_them():
     images, labels = three_classes()
     # TensorFlow compiles by XLA only where it is told to; PyTorch's compiler would take minutes.

@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import full, numpy, whole
 from hypothesis import strategies as st
 
 from keras_jamba import JambaBackbone
@@ -77,6 +77,7 @@ def documents(sequence, row):
     return found
 
 
+@full("jax")
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(sequence=sequences(), cuts=st.sampled_from([(4,), (2, 4), (2, 4, 6)]), stepped=st.booleans())
 def test_each_document_is_what_it_is_alone(case, sequence, cuts, stepped):
@@ -110,6 +111,7 @@ def test_two_directions_keep_documents_and_resets_apart(kind):
         np.testing.assert_allclose(numpy(call(features, **given)), expected, atol=2e-5)
 
 
+@full("jax")
 def test_a_reset_among_tokens_that_are_taken_back_never_happened(case):
     features = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
     resets = np.isin(np.arange(LENGTH), [3, 6])[None].repeat(BATCH, axis=0)
@@ -132,6 +134,7 @@ def test_a_reset_among_tokens_that_are_taken_back_never_happened(case):
     np.testing.assert_allclose(found[1], held[1], atol=1e-5)
 
 
+@full("jax")
 def test_a_cache_with_room_for_each_document_goes_on_for_ever():
     layer = AttentionLayer(WIDTH, num_heads=2)
     features = np.random.default_rng(0).standard_normal((1, 9, WIDTH)).astype("float32")

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy
+from checks import full, numpy
 from keras import ops
 
 from keras_jamba.layers import (
@@ -32,6 +32,7 @@ def features():
     return np.random.default_rng(0).standard_normal((2, 7, 8)).astype("float32")
 
 
+@full("jax")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_comes_back_from_its_config_and_weights(name, features):
     layer = LAYERS[name]()
@@ -66,6 +67,7 @@ def test_a_layer_trains_under_xla(name, features):
     assert np.isfinite(model.train_on_batch(features, features))
 
 
+@full("jax")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_layer_computes_in_mixed_precision_close_to_float32(name, policy, features):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from checks import numpy, variable_gradients, whole
+from checks import full, numpy, variable_gradients, whole
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer, FeedForward, MambaLayer, MoELayer, enable_lora, merge_lora, quantize
@@ -53,12 +53,14 @@ def check_gradients(layer, merged):
             np.testing.assert_allclose(actual[name + suffix], gradient, rtol=2e-3, atol=2e-4 * np.abs(gradient).max())
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("implementation", implementations())
 def test_gradients_reach_every_projection_of_mamba_through_every_scan(implementation):
     layers = [adapted(MambaLayer(**MAMBA, implementation=implementation), "mamba") for _ in range(2)]
     check_gradients(*layers)
 
 
+@full("jax")
 @pytest.mark.parametrize(
     ("target", "make"),
     {

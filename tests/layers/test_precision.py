@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import gradients, numpy, variable_gradients
+from checks import full, gradients, numpy, variable_gradients
 from keras import ops
 
 import keras_jamba
@@ -13,6 +13,7 @@ from keras_jamba.layers._norm import RMSNorm
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
 
 
+@full("jax")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_nothing_overflows_in_65536_tokens(policy):
     keras.utils.set_random_seed(0)
@@ -29,6 +30,7 @@ def test_nothing_overflows_in_65536_tokens(policy):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("policy", POLICIES[1:])
 def test_a_model_learns_in_mixed_precision(policy):
     keras.utils.set_random_seed(0)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import full, numpy, whole
 
 from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer
 
@@ -42,6 +42,7 @@ def documents(padding):
     return {"segment_ids": ids} | ({"mask": mask} if padding else {})
 
 
+@full("jax")
 @pytest.mark.parametrize("padding", [False, True], ids=["", "padding"])
 def test_with_documents_and_padding_the_cache_is_that_of_the_tokens_that_stay(layer, features, padding):
     given = documents(padding)

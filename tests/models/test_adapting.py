@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import full, numpy, whole
 from golden_jamba import FOLDER, recorded
 from keras import ops
 
@@ -58,6 +58,7 @@ def trained(model):
 # Few bits
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("case", ["dense", "gqa_leftpad", "proj_bias", "mamba1_lm"])
 def test_in_eight_bits_golden_logits_are_within_two_percent(case):
     model = keras_jamba.JambaCausalLM.from_preset(FOLDER / case, quantization="int8")
@@ -65,12 +66,14 @@ def test_in_eight_bits_golden_logits_are_within_two_percent(case):
     assert 1e-4 < np.linalg.norm(error) / np.linalg.norm(recorded(case)["logits"]) < 0.02
 
 
+@full("jax")
 def test_with_experts_alone_in_eight_bits_sixteen_of_them_are_within_two_percent():
     model = keras_jamba.JambaCausalLM.from_preset(FOLDER / "moe", quantization="experts_int8")
     error = logits(model, recorded("moe")["input_ids"]) - recorded("moe")["logits"]
     assert 1e-4 < np.linalg.norm(error) / np.linalg.norm(recorded("moe")["logits"]) < 0.02
 
 
+@full("jax")
 def test_greedy_tokens_in_eight_bits_are_those_of_floating_point():
     arrays = recorded("dense")
     model = keras_jamba.JambaCausalLM.from_preset(FOLDER / "dense", quantization="int8")
@@ -80,6 +83,7 @@ def test_greedy_tokens_in_eight_bits_are_those_of_floating_point():
     np.testing.assert_array_equal(tokens[mask], arrays["gen_tokens"][mask])
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize(("kind", "mode"), [("text", "int8"), ("text", "int4"), ("images", "experts_int8")])
 def test_a_model_in_few_bits_is_the_same_however_it_came_to_be(kind, mode, tmp_path):
     make, inputs = MODELS[kind]
@@ -120,6 +124,7 @@ def bytes_by_hand(model, mode):
     return total
 
 
+@full("jax")
 @pytest.mark.parametrize("mode", ["int8", "int4", "experts_int8"])
 def test_sizes_are_as_computed(mode):
     model = tiny(quantization=mode)
@@ -132,6 +137,7 @@ def test_what_acts_through_exponentials_stays_in_floating_point():
     assert few and not [p for p in few for part in ("router", "A_log", "/D", "dt_", "conv", "norm") if part in p]
 
 
+@full("jax")
 def test_layers_of_a_model_of_ones_own_are_remade_as_they_were(tmp_path):
     inputs = keras.Input((None, 8))
     mamba, experts = MambaLayer(8, dt_rank=2, d_state=4), MoELayer(8, 4, d_ff=6)
@@ -144,6 +150,7 @@ def test_layers_of_a_model_of_ones_own_are_remade_as_they_were(tmp_path):
     np.testing.assert_array_equal(logits(keras.models.load_model(tmp_path / "model.keras"), x), logits(model, x))
 
 
+@full("jax")
 def test_keras_own_quantize_reaches_the_projections_of_our_layers():
     model = keras.Sequential([keras.Input((None, 8)), MambaLayer(8, dt_rank=2, d_state=4, name="mamba")])
     with warnings.catch_warnings():
@@ -181,6 +188,7 @@ def test_a_model_in_few_bits_is_exported_as_what_its_weights_stand_for(tmp_path)
 # Adapters
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("kind", MODELS)
 def test_training_changes_adapters_alone(kind):
     model = MODELS[kind][0]()
@@ -216,6 +224,7 @@ def test_adapters_are_saved_alone_loaded_and_merged(quantization, tmp_path):
         np.testing.assert_array_equal(logits(merged, IDS), logits(again, IDS))
 
 
+@full("jax")
 def test_what_is_generated_follows_adapters_and_bits():
     model = tiny()
     given = dict(max_new_tokens=12, stop_token_ids=None, strip_prompt=True)
@@ -264,6 +273,7 @@ WAYS_TO_SAVE = {
 }
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("way", [way for way in WAYS_TO_SAVE if way != "transformers"])
 def test_a_model_with_one_block_in_few_bits_is_not_saved(way, tmp_path):
     half = tiny(moe_frequency=0, dt_rank=1)
@@ -306,6 +316,7 @@ def test_all_layers_of_a_name_are_trained_whole_and_none_in_few_bits():
     assert not [v for v in few.weights if "_lora_" in v.path]
 
 
+@full("jax")
 def test_after_a_training_adapters_begin_another_without_compiling_again():
     model = trained(tiny())
     model.enable_lora(2)

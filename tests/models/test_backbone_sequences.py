@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import full, numpy, whole
 from hypothesis import strategies as st
 from keras import ops
 
@@ -44,6 +44,7 @@ def features():
     return np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
 
 
+@full("jax")
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     cuts=st.sets(st.sampled_from([4, 8])),
@@ -70,6 +71,7 @@ def test_pieces_with_any_padding_are_each_document_alone(backbone, step, cuts, m
             np.testing.assert_allclose(outputs[row, here[row]], alone[row, :count], atol=1e-4)
 
 
+@full("jax")
 def test_calls_with_states_are_the_whole_too(backbone, features):
     expected = numpy(backbone(features))
     call = whole(lambda x, state=None: backbone(x, initial_state=state, return_state=True))
@@ -121,6 +123,7 @@ def compiled(function):
     return function
 
 
+@full("jax")
 def test_a_step_can_be_compiled_by_itself(backbone, features):
     step = compiled(lambda x, cache: backbone.step(x, cache))
     expected, experts = numpy(backbone(features)), backbone.blocks[1].feed_forward
@@ -186,6 +189,7 @@ def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, step, feature
     np.testing.assert_allclose(numpy(turned), numpy(expected)[order], atol=1e-5)
 
 
+@full("jax")
 def test_keras_masks_of_an_embedding_arrive(backbone, call):
     ids = np.array([[0, 0, 0, 4, 5, 6, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]])
     tokens = keras.Input((None,), dtype="int32")

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import full, numpy, whole
 
 import keras_jamba
 
@@ -55,6 +55,7 @@ class OnDicts(keras_jamba.JambaBackbone):
         return super().call(**inputs, training=training)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("how", WAYS)
 def test_training_with_masks_documents_resets_and_states_is_as_without(how):
     rng = np.random.default_rng(2)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import close, numpy, whole
+from checks import close, full, numpy, whole
 
 import keras_jamba
 
@@ -34,6 +34,7 @@ def test_after_every_frame_a_stream_has_the_logits_of_the_clip_so_far(options):
         close(logits, numpy(call(CLIPS[:, : t + 1])), absolute=1e-5)
 
 
+@full("jax")
 @pytest.mark.parametrize("options", list(STREAMS.values())[:3], ids=list(STREAMS)[:3])
 def test_a_reset_begins_another_stream_in_its_row(options):
     model = model_of(**options)
@@ -59,6 +60,7 @@ def test_a_stream_with_a_window_goes_on_for_ever_in_constant_memory():
     close(logits, numpy(whole(model)(frames)), absolute=1e-4)
 
 
+@full("jax", "tensorflow")
 def test_clips_are_learned_from_and_the_order_of_frames_matters(tmp_path):
     model = model_of(tokens="frames", image_shape=(5, 6, 6, 1))
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -4,7 +4,7 @@ import golden_jamba
 import keras
 import numpy as np
 import pytest
-from checks import numpy, variable_gradients, whole
+from checks import full, numpy, variable_gradients, whole
 from golden_jamba import call, features, model, recorded, step
 from keras import ops
 
@@ -56,6 +56,7 @@ def test_losses_equal_transformers(case):
     np.testing.assert_allclose(numpy(whole(lambda: loss(case))()), recorded(case)["loss"], rtol=1e-5)
 
 
+@full("jax")
 @pytest.mark.parametrize("case", ["moe", "gqa_leftpad"])
 @pytest.mark.parametrize("prefix", ["", "lp_", "rp_"])
 def test_the_auxiliary_loss_over_all_layers_equals_transformers(case, prefix):
@@ -78,12 +79,14 @@ def test_every_gradient_equals_transformers(case):
         np.testing.assert_allclose(gradient, expected[path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
+@full("jax")
 @pytest.mark.parametrize("case", CASES)
 def test_packed_documents_have_the_true_logits(case):
     inputs = {"token_ids": recorded(case)["input_ids"], "segment_ids": recorded(case)["truth_segment_ids"]}
     close(numpy(call(case)(inputs)), recorded(case)["truth_packed_logits"], case)
 
 
+@full("jax")
 @pytest.mark.parametrize("case", CASES)
 def test_left_padded_rows_have_the_true_logits_and_those_of_each_row_alone(case):
     mask = recorded(case)["lp_attention_mask"].astype(bool)
@@ -99,6 +102,7 @@ def test_right_padded_rows_have_their_logits(case):
     close(logits, recorded(case)["rp_logits"][mask], case)
 
 
+@full("jax")
 @pytest.mark.parametrize("case", CASES)
 def test_chunked_prefill_has_the_true_logits_and_states(case):
     ids, ends = recorded(case)["input_ids"], recorded(case)["truth_chunk_ends"]
@@ -114,6 +118,7 @@ def test_chunked_prefill_has_the_true_logits_and_states(case):
             np.testing.assert_allclose(numpy(cache[f"block_{i}"][name]), truth, rtol=1e-4, atol=1e-4)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("case", LANGUAGE)
 def test_decoding_has_the_logits_and_the_states_of_transformers(case):
     ids = recorded(case)["input_ids"]
@@ -158,6 +163,7 @@ def test_a_classifier_has_their_logits():
     np.testing.assert_allclose(numpy(call("seqcls")(inputs)), arrays["logits"], rtol=0, atol=1e-4)
 
 
+@full("jax")
 @pytest.mark.parametrize("case", ["dense", "proj_bias"])
 def test_in_bfloat16_logits_are_near_theirs(case):
     low = golden_jamba.keras_jamba.JambaCausalLM.from_preset(golden_jamba.FOLDER / case, dtype="bfloat16")

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import once
+from checks import full, once
 
 import keras_jamba
 from keras_jamba.models._label_checks import check_labels
@@ -111,6 +111,7 @@ def test_labels_that_keras_takes_are_taken(loss, labels):
     check_labels(labels, loss, (6, 3))
 
 
+@full("jax")
 @pytest.mark.parametrize("loop", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
 def test_every_loop_refuses_wrong_labels(loop):
     model = model_of()
@@ -122,6 +123,7 @@ def test_every_loop_refuses_wrong_labels(loop):
     getattr(model, loop)(IMAGES, LABELS, **silent)
 
 
+@full("jax", "tensorflow")
 def test_wrong_labels_of_later_batches_never_count_as_right_ones():
     labels = np.array([0, 1, 2, 0, 1, 2])
     for wrong in (3, -1, -100, 0.5):
@@ -135,6 +137,7 @@ def test_wrong_labels_of_later_batches_never_count_as_right_ones():
     assert np.isfinite(model_of().fit(IMAGES, labels, batch_size=3, verbose=0).history["loss"]).all()
 
 
+@full("jax")
 def test_classes_that_the_loss_ignores_and_targets_without_weight_do_not_make_it_nan():
     ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     labels = np.array([0, 1, 2, 0, 1, -1])

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import gradients, numpy, torch_operations, whole
+from checks import full, gradients, numpy, torch_operations, whole
 
 import keras_jamba
 from keras_jamba.models._loss import TokenCrossentropy
@@ -56,6 +56,7 @@ def test_the_loss_of_rows_of_classes_is_that_of_keras_with_gradients(options):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-7)
 
 
+@full("jax", "tensorflow")
 def test_padding_changes_neither_loss_nor_statistics_nor_gradients():
     ids, mask = np.zeros((3, 12), int), np.zeros((3, 12), bool)
     wide = np.random.default_rng(0).integers(0, 19, (3, 12))
@@ -110,6 +111,7 @@ def test_no_number_is_taken_to_the_device_between_the_operations_of_a_model():
     assert names and not {"aten::lift_fresh", "aten::nonzero", "aten::item"} & names
 
 
+@full("jax")
 def test_packed_rows_have_the_loss_of_their_documents():
     model = language(moe_frequency=0)
     expected = mean_cross_entropy(model)
@@ -131,6 +133,7 @@ def test_xla_trains_as_the_graph_does():
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@full("jax")
 def test_texts_end_with_the_end_and_are_cut():
     model = language(vocab_size=259)
     model.tokenizer = ByteTokenizer()
@@ -147,6 +150,7 @@ def test_texts_end_with_the_end_and_are_cut():
     )
 
 
+@full("jax", "tensorflow")
 def test_a_model_learns_a_text_and_says_it_and_goes_through_files(tmp_path):
     model = language(vocab_size=259, moe_frequency=0, eos_token_id=258, pad_token_id=256)
     model.tokenizer = ByteTokenizer()
@@ -163,6 +167,7 @@ def test_a_model_learns_a_text_and_says_it_and_goes_through_files(tmp_path):
     assert again.generate("abr", max_new_tokens=20) == "abracadabra"
 
 
+@full("jax", "tensorflow")
 def test_a_classifier_of_texts_learns_and_ignores_padding():
     keras.utils.set_random_seed(0)
     model = keras_jamba.JambaClassifier(259, 2, **TINY | dict(moe_frequency=0))
@@ -234,6 +239,7 @@ def test_ids_out_of_the_vocabulary_are_named_before_training(ids):
         language().fit(ids, verbose=0)
 
 
+@full("jax", "tensorflow")
 def test_targets_that_padding_or_a_weight_of_0_leaves_out_may_hold_any_number():
     ids = np.array([[5, 6, 7, 8, 9], [3, 4, 5, 6, 0]])
     x, y = ids[:, :-1], ids[:, 1:].copy()
@@ -267,6 +273,7 @@ def test_a_classifier_takes_any_label_of_a_row_without_weight():
     np.testing.assert_allclose(found, model.evaluate(x, np.array([1, 0]), sample_weight=kept, verbose=0)[0], rtol=1e-6)
 
 
+@full("jax")
 def test_tensors_of_ids_train_as_arrays_do_and_weights_want_targets():
     ids = np.array([ROWS[0], ROWS[0][::-1]], "int32")
     losses = [language().fit(x, verbose=0).history["loss"] for x in (ids, keras.ops.convert_to_tensor(ids))]

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+from checks import full
 
 import keras_jamba
 
@@ -40,6 +41,7 @@ def run(model, kind, prompt):
     return model.predict(np.array([prompt]), verbose=0)
 
 
+@full("jax")
 def test_generate_stream_and_predict_give_in_threads_what_each_gives_alone(model):
     alone = copy.deepcopy(model)
     expected = {request: run(alone, *request) for request in requests()}
@@ -58,6 +60,7 @@ def test_generate_stream_and_predict_give_in_threads_what_each_gives_alone(model
         np.testing.assert_allclose(result, expected[request], rtol=1e-4, atol=1e-5, err_msg=str(request))
 
 
+@full("jax", "tensorflow")
 def test_a_prompt_is_read_and_gone_on_from_while_another_thread_trains(model):
     trained = copy.deepcopy(model)
     trained.compile(keras.optimizers.SGD(0.0))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import full, numpy, whole
 
 import keras_jamba
 from keras_jamba.models._token_weights import class_weights
@@ -98,6 +98,7 @@ def test_gradients_are_those_of_the_weighted_mean():
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("weights", [None, ROWS, TOKENS], ids=["none", "of rows", "of tokens"])
 def test_padding_of_the_inputs_has_no_weight(model, expected, weights):
     mask = np.ones(X.shape, bool)
@@ -155,6 +156,7 @@ def test_other_weights_are_refused_in_words(model, call, message):
         call(model, **GIVEN)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64"])
 def test_ids_of_every_integer_type_train_alike(model, expected, dtype):
     close(model.evaluate(X, Y.astype(dtype), return_dict=True, **GIVEN), expected(1.0))

@@ -15,7 +15,7 @@ NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
 
 
 def runnable(experts, per_token, tokens=40, **call):
-    call = _Call(experts, per_token, tokens=tokens, platform=_backend.platform(), **call)
+    call = _Call(experts, per_token, tokens=tokens, platform=_backend.tensors.platform(), **call)
     return [name for name, form in _TABLE.items() if form.why_not(call) is None]
 
 
@@ -71,7 +71,7 @@ def test_sizes_that_are_no_multiple_of_anything_are_computed_or_refused_with_the
     tensors, indices, _ = draw(40, 8, 2, d=6, f=10)
     given = dict(zip(NAMES, tensors, strict=True))
     exact = oracles.expert_mlp(indices=indices, **given)
-    call = _Call(8, 2, tokens=40, platform=_backend.platform(), sizes=(6, 10))
+    call = _Call(8, 2, tokens=40, platform=_backend.tensors.platform(), sizes=(6, 10))
     for name in runnable(8, 2):
         if (reason := _TABLE[name].why_not(call)) is None:
             y = expert_mlp(indices=ops.convert_to_tensor(indices), implementation=name, **given)
@@ -91,7 +91,7 @@ def test_a_gpu_begins_with_other_forms_than_a_cpu():
 def test_what_cannot_run_here_says_why():
     tensors, indices, _ = draw(4, 4, 2)
     given = dict(zip(NAMES, tensors, strict=True)) | {"indices": indices}
-    if _backend.platform() == "cpu":
+    if _backend.tensors.platform() == "cpu":
         with pytest.raises(ValueError, match="'triton': it is for a GPU"):
             expert_mlp(implementation="triton", **given)
     if keras.backend.backend() == "tensorflow":

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import oracles
 import pytest
-from checks import close, gradients, numpy, once
+from checks import close, full, gradients, numpy, once
 from keras import ops
 from test_scan import NAMES, draw, outputs_and_gradients
 
@@ -108,6 +108,7 @@ def test_short_floats_are_read_as_they_are_and_computed_in_float32(instruction_s
     close(ops.cast(y, "float32"), expected_y, relative=2**-8 if dtype == "bfloat16" else 2**-10, absolute=1e-4)
 
 
+@full("jax")
 @pytest.mark.parametrize("implementation", implementations())
 def test_no_rows_give_no_rows(implementation):
     inputs = draw(0, 5, 6)
@@ -121,6 +122,7 @@ def test_no_rows_give_no_rows(implementation):
     assert grads[1].shape == (0, 5, 6)
 
 
+@full("jax")
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
 def test_the_convolution_and_its_gradients_are_those_of_the_portable_form(instruction_set, width, activation):
@@ -203,6 +205,7 @@ def test_the_kernels_pass_the_address_and_the_undefined_behaviour_sanitizer(tmp_
     assert "400 random scans, convolutions and experts agree" in done.stdout
 
 
+@full("jax", "tensorflow")
 def test_without_the_library_the_portable_form_runs_and_says_why(tmp_path):
     code = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"

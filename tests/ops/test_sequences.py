@@ -4,7 +4,7 @@ import hypothesis
 import numpy as np
 import oracles
 import pytest
-from checks import close, gradients, numpy
+from checks import close, full, gradients, numpy
 from hypothesis import strategies as st
 from keras import ops
 
@@ -12,7 +12,7 @@ from keras_jamba import _backend
 from keras_jamba.ops import causal_depthwise_conv, implementations, selective_scan
 
 BATCH, LENGTH, CHANNELS, STATE, WIDTH = 2, 12, 6, 4, 4
-CONVOLUTIONS = {"cpu": ["native", "portable"], "gpu": ["triton", "portable"]}[_backend.platform()]
+CONVOLUTIONS = {"cpu": ["native", "portable"], "gpu": ["triton", "portable"]}[_backend.tensors.platform()]
 hypothesis.settings.register_profile("here", max_examples=150, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
 
@@ -78,6 +78,7 @@ def part_of_row(x, row):
     return None if x is None else x[row]
 
 
+@full("jax")
 @pytest.mark.parametrize("implementation", implementations())
 @hypothesis.given(case=sequences())
 def test_a_scan_in_pieces_is_every_document_alone(implementation, case):
@@ -101,6 +102,7 @@ def test_a_scan_in_pieces_is_every_document_alone(implementation, case):
     np.testing.assert_allclose(numpy(state), last, atol=2e-5, rtol=2e-5)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("implementation", CONVOLUTIONS)
 @hypothesis.given(case=sequences())
 def test_a_convolution_in_pieces_is_every_document_alone(implementation, case):
@@ -161,6 +163,7 @@ def test_gradients_through_masks_documents_and_states_are_the_references(impleme
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@full("jax")
 @pytest.mark.parametrize("implementation", implementations())
 def test_recorded_numbers_with_an_initial_state_and_with_resets_are_met(implementation):
     from test_scan import golden

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from checks import close
+from checks import close, full
 
 from keras_jamba._triton import Gpu
 from keras_jamba._triton import scan as kernels
@@ -22,8 +22,8 @@ if keras.backend.backend() != "jax":
 import jax
 from jax import numpy as jnp
 
-from keras_jamba._backend import triton_on_jax
-from keras_jamba._backend.native_on_jax import differentiable
+from keras_jamba._backend.jax import _triton
+from keras_jamba._backend.jax._c_kernels import differentiable
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial")
 
@@ -61,17 +61,17 @@ def stand_in():
     program = dataclasses.replace(
         kernels.SCAN, name="scan_stand_in", forward=forward, backward=backward, registers=None
     )
-    before = triton_on_jax.gpu
-    triton_on_jax.gpu = lambda: Gpu(None, None, None, 132)
+    before = _triton.launcher
+    _triton.launcher = lambda: Gpu(None, None, None, 132)
 
     def lowered(*given):
-        platform, rule = triton_on_jax._on_gpu(*given)
+        platform, rule = _triton.lowered_on_gpu(*given)
         assert platform == "cuda"
         return "cpu", rule
 
     function = differentiable(program, triton._portable, lowered)
     yield lambda *tensors: function((*tensors, None, None, None), (1,))
-    triton_on_jax.gpu = before
+    _triton.launcher = before
 
 
 def draw(length=5, channels=4, states=3):
@@ -99,6 +99,7 @@ def test_outputs_and_gradients_arrive_where_they_belong(stand_in):
     assert_equal(jax.jit(jax.grad(loss(stand_in)))(some), jax.grad(loss(scanned))(some))
 
 
+@full("jax")
 def test_it_is_mapped_recomputed_and_differentiated_twice(stand_in):
     tensors = draw(length=2)
     rows = [x[None] * jnp.arange(1, 3).reshape(-1, *[1] * x.ndim) for x in tensors]

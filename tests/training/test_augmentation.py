@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+from checks import full
 
 from keras_jamba.training.data import Augmentation, Batches
 
@@ -40,6 +41,7 @@ def one_hot(integers):
     return np.eye(CLASSES, dtype="float32")[integers]
 
 
+@full("jax")
 def test_one_generator_gives_one_batch_whatever_was_drawn_before():
     one, other = (Augmentation(several(), CLASSES) for _ in range(2))
     expected = one((images(), labels()), rng())
@@ -52,6 +54,7 @@ def test_one_generator_gives_one_batch_whatever_was_drawn_before():
     assert not np.allclose(different[0], expected[0]) and not np.allclose(different[1], expected[1])
 
 
+@full("jax")
 def test_the_global_generators_are_left_as_they_are():
     augmentation = Augmentation(several(), CLASSES)
     drawn = []
@@ -64,6 +67,7 @@ def test_the_global_generators_are_left_as_they_are():
     assert drawn[0] == drawn[2] and drawn[0][:2] == drawn[1][:2]
 
 
+@full("jax")
 def test_a_batch_is_a_function_of_its_step():
     def batches(**arguments):
         return Batches((images(), labels()), 3, transform=Augmentation(several(), CLASSES), **arguments)
@@ -78,6 +82,7 @@ def test_a_batch_is_a_function_of_its_step():
     assert not np.allclose(batches(seed=2).batch(0)[0], expected[0][0])
 
 
+@full("jax", "tensorflow")
 def test_several_threads_get_what_one_gets():
     layers = several()
     expected = [Augmentation(layers, CLASSES)((images(), labels()), rng(seed))[0] for seed in range(8)]
@@ -88,6 +93,7 @@ def test_several_threads_get_what_one_gets():
         np.testing.assert_array_equal(a, b)
 
 
+@full("jax")
 def test_compiled_layers_give_the_numbers_that_they_give_by_themselves():
     layer = keras.layers.RandomRotation(0.2)
     augmented = Augmentation(layer)(images(), rng(5))
@@ -187,6 +193,7 @@ def test_the_structure_of_a_batch_stays():
     np.testing.assert_array_equal(Augmentation(keras.layers.MixUp())((images(),), rng())[0].shape, images().shape)
 
 
+@full("jax")
 def test_nested_lists_of_layers_are_lists_of_layers():
     expected, _ = Augmentation(several(), CLASSES)((images(), labels()), rng())
     for nested in (keras.Sequential(several()), keras.layers.Pipeline(several()), Augmentation(several())):

@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from checks import full
 from test_adamw import batch, compiled, small_model
 
 from keras_jamba import training
@@ -37,6 +38,7 @@ def fit(callbacks, steps=9, model=None):
     return model, history.history
 
 
+@full("jax", "tensorflow")
 def test_what_probes_measure_stands_in_the_table_the_board_and_the_logs(tmp_path):
     usage, noted = training.ExpertUsage(), Noted()
     probes = [usage, training.Throughput(4, tokens=4), training.Memory(), training.GradientNorm()]
@@ -77,6 +79,7 @@ def test_an_expert_that_nobody_chooses_is_dead():
     assert values["block_1/feed_forward/entropy"] == pytest.approx(0.5, abs=1e-5)
 
 
+@full("jax")
 def test_a_table_is_gone_on_with_and_beside_another_one_a_new_one_begun(tmp_path):
     file = tmp_path / "log.csv"
     for _ in range(2):
@@ -129,7 +132,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
     ],
 )
 def test_devices_are_found_by_their_names(monkeypatch, name, dtype, rate):
-    monkeypatch.setattr(_devices._backend, "device_name", lambda: name)
+    monkeypatch.setattr(_devices._backend.device, "device_name", lambda: name)
     assert _devices.peak_flops(dtype) == rate
 
 
@@ -140,12 +143,14 @@ def test_an_unknown_device_is_named():
         training.Utilisation(1e6, peak="fast")
 
 
+@full("jax")
 def test_the_backends_trace_is_written(tmp_path):
     fit([training.Profile(tmp_path / "trace", first=2, steps=2)], steps=5)
     written = [path for path in (tmp_path / "trace").rglob("*") if path.is_file()]
     assert written and sum(path.stat().st_size for path in written) > 1000
 
 
+@full("jax")
 def test_the_largest_batch_is_found_and_the_model_left_as_it_was(monkeypatch):
     x, y = batch()
     model = compiled(perceptron())

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="JAX 
 if keras.backend.backend() == "torch":
     import torch
 
-    from keras_jamba._backend import captured_on_torch as captured
+    from keras_jamba._backend.torch import _cuda_graph as captured
 
 
 class NotCaptured:

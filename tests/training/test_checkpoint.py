@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_run
-from checks import once
+from checks import full, once
 
 from keras_jamba import _backend, training
 from keras_jamba.training import _saves, _snapshots
@@ -52,6 +52,7 @@ def unbroken(tmp_path_factory):
     return end(folder)
 
 
+@full()
 def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbroken_one(unbroken, tmp_path):
     # Within the first epoch, and within the last; benchmarks/resuming.py kills at 20 random steps.
     for step in (7, 29):
@@ -122,10 +123,10 @@ def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
 def test_a_variable_comes_back_from_its_pieces_whatever_its_dtype(tmp_path, dtype):
     make = lambda x: keras.Variable(keras.ops.cast(x, dtype), dtype=dtype, trainable=False)  # noqa: E731
     variable, other = make(np.arange(6).reshape(2, 3)), make(np.zeros((2, 3)))
-    _snapshots.write(tmp_path, 1, [(variable.shape, _backend.pieces(variable))], {})
+    _snapshots.write(tmp_path, 1, [(variable.shape, _backend.processes.local_shards(variable))], {})
     (saved,), _ = _snapshots.read(tmp_path, 1)
     assert saved.read().dtype.name == dtype
-    _backend.assign_pieces(other, saved.read)
+    _backend.processes.assign_from_shards(other, saved.read)
     np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(v) for v in (other, variable)))
 
 
@@ -203,6 +204,7 @@ class Stops(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+@full("jax")
 @pytest.mark.parametrize(("stops", "steps"), [(dict(callbacks=[Stops(4)]), 5), (dict(after=[Stops()]), 11)])
 def test_a_training_that_a_callback_stopped_stays_stopped_where_it_was(tmp_path, stops, steps):
     model = fit(tmp_path, epochs=3, **stops)
@@ -213,6 +215,7 @@ def test_a_training_that_a_callback_stopped_stays_stopped_where_it_was(tmp_path,
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, e)))
 
 
+@full("jax")
 def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
     fit(tmp_path / "first")
     model = fit(tmp_path / "first")
@@ -224,12 +227,13 @@ def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
         fit(tmp_path / "first", model=model)
 
 
+@full("jax")
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_weights_that_are_not_finite_do_not_take_the_place_of_a_save(tmp_path, caplog, monkeypatch, elsewhere):
     model = fit(tmp_path, every=5, epochs=1)
     assert _snapshots.steps(tmp_path) == [10, 11]
     if elsewhere:  # in what another process has
-        monkeypatch.setattr(_backend, "of_all_processes", lambda number: [number, False])
+        monkeypatch.setattr(_backend.processes, "all_gather_int", lambda number: [number, False])
     else:
         model.trainable_variables[0].assign(model.trainable_variables[0] * np.nan)
     checkpoint = training.Checkpoint(tmp_path, tiny_run.batches())
@@ -247,13 +251,14 @@ def test_halves_of_two_runs_are_no_save(tmp_path, caplog):
 
 def test_processes_that_see_different_saves_say_so(tmp_path, monkeypatch):
     fit(tmp_path)
-    monkeypatch.setattr(_backend, "of_all_processes", lambda number: [number, -1])
+    monkeypatch.setattr(_backend.processes, "all_gather_int", lambda number: [number, -1])
     with pytest.raises(
         ValueError, match=r"must see the same saves. Received: the steps \[11, -1\].*disk that all share"
     ):
         fit(tmp_path)
 
 
+@full()
 def test_a_save_of_two_processes_goes_on_in_one_in_the_middle_of_an_epoch(tmp_path, caplog):
     for i in range(2):
         fit(tmp_path, data=tiny_run.batches(shard=(i, 2)), every=4, callbacks=[Stops(5)])
@@ -278,6 +283,7 @@ def test_a_save_of_format_1_is_read(tmp_path):
     np.testing.assert_array_equal(own.read(), arrays[1])
 
 
+@full("jax")
 def test_processes_that_train_together_go_on_from_the_last_save_that_all_have(tmp_path):
     data = [tiny_run.batches(shard=(index, 2)) for index in range(2)]
     for index, epochs in ((0, 2), (1, 1)):

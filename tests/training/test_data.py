@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from checks import full
 
 import keras_jamba
 from keras_jamba.training.data import Batches
@@ -99,6 +100,7 @@ def test_fit_gets_the_batches_one_after_the_other(workers, built):
     assert weight_of(model) == pytest.approx(remembered(batches, range(3 * STEPS)), abs=1e-5)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("before_fit", [False, True], ids=["in_callback", "before_fit"])
 def test_a_fit_resumed_within_an_epoch_ends_where_the_unbroken_one_does(workers, before_fit):
@@ -247,6 +249,7 @@ def image_model():
     return model, model.get_weights()
 
 
+@full("jax", "tensorflow")
 # Keras learns the length of Grain's data from their end, which it calls running out.
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("source", SOURCES)

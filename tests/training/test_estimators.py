@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from checks import numpy
+from checks import full, numpy
 
 import keras_jamba
 from keras_jamba.models import JambaBackbone
@@ -56,12 +56,14 @@ IMAGES = {
 }
 
 
+@full("jax")
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_counts_are_those_of_built_backbones(config):
     config = dict(d_model=16, num_layers=2, num_heads=4, d_state=3) | config
     assert_counted(JambaBackbone(**config), config, context=8)
 
 
+@full("jax")
 @pytest.mark.parametrize("downsample", [1, 8])
 @pytest.mark.parametrize("kind", IMAGES.values(), ids=IMAGES)
 def test_counts_are_those_of_built_image_models(kind, downsample):
@@ -100,6 +102,7 @@ def test_counts_are_those_of_built_language_models(tied):
     assert report.parameters + report.statistics == model.count_params()
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("quantization", ["int8", "int4", "experts_int8"])
 def test_weights_in_few_bits_are_those_of_built_models(quantization):
     given = dict(d_model=16, num_layers=2, mamba_ratio=1, d_ff=70, num_heads=4, quantization=quantization)
@@ -112,6 +115,7 @@ def test_weights_in_few_bits_are_those_of_built_models(quantization):
         assert model_report(model, context=8, training=False).weights == stored
 
 
+@full("jax")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("window", [None, 6])
 def test_caches_are_those_that_init_cache_makes(dtype, window):
@@ -120,6 +124,7 @@ def test_caches_are_those_that_init_cache_makes(dtype, window):
     assert_cached(model_report(model, batch_size=3, context=10, training=False), cache)
 
 
+@full("jax")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("options", [FRAMES, FRAMES | dict(readout="last"), CELLS | dict(readout="seqpool")])
 def test_caches_of_streams_are_those_that_init_cache_makes(options, dtype):

@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from checks import full
 from test_estimators import CELLS, FRAMES, IMAGES
 
 import keras_jamba
@@ -68,6 +69,7 @@ COUNTED = {
 }
 
 
+@full("jax")
 @ON_JAX
 @pytest.mark.parametrize("config", COUNTED.values(), ids=COUNTED)
 def test_operations_without_the_scan_are_those_that_xla_counts(config, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from checks import full
 from PIL import Image
 
 import keras_jamba
@@ -83,6 +84,7 @@ def test_frames_of_a_clip_are_taken_evenly(clips, name):
     np.testing.assert_allclose(more[place, :, 0, 0, 0] * 255, np.repeat(20 * np.arange(12), 2), atol=2)
 
 
+@full("jax")
 def test_augmentation_is_a_function_of_seed_and_step(pictures):
     one = ImageFolder(pictures, SIZE, 4, seed=3, augmentation=layers())
     other = ImageFolder(pictures, SIZE, 4, seed=3, augmentation=keras.Sequential(layers()), workers=2)
@@ -100,6 +102,7 @@ def test_augmentation_is_a_function_of_seed_and_step(pictures):
     assert len(np.unique(np.round(np.median(changes, axis=(1, 2, 3)), 4))) == 4
 
 
+@full("jax")
 # Keras' own RandAugment transposes a scalar on PyTorch.
 @pytest.mark.filterwarnings("ignore:.*Tensor.T is deprecated on 0-D tensors")
 @pytest.mark.parametrize(
@@ -140,6 +143,7 @@ def test_a_transform_comes_after_the_augmentation(pictures):
     np.testing.assert_allclose(inverted.batch(2)[0], 1 - expected.batch(2)[0], atol=1e-6)
 
 
+@full("jax", "tensorflow")
 def test_a_model_is_fitted_on_a_folder(pictures):
     model = keras_jamba.DHCJamba(3, (*SIZE, 3), d_model=4, num_layers=1, mamba_ratio=None, d_ff=4, d_state=2)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

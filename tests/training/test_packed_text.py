@@ -4,6 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+from checks import full
 from hypothesis import strategies as st
 
 import keras_jamba
@@ -96,6 +97,7 @@ class Language(keras.Model):
         return self.head(self.backbone(self.embedding(inputs["token_ids"]), **masks))
 
 
+@full("jax", "tensorflow")
 def test_a_packed_batch_is_each_document_alone():
     documents = [np.random.default_rng(i).integers(0, VOCABULARY, n) for i, n in enumerate((5, 3, 4, 7, 2))]
     model, length = Language(), 8
@@ -116,6 +118,7 @@ def test_a_packed_batch_is_each_document_alone():
         np.testing.assert_allclose(outputs[places[0]], expected[: len(tokens)], atol=1e-5)
 
 
+@full("jax", "tensorflow")
 def test_fit_learns_from_packed_text():
     # After each token comes the one above it.
     documents = [

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from checks import full
 
 from keras_jamba import training
 from keras_jamba.training import _saves
@@ -35,6 +36,7 @@ def run(output, which, replicas):
     return ends
 
 
+@full()
 # Batch norm and the experts' losses are about a replica's part of the batch where a step is not one program.
 @pytest.mark.parametrize("which", ["backbone", "images"] if BACKEND == "jax" else ["backbone"])
 def test_losses_norms_and_weights_are_those_of_one_device(tmp_path, which):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy
+from checks import full, numpy
 from scipy import ndimage
 
 from keras_jamba.training import Augmentation, RandomAffine
@@ -12,6 +12,7 @@ IMAGES = np.random.default_rng(0).random((4, 9, 7, 2), "float32")
 IMAGES[:, [0, -1]] = IMAGES[:, :, [0, -1]] = 0
 
 
+@full("jax")
 def test_each_image_is_what_scipy_makes_of_it_with_its_matrix():
     layer = RandomAffine(rotation=20.0, zoom=0.2, shear=0.3, translation=0.1)
     transforms = []

@@ -5,6 +5,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from checks import full
 
 import keras_jamba
 from keras_jamba.training import JambaAdamW, recipes
@@ -45,6 +46,7 @@ def brighter(num_classes):
 SHORT = recipes.Recipe(epochs=8, batch_size=6, learning_rate=0.05, ema_momentum=0.5, label_smoothing=0.1)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("frames", [None, 2], ids=["images", "clips"])
 def test_a_recipe_trains_a_classifier(frames):
     images, labels = data(frames=frames)
@@ -58,6 +60,7 @@ def test_a_recipe_trains_a_classifier(frames):
     assert (predicted == labels).mean() > 0.9
 
 
+@full("jax", "tensorflow")
 def test_bytes_are_augmented_as_floats_are():
     images, labels = data()
     images = np.round(images / 2 * 255).astype("uint8")
@@ -70,6 +73,7 @@ def test_bytes_are_augmented_as_floats_are():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+@full("jax", "tensorflow")
 def test_a_short_training_does_not_end_with_its_first_weights():
     recipe = replace(SHORT, ema_momentum=0.9995)
     history = recipe.fit(classifier := model(), *data(), validation_data=data(12), verbose=0).history
@@ -77,6 +81,7 @@ def test_a_short_training_does_not_end_with_its_first_weights():
     assert (predicted == data()[1]).mean() > history["val_accuracy"][-1] - 0.1 > 0.8
 
 
+@full("jax", "tensorflow")
 def test_a_fit_is_decided_by_its_seed():
     recipe = replace(SHORT, epochs=1, augmentation=brighter)
     weights = {}
@@ -87,6 +92,7 @@ def test_a_fit_is_decided_by_its_seed():
     assert not np.allclose(weights["one"], weights["other"])
 
 
+@full("jax", "tensorflow")
 def test_a_second_fit_begins_with_a_new_optimizer():
     recipe = replace(SHORT, epochs=2)
     recipe.fit(twice := model(), *data(), verbose=0)

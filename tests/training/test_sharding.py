@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from checks import full
 
 import keras_jamba
 from keras_jamba import training
@@ -34,16 +35,19 @@ def assert_all_are_equal(process):
     assert "all are equal" in out
 
 
+@full()
 @pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
 def test_models_split_among_devices_take_the_steps_of_one():
     assert_all_are_equal(start("sharded_models.py"))
 
 
+@full()
 @pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
 def test_split_models_go_on_from_their_saves_on_any_mesh_and_have_the_presets_of_others(tmp_path):
     assert_all_are_equal(start("sharded_saving.py", tmp_path))
 
 
+@full()
 @pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
 def test_a_save_of_a_split_model_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
     rng = np.random.default_rng(0)
@@ -62,6 +66,7 @@ def test_a_save_of_a_split_model_that_kill_9_interrupts_leaves_the_one_before_it
         assert all((array == step).all() for array in arrays if array.dtype == "float32")
 
 
+@full()
 @pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
 def test_a_model_split_among_processes_goes_on_in_them_or_in_one_from_what_all_have_written(tmp_path):
     with socket.socket() as free:
@@ -106,12 +111,13 @@ def test_a_mesh_without_two_axes_is_refused():
     ],
 )
 def test_a_size_that_the_devices_cannot_share_is_refused(monkeypatch, change, message):
-    parts = SimpleNamespace(model="model", batch="batch", sequence=False, at_use=None, count=lambda axis: 2)
-    monkeypatch.setattr("keras_jamba._backend.parts", lambda: parts)
+    parts = SimpleNamespace(model="model", batch="batch", sequence=False, layouts_at_use=None, count=lambda axis: 2)
+    monkeypatch.setattr("keras_jamba._backend.sharding.active_mesh", lambda: parts)
     with pytest.raises(ValueError, match=message):
         keras_jamba.JambaCausalLM(**dict(vocab_size=8, d_model=8, num_layers=2, num_experts=4) | change)
 
 
+@full("jax", "tensorflow")
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX splits them")
 def test_a_distribution_that_splits_nothing_is_refused_in_training():
     model = keras_jamba.JambaCausalLM(vocab_size=8, d_model=8, num_layers=1, num_heads=1)

@@ -75,7 +75,7 @@ def causal_depthwise_conv(
     _checks.check_choice("activation", activation, (None, "silu"))
     x, width = tensors["x"], tensors["kernel"].shape[0]
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, x.shape)
-    call = _Call(_backend.platform(x), tuple(x.shape), width)
+    call = _Call(_backend.tensors.platform(x), tuple(x.shape), width)
     chosen = choose("causal_depthwise_conv", _FASTEST_FIRST[call.platform], implementation, call)
     given = tensors | dict(mask=mask, segment_ids=segment_ids)
     run = lambda **given: (chosen.run(**given, silu=activation == "silu"),)  # noqa: E731

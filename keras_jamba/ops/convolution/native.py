@@ -12,11 +12,11 @@ def _portable(tensors, options):
     return (portable.run(x, kernel, bias, initial_state, mask, segment_ids, silu=bool(options[0])),)
 
 
-_function = _backend.native(_native.CONVOLUTION, _portable)
+_function = _backend.kernels.c_kernel_op(_native.CONVOLUTION, _portable)
 
 
 def why_not(call):
-    return _native.why_not() or _backend.why_not_native(call.shape)
+    return _native.why_not() or _backend.kernels.why_no_c_kernel(call.shape)
 
 
 def run(x, kernel, bias, initial_state, mask, segment_ids, silu):

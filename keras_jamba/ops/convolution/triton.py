@@ -1,6 +1,5 @@
 """The convolution in Triton: for a GPU."""
 
-import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -15,19 +14,17 @@ def _portable(tensors, options):
     return (portable.run(x, kernel, bias, initial_state, None, segment_ids, silu=bool(options[0])),)
 
 
-_function = None if keras.backend.backend() == "tensorflow" else _backend.launched(kernels.CONVOLUTION, _portable)
+_function = _backend.kernels.triton_op(kernels.CONVOLUTION, _portable)
 
 
 def why_not(call):
     if call.platform != "gpu":
         return "it is for a GPU"
-    if _function is None:
-        return "its kernels run on JAX and PyTorch"
     if not all(isinstance(size, int) for size in call.shape):
         return "it needs sizes that are known"
     if call.width > kernels.WIDEST:
         return f"a window holds {kernels.WIDEST} tokens at most"
-    return _backend.why_not_here() or _backend.why_not_native(call.shape)
+    return _backend.kernels.why_no_triton_op(call.shape)
 
 
 def run(x, kernel, bias, initial_state, mask, segment_ids, silu):

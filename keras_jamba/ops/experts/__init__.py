@@ -135,7 +135,7 @@ def _chosen(table, implementation, call, tensors, indices, limits):
 
 
 def _call(tensors, indices, few=(), limited=False):
-    platform, count = _backend.platform(tensors["tokens"]), tensors["tokens"].shape[0]
+    platform, count = _backend.tensors.platform(tensors["tokens"]), tensors["tokens"].shape[0]
     (experts, d, f), dtype = tensors["up_bank"].shape, _dtype(tensors, few)
     return _Call(experts, indices.shape[1], limited, platform, count, bool(few), dtype, (d, f))
 

@@ -4,7 +4,6 @@ The gradient of a gather is a scatter, which compilers run row by row on a CPU; 
 one place at most, it is the gather with the inverse index.
 """
 
-import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -23,11 +22,9 @@ def _backward(residuals, gradient):
     return gathered(gradient, residuals[1]), None, None
 
 
-if keras.backend.backend() == "torch":
+_moved = _backend.autodiff.custom_gradient(_forward, _backward)
 
-    def moved(x, index, inverse):
-        """`gathered(x, index)`, where `inverse` says where each row of `x` went, or one past the end."""
-        return gathered(x, index)
 
-else:
-    moved = _backend.custom_gradient(_forward, _backward)
+def moved(x, index, inverse):
+    """`gathered(x, index)`, where `inverse` says where each row of `x` went, or one past the end."""
+    return _moved(x, index, inverse) if _backend.compilation.has_jit() else gathered(x, index)

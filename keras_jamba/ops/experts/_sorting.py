@@ -48,7 +48,7 @@ def _backward(inverse, gradient):
     return ops.sum(ops.reshape(rows, (*inverse.shape, -1)), axis=1), None, None
 
 
-_taken = _backend.custom_gradient(_forward, _backward)
+_taken = _backend.autodiff.custom_gradient(_forward, _backward)
 
 
 def taken(x, index, inverse):
@@ -56,6 +56,6 @@ def taken(x, index, inverse):
 
     `inverse` `(rows of x, n)` says in which n places each row of `x` is in the result.
     """
-    if keras.backend.backend() == "torch" and _backend.compiling():
-        return ops.take(x, index, axis=0)  # PyTorch's compilers look into no gradient that is written by hand
+    if not _backend.autodiff.can_trace_custom_gradient():
+        return ops.take(x, index, axis=0)
     return _taken(x, index, inverse)

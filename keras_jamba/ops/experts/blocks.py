@@ -4,7 +4,6 @@ An expert's last block is filled up with zero rows. The number of blocks is the 
 need, so nothing is dropped and no shape depends on the routing.
 """
 
-import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -17,7 +16,7 @@ def why_not(call):
     if call.limited:
         return "it drops no token"
     few = call.tokens is not None and call.tokens <= FEW
-    if keras.backend.backend() == "torch" and not (few and call.few_bits):
+    if not _backend.compilation.has_jit() and not (few and call.few_bits):
         return "PyTorch runs eagerly, where 'split' does the same without padding"
     if few and call.tokens * call.per_token >= call.experts or 2 * call.per_token >= call.experts:
         return "half of the experts are chosen or more, or all by few tokens, where 'dense' does as little work"
@@ -106,5 +105,4 @@ def _pick_backward(residuals, gradient):
     return ops.segment_sum(gradient, expert_of_block, num_segments=bank.shape[0]), None
 
 
-if keras.backend.backend() != "torch":
-    _picked = _backend.custom_gradient(_pick_forward, _pick_backward)
+_picked = _backend.autodiff.custom_gradient(_pick_forward, _pick_backward)

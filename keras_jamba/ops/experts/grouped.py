@@ -1,6 +1,5 @@
 """Tokens sorted by expert, and the backend's own product of rows with the matrix of their group: for accelerators."""
 
-import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -11,18 +10,16 @@ from keras_jamba.ops.experts.dense import activation
 def why_not(call):
     if call.limited:
         return "it drops no token"
-    if keras.backend.backend() == "tensorflow":
-        return "TensorFlow has no product of rows with the matrix of their group"
     if call.tokens == 0:
         return "there is no token"
-    return _backend.why_not_grouped(call.platform, call.dtype, call.sizes)
+    return _backend.numerics.why_no_grouped_matmul(call.platform, call.dtype, call.sizes)
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     dtype = tokens.dtype
     tokens, up_bank, down_bank, gate_bank = in_one_dtype(tokens, up_bank, down_bank, gate_bank)
     rows = sorted_by_expert(indices, up_bank.shape[0])
-    through = lambda x, bank: _backend.grouped_product(x, bank, rows.counts)  # noqa: E731
+    through = lambda x, bank: _backend.numerics.grouped_matmul(x, bank, rows.counts)  # noqa: E731
     x = taken(tokens, rows.source, rows.place)
     gate = None if gate_bank is None else through(x, gate_bank)
     y = through(activation(through(x, up_bank), gate), down_bank)

@@ -4,7 +4,6 @@ The layout of `blocks`, but no block's weights are copied, and blocks that no to
 gradient is written by hand, since a loop whose length depends on the routing has none.
 """
 
-import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -15,7 +14,7 @@ from keras_jamba.ops.experts.dense import activation, activation_gradient
 def why_not(call):
     if call.limited:
         return "it drops no token"
-    if keras.backend.backend() != "jax" or _backend.platform() != "cpu":
+    if not _backend.compilation.has_fast_dynamic_loop():
         return "it is for JAX on a CPU: elsewhere one block after the other is slow"
     if 2 * call.per_token >= call.experts:
         return "half of the experts are chosen or more, where 'dense' does as little work"
@@ -85,5 +84,4 @@ def _add(stack, i, x):
     return _put(stack, i, stack[i] + x)
 
 
-if keras.backend.backend() == "jax":
-    _perceptrons = _backend.custom_gradient(_forward, _backward)
+_perceptrons = _backend.autodiff.custom_gradient(_forward, _backward)

@@ -12,7 +12,7 @@ def _portable(tensors, options):
     return (dense.run(token[:, 0], weights, indices, up, down, gate)[:, None],)
 
 
-_function = _backend.native(_native.EXPERTS, _portable)
+_function = _backend.kernels.c_kernel_op(_native.EXPERTS, _portable)
 
 
 def why_not(call):
@@ -24,7 +24,7 @@ def why_not(call):
         return f"it is for {dense.FEW} tokens at most, a number known beforehand"
     if call.few_bits:
         return "it reads banks in floating point"
-    return _native.why_not() or _backend.why_not_native((call.tokens, call.per_token))
+    return _native.why_not() or _backend.kernels.why_no_c_kernel((call.tokens, call.per_token))
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):

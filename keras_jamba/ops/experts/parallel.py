@@ -20,7 +20,7 @@ SLACK = 1.5
 
 def devices(tokens, experts):
     """How many devices share the experts, and how many tokens each has; None where neither can be shared."""
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     if parts is None or not isinstance(tokens, int) or not divides(parts.count(parts.model), experts):
         return None
     across, count = parts.count(parts.batch) * parts.count(parts.model), parts.count(parts.model)
@@ -37,7 +37,7 @@ def run(mixture, tokens, weights, indices, banks):
 
     Its indices go up to their number, which is none of them.
     """
-    parts = _backend.parts()
+    parts = _backend.sharding.active_mesh()
     number, experts = tokens.shape[0], banks["up_bank"].shape[0]
     count, own = devices(number, experts)
     local = experts // count
@@ -54,7 +54,7 @@ def run(mixture, tokens, weights, indices, banks):
         there = lambda room: _there_and_back(mixture, given, device, goes, place, room, local, parts.model)  # noqa: E731
         if room == own:
             return (there(own),)
-        most = _backend.largest(ops.max(place) + 1, (parts.batch, parts.model))
+        most = _backend.sharding.pmax(ops.max(place) + 1, (parts.batch, parts.model))
         return (ops.cond(most <= room, lambda: there(room), lambda: there(own)),)
 
     rows = (tuple(axis for axis in (parts.batch, parts.model) if axis), None)
@@ -64,7 +64,7 @@ def run(mixture, tokens, weights, indices, banks):
     given = {k: ops.pad(x, ((0, more), (0, 0)), constant_values=fill[k]) if more else x for k, x in given.items()}
     given |= {k: v for k, v in banks.items() if v is not None}
     split = {name: (parts.model,) if name.endswith("bank") else rows for name in given}
-    (found,) = _backend.on_parts(on_a_device, given, split, [rows])
+    (found,) = _backend.sharding.shard_map(on_a_device, given, split, [rows])
     return found[:number] if more else found
 
 
@@ -97,4 +97,4 @@ def _there_and_back(mixture, given, device, goes, place, room, local, axis):
 def _exchanged(x, count, axis):
     """Rows for each device, to those of each device."""
     parts = ops.reshape(x, (count, -1, *x.shape[1:]))
-    return ops.reshape(_backend.exchanged(parts, axis), x.shape)
+    return ops.reshape(_backend.sharding.all_to_all(parts, axis), x.shape)

@@ -1,6 +1,5 @@
 """Tokens sorted by expert and split: as many plain products as there are experts, where shapes need not be known."""
 
-import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -11,9 +10,7 @@ from keras_jamba.ops.few_bits import Quantized, picked
 def why_not(call):
     if call.limited:
         return "it drops no token"
-    if keras.backend.backend() == "jax" or _backend.compiling():
-        return "its shapes depend on the routing, which a compiler does not allow"
-    return None
+    return _backend.tensors.why_no_split_rows()
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
@@ -21,7 +18,7 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     expert = ops.reshape(indices, (-1,))
     order = ops.argsort(expert)
     counts = ops.sum(ops.one_hot(expert, experts, dtype="int32"), axis=0)
-    parts = _backend.split(ops.take(tokens, order // k, axis=0), counts)
+    parts = _backend.tensors.split_rows(ops.take(tokens, order // k, axis=0), counts)
     ups, downs, gates = (_one_by_one(bank, experts, tokens.dtype) for bank in (up_bank, down_bank, gate_bank))
     outputs = []
     for x, up, down, gate in zip(parts, ups, downs, gates, strict=True):

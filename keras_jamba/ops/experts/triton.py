@@ -12,8 +12,9 @@ from keras_jamba import _backend
 from keras_jamba._triton import grouped as kernels
 from keras_jamba.ops.experts._sorting import Sorted, in_one_dtype, sorted_by_expert
 
+_launcher = _backend.kernels.triton_launcher
 # What multiplies where nobody says: "triton", or the backend's own "library" where that can.
-PRODUCTS = {"jax": "triton", "torch": "library"}.get(keras.backend.backend())
+PRODUCTS = "library" if _backend.numerics.prefers_grouped_matmul() else "triton"
 
 
 def why_not(call):
@@ -21,20 +22,20 @@ def why_not(call):
         return "it drops no token"
     if call.platform != "gpu":
         return "it is for a GPU"
-    if keras.backend.backend() == "tensorflow":
-        return "its kernels run on JAX and PyTorch"
     if not isinstance(call.tokens, int) or call.tokens == 0:
         return "it is for a number of tokens that is known beforehand, and not zero"
     if call.dtype not in ("bfloat16", "float16", "float32"):
         return f"it computes in bfloat16, float16 or float32, and this is {call.dtype}"
-    return _backend.why_not_triton()
+    return _backend.kernels.why_no_triton()
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank, products=None):
     given = tokens.dtype
     tokens, up_bank, down_bank, gate_bank = in_one_dtype(tokens, up_bank, down_bank, gate_bank)
     products, dtype = products or PRODUCTS, keras.backend.standardize_dtype(tokens.dtype)
-    if products == "library" and _backend.why_not_grouped(_backend.platform(tokens), dtype, up_bank.shape[1:]):
+    if products == "library" and _backend.numerics.why_no_grouped_matmul(
+        _backend.tensors.platform(tokens), dtype, up_bank.shape[1:]
+    ):
         products = "triton"
     rows = sorted_by_expert(indices, up_bank.shape[0])
     banks = (down_bank, up_bank) if gate_bank is None else (down_bank, up_bank, gate_bank)
@@ -49,31 +50,31 @@ class _Kernels:
 
     def hidden(self, tokens, up_bank, gate_bank, keep):
         rows = self.rows
-        return kernels.first_product(_backend.gpu(), tokens, rows.source, rows.counts, up_bank, gate_bank, keep)
+        return kernels.first_product(_launcher(), tokens, rows.source, rows.counts, up_bank, gate_bank, keep)
 
     def outputs(self, hidden, down_bank, weights):
         return self._summed(
             kernels.rows_product(
-                _backend.gpu(), hidden, down_bank, self.rows.counts, target=self.rows.order, scale=weights
+                _launcher(), hidden, down_bank, self.rows.counts, target=self.rows.order, scale=weights
             )
         )
 
     def hidden_gradient(self, gradient, down_bank):
         source, counts = self.rows.source, self.rows.counts
-        return kernels.rows_product(_backend.gpu(), gradient, down_bank, counts, turned=True, source=source)
+        return kernels.rows_product(_launcher(), gradient, down_bank, counts, turned=True, source=source)
 
     def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
         other = None if gate_bank is None else (grad_gate, gate_bank)
         counts, target = self.rows.counts, self.rows.order
         return self._summed(
-            kernels.rows_product(_backend.gpu(), grad_up, up_bank, counts, other, turned=True, target=target)
+            kernels.rows_product(_launcher(), grad_up, up_bank, counts, other, turned=True, target=target)
         )
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
         """Functions of nothing: for the last layer's bank, and for the first layer's, one for each of `grads`."""
         # A gather within the sum over rows would wait for what names the rows.
         given = lambda x: ops.take(x, self.rows.source, axis=0)  # noqa: E731
-        bank = lambda a, b: kernels.bank_gradient(_backend.gpu(), a, b, self.rows.counts)  # noqa: E731
+        bank = lambda a, b: kernels.bank_gradient(_launcher(), a, b, self.rows.counts)  # noqa: E731
         first = lambda grad: lambda: bank(given(tokens), grad)  # noqa: E731
         return [lambda: bank(hidden, given(gradient)), *map(first, grads)]
 
@@ -94,11 +95,11 @@ class _Library:
         x = self._gathered(tokens)
         up = self._product(x, up_bank)
         gate = None if gate_bank is None else self._product(x, gate_bank)
-        hidden = kernels.activation(_backend.gpu(), up, gate)
+        hidden = kernels.activation(_launcher(), up, gate)
         return (hidden, up, gate) if keep else hidden
 
     def outputs(self, hidden, down_bank, weights):
-        return kernels.combination(_backend.gpu(), self._product(hidden, down_bank), self.rows.place, weights)
+        return kernels.combination(_launcher(), self._product(hidden, down_bank), self.rows.place, weights)
 
     def hidden_gradient(self, gradient, down_bank):
         return self._product(self._gathered(gradient), down_bank, turned=True)
@@ -106,18 +107,21 @@ class _Library:
     def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
         x = self._product(grad_up, up_bank, turned=True)
         other = None if gate_bank is None else self._product(grad_gate, gate_bank, turned=True)
-        return kernels.combination(_backend.gpu(), x, self.rows.place, other=other)
+        return kernels.combination(_launcher(), x, self.rows.place, other=other)
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
         counts = self.rows.counts
-        first = lambda grad: lambda: _backend.grouped_sum(self._gathered(tokens), grad, counts)  # noqa: E731
-        return [lambda: _backend.grouped_sum(hidden, self._gathered(gradient), counts), *map(first, grads)]
+        first = lambda grad: lambda: _backend.numerics.grouped_matmul_weight_grad(self._gathered(tokens), grad, counts)  # noqa: E731
+        return [
+            lambda: _backend.numerics.grouped_matmul_weight_grad(hidden, self._gathered(gradient), counts),
+            *map(first, grads),
+        ]
 
     def _gathered(self, tokens):
         return ops.take(tokens, self.rows.source, axis=0)
 
     def _product(self, x, bank, turned=False):
-        return _backend.grouped_product(x, bank, self.rows.counts, turned)
+        return _backend.numerics.grouped_matmul(x, bank, self.rows.counts, turned)
 
 
 def _mixture(products):
@@ -144,15 +148,14 @@ def _mixture(products):
         grad_hidden = steps.hidden_gradient(gradient, down_bank)
         # With the weight on this side of the last product, that one's result is not needed again.
         grad_up, grad_gate, grad_weights, hidden = kernels.activation_gradient(
-            _backend.gpu(), grad_hidden, up, gate, weights, steps.rows.order
+            _launcher(), grad_hidden, up, gate, weights, steps.rows.order
         )
         grad_tokens = lambda: steps.tokens_gradient(grad_up, up_bank, grad_gate, gate_bank)  # noqa: E731
         grads = [grad_up] if gate is None else [grad_up, grad_gate]
         banks = steps.bank_gradients(tokens, grads, hidden, gradient)
         return grad_tokens, ops.reshape(grad_weights, weights.shape), *[None] * len(Sorted._fields), *banks
 
-    return _backend.custom_gradient(forward, backward, plain)
+    return _backend.autodiff.custom_gradient(forward, backward, plain)
 
 
-if keras.backend.backend() != "tensorflow":
-    _MIXTURES = {"triton": _mixture(_Kernels), "library": _mixture(_Library)}
+_MIXTURES = {"triton": _mixture(_Kernels), "library": _mixture(_Library)}

@@ -109,7 +109,7 @@ def selective_scan(
     tensors = {k: v if v is None else ops.convert_to_tensor(v) for k, v in tensors.items()}
     _check(tensors)
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, tensors["u"].shape)
-    call = _Call(_backend.platform(tensors["u"]), tuple(tensors["u"].shape), tensors["A"].shape[1])
+    call = _Call(_backend.tensors.platform(tensors["u"]), tuple(tensors["u"].shape), tensors["A"].shape[1])
     requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
     table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
     if call.length == 1 and requested is None and next(iter(table.values())).why_not(call):
@@ -123,7 +123,7 @@ def selective_scan(
 
 def implementations():
     """What `selective_scan` can run as here: `{name: None, or the reason why it cannot}`, fastest first."""
-    platform = _backend.platform()
+    platform = _backend.tensors.platform()
     call = _Call(platform, shape=(1, 1, 1), states=1)
     return {name: _BY_NAME[name].why_not(call) for name in _FASTEST_FIRST[platform]}
 

@@ -8,7 +8,7 @@ from keras_jamba.ops._tokens import begins_document
 
 def why_not_traced(call):
     """None, or why a trace of this call is wrong for other lengths."""
-    if _backend.traced_by_example() and int(call.length) == 1:
+    if _backend.tensors.is_traced_by_torchscript() and int(call.length) == 1:
         return (
             "TorchScript, with which torch.onnx traces too, keeps the length of its example, and the length 1 stands "
             "for an open one: fix the length with keras.Input((t, d)), or export on TensorFlow"

@@ -13,11 +13,11 @@ def _portable(tensors, options):
     return portable.run(u, delta, A, B, C, D, z, bias, bool(softplus), initial_state, mask, segment_ids)
 
 
-_function = _backend.native(_native.SCAN, _portable)
+_function = _backend.kernels.c_kernel_op(_native.SCAN, _portable)
 
 
 def why_not(call):
-    return _native.why_not() or _backend.why_not_native(call.shape)
+    return _native.why_not() or _backend.kernels.why_no_c_kernel(call.shape)
 
 
 def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):

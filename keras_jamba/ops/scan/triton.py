@@ -1,6 +1,5 @@
 """The selective scan in Triton: for a GPU."""
 
-import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -16,19 +15,17 @@ def _portable(tensors, options):
     return portable.run(u, delta, A, B, C, D, z, bias, bool(softplus), initial_state, mask, segment_ids)
 
 
-_function = None if keras.backend.backend() == "tensorflow" else _backend.launched(kernels.SCAN, _portable)
+_function = _backend.kernels.triton_op(kernels.SCAN, _portable)
 
 
 def why_not(call):
     if call.platform != "gpu":
         return "it is for a GPU"
-    if _function is None:
-        return "its kernels run on JAX and PyTorch"
     if not all(isinstance(size, int) for size in (*call.shape, call.states)):
         return "it needs sizes that are known"
     if call.states > kernels.MOST_STATES:
         return f"it holds {kernels.MOST_STATES} states a channel at most"
-    return portable.why_not(call) or _backend.why_not_here() or _backend.why_not_native(call.shape)
+    return portable.why_not(call) or _backend.kernels.why_no_triton_op(call.shape)
 
 
 def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):

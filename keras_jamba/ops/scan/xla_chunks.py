@@ -25,7 +25,7 @@ def _forward(u, delta, A, B, C, initial_state, *resets):
     rates = layout.state(A[None])
 
     def chunk(state, tokens):
-        after, y = _backend.scan(token, state, tokens)
+        after, y = _backend.compilation.scan(token, state, tokens)
         return after, (y, state)
 
     def token(state, token):
@@ -34,7 +34,7 @@ def _forward(u, delta, A, B, C, initial_state, *resets):
         state = decay * state + (delta * u)[None] * layout.over_channels(B)
         return state, _sum_state(state * layout.over_channels(C))
 
-    last, (y, first_states) = _backend.scan(chunk, layout.state(initial_state), tokens)
+    last, (y, first_states) = _backend.compilation.scan(chunk, layout.state(initial_state), tokens)
     outputs = layout.unchunk(y, layout.channels), layout.unstate(last)
     return outputs, (u, delta, A, B, C, resets, first_states)
 
@@ -48,8 +48,8 @@ def _backward(residuals, gradients):
 
     def chunk(carry, inputs):
         tokens, first_state = inputs
-        _, states_before = _backend.scan(replay, first_state, tokens)
-        return _backend.scan(token, carry, (tokens, states_before), reverse=True)
+        _, states_before = _backend.compilation.scan(replay, first_state, tokens)
+        return _backend.compilation.scan(token, carry, (tokens, states_before), reverse=True)
 
     def replay(state, token):
         u, delta, _, B, _, *resets = token
@@ -74,14 +74,14 @@ def _backward(residuals, gradients):
     grad_last = layout.state(grad_last)
     carry = (grad_last, ops.zeros_like(grad_last))
     inputs = (tokens, first_states)
-    (grad_first, grad_rates), gradients = _backend.scan(chunk, carry, inputs, reverse=True)
+    (grad_first, grad_rates), gradients = _backend.compilation.scan(chunk, carry, inputs, reverse=True)
     widths = (layout.channels, layout.channels, layout.state_size, layout.state_size)
     grad_u, grad_delta, grad_B, grad_C = map(layout.unchunk, gradients, widths)
     grad_A = ops.sum(layout.unstate(grad_rates), axis=0)
     return grad_u, grad_delta, grad_A, grad_B, grad_C, layout.unstate(grad_first), *(None for _ in resets)
 
 
-_differentiable = _backend.custom_gradient(_forward, _backward)
+_differentiable = _backend.autodiff.custom_gradient(_forward, _backward)
 
 
 def _sum_state(x):
@@ -144,7 +144,7 @@ class _Layout:
 
     def sum_channels(self, x):
         """Sum of a state-like (n, row, channel) over what B and C of one token, (b, n), are shared by."""
-        if _backend.platform() == "cpu":
+        if _backend.tensors.platform() == "cpu":
             # XLA adds along the innermost axis one by one on a CPU, and its matrix product does not.
             x = ops.matmul(x, ops.ones((x.shape[2],), x.dtype))
         else:

@@ -132,7 +132,7 @@ class _Pure:
     """A layer as a step that depends on nothing but images and generator."""
 
     def __init__(self, layer):
-        self._layer, self._compiled = layer, _backend.compiled(self._called)
+        self._layer, self._compiled = layer, _backend.compilation.jit(self._called)
         # For each shape that came, the function that takes it.
         self._functions = {}
 

@@ -1,11 +1,11 @@
 """Batches of arrays, or of whatever can be indexed, in an order that seed and step decide."""
 
-import sys
 import warnings
 
 import keras
 import numpy as np
 
+from keras_jamba import _keras_internals
 from keras_jamba.ops import _checks
 from keras_jamba.training.data._ahead import Ahead, Latest
 
@@ -163,10 +163,10 @@ class Batches(keras.utils.PyDataset):
         Keras' adapter, which asks while it is made, is told 0, because its own queue mixes up passes; and it is where
         the `shuffle` of `fit` arrives, of which there is no other way to hear.
         """
-        caller = sys._getframe(1).f_locals.get("self")
-        if getattr(caller, "py_dataset", None) is not self or not hasattr(caller, "shuffle"):
-            return self._workers
-        caller.shuffle = False
+        adapter = _keras_internals.asking_adapter(self, depth=1)
+        if adapter is None:
+            return _keras_internals.dataset_workers(self)
+        adapter.shuffle = False
         if self._phase == "passing":
             self._advance()
         self._phase, self._adapter_known = "arriving", True

@@ -307,7 +307,7 @@ def _sizes(plan, context, image_size):
 
 def _implementations(platform, scan):
     """`(platform, scan, convolution)`, the fastest on the platform where none is named."""
-    here = _backend.platform()
+    here = _backend.tensors.platform()
     platform = here if platform is None else platform
     _checks.check_choice("platform", platform, list(_FASTEST_FIRST))
     refused = implementations() if platform == here else {}

@@ -1,0 +1,233 @@
+"""Speed of one checkout beside another, for changes that must not change it.
+
+    KERAS_BACKEND=torch python benchmarks/two_trees.py OLD NEW [--pairs 15] [--core 0] [--work scan step decode]
+    python benchmarks/two_trees.py --read PAIRS.json ... [--record NAME]
+
+OLD and NEW are folders with the package. Processes alternate between them. Each process measures all work: the scan
+"native" and "portable", forward and with gradient; a step of `fit` of the preset "small"; and decoding with a model of
+32 M parameters. On a GPU the work is the scan in Triton, a step of a language model, and the captured step of `fit`.
+Prints the median ratio new/old per work with its 95 % interval (bootstrap over pairs). The outputs of both must agree
+before a ratio is printed. `--save` writes the pairs, and `--read` brings those of several runs together.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# Kernels of a GPU sum in any order, which a few steps of training enlarge.
+TOLERANCE = 1e-4
+
+
+def waited(function, calls):
+    """`function`, called several times until the device has done all."""
+    import torch
+
+    def run():
+        for _ in range(calls):
+            function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+def seconds(function, repeats):
+    """The median of several calls after two that warm up."""
+    function(), function()
+    found = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - begun)
+    return statistics.median(found)
+
+
+def scans(implementations, shape, dtype, repeats, calls):
+    """`{work: (seconds, a number that both trees must agree on)}` of `(b, t, e)` with 16 states."""
+    import keras
+    import measure
+    import numpy as np
+
+    import keras_jamba
+
+    batch, length, channels = shape
+    rng = np.random.default_rng(0)
+    normal = lambda *size: keras.ops.cast(rng.standard_normal(size).astype("float32"), dtype)  # noqa: E731
+    tensors = [normal(*shape), normal(*shape), -keras.ops.exp(normal(channels, 16))]
+    tensors += [normal(batch, length, 16), normal(batch, length, 16), normal(channels)]
+    found = {}
+    for name in implementations:
+        scan = lambda *given, name=name: keras_jamba.ops.selective_scan(  # noqa: E731
+            *given, delta_softplus=True, implementation=name
+        )
+        forward, both = measure.forward_and_gradient(scan, [*tensors, normal(*shape)])
+        number = float(np.abs(keras.ops.convert_to_numpy(keras.ops.cast(scan(*tensors), "float32"))).mean())
+        found[f"scan {name} forward"] = seconds(waited(forward, calls), repeats) / calls, number
+        found[f"scan {name} forward and gradient"] = seconds(waited(both, calls), repeats) / calls, number
+    return found
+
+
+def fit_step(batch, steps):
+    """The median step of `fit` after an epoch that warms up."""
+    import keras
+    import numpy as np
+
+    import keras_jamba
+
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    model = keras_jamba.DHCJamba.from_preset("small", load_weights=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-4), loss)
+    given = rng.random((batch * steps, 32, 32, 3), "float32"), rng.integers(0, 10, batch * steps)
+    found = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.begun = time.perf_counter()
+
+        def on_train_batch_end(self, batch, logs=None):
+            float(logs["loss"])
+            found.append(time.perf_counter() - self.begun)
+
+    history = model.fit(*given, batch_size=batch, epochs=3, shuffle=False, verbose=0, callbacks=[Clock()])
+    return {"step of fit": (statistics.median(found[steps:]), history.history["loss"][0])}
+
+
+def language_model(sizes):
+    import keras
+
+    import keras_jamba
+
+    keras.utils.set_random_seed(0)
+    return keras_jamba.JambaCausalLM(**sizes)
+
+
+MODEL_32M = dict(vocab_size=1000, d_model=256, d_ff=1024, num_layers=8, num_heads=8, num_kv_heads=4, num_experts=8)
+MODEL_GPU = dict(vocab_size=8192, d_model=768, d_ff=2048, num_layers=8, num_heads=12, num_kv_heads=4, num_experts=8)
+
+
+def decoding(tokens, repeats):
+    import numpy as np
+
+    model = language_model(MODEL_32M)
+    ids = np.random.default_rng(0).integers(3, 1000, (1, 16))
+    run = lambda: model.generate(ids, max_new_tokens=tokens, stop_token_ids=None)  # noqa: E731
+    return {"decoding": (seconds(run, repeats), float(np.mean(run())))}
+
+
+def language_step(repeats):
+    import keras
+    import numpy as np
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = language_model(MODEL_GPU)
+    model.compile(keras.optimizers.AdamW(1e-4))
+    ids = np.random.default_rng(0).integers(0, 8192, (2, 2049)).astype("int32")
+    losses = []
+
+    def run():
+        loss, *_ = np.ravel(model.train_on_batch(ids[:, :-1], ids[:, 1:]))
+        losses.append(float(loss))
+
+    return {"step of the language model": (seconds(run, repeats), losses[0])}
+
+
+def measured(work):
+    """One process: prints one line of JSON."""
+    from keras_jamba import _backend
+
+    name = getattr(_backend, "tensors", _backend).platform()
+    found = {}
+    if "scan" in work:
+        found |= {
+            "cpu": lambda: scans(("native", "portable"), (4, 256, 64), "float32", 9, calls=4),
+            "gpu": lambda: scans(("triton",), (8, 2048, 2048), "bfloat16", 15, calls=10),
+        }[name]()
+    if "step" in work:
+        found |= {"cpu": lambda: fit_step(8, 4), "gpu": lambda: fit_step(64, 20)}[name]()
+    if "decode" in work and name == "cpu":
+        found |= decoding(32, 5)
+    if "language" in work and name == "gpu":
+        found |= language_step(15)
+    print("\n" + json.dumps(found))
+
+
+def process(tree, args):
+    command = [sys.executable, str(HERE / "two_trees.py"), tree, tree, "--measure", "--work", *args.work]
+    if args.core is not None:
+        command = ["taskset", "-c", args.core, *command]
+    path = os.pathsep.join([str(Path(tree).resolve()), str(HERE.resolve()), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, cwd="/")
+    if done.returncode:
+        raise RuntimeError(f"A process with {tree} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def interval(ratios, draws=10000):
+    """The 95 % interval of the median, by bootstrap."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return medians[draws // 40], medians[-draws // 40]
+
+
+def summary(pairs):
+    """`{work: figures}`; raises where the two trees compute other numbers."""
+    found = {}
+    for name in pairs[0]["new"]:
+        for pair in pairs:
+            new, old = pair["new"][name][1], pair["old"][name][1]
+            if abs(new - old) > TOLERANCE * max(abs(old), 1):
+                raise AssertionError(f"{name}: the new tree gives {new}, the old one {old}")
+        ratios = [pair["new"][name][0] / pair["old"][name][0] for pair in pairs]
+        low, high = interval(ratios)
+        milliseconds = {
+            which: 1000 * statistics.median(pair[which][name][0] for pair in pairs) for which in ("new", "old")
+        }
+        found[name] = {"pairs": len(pairs), "ratio": statistics.median(ratios), "interval": [low, high]} | milliseconds
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", nargs="?")
+    parser.add_argument("new", nargs="?")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--core", help="the cores that each process runs on, as for taskset")
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no pair is begun")
+    parser.add_argument("--work", nargs="*", default=["scan", "step", "decode", "language"])
+    parser.add_argument("--save", help="the file to write the pairs to after each")
+    parser.add_argument("--read", nargs="*", default=[], help="files of pairs to bring together")
+    parser.add_argument("--record", help="the file in results/ to write, without .json")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        return measured(args.work)
+    pairs, begun = [pair for file in args.read for pair in json.loads(Path(file).read_text())], time.perf_counter()
+    while args.old and len(pairs) < args.pairs and time.perf_counter() - begun < args.limit:
+        order = [("old", args.old), ("new", args.new)]
+        pairs.append({which: process(tree, args) for which, tree in order[:: 1 if len(pairs) % 2 else -1]})
+        print(f"pair {len(pairs)}", file=sys.stderr, flush=True)
+        if args.save:
+            Path(args.save).write_text(json.dumps(pairs))
+    import measure
+
+    found = summary(pairs)
+    for name, row in found.items():
+        low, high = row["interval"]
+        times = f"new {row['new']:.3f} ms, old {row['old']:.3f} ms"
+        print(f"{name}: {times}, ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}]")
+    if args.record:
+        measure.record(args.record, {"work": found})
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What an optimizer does to all weights, where a compiler takes a step as a whole."""
+
+from keras import ops
+
+from keras_jamba._backend.common.unavailable import refuse
+
+_COMPILED = "a compiler fuses Keras' own step"
+
+
+def global_norm(tensors):
+    squares = [ops.sum(ops.square(ops.cast(x, "float32"))) for x in tensors]
+    return ops.sqrt(ops.sum(ops.stack(squares)))
+
+
+def scale_gradients(tensors, factor):
+    return [x if x is None else ops.multiply(x, ops.cast(factor, x.dtype)) for x in tensors]
+
+
+def has_fused_adamw():
+    return False
+
+
+def fused_adamw(weights, gradients, momentums, velocities, maxima, *, step, rate, betas, epsilon, decay):
+    refuse("fused_adamw", _COMPILED)
+
+
+class HostStepCounter:
+    def __init__(self):
+        refuse("HostStepCounter", _COMPILED)
+
+    def read(self, variable):
+        refuse("HostStepCounter", _COMPILED)
+
+    def keep(self, variable, value):
+        refuse("HostStepCounter", _COMPILED)

@@ -1,0 +1,38 @@
+"""What two backends share of the trainer."""
+
+import contextlib
+
+
+class Loop:
+    def __init__(self, kind):
+        self.kind, self.looked, self.begun = kind, False, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def sync(self):
+        pass
+
+
+@contextlib.contextmanager
+def readable_values(variables):
+    yield variables
+
+
+def with_cuda_graph(model, step):
+    return step
+
+
+def on_weights_replaced(layer):
+    pass
+
+
+def can_bypass_layer_call(layer, x):
+    return False
+
+
+def local_batch(data):
+    return data

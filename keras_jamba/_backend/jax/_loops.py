@@ -1,0 +1,238 @@
+"""The weights of a model on JAX while `fit`, `evaluate` and `predict` run.
+
+Keras takes the values out of the variables for each of these loops and gives their memory to the steps, so that a
+loop that ends early leaves a model without weights, and no other thread can read them. Here only steps of training
+take them, after the first batch has been checked. Whatever ends the loop, the newest values are put back. Other
+threads read copies of them.
+"""
+
+import contextlib
+import functools
+import threading
+
+import jax
+import keras
+
+from keras_jamba import _keras_internals
+
+_NAMES = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
+# Of the two below, and of variables while their values are taken out or read.
+_lock = threading.Lock()
+# Loops whose steps have the values of variables.
+_training = []
+# How many readers may hold values that were read from variables.
+_readers = 0
+
+
+class Loop:
+    """One `fit`, `evaluate` or `predict`, or one of their functions of a batch, in one thread."""
+
+    def __init__(self, kind):
+        self.kind, self.looked, self.begun = kind, False, False
+        self.thread, self.lock = threading.get_ident(), threading.RLock()
+        # By name, as Keras passes them to its steps: variables, and their newest values.
+        self.variables, self.state, self.given, self.synced = {}, None, {}, True
+        self._reading = contextlib.ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        kind, error, _ = exception
+        with self.lock:
+            self.sync()
+            self.state = None
+        self._reading.close()
+        if error is not None and kind.__name__ == "IndivisibleError":
+            raise ValueError(
+                "The rows of every batch, the last one too, must be a multiple of the devices among which the mesh "
+                f"shares them. Received: {str(error).splitlines()[0]} Choose another batch_size, or leave out or fill "
+                "up what remains, as training.Batches does with drop_last=True and training.PackedText by itself."
+            ) from error
+
+    def begin(self, model, names):
+        """The values for the first step of a loop, or for the next one after callbacks have read the variables."""
+        self.variables = {
+            name: list(model.optimizer.variables if name.startswith("optimizer") else getattr(model, name))
+            for name in names
+        }
+        flat = self._flat_variables()
+        self.__dict__.pop("_ids", None)
+        self._reading.close()
+        values = iter(self._reading.enter_context(readable_values(flat)))
+        self.given = {name: [next(values) for _ in variables] for name, variables in self.variables.items()}
+        self.state, self.synced = self.given, False
+        return tuple(self.given.values())
+
+    def take(self, state):
+        """The values for a step of training, which takes their memory; the variables have none from here on."""
+        if self in _training:
+            return state
+        self._reading.close()
+        with _lock:
+            if _readers:
+                state = jax.tree.map(jax.numpy.copy, state)
+            self.state = self.given = dict(zip(self.variables, state, strict=True))
+            for variable in self._flat_variables():
+                _keras_internals.release_tensor(variable)
+            _training.append(self)
+        return state
+
+    def put(self, state):
+        self.state, self.synced = dict(zip(self.variables, state, strict=True)), False
+
+    def sync(self):
+        """Gives the variables the newest values."""
+        if self.state is None or self.synced:
+            return
+        with self.lock:
+            taken = self in _training
+            for name, variables in self.variables.items():
+                for variable, value, before in zip(variables, self.state[name], self.given[name], strict=True):
+                    # What only reads must not undo what other threads have assigned meanwhile.
+                    if (taken or value is not before) and not value.is_deleted():
+                        variable.assign(value)
+            with _lock:
+                if taken:
+                    _training.remove(self)
+            self.synced = True
+
+    def _flat_variables(self):
+        return [variable for variables in self.variables.values() for variable in variables]
+
+    @functools.cached_property
+    def _ids(self):
+        return frozenset(map(id, self._flat_variables()))
+
+    def copies(self):
+        """`{id(variable): a copy of its newest value}`; empty where the variables have them."""
+        with self.lock:
+            if self not in _training:
+                return {}
+            values = [value for name in self.variables for value in self.state[name]]
+            return dict(zip(map(id, self._flat_variables()), map(jax.numpy.copy, values), strict=True))
+
+
+@contextlib.contextmanager
+def readable_values(variables):
+    """The values of variables, arrays that no step of training takes away inside of this context."""
+    global _readers
+    with _lock:
+        _readers += 1
+    try:
+        yield _values(variables)
+    finally:
+        with _lock:
+            _readers -= 1
+
+
+def _values(variables):
+    ids, copies, seen = frozenset(map(id, variables)), {}, []
+    while True:
+        with _lock:
+            loops = [loop for loop in _training if not ids.isdisjoint(loop._ids)]
+            if loops == seen:
+                return [copies[id(v)] if id(v) in copies else v.value for v in variables]
+        seen, copies = [], {}
+        for loop in loops:
+            if loop.thread == threading.get_ident():
+                loop.sync()
+            elif found := loop.copies():
+                copies |= found
+                seen.append(loop)
+
+
+class TrainerLoops(_keras_internals.JaxTrainerHooks):
+    """Overrides what Keras' trainer does with the values of variables in its loops."""
+
+    @property
+    def _loop_state(self):
+        loop = self._this_loop()
+        return None if loop is None or loop.synced else loop.state
+
+    @_loop_state.setter
+    def _loop_state(self, state):
+        loop = self._this_loop()
+        if loop is not None and state is not None:
+            loop.state = state
+
+    @property
+    def _loop_state_synced(self):
+        loop = self._this_loop()
+        return loop is None or loop.synced
+
+    @_loop_state_synced.setter
+    def _loop_state_synced(self, synced):
+        loop = self._this_loop()
+        if loop is not None:
+            loop.synced = synced
+
+    def jax_state_sync(self):
+        loop = self._this_loop()
+        if loop is not None:
+            loop.sync()
+
+    def _first_loop_state(self, **wanted):
+        loop = self._this_loop()
+        if loop is None:
+            return super()._first_loop_state(**wanted)
+        return loop.begin(self, [name for name in _NAMES if wanted.get(name)])
+
+    def _function_of_iterator(self, step_function, concatenate_outputs=False):
+        def step(state, data):
+            loop = self._this_loop()
+            if loop is None or loop.kind not in ("fit", "train_on_batch"):
+                return step_function(state, data)
+            with loop.lock:
+                found = []
+                try:
+                    # An interrupt comes between two lines of Python code: by then the list has the result.
+                    found.extend(map(step_function, (loop.take(state),), (data,)))
+                finally:
+                    if found:
+                        loop.put(found[0][1])
+                return found[0]
+
+        return super()._function_of_iterator(step, concatenate_outputs)
+
+    def make_test_function(self, force=False):
+        if self.test_function is None or force:
+            self.test_function = self._function_of_iterator(self._reading_step(self.test_step, metrics=True))
+
+    def make_predict_function(self, force=False):
+        def predict_step(state, data):
+            outputs, others = self.predict_step(state, data)
+            return outputs, (state[0], others)
+
+        if self.predict_function is None or force:
+            step = self._reading_step(predict_step, metrics=False)
+            self.predict_function = self._function_of_iterator(step, concatenate_outputs=True)
+
+    def _reading_step(self, step, metrics):
+        """A compiled step that takes no memory from its state, and passes on what it does not change."""
+        if self.run_eagerly or not self.jit_compile:
+            return step
+        shardings = None
+        if keras.distribution.distribution() is not None:
+            trainable, others, _, of_metrics = self._state_shardings()
+            shardings = [*trainable, *others, *(of_metrics if metrics else [])]
+
+        @jax.jit
+        def program(state, data):
+            result, found = step(state, data)
+            both = enumerate(zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True))
+            changed = {i: new for i, (new, before) in both if new is not before}
+            if shardings is not None:
+                changed = {i: jax.lax.with_sharding_constraint(x, shardings[i]) for i, x in changed.items()}
+            return result, changed
+
+        def run(state, data):
+            result, changed = program(state, data)
+            if not changed:
+                return result, state
+            values, structure = jax.tree.flatten(state)
+            for i, value in changed.items():
+                values[i] = value
+            return result, jax.tree.unflatten(structure, values)
+
+        return run

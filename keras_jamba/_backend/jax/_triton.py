@@ -1,0 +1,105 @@
+"""Kernels in Triton on JAX: primitives that XLA's GPU compiler lowers to calls of jax-triton."""
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib.util
+import math
+import time
+
+import jax
+from jax import numpy as jnp
+from jax.interpreters import mlir
+
+from keras_jamba._backend.jax._c_kernels import present
+from keras_jamba._triton import Gpu
+
+
+def lowered_on_gpu(program, backward, inputs, outputs):
+    def run(*arrays, options, train):
+        tensors = dict(zip(inputs, present(arrays), strict=True))
+        options = dict(zip(program.options, options, strict=True))
+        if backward:
+            found = program.backward(launcher(), tensors, options)
+        else:
+            found = program.forward(launcher(), tensors, options, train)
+        # In the place of None a vector of no length, as primitives have it.
+        return [jnp.zeros((0,), "float32") if x is None else x for x in found]
+
+    rule = mlir.lower_fun(run, multiple_results=True)
+
+    def lower(context, *operands, options, train):
+        with _registers(program.registers):
+            return rule(context, *operands, options=options, train=train)
+
+    return "cuda", lower
+
+
+@contextlib.contextmanager
+def _registers(limit):
+    """How many registers a thread of the kernels compiled inside may use. jax-triton 0.3.1 has no option for it."""
+    if limit is None:
+        yield
+        return
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    parse = CUDABackend.parse_options
+    CUDABackend.parse_options = lambda self, given: parse(self, given | {"maxnreg": limit})
+    try:
+        yield
+    finally:
+        CUDABackend.parse_options = parse
+
+
+@functools.cache
+def why_not_here():
+    """None, or why no kernel in Triton runs on this machine."""
+    if any(importlib.util.find_spec(name) is None for name in ("triton", "jax_triton")):
+        return "Triton and jax-triton are not both installed"
+    if jax.default_backend() != "gpu" or float(getattr(jax.devices()[0], "compute_capability", 0)) < 8:
+        return "Triton's kernels are for an NVIDIA GPU of capability 8.0 or more"
+    return None
+
+
+def launcher():
+    device = jax.devices()[0]
+    has_rules = float(device.compute_capability) == 9.0
+    cast = lambda x, dtype: x.astype(dtype)  # noqa: E731
+    return Gpu(launch, lambda x: x.shape[-1], cast, device.core_count, device.device_kind, has_rules, _clock)
+
+
+def _clock(specs, run):
+    # A plan is asked for while a program is traced, and everything in this thread would become part of that.
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        return threads.submit(_seconds, specs, run).result()
+
+
+def _seconds(specs, run):
+    try:
+        arrays = {name: _filled(*spec) for name, spec in specs.items()}
+        run = jax.jit(run)
+        times = []
+        for _ in range(7):
+            jax.block_until_ready(arrays)
+            begun = time.perf_counter()
+            jax.block_until_ready(run(arrays))
+            times.append(time.perf_counter() - begun)
+    except Exception as error:
+        # Memory may be there another time; a multiprocessor with more than this one has, never.
+        return None if "RESOURCE_EXHAUSTED" in str(error) and "shared memory" not in str(error) else math.inf
+    return sorted(times[2:])[2]
+
+
+def _filled(shape, dtype, value):
+    if isinstance(value, range):
+        return (jnp.arange(math.prod(shape)) % len(value)).astype(dtype).reshape(shape)
+    return jnp.full(shape, value, dtype)
+
+
+def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):
+    # Only here: where there is no GPU it cannot be imported.
+    import jax_triton
+
+    specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
+    given = dict(kernel=kernel, out_shape=specs, grid=grid, num_warps=num_warps, num_stages=num_stages)
+    return jax_triton.triton_call(*inputs, **given, zeroed_outputs=tuple(zeroed), **constants)

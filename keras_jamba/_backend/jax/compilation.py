@@ -1,0 +1,43 @@
+"""Functions and loops that XLA compiles, on JAX."""
+
+import jax
+import keras
+
+from keras_jamba._backend.jax._loops import readable_values
+
+
+def has_jit():
+    return True
+
+
+def jit(function):
+    return jax.jit(function)
+
+
+def jit_inference(function, variables):
+    @jax.jit
+    def run(values, *args):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*args)
+
+    def on_values(*args):
+        with readable_values(variables) as values:
+            return run(values, *args)
+
+    return on_values
+
+
+def compiled_while_loop(body, variables):
+    def run(going, state):
+        step = lambda carry: body(carry[1])  # noqa: E731
+        return jax.lax.while_loop(lambda carry: carry[0], step, (going, state))[1]
+
+    return jit_inference(run, variables)
+
+
+def has_fast_dynamic_loop():
+    return jax.default_backend() == "cpu"
+
+
+def scan(body, carry, inputs, reverse=False):
+    return jax.lax.scan(body, carry, inputs, reverse=reverse)

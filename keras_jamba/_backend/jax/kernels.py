@@ -1,0 +1,30 @@
+"""Kernels of the C library and in Triton, on JAX."""
+
+from keras_jamba._backend.jax import _c_kernels, _triton
+
+_c_kernels.register()
+
+
+def c_kernel_op(kernel, portable):
+    return _c_kernels.differentiable(kernel, portable, _c_kernels.lowered_on_cpu)
+
+
+def why_no_c_kernel(shape):
+    # What is lowered for another device, or to be exported, takes the portable form by itself.
+    return None if all(isinstance(size, int) for size in shape) else "it needs sizes that are known"
+
+
+def triton_op(program, portable):
+    return _c_kernels.differentiable(program, portable, _triton.lowered_on_gpu)
+
+
+def why_no_triton_op(shape):
+    return _triton.why_not_here() or why_no_c_kernel(shape)
+
+
+def triton_launcher():
+    return _triton.launcher()
+
+
+def why_no_triton():
+    return _triton.why_not_here()

@@ -1,0 +1,46 @@
+"""Where tensors lie, what they hold, and what a compiler needs of them, on JAX."""
+
+import jax
+import numpy as np
+
+from keras_jamba._backend.common.unavailable import refuse
+
+
+def platform(x=None):
+    if x is None or isinstance(x, jax.core.Tracer):
+        return jax.default_backend()
+    (platform,) = {device.platform for device in x.devices()}
+    return platform
+
+
+def concrete_numpy(x):
+    if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable:
+        return None
+    if any(device.platform != "cpu" for device in x.devices()):
+        return None
+    return np.asarray(x)
+
+
+def needs_static_shapes():
+    # Eager JAX compiles too, operation by operation.
+    return True
+
+
+def is_traced_by_torchscript():
+    return False
+
+
+def ensure_shape(x, shape):
+    return x
+
+
+def can_log():
+    return True
+
+
+def why_no_split_rows():
+    return "its shapes depend on the routing, which a compiler does not allow"
+
+
+def split_rows(x, counts):
+    refuse("split_rows", why_no_split_rows())

@@ -1,0 +1,89 @@
+"""Graphs and loops, on TensorFlow.
+
+`keras.ops.scan` cannot train under XLA, hence a loop of our own: its loop has no bound, and its outputs must have the
+shapes of its carry.
+"""
+
+import threading
+
+import tensorflow as tf
+
+
+def has_jit():
+    return True
+
+
+def jit(function):
+    return tf.function(function, autograph=False)
+
+
+def jit_inference(function, variables):
+    return _traced(function)
+
+
+# Threads that want the same program trace it once. A traced function may call another.
+_tracing = threading.RLock()
+
+
+def _traced(function, jit_compile=None):
+    # One for each kind of arguments: TensorFlow warns where one function is traced for many shapes.
+    traced = {}
+
+    def run(*args):
+        args = tf.nest.map_structure(tf.convert_to_tensor, args)
+        leaves = tf.nest.flatten(args)
+        kind = tuple((tuple(x.shape), x.dtype) for x in leaves), str(tf.nest.map_structure(lambda _: 0, args))
+        if kind not in traced:
+            with _tracing:
+                if kind not in traced:
+                    graph = tf.function(function, autograph=False, jit_compile=jit_compile)
+                    traced[kind] = graph.get_concrete_function(*args)
+        return traced[kind](*args)
+
+    return run
+
+
+def compiled_while_loop(body, variables):
+    def run(going, state):
+        return tf.while_loop(lambda going, state: going, lambda going, state: body(state), (going, state))[1]
+
+    # Thousands of small operations: without XLA most of the time is spent between them.
+    return _traced(run, jit_compile=True)
+
+
+def has_fast_dynamic_loop():
+    return False
+
+
+def scan(body, carry, inputs, reverse=False):
+    length = tf.nest.flatten(inputs)[0].shape[0]
+    if length is None:
+        length = tf.shape(tf.nest.flatten(inputs)[0])[0]
+    specs = _output_specs(body, carry, inputs)
+    stacks = tf.nest.map_structure(
+        lambda spec: tf.TensorArray(spec.dtype, size=length, element_shape=spec.shape), specs
+    )
+
+    def step(count, carry, stacks):
+        index = length - 1 - count if reverse else count
+        carry, outputs = body(carry, tf.nest.map_structure(lambda x: x[index], inputs))
+        stacks = tf.nest.map_structure(lambda s, o: s.write(index, o), stacks, outputs)
+        return count + 1, carry, stacks
+
+    _, carry, stacks = tf.while_loop(
+        lambda count, *_: count < length,
+        step,
+        (tf.constant(0), carry, stacks),
+        maximum_iterations=length,
+    )
+    return carry, tf.nest.map_structure(lambda s: s.stack(), stacks)
+
+
+def _output_specs(body, carry, inputs):
+    """Shapes and dtypes of what one turn of the loop puts out, from a graph that is thrown away."""
+    spec_of = lambda x: tf.TensorSpec(x.shape, x.dtype)  # noqa: E731
+    turn = tf.function(lambda carry, slices: body(carry, slices)[1], autograph=False)
+    carry_specs = tf.nest.map_structure(spec_of, carry)
+    slice_specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs)
+    graph = turn.get_concrete_function(carry_specs, slice_specs)
+    return tf.nest.map_structure(spec_of, graph.structured_outputs)

@@ -1,0 +1,42 @@
+"""Where tensors lie, what they hold, and what a compiler needs of them, on TensorFlow."""
+
+import tensorflow as tf
+
+# Public TensorFlow does not say whether XLA will compile the graph that is being traced.
+from tensorflow.python.ops import control_flow_util
+
+
+def platform(x=None):
+    if x is not None and tf.executing_eagerly():
+        return "cpu" if "CPU" in x.device else "gpu"
+    return "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
+
+
+def concrete_numpy(x):
+    return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
+
+
+def needs_static_shapes():
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def is_traced_by_torchscript():
+    return False
+
+
+def ensure_shape(x, shape):
+    return tf.ensure_shape(x, shape) if None in tuple(x.shape)[1:] else x
+
+
+def can_log():
+    return True
+
+
+def why_no_split_rows():
+    if needs_static_shapes():
+        return "its shapes depend on the routing, which a compiler does not allow"
+    return None
+
+
+def split_rows(x, counts):
+    return tf.split(x, counts, num=counts.shape[0])

@@ -1,0 +1,74 @@
+"""What Keras' trainer does differently on TensorFlow, where its functions take batches out of iterators themselves."""
+
+import functools
+import itertools
+
+import keras
+import tensorflow as tf
+
+from keras_jamba._backend.common.trainer import (  # noqa: F401
+    Loop,
+    can_bypass_layer_call,
+    on_weights_replaced,
+    readable_values,
+    with_cuda_graph,
+)
+from keras_jamba._keras_internals import TensorFlowReplicasHook
+
+
+def runs_step_without_data():
+    return True
+
+
+class TrainerLoops(TensorFlowReplicasHook):
+    def _replicas_data(self, iterator):
+        # No batch of several replicas can be given back to its iterator, but this one, with which none has begun.
+        iterator = self._symbolic_build_data(iterator)
+        self._this_loop().looked = True
+        return iterator
+
+
+def first_batch(given, look, steps):
+    (data,) = given
+    if isinstance(data, list):
+        look(data[0])
+        return given
+    first = next(data)
+    look(first)
+    if not _is_iterator_of_tensors(data):
+        return (itertools.chain([first], data),)
+    # The function is traced for an iterator with these specifications, and another kind would be traced anew. A dataset
+    # out of a Python generator would do, but all steps of a function that first ran on one are a quarter slower.
+    batches = [first, *itertools.islice(data, steps - 1)]
+    datasets = [_dataset(batch, data.element_spec) for batch in batches]
+    return (iter(functools.reduce(tf.data.Dataset.concatenate, datasets)),)
+
+
+def _dataset(batch, specs):
+    """One batch as a dataset whose shapes are as static as `specs`."""
+
+    def relaxed(*tensors):
+        flat = zip(tf.nest.flatten(tensors), tf.nest.flatten(specs), strict=True)
+        return tf.nest.pack_sequence_as(
+            specs, [tf.raw_ops.PlaceholderWithDefault(input=x, shape=spec.shape) for x, spec in flat]
+        )
+
+    return tf.data.Dataset.from_tensors(batch).map(relaxed)
+
+
+def _is_iterator_of_tensors(data):
+    if not isinstance(data, tf.data.Iterator):
+        return False
+    return all(isinstance(spec, tf.TensorSpec) for spec in tf.nest.flatten(data.element_spec))
+
+
+def local_batch(data):
+    return keras.tree.map_structure(_local, data, none_is_leaf=False)
+
+
+def _local(x):
+    if isinstance(x, tf.experimental.Optional):
+        return None
+    if isinstance(x, tf.distribute.DistributedValues):
+        return tf.concat(x.values, axis=0)
+    return x

@@ -1,0 +1,153 @@
+"""Kernels of the C library on PyTorch: registered operators, which `torch.compile` takes as they are."""
+
+import ctypes
+import functools
+
+import torch
+
+from keras_jamba._native import Array
+
+
+def differentiable(kernel, portable, operator):
+    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
+
+    `portable`, the same function in operations of Keras, is needed where there is no backward function.
+    `operator` makes an operator of each direction.
+    """
+    forward = operator(kernel, False)
+    backward = operator(kernel, True) if kernel.backward else None
+    count, shown = len(kernel.inputs), len(kernel.outputs) - kernel.hidden
+
+    def setup(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:count], *_listed(output)[shown:])
+        ctx.options = inputs[count:]
+        ctx.set_materialize_grads(False)
+
+    def gradient(ctx, *grads):
+        saved = ctx.saved_tensors
+        first = torch.zeros_like(saved[0]) if grads[0] is None else grads[0]
+        found = backward.registered(*saved, first, *grads[1:shown], *ctx.options)
+        found = [None if x is None else grad for x, grad in zip(saved, _listed(found), strict=False)]
+        return (*found, *[None] * (count + len(ctx.options) - len(found)))
+
+    def portable_gradient(ctx, *grads):
+        saved = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # for second derivatives
+        with torch.enable_grad():
+            given = [x if x is None or again else x.detach().requires_grad_(x.requires_grad) for x in saved]
+            outputs = portable(given, ctx.options)
+            wanted = [i for i, x in enumerate(given) if x is not None and x.requires_grad]
+            found = torch.autograd.grad(outputs, [given[i] for i in wanted], grads, create_graph=again)
+        found = dict(zip(wanted, found, strict=True))
+        return tuple(found.get(i) for i in range(count + len(ctx.options)))
+
+    def no_gradient(ctx, *grads):
+        raise RuntimeError(kernel.no_second_derivative)
+
+    if kernel.backward:
+        backward.registered.register_autograd(no_gradient)
+    forward.registered.register_autograd(gradient if kernel.backward else portable_gradient, setup_context=setup)
+
+    def function(tensors, options):
+        train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        return _listed(forward.registered(*tensors, *options, int(train)))[:shown]
+
+    return function
+
+
+class Operator:
+    """One direction of a kernel, registered: its tensors, any of them None, then its options, then `train`."""
+
+    def __init__(self, kernel, backward):
+        self.kernel, self.backward = kernel, backward
+        self.inputs, self.outputs = kernel.inputs, kernel.outputs
+        if backward:
+            shown = kernel.outputs[: len(kernel.outputs) - kernel.hidden]
+            self.inputs += (*kernel.outputs[len(shown) :], *(f"grad_{name}" for name in shown))
+            self.outputs = kernel.gradients
+        tensors = ", ".join(f"Tensor? {name}" for name in self.inputs)
+        integers = ", ".join(f"int {name}" for name in (*kernel.options, "train"))
+        returns = ", ".join(["Tensor"] * len(self.outputs))
+        self.registered = torch.library.custom_op(
+            f"keras_jamba::{kernel.name}_{'backward' if backward else 'forward'}",
+            self.run,
+            mutates_args=(),
+            schema=f"({tensors}, {integers}) -> ({returns})",
+        )
+        self.registered.register_fake(self.empty)
+
+    def _named(self, arguments):
+        return dict(zip(self.inputs, arguments, strict=False)), arguments[len(self.inputs) :]
+
+    def empty(self, *arguments):
+        """Outputs of the right shapes and dtypes. An operator cannot return None: what is not there is empty."""
+        tensors, (*_, train) = self._named(arguments)
+        first = arguments[0]
+        if self.backward:
+            given = arguments[: self.kernel.differentiable]
+            specs = [((0,), first.dtype) if x is None else (x.shape, x.dtype) for x in given]
+        else:
+            shapes = {name: x.shape for name, x in tensors.items() if x is not None}
+            specs = self.kernel.output_specs(shapes, first.dtype, train)
+        return _unlisted([first.new_empty(shape, dtype=_DTYPES.get(dtype, dtype)) for shape, dtype in specs])
+
+    def run(self, *arguments):
+        if 0 in arguments[0].shape:
+            return _unlisted([torch.zeros_like(x) for x in _listed(self.empty(*arguments))])
+        tensors, (*options, train) = self._named(arguments)
+        return self.computed(tensors, dict(zip(self.kernel.options, options, strict=True)), train, arguments)
+
+    def computed(self, tensors, options, train, arguments):
+        outputs = self.empty(*arguments)
+        # Named, so that copies live as long as the call.
+        tensors = {name: self._readable(name, x) for name, x in tensors.items() if x is not None and 0 not in x.shape}
+        made = {name: x for name, x in zip(self.outputs, _listed(outputs), strict=True) if 0 not in x.shape}
+        arrays = {name: _array(x) for name, x in (tensors | made).items()}
+        self.kernel.run(self.backward, arrays, options, torch.get_num_threads(), _openmp())
+        return outputs
+
+    def _readable(self, name, x):
+        """`x` itself where the library can read it, else a copy without gaps."""
+        _, with_rows = self.kernel.field(name)
+        return x if with_rows and row_step(x) is not None else x.contiguous()
+
+
+@functools.cache
+def _openmp():
+    """The address of `GOMP_parallel` in the OpenMP that PyTorch brought, or None.
+
+    Its threads keep their cores busy for a while after each operation, so others on the same cores would wait.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+_DTYPES = {"float32": torch.float32}
+
+
+def _listed(x):
+    return [x] if isinstance(x, torch.Tensor) else list(x)
+
+
+def _unlisted(x):
+    return x[0] if len(x) == 1 else tuple(x)
+
+
+def row_step(x):
+    """The one step from each token to the next, over rows too; None if there is none, or gaps between channels."""
+    batch, length, channels = x.shape
+    if channels > 1 and x.stride(2) != 1:
+        return None
+    if batch * length == 1:
+        return channels
+    if length == 1:
+        return x.stride(0)
+    return x.stride(1) if batch == 1 or x.stride(0) == length * x.stride(1) else None
+
+
+def _array(x):
+    row = row_step(x) if x.dim() == 3 else 0
+    # What is without gaps may still have any stride where there is one step or none.
+    return Array(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."), x.shape[-1] if row is None else row)

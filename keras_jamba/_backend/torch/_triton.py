@@ -1,0 +1,126 @@
+"""Kernels in Triton on PyTorch: registered operators, which `torch.compile` takes as they are."""
+
+import contextlib
+import functools
+import importlib.util
+import math
+
+import torch
+
+from keras_jamba._backend.torch._c_kernels import Operator, row_step
+from keras_jamba._backend.torch._fx_tracing import is_tracing
+from keras_jamba._triton import Gpu
+
+
+class LaunchedOperator(Operator):
+    def computed(self, tensors, options, train, arguments):
+        tensors = {name: self._readable(name, x) for name, x in tensors.items()}
+        if self.backward:
+            found = self.kernel.backward(_gpu(), tensors, options)
+        else:
+            found = self.kernel.forward(_gpu(), tensors, options, train)
+        dtype = arguments[0].dtype if self.backward else torch.float32
+        found = tuple(arguments[0].new_empty(0, dtype=dtype) if x is None else x for x in found)
+        return found if len(found) > 1 else found[0]
+
+    def _readable(self, name, x):
+        if x is None or (name in self.kernel.strided and row_step(x) is not None):
+            return x
+        return x.contiguous()
+
+
+@functools.cache
+def why_not_here():
+    """None, or why no kernel in Triton runs on this machine."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not torch.cuda.is_available() or torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
+        return "Triton's kernels are for an NVIDIA GPU of capability 8.0 or more"
+    return None
+
+
+def _gpu(launch=None):
+    cast = lambda x, dtype: x.to(_DTYPES.get(dtype, dtype))  # noqa: E731
+    return Gpu(launch or _launched, row_step, cast, *_device())
+
+
+@functools.cache
+def _device():
+    # In Triton's interpreter there is none.
+    if not torch.cuda.is_available():
+        return 132, "", True, None
+    told = torch.cuda.get_device_properties()
+    return told.multi_processor_count, told.name, torch.cuda.get_device_capability() == (9, 0), _clock
+
+
+def _clock(specs, run):
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    try:
+        with torch.no_grad():
+            arrays = {name: _filled(*spec) for name, spec in specs.items()}
+            run(arrays), run(arrays)
+            times = []
+            for _ in range(5):
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                run(arrays)
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) / 1e3)
+    except torch.OutOfMemoryError:
+        return None
+    except Exception:  # it asks for more than a multiprocessor has
+        return math.inf
+    return sorted(times)[2]
+
+
+def _filled(shape, dtype, value):
+    dtype = _DTYPES.get(dtype, dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(value, range):
+        return torch.arange(math.prod(shape), device=device).remainder(len(value)).to(dtype).reshape(shape)
+    return torch.full(shape, value, dtype=dtype, device=device)
+
+
+def _launched(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):
+    device = inputs[0].device
+    make = {True: torch.zeros, False: torch.empty}
+    made = [
+        make[i in zeroed](shape, dtype=_DTYPES.get(dtype, dtype), device=device)
+        for i, (shape, dtype) in enumerate(outputs)
+    ]
+    if device.type == "meta":  # on which Keras finds out shapes
+        return made
+    limit = {} if registers is None else {"maxnreg": registers}
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*inputs, *made, **constants, num_warps=num_warps, num_stages=num_stages, **limit)
+    return made
+
+
+_DTYPES = {"float32": torch.float32, "int32": torch.int32}
+
+
+def why_not_triton():
+    if why_not_here():
+        return why_not_here()
+    if is_tracing() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "what is written down or compiled has no place for such a kernel"
+    # Where an operator has no rule for it, PyTorch takes the derivative for zero.
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "it has no forward-mode derivatives"
+    return None
+
+
+def launcher():
+    return _gpu(_guarded)
+
+
+def _guarded(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise ValueError(
+            "A kernel in Triton has no gradient of its own. Received: tensors that ask for one, as in a gradient of a "
+            "gradient. Compute it with another implementation of the op."
+        )
+    inputs = [x.contiguous() for x in inputs]
+    return _launched(kernel, grid, inputs, outputs, constants, num_warps, num_stages)

@@ -1,0 +1,52 @@
+"""Gradients on PyTorch."""
+
+import torch
+from torch.utils import _pytree
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from keras_jamba._backend.torch.tensors import needs_static_shapes
+
+
+def custom_gradient(forward, backward, plain=None):
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            outputs, residuals = forward(*tensors)
+            kept, ctx.structure = _pytree.tree_flatten(residuals)
+            ctx.save_for_backward(*kept)
+            return outputs
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            residuals = _pytree.tree_unflatten(list(ctx.saved_tensors), ctx.structure)
+            found = backward(residuals, gradients if len(gradients) > 1 else gradients[0])
+            wanted = zip(found, ctx.needs_input_grad, strict=True)
+            return tuple((g() if callable(g) else g) if needed else None for g, needed in wanted)
+
+    def function(*tensors):
+        if plain and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+            return plain(*tensors)
+        return Function.apply(*tensors)
+
+    return function
+
+
+def can_trace_custom_gradient():
+    return not needs_static_shapes()
+
+
+def remat(function):
+    def run(*tensors):
+        # Stopped early, the second run ends with an exception, whose frames keep all that it has computed until Python
+        # collects its garbage.
+        with set_checkpoint_early_stop(False):
+            return checkpoint(function, *tensors, use_reentrant=False)
+
+    return run
+
+
+def input_gradient(function, x):
+    # Whatever context the caller is in; the weights' own gradients stay as they are.
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        return torch.autograd.grad(function(x), x, materialize_grads=True)[0]

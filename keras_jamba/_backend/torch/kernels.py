@@ -1,0 +1,37 @@
+"""Kernels of the C library and in Triton, on PyTorch."""
+
+import torch
+
+from keras_jamba._backend.torch import _c_kernels, _triton
+from keras_jamba._backend.torch._fx_tracing import is_tracing
+
+
+def c_kernel_op(kernel, portable):
+    return _c_kernels.differentiable(kernel, portable, _c_kernels.Operator)
+
+
+def why_no_c_kernel(shape):
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return "an exported graph must run where the library is not"
+    if is_tracing() and len(shape) == 3 and shape[1] == 1:
+        return "one token takes PyTorch's own operations, written down, no longer"
+    # Where an operator has no rule for it, PyTorch takes the derivative for zero.
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "it has no forward-mode derivatives"
+    return None
+
+
+def triton_op(program, portable):
+    return _c_kernels.differentiable(program, portable, _triton.LaunchedOperator)
+
+
+def why_no_triton_op(shape):
+    return _triton.why_not_here() or why_no_c_kernel(shape)
+
+
+def triton_launcher():
+    return _triton.launcher()
+
+
+def why_no_triton():
+    return _triton.why_not_triton()

@@ -1,0 +1,38 @@
+"""Products and norms with the precision of the device, on PyTorch."""
+
+import torch
+from torch.nn import functional
+
+
+def matmul_in_float32(x, y):
+    return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda else torch.mm(x, y).float()
+
+
+def rms_norm(x, scale, epsilon):
+    # Keras' own makes a copy of x in float32 first, in which PyTorch's computes anyway, and casts the result back.
+    return functional.rms_norm(x, x.shape[-1:], scale.to(x.dtype), epsilon)
+
+
+def grouped_matmul(x, bank, counts, transpose_rhs=False):
+    return functional.grouped_mm(x, bank.mT if transpose_rhs else bank, offs=_ends(counts))
+
+
+def grouped_matmul_weight_grad(a, b, counts):
+    return functional.grouped_mm(a.mT, b, offs=_ends(counts))
+
+
+def why_no_grouped_matmul(platform, dtype, sizes):
+    size = torch.finfo(getattr(torch, dtype)).bits // 8
+    if any(each * size % 16 for each in sizes):
+        return f"PyTorch wants rows of a multiple of 16 bytes, and these have {' and '.join(map(str, sizes))} {dtype}"
+    if platform == "gpu" and (dtype != "bfloat16" or torch.cuda.get_device_capability()[0] not in (9, 10)):
+        return "but for bfloat16 on a GPU of capability 9 or 10 PyTorch waits for the counts, as 'split' does"
+    return None
+
+
+def prefers_grouped_matmul():
+    return True
+
+
+def _ends(counts):
+    return counts.cumsum(0, dtype=torch.int32)

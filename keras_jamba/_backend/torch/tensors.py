@@ -1,0 +1,47 @@
+"""Where tensors lie, what they hold, and what a compiler needs of them, on PyTorch."""
+
+import torch
+
+from keras_jamba._backend.torch._fx_tracing import is_tracing
+
+
+def platform(x=None):
+    if x is not None and x.device.type != "meta":
+        return "cpu" if x.device.type == "cpu" else "gpu"
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def concrete_numpy(x):
+    traced = needs_static_shapes() or torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if x.device.type != "cpu" or traced:
+        return None
+    x = x.detach()
+    # NumPy has no bfloat16.
+    return (x.float() if x.dtype is torch.bfloat16 else x).numpy()
+
+
+def needs_static_shapes():
+    return torch.compiler.is_compiling() or is_tracing()
+
+
+def is_traced_by_torchscript():
+    return torch.jit.is_tracing()
+
+
+def ensure_shape(x, shape):
+    return x
+
+
+def can_log():
+    # A line of the log would break the graph in two.
+    return not torch.compiler.is_compiling()
+
+
+def why_no_split_rows():
+    if needs_static_shapes():
+        return "its shapes depend on the routing, which a compiler does not allow"
+    return None
+
+
+def split_rows(x, counts):
+    return x.split(counts.tolist())

@@ -1,0 +1,33 @@
+"""What Keras' trainer does differently on PyTorch."""
+
+import torch
+
+from keras_jamba._backend.common.trainer import Loop, local_batch, readable_values  # noqa: F401
+from keras_jamba._backend.torch._cuda_graph import on_weights_replaced, with_cuda_graph  # noqa: F401
+from keras_jamba._keras_internals import get_keras_mask
+
+
+class TrainerLoops:
+    pass
+
+
+def runs_step_without_data():
+    return False
+
+
+def can_bypass_layer_call(layer, x):
+    # Subclasses of tensors are none of Keras' own; hooks are called by Module.__call__ alone, and see only that.
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and layer.built
+        and x.dtype is getattr(torch, layer.compute_dtype)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        and get_keras_mask(x) is None
+        and layer.activity_regularizer is None
+    )
+
+
+def first_batch(given, look, steps):
+    (data,) = given
+    look(data[0])
+    return given

@@ -1,0 +1,247 @@
+"""Every private attribute of Keras that the package uses.
+
+Keras changes them without notice, so each is one function or one hook here, and `tests/test_keras_internals.py` checks
+each against the installed Keras. A hook is a class whose method Keras calls by a private name.
+"""
+
+import contextlib
+import sys
+
+import keras
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask  # noqa: F401
+from keras.src.backend.common.variables import AutocastScope
+
+# Layers
+
+
+def sublayers(layer, include_self=True):
+    """Yields the layers inside of a layer, from the outside in."""
+    return layer._flatten_layers(include_self=include_self)
+
+
+def direct_sublayers(layer):
+    """Returns the layers that are attributes of a layer."""
+    return list(layer._layers)
+
+
+def own_variables(layer):
+    """Returns the `(trainable, non-trainable)` variables of a layer itself, as they were made."""
+    return layer._trainable_variables, layer._non_trainable_variables
+
+
+@contextlib.contextmanager
+def unlocked(layer):
+    """A context in which a built layer accepts new variables."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
+
+
+def track_torch_parameters(layer):
+    """Makes `parameters()` of a layer on PyTorch name the variables that it has now."""
+    for each in sublayers(layer):
+        each._track_variables()
+
+
+class PostBuildHook:
+    """Stands before `keras.layers.Layer`: Keras calls `_on_built()` after each build."""
+
+    def _post_build(self):
+        super()._post_build()
+        self._on_built()
+
+
+# Variables and tensors
+
+
+def stored_tensor(variable):
+    """Returns the tensor of a variable, whatever scope is active."""
+    return variable._value
+
+
+def release_tensor(variable):
+    """Takes the tensor from a variable, so that its memory can be reused."""
+    variable._value = None
+
+
+def autocast(dtype):
+    """A context in which floating-point variables are read in `dtype`; None: as they are stored."""
+    return AutocastScope(dtype)
+
+
+# Models
+
+
+def clear_losses(model):
+    """Forgets the losses that layers added in the last call."""
+    model._clear_losses()
+
+
+def given_to_compile(model):
+    """Returns the losses and metrics that were passed to `compile`, and the functions that they wrap."""
+    metrics, loss = model._compile_metrics, model._compile_loss
+    given = [metrics and (metrics._user_metrics, metrics._user_weighted_metrics), loss and loss._user_loss]
+    given = [x for x in keras.tree.flatten(given) if x is not None and not isinstance(x, str)]
+    return given + [getattr(x, name) for x in given for name in ("fn", "_fn") if hasattr(x, name)]
+
+
+def set_initial_epoch(model, epoch):
+    """Sets the epoch at which the next loop of `fit` begins; None for its argument `initial_epoch`."""
+    model._initial_epoch = epoch
+
+
+def expects_probabilities(loss_or_metric):
+    """Returns whether a loss or metric was made with `from_logits=False`."""
+    # AUC has it under a private name.
+    flags = (getattr(loss_or_metric, name, None) for name in ("from_logits", "_from_logits"))
+    return any(flag is False for flag in flags)
+
+
+class SymbolicBuildHook:
+    """Stands before `keras.Model`: Keras calls `_symbolic_build_data(iterator)` before it builds on shapes."""
+
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        super()._symbolic_build(None if iterator is None else self._symbolic_build_data(iterator), data_batch)
+
+
+class TensorFlowReplicasHook:
+    """Stands before `keras.Model`: Keras calls `_replicas_data(iterator)` before the first step of several replicas."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self._distribute_strategy is not None:
+            iterator = self._replicas_data(iterator)
+        super()._maybe_symbolic_build(iterator, data_batch)
+
+
+class JaxTrainerHooks:
+    """Stands before `keras.Model`: the state that Keras' trainer on JAX keeps between steps.
+
+    A subclass has the properties `_loop_state` and `_loop_state_synced`, and overrides `_first_loop_state` and
+    `_function_of_iterator`.
+    """
+
+    _jax_state = property(lambda self: self._loop_state, lambda self, state: setattr(self, "_loop_state", state))
+    _jax_state_synced = property(
+        lambda self: self._loop_state_synced, lambda self, synced: setattr(self, "_loop_state_synced", synced)
+    )
+
+    def _get_jax_state(self, **wanted):
+        return self._first_loop_state(**wanted)
+
+    def _first_loop_state(self, **wanted):
+        return super()._get_jax_state(**wanted)
+
+    def _make_function(self, step_function, concatenate_outputs=False, **compiled_inside):
+        if compiled_inside:
+            # Keras 3.16 compiles in here what `_function_of_iterator` would wrap.
+            raise RuntimeError(
+                "Models of keras_jamba train on JAX with the trainer of Keras 3.15. "
+                f"Received: keras {keras.__version__}. Install 'keras>=3.15.1,<3.16'."
+            )
+        return self._function_of_iterator(step_function, concatenate_outputs)
+
+    def _function_of_iterator(self, step_function, concatenate_outputs=False):
+        return super()._make_function(step_function, concatenate_outputs)
+
+    def _state_shardings(self):
+        """Returns the shardings of trainable, other, optimizer's and metrics' variables."""
+        return self._get_state_sharding_spec()
+
+
+def is_keras_export(module_name):
+    """Returns whether a module is the part of Keras that exports models."""
+    return module_name.startswith("keras.src.export.")
+
+
+# Data
+
+
+def dataset_workers(dataset):
+    """Returns the `workers` that a `keras.utils.PyDataset` was made with."""
+    return dataset._workers
+
+
+def asking_adapter(dataset, depth):
+    """Returns Keras' adapter of `dataset` if it is `self` of the caller `depth` frames up, else None."""
+    caller = sys._getframe(depth + 1).f_locals.get("self")
+    is_adapter = getattr(caller, "py_dataset", None) is dataset and hasattr(caller, "shuffle")
+    return caller if is_adapter else None
+
+
+# Distribution
+
+
+def layout_map(distribution):
+    """Returns the layout map of a distribution, or None."""
+    return getattr(distribution, "_layout_map", None)
+
+
+# Optimizers
+
+
+def step_counter(optimizer):
+    """Returns the variable that counts steps, those that only accumulate gradients too."""
+    return optimizer._iterations
+
+
+# On PyTorch Keras has an AdamW of its own behind this name, which updates all weights in one call.
+_AdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
+
+
+class AdamWHooks(_AdamW):
+    """`keras.optimizers.AdamW`, whose private hooks have names of our own, for a subclass to override."""
+
+    def _exclude_more_from_weight_decay(self, variables):
+        """Excludes variables besides those that are excluded already."""
+        left_out = {self._var_key(variable) for variable in variables}
+        self._exclude_from_weight_decay = getattr(self, "_exclude_from_weight_decay", set()) | left_out
+
+    def _decays_in_step(self, variable):
+        return self._use_weight_decay(variable)
+
+    @property
+    def _given_learning_rate(self):
+        """The variable or the schedule."""
+        return self._learning_rate
+
+    def _averages(self):
+        """The variables of `use_ema`, one per trainable variable, None where there is none."""
+        return self._model_variables_moving_average
+
+    def _slots(self, variables):
+        """Returns the lists of momentums, velocities and maxima of the velocities, which are [] without AMSGrad."""
+        places = [self._get_variable_index(variable) for variable in variables]
+        slots = [self._momentums, self._velocities, self._velocity_hats if self.amsgrad else None]
+        return [[] if slot is None else [slot[i] for i in places] for slot in slots]
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        self._update_averages(trainable_variables)
+
+    def _update_averages(self, trainable_variables):
+        super()._update_model_variables_moving_average(trainable_variables)
+
+    def _get_current_learning_rate(self):
+        return self._current_learning_rate()
+
+    def _current_learning_rate(self):
+        return super()._get_current_learning_rate()
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        return self._update_all(grads, trainable_variables, learning_rate)
+
+    def _update_all(self, grads, trainable_variables, learning_rate):
+        return super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+    def _clip_gradients(self, grads):
+        return self._clip_all(grads)
+
+    def _clip_all(self, grads):
+        return super()._clip_gradients(grads)
+
+    def _apply_weight_decay(self, variables):
+        self._decay_all(variables)
+
+    def _decay_all(self, variables):
+        super()._apply_weight_decay(variables)

@@ -1,0 +1,137 @@
+"""The packages of the three backends have the files, names, parameters and defaults of the contract."""
+
+import ast
+from pathlib import Path
+
+import keras
+import pytest
+from checks import once
+
+import keras_jamba
+from keras_jamba import _backend
+
+BACKEND = Path(keras_jamba.__file__).parent / "_backend"
+PACKAGES = ("jax", "tensorflow", "torch")
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def protocols(tree):
+    """`{module name: {name: definition}}` of the contract."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and is_protocol(node)]
+    return {each.name.lower(): definitions(each) for each in classes}
+
+
+def is_protocol(node):
+    return any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)
+
+
+def definitions(node):
+    return {each.name: each for each in node.body if isinstance(each, (ast.FunctionDef, ast.ClassDef))}
+
+
+def exported(path):
+    """`{name: definition}` of a module, those that it imports from `_backend` too."""
+    tree = parsed(path)
+    found = {name: each for name, each in definitions(tree).items() if not name.startswith("_")}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_jamba._backend."):
+            source = BACKEND.joinpath(*node.module.split(".")[2:])
+            source = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
+            there = definitions(parsed(source))
+            found |= {alias.name: there[alias.name] for alias in node.names if alias.name in there}
+    return found
+
+
+def parameters(function, method):
+    """Names, kinds and defaults as text, without `self`."""
+    given = function.args
+    if method:
+        given = ast.arguments(**{name: getattr(given, name) for name in given._fields} | {"args": given.args[1:]})
+    return ast.unparse(given)
+
+
+def differences(contract, module):
+    """What a module of a backend has otherwise than its Protocol says."""
+    found = []
+    for name, wanted in contract.items():
+        there = module.get(name)
+        if type(there) is not type(wanted):
+            found.append(f"{name} is missing")
+        elif isinstance(wanted, ast.FunctionDef):
+            if parameters(there, method=False) != parameters(wanted, method=True):
+                found.append(f"{name}({parameters(there, False)}) is not {name}({parameters(wanted, True)})")
+        else:
+            methods = definitions(there)
+            for method, each in definitions(wanted).items():
+                if method not in methods:
+                    found.append(f"{name}.{method} is missing")
+                elif parameters(methods[method], True) != parameters(each, True):
+                    found.append(f"{name}.{method} has other parameters")
+    return found
+
+
+def extra(contract, path):
+    """Public definitions of a module that its Protocol does not name."""
+    return sorted(name for name in definitions(parsed(path)) if not name.startswith("_") and name not in contract)
+
+
+CONTRACT = protocols(parsed(BACKEND / "contract.py"))
+
+
+@once
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_backend_has_one_module_per_protocol_and_nothing_else_that_is_public(package):
+    files = {path.stem for path in (BACKEND / package).glob("*.py") if not path.stem.startswith("_")}
+    assert files == set(CONTRACT)
+
+
+@once
+@pytest.mark.parametrize("module", CONTRACT)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_module_has_the_names_parameters_and_defaults_of_its_protocol(package, module):
+    path = BACKEND / package / f"{module}.py"
+    assert differences(CONTRACT[module], exported(path)) == []
+    assert extra(CONTRACT[module], path) == []
+
+
+@once
+def test_the_comparison_sees_what_differs():
+    contract = protocols(
+        ast.parse(
+            "class A(Protocol):\n def f(self, x, y=1): ...\n def g(self): ...\n"
+            " class C(Protocol):\n  def m(self, x): ..."
+        )
+    )["a"]
+    same = "def f(x, y=1): pass\ndef g(): pass\nclass C:\n def m(self, x): pass"
+    assert differences(contract, definitions(ast.parse(same))) == []
+    for old, new in [("y=1", "y=2"), ("y=1", "y"), ("x, y", "y, x"), ("def g", "def h"), ("(self, x)", "(self)")]:
+        assert differences(contract, definitions(ast.parse(same.replace(old, new))))
+
+
+@once
+def test_every_function_of_the_contract_is_documented():
+    functions = [each for names in CONTRACT.values() for each in names.values()]
+    assert [each.name for each in functions if not ast.get_docstring(each)] == []
+
+
+def test_the_modules_of_the_backend_that_runs_are_imported():
+    prefix = f"keras_jamba._backend.{keras.backend.backend()}"
+    assert {name: getattr(_backend, name).__name__ for name in CONTRACT} == {
+        name: f"{prefix}.{name}" for name in CONTRACT
+    }
+
+
+@once
+def test_the_package_itself_only_imports():
+    text = (BACKEND / "__init__.py").read_text(encoding="utf-8")
+    assert text.count("\n") <= 60
+    assert definitions(ast.parse(text)) == {}
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX splits models")
+def test_a_function_that_a_backend_cannot_offer_refuses_with_its_reason():
+    with pytest.raises(NotImplementedError, match="Received: a call of shard_map, though Keras splits tensors"):
+        _backend.sharding.shard_map(None, {}, {}, ())

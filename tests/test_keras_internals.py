@@ -1,0 +1,384 @@
+"""Every private attribute of Keras that the package uses does what `_keras_internals` says, in the installed Keras.
+
+`make test-nightly` runs this file with keras-nightly.
+"""
+
+import ast
+import contextlib
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from checks import once
+from keras import ops
+
+import keras_jamba
+from keras_jamba import _keras_internals as internals
+
+BACKEND = keras.backend.backend()
+
+
+def names(found):
+    return [each.name for each in found]
+
+
+def layers_inside():
+    inner = keras.Sequential([keras.layers.Dense(2, name="first"), keras.layers.Dense(2, name="second")], name="inner")
+    model = keras.Sequential([keras.Input((2,)), inner, keras.layers.BatchNormalization(name="norm")], name="outer")
+    return model, inner
+
+
+def test_layers_inside_are_found_from_the_outside_in():
+    model, inner = layers_inside()
+    found = [name for name in names(internals.sublayers(inner)) if not name.startswith("input")]
+    assert found == ["inner", "first", "second"]
+    assert {"inner", "first", "second", "norm"} <= set(names(internals.sublayers(model, include_self=False)))
+    assert "outer" not in names(internals.sublayers(model, include_self=False))
+    assert names(internals.direct_sublayers(inner))[-2:] == ["first", "second"]
+
+
+def test_the_variables_of_a_layer_itself_stay_apart_when_it_is_frozen():
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 3))
+    layer.trainable = False
+    trained, others = map(names, internals.own_variables(layer))
+    assert trained == ["gamma", "beta"]
+    assert others[:2] == ["moving_mean", "moving_variance"]
+
+
+def test_a_built_layer_takes_new_variables_only_while_it_is_unlocked():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    with pytest.raises(ValueError, match="cannot add"):
+        layer.add_weight((1,), name="late")
+    with internals.unlocked(layer):
+        layer.late = layer.add_weight((1,), name="late")
+    assert "late" in names(layer.weights)
+    with pytest.raises(ValueError, match="cannot add"):
+        layer.add_weight((1,), name="later")
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="parameters are PyTorch's")
+def test_parameters_are_those_of_now():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    layer.kernel.trainable = False
+    with internals.unlocked(layer):
+        layer.late = layer.add_weight((1,), name="late")
+    internals.track_torch_parameters(layer)
+    assert len(list(layer.parameters())) == 3
+
+
+def test_a_layer_is_told_after_each_build():
+    class Told(internals.PostBuildHook, keras.layers.Dense):
+        def _on_built(self):
+            self.told = self.kernel.shape
+
+    layer = Told(2)
+    layer(np.ones((1, 3), "float32"))
+    assert layer.told == (3, 2)
+
+
+def test_the_tensor_of_a_variable_is_read_and_released():
+    variable = keras.Variable([1.0, 2.0])
+    assert internals.stored_tensor(variable) is variable.value
+    internals.release_tensor(variable)
+    assert variable._value is None
+
+
+def test_variables_are_read_in_the_dtype_of_the_scope():
+    variable = keras.Variable([1.0], dtype="float32")
+    dtype = lambda: keras.backend.standardize_dtype(ops.convert_to_tensor(variable).dtype)  # noqa: E731
+    with internals.autocast("bfloat16"):
+        assert dtype() == "bfloat16"
+        with internals.autocast(None):
+            assert dtype() == "float32"
+
+
+def test_a_mask_goes_with_a_tensor():
+    x, mask = ops.ones((1, 2)), ops.ones((1, 2), "bool")
+    assert internals.get_keras_mask(x) is None
+    internals.set_keras_mask(x, mask)
+    assert internals.get_keras_mask(x) is mask
+    assert internals.get_keras_mask(keras.layers.Dense(1)(x)) is not None
+
+
+class AddsLoss(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(ops.sum(x))
+        return x
+
+
+def test_losses_of_the_last_call_are_forgotten():
+    model = keras.Sequential([keras.Input((2,)), AddsLoss()])
+    model(np.ones((1, 2), "float32"))
+    assert len(model.losses) == 1
+    internals.clear_losses(model)
+    assert model.losses == []
+
+
+def test_what_was_given_to_compile_is_found_with_its_functions():
+    def own(y_true, y_pred):
+        return ops.mean(y_pred, axis=-1)
+
+    model, _ = layers_inside()
+    model.compile("sgd", keras.losses.MeanSquaredError(), metrics=["mae", own])
+    model.fit(np.ones((2, 2)), np.ones((2, 2)), verbose=0)
+    found = internals.given_to_compile(model)
+    assert own in found
+    assert keras.losses.mean_squared_error in found
+    assert "mae" not in found
+
+
+def test_fit_begins_at_the_epoch_that_was_set():
+    model, _ = layers_inside()
+    model.compile("sgd", "mse")
+    seen = []
+    model.fit(np.ones((2, 2)), np.ones((2, 2)), epochs=1, verbose=0)
+
+    class Begins(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            internals.set_initial_epoch(self.model, 2)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append(epoch)
+
+    model.fit(np.ones((2, 2)), np.ones((2, 2)), epochs=4, callbacks=[Begins()], verbose=0)
+    assert seen == [2, 3]
+
+
+def test_losses_and_metrics_say_whether_they_expect_probabilities():
+    probabilities = [keras.metrics.AUC(), keras.metrics.BinaryCrossentropy()]
+    logits = [keras.metrics.AUC(from_logits=True), keras.metrics.BinaryCrossentropy(from_logits=True)]
+    assert list(map(internals.expects_probabilities, probabilities)) == [True, True]
+    assert list(map(internals.expects_probabilities, [*logits, keras.metrics.Mean()])) == [False] * 3
+
+
+class Hooked(internals.SymbolicBuildHook, keras.Sequential):
+    def _symbolic_build_data(self, iterator):
+        self.asked = iterator
+        return iterator
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="elsewhere Keras builds on shapes in some versions only")
+def test_a_model_sees_the_data_before_keras_builds_on_shapes():
+    model = Hooked([keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+    assert model.asked is not None
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a hook of TensorFlow")
+@pytest.mark.parametrize("replicas", [False, True])
+def test_a_model_of_replicas_sees_the_data_before_its_first_step(replicas):
+    import tensorflow as tf
+
+    class Model(internals.TensorFlowReplicasHook, Hooked):
+        def _replicas_data(self, iterator):
+            return self._symbolic_build_data(iterator)
+
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope() if replicas else contextlib.nullcontext():
+        model = Model([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+    assert hasattr(model, "asked") == replicas
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="hooks of JAX")
+def test_keras_goes_through_the_hooks_of_a_loop_on_jax():
+    class Model(internals.JaxTrainerHooks, keras.Sequential):
+        state, synced, seen = None, True, ()
+
+        @property
+        def _loop_state(self):
+            return type(self).state
+
+        @_loop_state.setter
+        def _loop_state(self, state):
+            type(self).state = state
+            type(self).seen += ("state",)
+
+        @property
+        def _loop_state_synced(self):
+            return type(self).synced
+
+        @_loop_state_synced.setter
+        def _loop_state_synced(self, synced):
+            type(self).synced = synced
+
+        def _first_loop_state(self, **wanted):
+            type(self).seen += tuple(sorted(name for name, value in wanted.items() if value))
+            return super()._first_loop_state(**wanted)
+
+        def _function_of_iterator(self, step_function, concatenate_outputs=False):
+            type(self).seen += ("function",)
+            return super()._function_of_iterator(step_function, concatenate_outputs)
+
+    model = Model([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    before = ops.convert_to_numpy(model.weights[0])
+    if "out_shardings" in inspect.signature(keras.Sequential._make_function).parameters:
+        with pytest.raises(RuntimeError, match="Received: keras 3.*Install 'keras>=3.15.1,<3.16'"):
+            model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+        return
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+    assert {"function", "state", "trainable_variables", "optimizer_variables"} <= set(Model.seen)
+    assert not np.array_equal(before, ops.convert_to_numpy(model.weights[0]))
+
+
+def test_an_export_of_keras_comes_from_its_export_modules():
+    module = inspect.getmodule(inspect.unwrap(keras.export.ExportArchive.write_out)).__name__
+    assert internals.is_keras_export(module)
+    assert not internals.is_keras_export("keras.src.models.model")
+
+
+class Data(keras.utils.PyDataset):
+    asked = None
+
+    @property
+    def workers(self):
+        self.asked = internals.asking_adapter(self, depth=1) or self.asked
+        return internals.dataset_workers(self)
+
+    @workers.setter
+    def workers(self, value):
+        self._workers = value
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return np.ones((2, 2)), np.ones((2, 2))
+
+
+def test_the_adapter_that_asks_a_dataset_for_its_workers_can_shuffle():
+    data, (model, _) = Data(workers=1), layers_inside()
+    assert data.workers == 1
+    assert data.asked is None
+    model.compile("sgd", "mse")
+    model.fit(data, shuffle=True, verbose=0)
+    assert data.asked.shuffle is True
+
+
+def test_the_layout_map_of_a_distribution_is_found():
+    assert internals.layout_map(None) is None
+    if BACKEND == "jax":
+        mesh = keras.distribution.DeviceMesh((1,), ["batch"], devices=keras.distribution.list_devices()[:1])
+        layouts = keras.distribution.LayoutMap(mesh)
+        distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+        assert internals.layout_map(distribution) is layouts
+
+
+class Recording(internals.AdamWHooks):
+    seen = ()
+
+    def _note(self, name, *given):
+        self.seen += (name,)
+        return getattr(super(), name)(*given)
+
+    def _update_averages(self, trainable_variables):
+        return self._note("_update_averages", trainable_variables)
+
+    def _current_learning_rate(self):
+        return self._note("_current_learning_rate")
+
+    def _update_all(self, grads, trainable_variables, learning_rate):
+        return self._note("_update_all", grads, trainable_variables, learning_rate)
+
+    def _clip_all(self, grads):
+        return self._note("_clip_all", grads)
+
+    def _decay_all(self, variables):
+        return self._note("_decay_all", variables)
+
+
+def stepped(optimizer):
+    variables = [keras.Variable([[1.0, -2.0]], name="kernel"), keras.Variable([3.0], name="bias")]
+    if isinstance(optimizer, internals.AdamWHooks):
+        optimizer._exclude_more_from_weight_decay([variables[1]])
+    optimizer.build(variables)
+    for _ in range(2):
+        optimizer.apply([ops.convert_to_tensor([[0.5, 1.0]]), ops.convert_to_tensor([2.0])], variables)
+    return variables
+
+
+def test_the_hooks_of_adamw_change_no_step():
+    given = dict(weight_decay=0.1, clipnorm=1.0, use_ema=True, amsgrad=True)
+    mine, theirs = Recording(0.1, **given), keras.optimizers.AdamW(0.1, **given)
+    theirs.exclude_from_weight_decay(var_names=["bias"])
+    found, expected = stepped(mine), stepped(theirs)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+    assert set(mine.seen) == {name for name in vars(Recording) if name.startswith("_") and name[1] not in "_n"}
+    assert [mine._decays_in_step(variable) for variable in found] == [True, False]
+    assert [list(v.shape) for slots in mine._slots(found) for v in slots] == [[1, 2], [1]] * 3
+    assert len(mine._averages()) == 2
+    assert int(internals.step_counter(mine)) == 2
+
+
+def test_a_schedule_is_found_as_it_was_given():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    assert internals.AdamWHooks(schedule)._given_learning_rate is schedule
+
+
+def keras_private_names():
+    """Private names that Keras defines on layers, models, optimizers, callbacks, losses, metrics and datasets."""
+    import keras.src as source
+
+    root = Path(source.__file__).parent
+    found = set()
+    for part in ("layers/layer.py", "models", "trainers", "backend", "optimizers", "callbacks", "losses", "metrics"):
+        place = root / part
+        for path in [place] if place.is_file() else place.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                    found.add(node.attr)
+                elif isinstance(node, ast.FunctionDef):
+                    found.add(node.name)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def private_accesses(tree, private):
+    """`line: access` of Keras' private names, but for those that the file gives to objects of its own classes."""
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    stored = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+    own |= {node.attr for node in stored if ast.unparse(node.value) == "self"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in private:
+            if not (ast.unparse(node.value) == "self" and node.attr in own):
+                yield f"{node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
+            yield from (f"{node.lineno}: imports {name}" for name in modules if name.startswith("keras.src"))
+
+
+@once
+def test_no_other_file_touches_private_keras():
+    package = Path(keras_jamba.__file__).parent
+    own = {path: ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")}
+    own.pop(package / "_keras_internals.py")
+    ours = {n.name for tree in own.values() for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    private = keras_private_names() - ours
+    assert "_flatten_layers" in private
+    assert [f"{path.name}:{what}" for path, tree in own.items() for what in private_accesses(tree, private)] == []
+    assert list(private_accesses(ast.parse("layer._flatten_layers()\nfrom keras.src import tree"), private))
+
+
+@once
+def test_no_class_of_ours_overrides_a_private_hook_of_keras():
+    modules = [m.name for m in pkgutil.walk_packages(keras_jamba.__path__, "keras_jamba.")]
+    others = ("keras_jamba._backend.", "keras_jamba._triton.", "keras_jamba._native.")
+    found = []
+    for module in map(importlib.import_module, (name for name in modules if not name.startswith(others))):
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and cls.__module__ == module.__name__ != internals.__name__:
+                theirs = [base for base in cls.__mro__ if base.__module__.startswith("keras.")]
+                for name in vars(cls):
+                    hook = name.startswith("_") and not name.startswith(("__", "_abc", "_tf"))
+                    if hook and any(name in vars(base) for base in theirs):
+                        found.append(f"{cls.__module__}.{cls.__qualname__}.{name}")
+    assert found == []
