@@ -17,18 +17,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "_keras": {"_keras"},
     "_signature": {"_signature"},
+    "_files": {"_files"},
     "_native": {"_native", "_signature"},
-    "_triton": {"_triton", "_signature"},
+    "_triton": {"_triton", "_signature", "_files"},
     "_backend": {"_backend", "_native", "_triton"},
     "ops": {"ops", "_backend", "_native", "_triton"},
-    "presets": {"presets"},
-    "tokenizers": {"tokenizers"},
-    "generation": {"generation", "ops", "_backend"},
-    "converters": {"converters", "presets"},
+    "presets": {"presets", "_files"},
+    "tokenizers": {"tokenizers", "_files"},
+    "generation": {"generation", "ops", "_backend", "_files"},
+    "converters": {"converters", "presets", "_files"},
     "layers": {"layers", "ops", "_backend"},
-    "models": {"models", "layers", "ops", "presets", "converters", "tokenizers", "generation", "_backend"},
-    "visualize": {"visualize", "models", "layers", "ops", "_backend"},
-    "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend"},
+    "models": {"models", "layers", "ops", "presets", "converters", "tokenizers", "generation", "_backend", "_files"},
+    "visualize": {"visualize", "models", "layers", "ops", "_backend", "_files"},
+    "training": {"training", "models", "layers", "ops", "presets", "converters", "_backend", "_files"},
 }
 BACKENDS = {"jax", "jaxlib", "tensorflow", "torch"}
 # The parts where code may differ by backend.

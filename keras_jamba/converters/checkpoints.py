@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_jamba import _files
 from keras_jamba.converters import jamba, mamba1, peft, safetensors_folder
 from keras_jamba.converters.safetensors_folder import SafetensorsFolder
 
@@ -153,7 +154,7 @@ def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes)
         if len(labels) != arguments["num_classes"]:  # the head is another's
             labels = {str(i): f"LABEL_{i}" for i in range(arguments["num_classes"])}
         config |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
-    (Path(folder) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _files.write_json(Path(folder) / CONFIG, config)
     tensors = (
         (name, x.astype(_numpy_dtype(dtype)))
         for weight in weights

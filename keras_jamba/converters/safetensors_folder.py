@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_jamba import _files
+
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # So many bytes are read of a file before it is opened anew.
 _MAPPED = 2**28
@@ -165,8 +167,7 @@ def write(folder, tensors, shard_bytes):
         name = f"model-{place:05d}-of-{len(shards):05d}.safetensors"
         file.rename(Path(folder) / name)
         weight_map |= dict.fromkeys(names, name)
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-    (Path(folder) / INDEX).write_text(text + "\n", encoding="utf-8")
+    _files.write_json(Path(folder) / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _weight_map(index):

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
+from keras_jamba import _files
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -218,10 +220,10 @@ class PromptState:
     model: str
 
     def save(self, file):
-        """Writes it to a file, `numpy.load` reads it."""
+        """Writes it to a file, which `numpy.load` reads, and which appears whole or not at all."""
         leaves = {f"cache/{block}/{leaf}": x for block, state in self.cache.items() for leaf, x in state.items()}
         arrays = {name: _storable(x) for name, x in (leaves | {"logits": self.logits}).items()}
-        with open(file, "wb") as stream:
+        with _files.atomic_file(file) as staged, open(staged, "wb") as stream:
             np.savez(stream, token_ids=self.token_ids, model=np.array(self.model), **arrays)
 
     @classmethod
