@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 from functools import partial
+from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from checks import once
@@ -24,7 +26,7 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("kind", [str, lambda path: path])
+@pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_file_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, is_there):
     file = tmp_path / "file.txt"
@@ -93,7 +95,7 @@ def test_where_a_folder_stands_no_file_is_written(tmp_path):
     assert content(tmp_path) == {"folder": None}
 
 
-@pytest.mark.parametrize("kind", [str, lambda path: path])
+@pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("flushes", [False, True])
 def test_a_folder_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, flushes):
     with _files.atomic_folder(kind(tmp_path / "folder"), flushes=flushes) as staged:
@@ -270,6 +272,36 @@ def test_a_preset_whose_last_file_cannot_be_written_leaves_the_empty_folder(tmp_
     with pytest.raises(OSError, match="No space left"):
         language().save_to_preset(tmp_path / "preset")
     assert content(tmp_path) == {"preset": None}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_keras_file_that_is_not_finished_leaves_the_one_before(tmp_path, monkeypatch, kind):
+    def full(tokenizer, folder):
+        raise OSError("No space left on device")
+
+    model, file = language(), tmp_path / "model.keras"
+    model.save(kind(file))
+    before = content(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("keras_jamba.models._checkpoints.save_tokenizer", full)
+        model.save(kind(file))
+    assert content(tmp_path) == before
+    model.save(kind(file), True)
+    assert keras.saving.load_model(file).get_config() == model.get_config()
+
+
+@pytest.mark.parametrize(
+    "name, given, message",
+    [
+        ("folder.keras", dict(zipped=False), "should not end in `.keras`. Received: filepath=.*/folder.keras"),
+        ("model.zip", {}, "Received: filepath=.*/model.zip"),
+        ("missing/model.keras", {}, "missing/model.keras"),
+    ],
+)
+def test_what_keras_says_of_a_path_names_the_path_that_was_given(tmp_path, name, given, message):
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        language().save(tmp_path / name, **given)
+    assert "unfinished" not in str(caught.value) and content(tmp_path) == {}
 
 
 def test_a_tokenizer_with_a_template_that_cannot_be_written_leaves_all_files_as_they_were(tmp_path):
