@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _files
+from keras_jamba.ops import _checks
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,7 @@ def _from_dict(inputs, pad_token_id):
 def integers(name, x):
     """Token ids as a NumPy array, int32."""
     x = np.asarray(ops.convert_to_numpy(x))
-    if x.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} must be integers. Received: dtype={x.dtype}. Pass ids, or text with a model that has a tokenizer."
-        )
+    _checks.check_token_ids(x, name=name)
     # What is too large for 32 bits is in no vocabulary, and must not wrap into one.
     return np.minimum(x, 2**31 - 1).astype("int64").clip(-1).astype("int32") if x.itemsize > 2 else x.astype("int32")
 
@@ -193,14 +191,7 @@ def _check(prompts, vocab_size):
             f"Every prompt must have a token. Received: {f'none in row {empty[0]}' if len(empty) else 'no prompts'}. "
             "Begin with the token for the beginning, bos_token_id."
         )
-    wrong = prompts.mask & ((prompts.token_ids < 0) | (prompts.token_ids >= vocab_size))
-    if wrong.any():
-        row, place = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: "
-            f"{prompts.token_ids[row, place]} in row {row}. Tokenize with the model's own tokenizer; padding is told "
-            "by padding_mask."
-        )
+    _checks.check_token_ids(prompts.token_ids, vocab_size, prompts.mask)
 
 
 @dataclass(frozen=True)

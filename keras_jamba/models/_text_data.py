@@ -68,14 +68,3 @@ def next_tokens(token_ids, mask=None, segment_ids=None, reset_mask=None):
     if not weights.all():
         inputs["padding_mask"] = weights
     return inputs, token_ids[:, 1:], weights.astype("float32")
-
-
-def check_ids(token_ids, targets, weights, vocab_size):
-    """Every real id is one of the vocabulary; compiled programs do not look."""
-    for x in (token_ids, targets):
-        wrong = (weights != 0) & ((x < 0) | (x >= vocab_size))
-        if wrong.any():
-            raise ValueError(
-                f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {x[wrong][0]} in row "
-                f"{np.argwhere(wrong)[0][0]}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
-            )
