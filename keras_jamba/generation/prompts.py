@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _files
+from keras_jamba._padding import padded
 from keras_jamba.ops import _checks
 
 
@@ -176,12 +177,7 @@ def integers(name, x):
 
 def _padded(rows, pad_token_id, kind, length=None):
     rows = [integers("token ids", row) if len(row) else np.zeros(0, "int32") for row in rows]
-    length = max([length or 0, *map(len, rows)])
-    token_ids = np.full((len(rows), length), pad_token_id, "int32")
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        token_ids[i, length - len(row) :], mask[i, length - len(row) :] = row, True
-    return Prompts(token_ids, mask, kind)
+    return Prompts(*padded(rows, pad_token_id, length=length), kind)
 
 
 def _check(prompts, vocab_size):
