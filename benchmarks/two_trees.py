@@ -182,16 +182,18 @@ def summary(pairs):
     """`{work: figures}`; raises where the two trees compute other numbers."""
     found = {}
     for name in pairs[0]["new"]:
-        for pair in pairs:
-            new, old = pair["new"][name][1], pair["old"][name][1]
+        both = [(pair["new"][name], pair["old"][name]) for pair in pairs if name in pair["new"]]
+        for (_, new), (_, old) in both:
             if abs(new - old) > TOLERANCE * max(abs(old), 1):
                 raise AssertionError(f"{name}: the new tree gives {new}, the old one {old}")
-        ratios = [pair["new"][name][0] / pair["old"][name][0] for pair in pairs]
-        low, high = interval(ratios)
-        milliseconds = {
-            which: 1000 * statistics.median(pair[which][name][0] for pair in pairs) for which in ("new", "old")
+        low, high = interval(ratios := [new / old for (new, _), (old, _) in both])
+        found[name] = {
+            "pairs": len(both),
+            "ratio": statistics.median(ratios),
+            "interval": [low, high],
+            "new ms": 1000 * statistics.median(new for (new, _), _ in both),
+            "old ms": 1000 * statistics.median(old for _, (old, _) in both),
         }
-        found[name] = {"pairs": len(pairs), "ratio": statistics.median(ratios), "interval": [low, high]} | milliseconds
     return found
 
 
@@ -222,7 +224,7 @@ def main():
     found = summary(pairs)
     for name, row in found.items():
         low, high = row["interval"]
-        times = f"new {row['new']:.3f} ms, old {row['old']:.3f} ms"
+        times = f"{row['pairs']} pairs, new {row['new ms']:.3f} ms, old {row['old ms']:.3f} ms"
         print(f"{name}: {times}, ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}]")
     if args.record:
         measure.record(args.record, {"work": found})

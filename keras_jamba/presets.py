@@ -4,16 +4,14 @@ The built-in ones stand in `presets/` beside the package in a clone and in `_pre
 installed one.  Nothing in a preset is code, and nothing is loaded before the whole preset was checked.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from keras import ops
+
+from keras_jamba import _files
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 FORMAT = 1
@@ -147,12 +145,11 @@ def write(model, folder, more=None):
             "config": model.constructor_arguments(),
             "weights": weights,
         }
-        (staging / CONFIG).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        _files.write_json(staging / CONFIG, metadata)
         if more is not None:
             more(staging)
 
 
-@contextlib.contextmanager
 def whole_folder(folder):
     """A folder to write to, which takes the place of `folder` when all went well, and leaves nothing otherwise."""
     folder = Path(folder)
@@ -161,14 +158,7 @@ def whole_folder(folder):
             f"A preset is written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
             "which is not. Choose another folder, or remove this one first."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    return _files.atomic_folder(folder)
 
 
 def _save(model, file):

@@ -21,7 +21,6 @@ if len(sys.argv) > 2:
 from sharded_saving import BREAKS, TOKENS, Begins, assert_equal, distribution, fit, logits, state  # noqa: E402
 
 from keras_jamba import training  # noqa: E402
-from keras_jamba.training import _snapshots  # noqa: E402
 
 
 def across_processes():
@@ -42,7 +41,7 @@ def dies_at(step):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    _snapshots.os.replace = replaced
+    os.replace = replaced
 
 
 def greedy(model):

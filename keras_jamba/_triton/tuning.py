@@ -10,8 +10,9 @@ import json
 import logging
 import math
 import os
-import tempfile
 from pathlib import Path
+
+from keras_jamba import _files
 
 _logger = logging.getLogger("keras_jamba")
 # Changes with what makes older measurements worthless.
@@ -102,10 +103,7 @@ def _keep(key, choice):
     path = _file()
     text = json.dumps({"format": _FORMAT, "choices": _read() | {key: choice}}, indent=1)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            made.write_text(text, encoding="utf-8")
-            os.replace(made, path)
+        with _files.atomic_file(path) as staged:
+            staged.write_text(text, encoding="utf-8")
     except OSError as error:
         _logger.debug("%s is not written: %s", path, error)

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_jamba import _files
 from keras_jamba.converters import jamba, mamba1, peft, safetensors_folder
 from keras_jamba.converters.safetensors_folder import SafetensorsFolder
 
@@ -153,19 +155,19 @@ def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes)
         if len(labels) != arguments["num_classes"]:  # the head is another's
             labels = {str(i): f"LABEL_{i}" for i in range(arguments["num_classes"])}
         config |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
-    (Path(folder) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _files.write_json(Path(folder) / CONFIG, config)
+    dtype = _numpy_dtype(dtype)
+    sizes = {name: math.prod(weight.shape) * dtype.itemsize for weight in weights for name in weight.names}
     tensors = (
-        (name, x.astype(_numpy_dtype(dtype)))
-        for weight in weights
-        for name, x in weight.theirs(variables[weight.path]()).items()
+        (name, x.astype(dtype)) for weight in weights for name, x in weight.theirs(variables[weight.path]()).items()
     )
-    safetensors_folder.write(folder, tensors, shard_bytes)
+    safetensors_folder.write(folder, sizes, tensors, shard_bytes)
 
 
 def _numpy_dtype(name):
     import ml_dtypes
 
-    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def _read_config(folder):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_jamba import _files
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TASKS = {"JambaCausalLM": "CAUSAL_LM", "JambaClassifier": "SEQ_CLS"}
@@ -53,7 +55,7 @@ def write(folder, class_name, pairs, rank, lora_alpha, whole):
     }
     folder = Path(folder)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _files.write_json(folder / CONFIG, config)
 
 
 def _module(name):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_jamba import _files
+
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # So many bytes are read of a file before it is opened anew.
 _MAPPED = 2**28
@@ -133,40 +135,38 @@ class SafetensorsFolder:
         self._open = (None, None)
 
 
-def write(folder, tensors, shard_bytes):
-    """Writes tensors to a folder: one file, or shards and their index.
+def write(folder, sizes, tensors, shard_bytes):
+    """Writes tensors to a folder: one file, or shards and their index, as transformers splits them.
 
     Args:
         folder: an existing folder.
-        tensors: `(name, array)`, one after the other; not more than a shard of them is held at a time.
+        sizes: `{name: bytes}` of all tensors, in their order.
+        tensors: `(name, array)`, one after the other; no more are held at a time than a shard and one that is larger.
         shard_bytes: the most bytes of a file, unless a single tensor is larger.
+
+    Raises:
+        ImportError: without safetensors or huggingface_hub.
     """
-    from safetensors.numpy import save_file
-
-    shards, weight_map, held, size, total = [], {}, {}, 0, 0
-
-    def flush():
-        if held:
-            file = Path(folder) / f"shard-{len(shards)}"
-            save_file(dict(held), file, metadata={"format": "pt"})
-            shards.append((file, list(held)))
-            held.clear()
-
+    try:
+        from huggingface_hub import split_state_dict_into_shards_factory
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError(
+            "Checkpoints are written with the libraries safetensors and huggingface_hub. Received: a Python without "
+            'both of them. Install them: pip install "keras-jamba[text]".'
+        ) from error
+    plan = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
+    )
+    held = {file: {} for file in plan.filename_to_tensors}
     for name, x in tensors:
-        if held and size + x.nbytes > shard_bytes:
-            flush()
-            size = 0
-        held[name], size, total = x, size + x.nbytes, total + x.nbytes
-    flush()
-    if len(shards) == 1:
-        shards[0][0].rename(Path(folder) / ONE)
-        return
-    for place, (file, names) in enumerate(shards, 1):
-        name = f"model-{place:05d}-of-{len(shards):05d}.safetensors"
-        file.rename(Path(folder) / name)
-        weight_map |= dict.fromkeys(names, name)
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-    (Path(folder) / INDEX).write_text(text + "\n", encoding="utf-8")
+        file = plan.tensor_to_filename[name]
+        held[file][name] = x
+        if len(held[file]) == len(plan.filename_to_tensors[file]):
+            save_file(held[file], Path(folder) / file, metadata={"format": "pt"})
+            held[file].clear()
+    if plan.is_sharded:
+        _files.write_json(Path(folder) / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
 
 
 def _weight_map(index):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from keras_jamba import _files
 from keras_jamba.generation.samplers import BeamSampler, Sampler
 
 FILE = "generation_config.json"
@@ -67,8 +68,7 @@ def read(folder):
 
 def write(config, folder):
     """Writes what `read` reads."""
-    text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
-    (Path(folder) / FILE).write_text(text + "\n", "utf-8")
+    _files.write_json(Path(folder) / FILE, config, ensure_ascii=False, sort_keys=True)
 
 
 def legacy(model_config):

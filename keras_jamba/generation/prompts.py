@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
+from keras_jamba import _files
+from keras_jamba._padding import padded
+from keras_jamba.ops import _checks
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -166,22 +170,14 @@ def _from_dict(inputs, pad_token_id):
 def integers(name, x):
     """Token ids as a NumPy array, int32."""
     x = np.asarray(ops.convert_to_numpy(x))
-    if x.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} must be integers. Received: dtype={x.dtype}. Pass ids, or text with a model that has a tokenizer."
-        )
+    _checks.check_token_ids(x, name=name)
     # What is too large for 32 bits is in no vocabulary, and must not wrap into one.
     return np.minimum(x, 2**31 - 1).astype("int64").clip(-1).astype("int32") if x.itemsize > 2 else x.astype("int32")
 
 
 def _padded(rows, pad_token_id, kind, length=None):
     rows = [integers("token ids", row) if len(row) else np.zeros(0, "int32") for row in rows]
-    length = max([length or 0, *map(len, rows)])
-    token_ids = np.full((len(rows), length), pad_token_id, "int32")
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        token_ids[i, length - len(row) :], mask[i, length - len(row) :] = row, True
-    return Prompts(token_ids, mask, kind)
+    return Prompts(*padded(rows, pad_token_id, length=length), kind)
 
 
 def _check(prompts, vocab_size):
@@ -191,14 +187,7 @@ def _check(prompts, vocab_size):
             f"Every prompt must have a token. Received: {f'none in row {empty[0]}' if len(empty) else 'no prompts'}. "
             "Begin with the token for the beginning, bos_token_id."
         )
-    wrong = prompts.mask & ((prompts.token_ids < 0) | (prompts.token_ids >= vocab_size))
-    if wrong.any():
-        row, place = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: "
-            f"{prompts.token_ids[row, place]} in row {row}. Tokenize with the model's own tokenizer; padding is told "
-            "by padding_mask."
-        )
+    _checks.check_token_ids(prompts.token_ids, vocab_size, prompts.mask)
 
 
 @dataclass(frozen=True)
@@ -218,10 +207,10 @@ class PromptState:
     model: str
 
     def save(self, file):
-        """Writes it to a file, `numpy.load` reads it."""
+        """Writes it to a file, which `numpy.load` reads, and which appears whole or not at all."""
         leaves = {f"cache/{block}/{leaf}": x for block, state in self.cache.items() for leaf, x in state.items()}
         arrays = {name: _storable(x) for name, x in (leaves | {"logits": self.logits}).items()}
-        with open(file, "wb") as stream:
+        with _files.atomic_file(file) as staged, open(staged, "wb") as stream:
             np.savez(stream, token_ids=self.token_ids, model=np.array(self.model), **arrays)
 
     @classmethod

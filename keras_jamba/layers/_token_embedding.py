@@ -1,11 +1,11 @@
 """Tokens into vectors, and vectors into logits."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.layers._compact import Compact
+from keras_jamba.ops._checks import check_token_ids
 from keras_jamba.ops._product import product_in_float32
 from keras_jamba.ops._sharding import check_parts
 
@@ -54,10 +54,10 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
     def _embedded(self, token_ids):
         """`(..., d)`. An id out of the vocabulary is an error, or NaN where values cannot be looked at."""
         matrix = _backend.sharding.all_gather_weight(self.embeddings)
-        if (values := _backend.tensors.concrete_numpy(token_ids)) is not None:
-            check_vocabulary(values, self.input_dim)
-            return ops.cast(ops.take(matrix, as_indices(token_ids), axis=0), self.compute_dtype)
         token_ids = as_indices(token_ids)
+        if (values := _backend.tensors.concrete_numpy(token_ids)) is not None:
+            check_token_ids(values, self.input_dim)
+            return ops.cast(ops.take(matrix, token_ids, axis=0), self.compute_dtype)
         clipped = ops.clip(token_ids, 0, self.input_dim - 1)
         embedded = ops.cast(ops.take(matrix, clipped, axis=0), self.compute_dtype)
         # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
@@ -79,18 +79,3 @@ def as_indices(token_ids):
     """Integers in a dtype that every backend takes as indices. What is too large for it becomes negative."""
     dtype = keras.backend.standardize_dtype(token_ids.dtype)
     return token_ids if dtype in ("int32", "int64") else ops.cast(token_ids, "int64" if dtype == "uint64" else "int32")
-
-
-def check_vocabulary(values, vocab_size):
-    """All of a NumPy array of token ids are in the vocabulary.
-
-    Raises:
-        ValueError: if one is not.
-    """
-    wrong = (values < 0) | (values >= vocab_size)
-    if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {int(values[where])} at "
-            f"{list(where)}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
-        )

@@ -1,14 +1,12 @@
 """Adapters in files of their own."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from keras import ops
 
-from keras_jamba import _keras_internals
+from keras_jamba import _files, _keras_internals
 from keras_jamba.layers import lora
 from keras_jamba.layers._compact import ADAPTER, compact_layers
 
@@ -44,15 +42,8 @@ def save(model, file):
     file = Path(file)
     if file.is_dir():
         raise ValueError(f"Adapters are written to a file. Received: {str(file)!r}, a folder. Add a name to it.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, staging = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(handle)
-    try:
-        save_file(tensors, staging, metadata=metadata)
-        os.chmod(staging, 0o644)
-        os.replace(staging, file)
-    finally:
-        Path(staging).unlink(missing_ok=True)
+    with _files.atomic_file(file) as staged:
+        save_file(tensors, staged, metadata=metadata)
 
 
 def load(model, file):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-from keras_jamba import _keras_internals
+from keras_jamba import _files, _keras_internals
 from keras_jamba.layers import lora
 from keras_jamba.layers._compact import compact_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
@@ -85,16 +85,22 @@ class Adapting(SavedState):
             _adapters.load(self, source)
         self._changed()
 
-    def save(self, filepath, *args, **kwargs):
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Keras' own. The file keeps adapters, what is frozen, and of text models tokenizer, sampler and
-        generation_config.
+        generation_config. A `.keras` file appears whole or not at all, except on remote paths and with
+        `overwrite=False`.
 
         Raises:
             ValueError: before the file is opened, for a model that would come back as another: with weights in other
                 bits than its configuration says, or a tokenizer or sampler that cannot be saved.
         """
         self._check_comes_back()
-        super().save(filepath, *args, **kwargs)
+        # Keras asks before it overwrites, and knows remote paths.
+        if overwrite and zipped is not False and _is_local_archive(filepath):
+            with _files.atomic_file(filepath) as staged:
+                super().save(staged, zipped=zipped, **kwargs)
+        else:
+            super().save(filepath, overwrite, zipped, **kwargs)
 
     def _check_comes_back(self):
         """Raises a ValueError for what a `.keras` file would not keep."""
@@ -146,3 +152,7 @@ class Adapting(SavedState):
         optimizer = getattr(self, "optimizer", None)
         if optimizer is not None and optimizer.built:
             self.optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+
+
+def _is_local_archive(filepath):
+    return str(filepath).endswith(".keras") and Path(filepath).parent.is_dir()

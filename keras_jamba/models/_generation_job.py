@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jamba._padding import padded
 from keras_jamba.generation import generation_config
 from keras_jamba.generation.assistants import check_assistant
 from keras_jamba.generation.decoding import CACHE
@@ -107,7 +108,7 @@ class Job:
         rest = [prompts.row(i)[size:].tolist() for i in range(rows)]
         if not any(rest):
             return ops.repeat(self.state.logits, rows, axis=0), cache
-        rest = _padded_left(rest)
+        rest = padded(rest)
         logits, cache = self.decoder.prefill(*rest, cache, piece)
         nothing = ~rest[1].any(axis=1)
         # Of a row that says nothing more, the last token was read before.
@@ -152,20 +153,14 @@ class Job:
     def _padded(self, strip_prompt):
         """`(b, t)`: prompts as they stood, new tokens behind them; where padding stood on the right, in its place."""
         pad = self.model._pad_token_id()
-        longest = max(map(len, self.new))
-        length = self.prompts.token_ids.shape[1] + longest
+        new, _ = padded(self.new, pad, "post")
         if strip_prompt:
-            found = np.full((len(self.new), longest), pad, "int32")
-            for i, new in enumerate(self.new):
-                found[i, : len(new)] = new
-            return found
-        found = np.full((len(self.new), length), pad, "int32")
-        for i, new in enumerate(self.new):
-            row = self.prompts.row(i)
-            begin = 0 if self.prompts.right else length - longest - len(row)
-            found[i, begin : begin + len(row)] = row
-            found[i, begin + len(row) : begin + len(row) + len(new)] = new
-        return found
+            return new
+        before = self.prompts.token_ids
+        if not self.prompts.right:
+            return np.concatenate([before, new], axis=1)
+        rows = [self._ids(i, strip_prompt) for i in range(len(self.new))]
+        return padded(rows, pad, "post", before.shape[1] + new.shape[1])[0]
 
     def pieces(self, prefill_chunk_size):
         """What comes out, one token at a time; text only when no later token can change it."""
@@ -195,15 +190,6 @@ def _checked_strings(stop_strings):
             f"{stop_strings!r}. For token ids pass stop_token_ids."
         )
     return tuple(several)
-
-
-def _padded_left(rows):
-    """`(token_ids, mask)` of rows of ids, some of which may be empty, padded on the left."""
-    length = max(map(len, rows))
-    token_ids, mask = np.zeros((len(rows), length), "int32"), np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        token_ids[i, length - len(row) :], mask[i, length - len(row) :] = row, True
-    return token_ids, mask
 
 
 def _count(lengths, max_length, max_new_tokens):

@@ -8,8 +8,9 @@ import numpy as np
 from keras_jamba.generation.samplers import check_keywords, sampler_of
 from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._loss import TokenCrossentropy
-from keras_jamba.models._text_data import check_ids, is_text, next_tokens, rows_of
+from keras_jamba.models._text_data import is_text, next_tokens, rows_of
 from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
+from keras_jamba.ops import _checks
 
 _GIVEN = ("token_ids", "padding_mask", "segment_ids", "reset_mask")
 _COMPILE = ("optimizer", "loss", "weighted_metrics", "sampler", *inspect.signature(keras.Model.compile).parameters)
@@ -135,7 +136,9 @@ class LanguageTraining:
                 "sample_weight belongs to targets. Received: sample_weight, and no y. Pass inputs and targets, "
                 "tokens[:, :-1] and tokens[:, 1:], or tell padding by padding_mask."
             )
-        check_ids(found[0]["token_ids"], found[1], found[2], self._config["vocab_size"])
+        inputs, targets, weights = found
+        for token_ids in (inputs["token_ids"], targets):
+            _checks.check_token_ids(token_ids, self._config["vocab_size"], counted=weights != 0)
         return found
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_jamba._padding import padded
 from keras_jamba.generation.prompts import integers, prompts_of
 from keras_jamba.ops import _checks
 
@@ -30,11 +31,8 @@ def rows_of(model, x, sequence_length, adds_eos):
         rows = [np.append(row, eos) for row in rows]
     if sequence_length is not None:
         _checks.check_integer("sequence_length", sequence_length)
-    length = min(max(map(len, rows)), sequence_length or max(map(len, rows)))
-    token_ids, mask = np.zeros((len(rows), length), "int32"), np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        token_ids[i, : len(row)], mask[i, : len(row)] = row[:length], True
-    return token_ids, mask
+    longest = max(map(len, rows))
+    return padded(rows, side="post", length=min(longest, sequence_length or longest))
 
 
 def next_tokens(token_ids, mask=None, segment_ids=None, reset_mask=None):
@@ -68,14 +66,3 @@ def next_tokens(token_ids, mask=None, segment_ids=None, reset_mask=None):
     if not weights.all():
         inputs["padding_mask"] = weights
     return inputs, token_ids[:, 1:], weights.astype("float32")
-
-
-def check_ids(token_ids, targets, weights, vocab_size):
-    """Every real id is one of the vocabulary; compiled programs do not look."""
-    for x in (token_ids, targets):
-        wrong = (weights != 0) & ((x < 0) | (x >= vocab_size))
-        if wrong.any():
-            raise ValueError(
-                f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {x[wrong][0]} in row "
-                f"{np.argwhere(wrong)[0][0]}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
-            )

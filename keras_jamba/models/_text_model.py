@@ -6,7 +6,7 @@ import numbers
 import keras
 from keras import ops
 
-from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices, check_vocabulary
+from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices
 from keras_jamba.layers.quantization import QUANTIZATIONS
 from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._checkpoints import Checkpoints
@@ -114,16 +114,16 @@ class TextModel(Checkpoints, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss,
         inputs = x if isinstance(x, dict) else {"token_ids": x}
         if inputs.get("token_ids") is not None:
             token_ids = self._checked_ids(inputs["token_ids"], inputs.get("padding_mask"))
-            check_vocabulary(ops.convert_to_numpy(token_ids), self._config["vocab_size"])
+            _checks.check_token_ids(ops.convert_to_numpy(token_ids), self._config["vocab_size"])
 
     def _checked_ids(self, token_ids, mask):
         """Token ids `(b, t)` as a tensor, 0 for padding: what stands there may be no id of the vocabulary."""
         token_ids = ops.convert_to_tensor(token_ids)
-        dtype = keras.backend.standardize_dtype(token_ids.dtype)
-        if len(token_ids.shape) != 2 or not keras.backend.is_int_dtype(dtype):
+        _checks.check_token_ids(token_ids)
+        if len(token_ids.shape) != 2:
             raise ValueError(
-                "token_ids must be integers of shape (b, t). Received: shape="
-                f"{tuple(token_ids.shape)}, dtype={dtype}. For one sequence add an axis, token_ids[None]."
+                f"token_ids must have the shape (b, t). Received: shape={tuple(token_ids.shape)}. For one sequence add "
+                "an axis, token_ids[None]."
             )
         mask, _ = _checks.check_tokens(mask, None, token_ids.shape)
         token_ids = as_indices(token_ids)

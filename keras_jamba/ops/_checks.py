@@ -71,6 +71,38 @@ def check_tokens(mask, segment_ids, shape):
     return mask, segment_ids
 
 
+def check_token_ids(token_ids, vocab_size=None, counted=None, name="token_ids"):
+    """Token ids are integers from 0 to `vocab_size - 1`.
+
+    Args:
+        token_ids: a NumPy array of any shape; without `vocab_size` a tensor too, of which only the dtype is looked at.
+        vocab_size: None for any integers.
+        counted: bool of the same shape, False for padding, which may be any integer; None where all are ids.
+        name: of the ids in the message about their dtype.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    on_host = isinstance(token_ids, np.ndarray)
+    dtype = token_ids.dtype if on_host else backend.standardize_dtype(token_ids.dtype)
+    if not (dtype.kind in "iu" if on_host else backend.is_int_dtype(dtype)):
+        raise ValueError(
+            f"{name} must be integers. Received: dtype={dtype}. Pass ids, or text with a model that has a tokenizer."
+        )
+    if vocab_size is None:
+        return
+    wrong = (token_ids < 0) | (token_ids >= vocab_size)
+    wrong = wrong if counted is None else wrong & counted
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        # With padding an id may stand elsewhere in its row than where it was given.
+        place = f"at {list(where)}" if counted is None else f"in row {where[0]}"
+        raise ValueError(
+            f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {int(token_ids[where])} "
+            f"{place}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
+        )
+
+
 def check_sequence(mask, segment_ids, reset_mask, shape):
     """`(mask, segment_ids, reset_mask)` as `check_tokens` returns the first two; `reset_mask` as bool or None."""
     mask, segment_ids = check_tokens(mask, segment_ids, shape)

@@ -4,6 +4,8 @@ import operator
 
 import numpy as np
 
+from keras_jamba._padding import padded
+
 
 class Tokenizer:
     """Text to ids and back; a subclass has `encode(text)`, `decode(ids)` and the ids of the special tokens.
@@ -39,22 +41,12 @@ class Tokenizer:
                 "A tokenizer takes a string or a list of strings. Received: "
                 f"{_described(texts)}. Pass text; token ids go to decode, conversations to apply_chat_template."
             )
-        return left_padded([self.encode(text) for text in texts], self.pad_token_id or 0)
+        token_ids, mask = padded([self.encode(text) for text in texts], self.pad_token_id or 0)
+        return {"token_ids": token_ids, "padding_mask": mask}
 
     def decode_with_special_tokens(self, ids):
         """The text of ids with the text of special tokens, where special tokens have one."""
         return self.decode(ids)
-
-
-def left_padded(rows, pad_token_id):
-    """`{"token_ids", "padding_mask"}` of lists of ids: rows end at the last place."""
-    length = max(map(len, rows))
-    token_ids = np.full((len(rows), length), pad_token_id, "int32")
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        if len(row):
-            token_ids[i, -len(row) :], mask[i, -len(row) :] = row, True
-    return {"token_ids": token_ids, "padding_mask": mask}
 
 
 def checked_text(text):

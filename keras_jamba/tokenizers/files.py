@@ -4,6 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from keras_jamba import _files
 from keras_jamba.tokenizers.byte_tokenizer import ByteTokenizer
 from keras_jamba.tokenizers.jamba_tokenizer import TOKENIZER, JambaTokenizer
 
@@ -20,13 +21,14 @@ def load_tokenizer(folder):
 
 
 def save_tokenizer(tokenizer, folder):
-    """Writes what `load_tokenizer` reads.
+    """Writes what `load_tokenizer` reads; each file appears whole, and none where not all can be written.
 
     Raises:
         ValueError: for a tokenizer of another class without `save(folder)`.
     """
     if isinstance(tokenizer, ByteTokenizer):
-        (Path(folder) / BYTES).write_text(json.dumps({"add_bos": tokenizer.add_bos}) + "\n", "utf-8")
+        with _files.atomic_file(Path(folder) / BYTES) as staged:
+            _files.write_json(staged, {"add_bos": tokenizer.add_bos}, indent=None)
     elif hasattr(tokenizer, "save"):
         tokenizer.save(folder)
     else:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from keras_jamba import _files
 from keras_jamba.tokenizers import chat_templates
 from keras_jamba.tokenizers._special_tokens import add_special_tokens, special_tokens, tokenizer_class
 from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
@@ -187,13 +188,22 @@ class JambaTokenizer(Tokenizer):
         return have
 
     def save(self, folder):
-        """Writes the files that this was made of, as transformers writes them."""
-        folder = Path(folder)
+        """Writes the files that this was made of, as transformers writes them.
+
+        Each appears whole, and none where not all can be written.
+
+        Raises:
+            ValueError: for a chat template whose name is not that of a file.
+        """
+        with _files.atomic_files(folder) as staged:
+            self._write(staged)
+
+    def _write(self, folder):
         self._tokenizer.save(str(folder / TOKENIZER))
         config = self._config | self._special
         config |= {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
         config = {key: value for key, value in config.items() if value is not None}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _files.write_json(folder / CONFIG, config, ensure_ascii=False)
         several = isinstance(self.chat_template, dict)
         for name, text in (self.chat_template if several else {"default": self.chat_template}).items():
             if text is None:

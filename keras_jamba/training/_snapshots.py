@@ -3,17 +3,16 @@
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401, tells NumPy what "bfloat16" is
 import numpy as np
 
+from keras_jamba import _files
+
 ARRAYS, STATE = "arrays.bin", "state.json"
 FORMAT = 2
-_PREFIX, _UNFINISHED, _REPLACED = "step_", ".unfinished-", ".replaced-"
+_PREFIX = "step_"
 # Of version 1: whole arrays.
 _NPZ = "arrays.npz"
 _ALIGNMENT = 64
@@ -66,10 +65,7 @@ def whole(x):
 
 def steps(folder):
     """The steps that snapshots were taken at, in order."""
-    for replaced in Path(folder).glob(f"{_REPLACED}*"):
-        place = replaced.with_name(replaced.name.removeprefix(_REPLACED))
-        if not place.exists():  # killed before the new one was there
-            os.replace(replaced, place)
+    _files.restore(folder)
     found = (path.parent.name.removeprefix(_PREFIX) for path in Path(folder).glob(f"{_PREFIX}*/{STATE}"))
     return sorted(int(step) for step in found if step.isdigit())
 
@@ -88,27 +84,12 @@ def write(folder, step, arrays, state):
             a NumPy array of any dtype. One piece after the other is asked for and written, none is kept.
         state: what JSON can hold.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-    try:
-        with open(staging / ARRAYS, "wb") as file:
+    # One is there when a step is saved again, or of a run whose later steps were thrown away.
+    with _files.atomic_folder(place_of(folder, step), replaces=True, flushes=True) as staged:
+        with open(staged / ARRAYS, "wb") as file:
             sha256, places = _write_arrays(file, arrays)
-            _flush(file)
-        with open(staging / STATE, "w", encoding="utf-8") as file:
+        with open(staged / STATE, "w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, "sha256": sha256, "arrays": places} | state, file)
-            _flush(file)
-        staging.chmod(0o755)
-        place = place_of(folder, step)
-        replaced = place.with_name(f"{_REPLACED}{place.name}")
-        if place.exists():  # saved again, or of a run whose later steps were thrown away
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.replace(place, replaced)
-        os.replace(staging, place)
-        _flush_folder(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_arrays(file, arrays):
@@ -184,32 +165,8 @@ def _read_npz(file, places):
 
 def remove_before(folder, step):
     """Removes the snapshots of earlier steps, and what was left of any that were not finished."""
-    folder = Path(folder)
-    # Renamed first: what is killed while it removes files leaves nothing that looks whole.
     for earlier in (found for found in steps(folder) if found < step):
-        _put_away(place_of(folder, earlier))
-    for left in (*folder.glob(f"{_UNFINISHED}*"), *folder.glob(f"{_REPLACED}*")):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _put_away(place):
-    away = place.with_name(f"{_UNFINISHED}{place.name}")
-    shutil.rmtree(away, ignore_errors=True)  # of one that was killed here
-    os.replace(place, away)
-
-
-def _flush(file):
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder):
-    """The renaming itself, where folders can be flushed."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        _files.remove_folder(place_of(folder, earlier))
+    # Earlier versions gave what they had begun eight characters as its name.
+    for names in (f"{_PREFIX}*", "?" * 8):
+        _files.remove_leftovers(folder, names)

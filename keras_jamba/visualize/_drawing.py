@@ -1,9 +1,13 @@
 """Pictures in rows of panels, with maps over them. matplotlib is imported only when something is drawn."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from textwrap import fill
 
 import numpy as np
+
+from keras_jamba import _files
 
 # Inches along the longer side of a panel.
 SIDE = 2.1
@@ -192,6 +196,12 @@ def _name_row(axis, name):
 
 
 def _finished(figure, file):
-    if file is not None:
+    if isinstance(file, (str, os.PathLike)):
+        file = Path(file)
+        # As matplotlib names a file that has no ending.
+        file = file if file.suffix else file.with_suffix(f".{figure.canvas.get_default_filetype()}")
+        with _files.atomic_file(file) as staged:
+            figure.savefig(staged, dpi=150)
+    elif file is not None:
         figure.savefig(file, dpi=150)
     return figure

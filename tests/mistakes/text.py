@@ -18,7 +18,7 @@ TEXT = [
     Mistake("call", "an id out of the vocabulary", VOCABULARY, lambda s: s.text(BAD_ID)),
     Mistake("call", "a negative id", VOCABULARY, lambda s: s.text(IDS - 11)),
     Mistake("call", "ids as floats", "token_ids must be integers", lambda s: s.text(IDS.astype("float32"))),
-    Mistake("call", "ids without a batch axis", "token_ids must be integers", lambda s: s.text(IDS[0])),
+    Mistake("call", "ids without a batch axis", "token_ids must have the shape", lambda s: s.text(IDS[0])),
     Mistake("call", "an unknown input", "The inputs must be token ids", lambda s: s.text({"input_ids": IDS})),
     Mistake("call", "text", "Only input tensors may be passed", lambda s: s.text("hello")),
     Mistake(
@@ -71,7 +71,10 @@ TEXT = [
     ),
     Mistake("predict", "an id out of the vocabulary", VOCABULARY, lambda s: s.text.predict(BAD_ID, verbose=0)),
     Mistake(
-        "predict", "ids without a batch axis", "token_ids must be integers", lambda s: s.text.predict(IDS[0], verbose=0)
+        "predict",
+        "ids without a batch axis",
+        "token_ids must have the shape",
+        lambda s: s.text.predict(IDS[0], verbose=0),
     ),
     Mistake(
         "predict",

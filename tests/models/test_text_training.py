@@ -224,8 +224,8 @@ def test_bad_arguments_are_named(options, message):
             "either token_ids or inputs_embeds",
         ),
         ({"ids": np.ones((1, 2), int)}, "either token_ids or inputs_embeds"),
-        (np.ones((1, 2), "float32"), "token_ids must be integers of shape"),
-        (np.ones(2, int), "token_ids must be integers of shape"),
+        (np.ones((1, 2), "float32"), "token_ids must be integers. Received: dtype=float32. Pass ids"),
+        (np.ones(2, int), r"token_ids must have the shape \(b, t\). Received: shape=\(2,\)"),
     ],
 )
 def test_bad_inputs_are_named(inputs, message):
@@ -237,6 +237,33 @@ def test_bad_inputs_are_named(inputs, message):
 def test_ids_out_of_the_vocabulary_are_named_before_training(ids):
     with pytest.raises(ValueError, match="Token ids must be from 0 to vocab_size - 1 = 18. Received"):
         language().fit(ids, verbose=0)
+
+
+USES = {
+    "call": lambda model, ids: model(ids),
+    "extract_features": lambda model, ids: model.extract_features(ids),
+    "predict": lambda model, ids: model.predict(ids, verbose=0),
+    "fit": lambda model, ids: model.fit(ids, verbose=0),
+    "fit on rows": lambda model, ids: model.fit(list(ids), verbose=0),
+    "evaluate": lambda model, ids: model.evaluate(ids, verbose=0),
+    "generate": lambda model, ids: model.generate(ids),
+    "generate after padding": lambda model, ids: model.generate({"token_ids": ids, "padding_mask": ids > 0}),
+    "prefill": lambda model, ids: model.prefill(ids[1].tolist()),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return language()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_one_rule_of_token_ids_is_named_wherever_they_are_given(model, use):
+    rule = "Token ids must be from 0 to vocab_size - 1 = 18. Received: 25 (at|in row).*Tokenize with the model's own"
+    with pytest.raises(ValueError, match=rule):
+        USES[use](model, np.array([[1, 2, 3], [4, 25, 5]]))
+    with pytest.raises(ValueError, match="oken.ids must be integers. Received: dtype=float(32|64). Pass ids, or text"):
+        USES[use](model, np.ones((2, 3), "float32"))
 
 
 @full("jax", "tensorflow")

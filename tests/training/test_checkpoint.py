@@ -89,20 +89,22 @@ def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
             assert state["step"] == step and (arrays[0].read() == step).all()
 
 
-def test_a_save_that_is_interrupted_as_it_takes_the_place_of_one_leaves_that(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_save_that_is_interrupted_as_it_takes_the_place_of_one_leaves_that(tmp_path, monkeypatch, is_killed):
     _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(3))], {"saved": "first"})
     replace, calls = os.replace, []
 
-    def killed(source, target):
+    def interrupted(source, target):
         calls.append(target)
-        if len(calls) == 2:
+        # A process that is killed puts nothing back.
+        if len(calls) == 2 or is_killed and len(calls) > 2:
             raise KeyboardInterrupt
         replace(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_snapshots.os, "replace", killed)
+        patch.setattr(os, "replace", interrupted)
         _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(4))], {"saved": "second"})
-    assert not (tmp_path / "step_00000003").exists()
+    assert (tmp_path / "step_00000003").exists() != is_killed
     assert _snapshots.steps(tmp_path) == [3] and _snapshots.read_state(tmp_path, 3)["saved"] == "first"
     _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(4))], {"saved": "second"})
     assert _snapshots.read_state(tmp_path, 3)["saved"] == "second" and len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,321 @@
+"""Files and folders appear whole or not at all, whoever writes them."""
+
+import contextlib
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from checks import once
+
+import keras_jamba
+from keras_jamba import _files, tokenizers, visualize
+from keras_jamba._triton import tuning
+from keras_jamba.training import _snapshots
+
+resource = pytest.importorskip("resource")
+# Files alone.
+pytestmark = once
+
+
+def content(folder):
+    """`{name: bytes}` of all that lies in a folder, None for folders."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_file_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, is_there):
+    file = tmp_path / "file.txt"
+    if is_there:
+        file.write_text("old")
+    with _files.atomic_file(kind(file)) as staged:
+        assert staged.suffix == ".txt" and staged.name == "file.txt"
+        staged.write_text("new")
+        assert file.exists() == is_there and (not is_there or file.read_text() == "old")
+    assert content(tmp_path) == {"file.txt": b"new"}
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_file_that_is_not_finished_leaves_what_was_there(tmp_path, error, is_there):
+    if is_there:
+        (tmp_path / "file").write_bytes(b"old")
+    before = content(tmp_path)
+    with pytest.raises(error), _files.atomic_file(tmp_path / "file") as staged, open(staged, "wb") as stream:
+        stream.write(b"half")
+        raise error
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("writer", [_files.atomic_file, _files.atomic_folder, _files.atomic_files])
+def test_a_parent_folder_that_is_missing_is_made(tmp_path, writer):
+    with writer(tmp_path / "a" / "b") as staged:
+        (staged if writer is _files.atomic_file else staged / "c").write_text("new")
+    expected = {"a": None, "a/b": b"new"} if writer is _files.atomic_file else {"a": None, "a/b": None, "a/b/c": b"new"}
+    assert content(tmp_path) == expected
+
+
+def test_a_file_has_the_permissions_of_the_one_before_or_of_any_new_one(tmp_path):
+    mode = lambda: (tmp_path / "file").stat().st_mode & 0o777  # noqa: E731
+
+    def write():
+        with _files.atomic_file(tmp_path / "file") as staged:
+            staged.touch(0o600)
+
+    before = os.umask(0o027)
+    try:
+        write()
+        assert mode() == 0o640
+        (tmp_path / "file").chmod(0o604)
+        write()
+        assert mode() == 0o604
+    finally:
+        os.umask(before)
+
+
+def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    with _files.atomic_file(tmp_path / "link") as staged:
+        staged.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file").read_text() == "new"
+    with _files.atomic_file("/dev/null") as staged:
+        staged.write_text("nothing")
+    assert not os.path.isfile("/dev/null")
+
+
+def test_where_a_folder_stands_no_file_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError), _files.atomic_file(tmp_path / "folder") as staged:
+        staged.write_text("new")
+    assert content(tmp_path) == {"folder": None}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_folder_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, flushes):
+    with _files.atomic_folder(kind(tmp_path / "folder"), flushes=flushes) as staged:
+        (staged / "inner").mkdir()
+        (staged / "inner" / "file").write_text("new")
+        assert not (tmp_path / "folder").exists()
+    assert content(tmp_path) == {"folder": None, "folder/inner": None, "folder/inner/file": b"new"}
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_folder_that_is_not_finished_leaves_what_was_there(tmp_path, error, replaces):
+    (tmp_path / "folder").mkdir()
+    if replaces:
+        (tmp_path / "folder" / "file").write_text("old")
+    before = content(tmp_path)
+    with pytest.raises(error), _files.atomic_folder(tmp_path / "folder", replaces) as staged:
+        (staged / "file").write_text("half")
+        raise error
+    assert content(tmp_path) == before
+
+
+def test_a_folder_that_holds_anything_is_replaced_when_that_was_asked_for(tmp_path):
+    def write(text, replaces):
+        with _files.atomic_folder(tmp_path / "folder", replaces) as staged:
+            (staged / text).write_text(text)
+
+    write("first", replaces=False)
+    with pytest.raises(OSError):
+        write("second", replaces=False)
+    assert content(tmp_path) == {"folder": None, "folder/first": b"first"}
+    write("third", replaces=True)
+    assert content(tmp_path) == {"folder": None, "folder/third": b"third"}
+
+
+@pytest.mark.parametrize("stop", range(3))
+def test_at_each_step_of_a_replacement_there_is_a_folder_or_restore_finds_it(tmp_path, monkeypatch, stop):
+    """Killed before each renaming, and after the last."""
+    with _files.atomic_folder(tmp_path / "folder") as staged:
+        (staged / "file").write_text("old")
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        calls.append(target)
+        if len(calls) > stop:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        with _files.atomic_folder(tmp_path / "folder", replaces=True) as staged:
+            (staged / "file").write_text("new")
+    assert (tmp_path / "folder").exists() == (stop != 1)
+    _files.restore(tmp_path)
+    assert content(tmp_path) == {"folder": None, "folder/file": b"old" if stop < 2 else b"new"}
+
+
+def test_what_killed_processes_left_is_removed_by_name_alone(tmp_path):
+    for name in (".unfinished-a_1-x", ".replaced-a_2", ".unfinished-b", "a_3"):
+        (tmp_path / name).mkdir()
+    _files.remove_leftovers(tmp_path, "a_*")
+    assert set(content(tmp_path)) == {".unfinished-b", "a_3"}
+    _files.remove_folder(tmp_path / "a_3")
+    assert set(content(tmp_path)) == {".unfinished-b"}
+
+
+def test_files_of_a_folder_are_put_in_place_together_beside_others(tmp_path):
+    for name in ("kept", "changed"):
+        (tmp_path / name).write_text("old")
+    before = content(tmp_path)
+    with pytest.raises(KeyboardInterrupt), _files.atomic_files(tmp_path) as staged:
+        (staged / "changed").write_text("new")
+        raise KeyboardInterrupt
+    assert content(tmp_path) == before
+    with _files.atomic_files(tmp_path) as staged:
+        (staged / "changed").write_text("new")
+        (staged / "inner").mkdir()
+        (staged / "inner" / "file").write_text("new")
+    assert content(tmp_path) == before | {"changed": b"new", "inner": None, "inner/file": b"new"}
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file can be larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def language(adapted=False):
+    model = keras_jamba.JambaCausalLM(vocab_size=11, d_model=16, num_layers=1, moe_frequency=0, dt_rank=1)
+    model.tokenizer = tokenizers.ByteTokenizer()
+    if adapted:
+        model.enable_lora(2)
+    return model
+
+
+def jamba_tokenizer(folder):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("abcdefgh")}, merges=[])).save(str(folder / "made.json"))
+    (folder / "made.json").rename(folder / "tokenizer.json")
+    return tokenizers.JambaTokenizer(folder)
+
+
+def keep_a_choice(folder, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(folder))
+    return lambda: tuning._keep("a key", list(range(99)))
+
+
+def draw(file):
+    images = np.random.default_rng(0).random((1, 8, 8, 1), "float32")
+    sizes = dict(num_classes=3, image_shape=(8, 8, 1), d_model=8, num_layers=1, moe_frequency=0, downsample=2)
+    model = keras_jamba.DHCJamba(**sizes)
+    return lambda: visualize.draw_token_order(model, images, file=file)
+
+
+# Each makes a function that writes into a folder.
+WRITERS = {
+    "a prompt's state": lambda folder, patch: partial(language().prefill([1, 2]).save, folder / "state"),
+    "adapters": lambda folder, patch: partial(language(adapted=True).save_lora, folder / "adapters.safetensors"),
+    "adapters for PEFT": lambda folder, patch: partial(language(adapted=True).export_lora_to_peft, folder / "peft"),
+    "a checkpoint of transformers": lambda folder, patch: partial(language().export_to_transformers, folder / "theirs"),
+    "a tokenizer of bytes": lambda folder, patch: partial(
+        tokenizers.save_tokenizer, tokenizers.ByteTokenizer(False), folder
+    ),
+    "a tokenizer": lambda folder, patch: partial(jamba_tokenizer(folder.parent).save, folder),
+    "a measured choice": keep_a_choice,
+    "a picture": lambda folder, patch: draw(folder / "picture.svg"),
+    "a picture without an ending": lambda folder, patch: draw(folder / "picture"),
+    "a snapshot": lambda folder, patch: partial(
+        _snapshots.write, folder, 1, [_snapshots.whole(np.arange(99))], {"state": "new"}
+    ),
+}
+# Where anything is there already, these refuse to write.
+INTO_NEW_FOLDERS = ("adapters for PEFT", "a checkpoint of transformers")
+# Goes on without the file.
+SILENT = ("a measured choice",)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_on_a_full_disk_what_was_there_stays_and_nothing_is_left_behind(tmp_path, monkeypatch, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write = WRITERS[name](folder, monkeypatch)
+    write()
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    largest = max(path.stat().st_size for path in written)
+    assert written and not any(path.name.startswith(".") for path in folder.rglob("*"))
+    for path in written:
+        if name in INTO_NEW_FOLDERS:
+            path.unlink()
+        else:
+            path.write_bytes(b"old")
+    before = content(folder)
+    with full_disk(largest // 2), contextlib.nullcontext() if name in SILENT else pytest.raises(Exception) as caught:
+        write()
+    assert name in SILENT or "large" in str(caught.value) or "os error 27" in str(caught.value).lower(), caught
+    assert content(folder) == before
+
+
+def test_a_preset_whose_last_file_cannot_be_written_leaves_the_empty_folder(tmp_path, monkeypatch):
+    """On a full disk HDF5 itself may end the process."""
+
+    def full(tokenizer, folder):
+        assert {path.name for path in folder.iterdir()} == {"config.json", "model.weights.h5"}
+        raise OSError("No space left on device")
+
+    (tmp_path / "preset").mkdir()
+    monkeypatch.setattr("keras_jamba.models._checkpoints.save_tokenizer", full)
+    with pytest.raises(OSError, match="No space left"):
+        language().save_to_preset(tmp_path / "preset")
+    assert content(tmp_path) == {"preset": None}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_keras_file_that_is_not_finished_leaves_the_one_before(tmp_path, monkeypatch, kind):
+    def full(tokenizer, folder):
+        raise OSError("No space left on device")
+
+    model, file = language(), tmp_path / "model.keras"
+    model.save(kind(file))
+    before = content(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("keras_jamba.models._checkpoints.save_tokenizer", full)
+        model.save(kind(file))
+    assert content(tmp_path) == before
+    model.save(kind(file), True)
+    assert keras.saving.load_model(file).get_config() == model.get_config()
+
+
+@pytest.mark.parametrize(
+    "name, given, message",
+    [
+        ("folder.keras", dict(zipped=False), "should not end in `.keras`. Received: filepath=.*/folder.keras"),
+        ("model.zip", {}, "Received: filepath=.*/model.zip"),
+        ("missing/model.keras", {}, "missing/model.keras"),
+    ],
+)
+def test_what_keras_says_of_a_path_names_the_path_that_was_given(tmp_path, name, given, message):
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        language().save(tmp_path / name, **given)
+    assert "unfinished" not in str(caught.value) and content(tmp_path) == {}
+
+
+def test_a_tokenizer_with_a_template_that_cannot_be_written_leaves_all_files_as_they_were(tmp_path):
+    tokenizer = jamba_tokenizer(tmp_path)
+    tokenizer.chat_template = {"default": "a", "../../outside": "b"}
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "tokenizer.json").write_text("old")
+    with pytest.raises(ValueError, match="must be the name of a file"):
+        tokenizer.save(tmp_path / "saved")
+    assert content(tmp_path / "saved") == {"tokenizer.json": b"old"}
+
+
+def test_json_is_written_as_it_was(tmp_path):
+    _files.write_json(tmp_path / "a", {"b": "é"})
+    assert (tmp_path / "a").read_text("utf-8") == '{\n  "b": "\\u00e9"\n}\n'
+    _files.write_json(tmp_path / "a", {"b": "é", "a": 1}, indent=None, ensure_ascii=False, sort_keys=True)
+    assert (tmp_path / "a").read_text("utf-8") == json.dumps({"a": 1, "b": "é"}, ensure_ascii=False) + "\n"
