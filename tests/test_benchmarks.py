@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from checks import once
+from checks import full, once
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 FOLDER = Path("datasets", "cifar-10-batches-py-target", "cifar-10-batches-py")
@@ -54,6 +54,7 @@ def test_cifar10_names_the_file_that_is_missing(tmp_path):
     assert done.returncode == 1 and "without test_batch." in done.stderr
 
 
+@full()
 @once
 def test_cifar10_trains_and_records(tmp_path):
     write_data(tmp_path, FILES)

@@ -149,6 +149,7 @@ def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
     assert README[: README.index("```python")].count("\n") < 25
 
 
+@full()
 @once
 def test_the_quick_start_evaluates_what_it_has_trained(tmp_path):
     """One epoch over 898 images; before batch norm began with the first batch, `evaluate` was at chance."""

@@ -30,7 +30,7 @@ def test_nothing_overflows_in_65536_tokens(policy):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
-@full("jax", "tensorflow")
+@full()
 @pytest.mark.parametrize("policy", POLICIES[1:])
 def test_a_model_learns_in_mixed_precision(policy):
     keras.utils.set_random_seed(0)

@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from checks import once
+from checks import full, once
 from saved_state import WAYS, WITH_WEIGHTS, backbone, image_classifier
 
 from keras_jamba import layers
@@ -76,6 +76,7 @@ KINDS = {
 }
 
 
+@full()
 @once
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)

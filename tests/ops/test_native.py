@@ -190,6 +190,7 @@ def test_two_threads_train_two_models_as_each_trains_alone():
     np.testing.assert_allclose(together, alone, rtol=1e-6)
 
 
+@full()
 @once
 def test_the_kernels_pass_the_address_and_the_undefined_behaviour_sanitizer(tmp_path):
     program = tmp_path / "check"

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import keras
 import pytest
+from checks import full
 
 from keras_jamba._triton import convolution, step
 
 TESTS = Path(__file__).parent.parent
 
 
+@full()
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the interpreter works on PyTorch's tensors")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("script", sorted(file.name for file in TESTS.glob("interpreted_*.py")))

@@ -65,6 +65,7 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbro
     assert_equal(end(tmp_path)[:-1], unbroken[:-1])
 
 
+@full()
 @once
 def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
     program = (
