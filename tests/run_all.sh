@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests on each backend, in a process of its own; fails if any of them failed, after running them all.
-# JAX and TensorFlow compile for most of their time, on one core each; as each of the two ends, half of the test files
-# begin on PyTorch.
+# JAX and TensorFlow compile for most of their time, on one core each; as one of them ends, a third of the test files
+# begins on PyTorch, and so on.
 set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -10,27 +10,27 @@ trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$logs"' EXIT
 # Threads that wait for each other must leave their core to the other process.
 export OMP_WAIT_POLICY=PASSIVE TF_CPP_MIN_LOG_LEVEL=2
 
-runs=(jax tensorflow torch-1 torch-2)
+runs=(jax tensorflow torch-1 torch-2 torch-3)
 
 on() {
     KERAS_BACKEND=${1%-?} "$python" -m pytest "${@:2}" >"$logs/$1" 2>&1
     echo $? >"$logs/$1.status"
 }
 
-# Of a single file one of the halves is empty, which pytest answers with 5.
-half() {
-    on "torch-$1" --part "$1/2" "${@:2}"
+# Of a single file some of the parts are empty, which pytest answers with 5.
+part() {
+    on "torch-$1" --part "$1/3" "${@:2}"
     sed -i 's/^5$/0/' "$logs/torch-$1.status"
 }
 
 all() {
     trap 'kill $(jobs -p) 2>/dev/null' TERM
-    on jax "$@" &
     on tensorflow "$@" &
-    wait -n
-    half 1 "$@" &
-    wait -n
-    half 2 "$@" &
+    on jax "$@" &
+    for i in 1 2 3; do
+        wait -n
+        part "$i" "$@" &
+    done
     wait
 }
 

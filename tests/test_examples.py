@@ -122,6 +122,7 @@ def test_image_classification_reads_a_folder_of_images(tmp_path):
     assert (tmp_path / "out" / "expert_usage.png").read_bytes().startswith(b"\x89PNG")
 
 
+@full()
 @once
 def test_an_unknown_data_set_is_named(tmp_path):
     done = subprocess.run(

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from checks import once
+from checks import full, once
 
 # Files alone.
 pytestmark = once
@@ -60,6 +60,7 @@ def test_the_wheel_has_every_module_and_nothing_beside_the_package(contents):
     assert {f for f in folders if not f.endswith(".dist-info")} == {"keras_jamba"}
 
 
+@full()
 def test_an_unpacked_wheel_finds_its_presets(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "unpacked")

@@ -4,11 +4,12 @@ import keras
 import numpy as np
 import pytest
 import torch
-from checks import numpy, whole
+from checks import full, numpy, whole
 from transformers import JambaConfig, JambaForCausalLM, JambaForSequenceClassification, MambaConfig, MambaForCausalLM
 
 import keras_jamba
 
+pytestmark = full()
 TINY = dict(
     vocab_size=31,
     hidden_size=24,

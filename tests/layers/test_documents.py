@@ -77,7 +77,7 @@ def documents(sequence, row):
     return found
 
 
-@full("jax")
+@full("jax", "tensorflow")
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(sequence=sequences(), cuts=st.sampled_from([(4,), (2, 4), (2, 4, 6)]), stepped=st.booleans())
 def test_each_document_is_what_it_is_alone(case, sequence, cuts, stepped):

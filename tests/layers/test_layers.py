@@ -168,6 +168,7 @@ class Ragged(keras.utils.PyDataset):
         return x, np.cos(x)
 
 
+@full("tensorflow")
 # On PyTorch compiling unrolls the loop over the tokens, a minute a length: the eager form alone.
 @pytest.mark.parametrize("compiled", [False] if keras.backend.backend() == "torch" else [False, True])
 def test_fit_takes_batches_of_changing_size_and_length(compiled):

@@ -202,6 +202,7 @@ def test_training_changes_adapters_alone(kind):
     assert changed - statistics == expected == {v.path for v in model.trainable_weights}
 
 
+@full("jax", "tensorflow")
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_adapters_are_saved_alone_loaded_and_merged(quantization, tmp_path):
     model = tiny()
@@ -316,7 +317,7 @@ def test_all_layers_of_a_name_are_trained_whole_and_none_in_few_bits():
     assert not [v for v in few.weights if "_lora_" in v.path]
 
 
-@full("jax")
+@full("jax", "tensorflow")
 def test_after_a_training_adapters_begin_another_without_compiling_again():
     model = trained(tiny())
     model.enable_lora(2)

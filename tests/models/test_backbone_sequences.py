@@ -44,7 +44,7 @@ def features():
     return np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
 
 
-@full("jax")
+@full("jax", "tensorflow")
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     cuts=st.sets(st.sampled_from([4, 8])),

@@ -41,7 +41,7 @@ def run(model, kind, prompt):
     return model.predict(np.array([prompt]), verbose=0)
 
 
-@full("jax")
+@full("jax", "tensorflow")
 def test_generate_stream_and_predict_give_in_threads_what_each_gives_alone(model):
     alone = copy.deepcopy(model)
     expected = {request: run(alone, *request) for request in requests()}

@@ -72,6 +72,7 @@ FORMS = {"(b,)": ROWS, "(b, 1)": ROWS[:, None], "(b, t)": TOKENS, "(b, t) of row
 GIVEN = {"batch_size": B, "verbose": 0}
 
 
+@full("tensorflow")
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_of_rows_and_tokens_give_weighted_means_at_every_entry_point(model, expected, form):
     weights = FORMS[form]

@@ -132,6 +132,7 @@ def test_a_convolution_in_pieces_is_every_document_alone(implementation, case):
         np.testing.assert_allclose(numpy(state)[row], last, atol=2e-5, rtol=2e-5)
 
 
+@full("tensorflow")
 @pytest.mark.parametrize("implementation", [name for name in implementations() if name != "reference"])
 def test_gradients_through_masks_documents_and_states_are_the_references(implementation):
     tokens, others, initial = scan_inputs(0)
