@@ -1,4 +1,4 @@
-# Two commands that do all their own set-up: `make demo` and `make test`.
+# Commands that do all their own set-up: `make demo`, and the tests.
 # PYTHON names the interpreter, BACKEND the demo's backend, ARGS go to the demo, PIP_ARGS to pip.
 PYTHON ?= python3
 BACKEND ?= jax
@@ -16,6 +16,7 @@ help:
 	@echo "make demo [BACKEND=jax|tensorflow|torch] [ARGS=...]   train an image classifier and draw how it did"
 	@echo "make test                                             the tests of every change, on all three backends"
 	@echo "make test-all                                         all tests, on all three backends"
+	@echo "make test-rest                                        what test-all runs and test does not"
 	@echo "make test-nightly                                     what we use of private Keras, in keras-nightly"
 	@echo "make lint                                             ruff"
 	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
@@ -38,9 +39,9 @@ test-rest: $(TEST_VENV)/installed
 
 test-nightly: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python $(INSTALL) --no-deps --upgrade --target build/keras-nightly keras-nightly
-	for backend in jax tensorflow torch; do \
+	failed=0; for backend in jax tensorflow torch; do \
 	  PYTHONPATH=build/keras-nightly KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=2 \
-	    $(TEST_VENV)/bin/python -m pytest -q -p no:cacheprovider tests/test_keras_internals.py || exit 1; done
+	    $(TEST_VENV)/bin/python -m pytest -q -p no:cacheprovider tests/test_keras_internals.py || failed=1; done; exit $$failed
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .

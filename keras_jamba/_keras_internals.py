@@ -15,7 +15,7 @@ from keras.src.backend.common.variables import AutocastScope
 
 
 def sublayers(layer, include_self=True):
-    """Yields the layers inside of a layer, from the outside in."""
+    """Returns the layers inside of a layer, from the outside in, with the layer itself first."""
     return layer._flatten_layers(include_self=include_self)
 
 
@@ -27,6 +27,25 @@ def direct_sublayers(layer):
 def own_variables(layer):
     """Returns the `(trainable, non-trainable)` variables of a layer itself, as they were made."""
     return layer._trainable_variables, layer._non_trainable_variables
+
+
+def mark_quantized(layer):
+    """Says that the weights of a layer are quantized already, so that Keras does not quantize them."""
+    layer._is_quantized = True
+
+
+# Under which name a layer keeps a weight that Keras' own has as a property.
+STORED_NAMES = {"kernel": "_kernel", "embeddings": "_embeddings"}
+
+
+def stored_weight(layer, name):
+    """Returns the variable behind the property `name` of a Dense or Embedding layer."""
+    return getattr(layer, STORED_NAMES[name])
+
+
+def store_weight(layer, name, variable):
+    """Sets the variable behind the property `name` of a Dense or Embedding layer."""
+    setattr(layer, STORED_NAMES[name], variable)
 
 
 @contextlib.contextmanager
@@ -96,7 +115,7 @@ def expects_probabilities(loss_or_metric):
     """Returns whether a loss or metric was made with `from_logits=False`."""
     # AUC has it under a private name.
     flags = (getattr(loss_or_metric, name, None) for name in ("from_logits", "_from_logits"))
-    return any(flag is False for flag in flags)
+    return any(flag is not None and not flag for flag in flags)
 
 
 class SymbolicBuildHook:

@@ -43,6 +43,8 @@ MAY_IMPORT = {
 FRAMEWORKS = {"jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "torch": "torch"}
 # A formula that is written in operations of PyTorch.
 FORMULAS = {"ops/scan/torch_chunks.py": "torch"}
+# It writes into files on which backend a model was compiled.
+KEEPS_BACKEND = {"models/_saved_state.py"}
 MAX_LINES = 400
 
 
@@ -126,11 +128,20 @@ def backend_knowledge(tree, path):
     if part_of(module_name(path)) == "_backend":
         return found
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and (name := dotted(node.func)):
-            head, _, rest = name.partition(".")
-            full = local.get(head, head) + (f".{rest}" if rest else "")
-            if full in {"keras.backend.backend", "keras.config.backend"}:
-                found.append(f"{node.lineno}: calls {full}()")
+        # Names that are only mentioned too: they may be called later.
+        name = dotted(node) if isinstance(node, ast.Attribute | ast.Name) else None
+        head, _, rest = (name or "").partition(".")
+        full = local.get(head, head) + (f".{rest}" if rest else "")
+        if full in {"keras.backend.backend", "keras.config.backend"}:
+            found.append(f"{node.lineno}: asks by {full}")
+        elif isinstance(node, ast.Call) and ast.unparse(node).startswith(("importlib.import_module('", "__import__('")):
+            framework = FRAMEWORKS.get(node.args[0].value.split(".")[0])
+            if framework and framework != framework_of(path):
+                found.append(f"{node.lineno}: imports {node.args[0].value}")
+        elif full == "keras_jamba._backend.name" and path.relative_to(PACKAGE).as_posix() not in KEEPS_BACKEND:
+            found.append(f"{node.lineno}: asks by {full}")
+        elif isinstance(node, ast.Constant) and node.value == "KERAS_BACKEND" and path.name != "_keras.py":
+            found.append(f"{node.lineno}: reads KERAS_BACKEND")
     return found
 
 
@@ -205,6 +216,11 @@ def test_the_import_rule_sees_every_way_to_write_an_import(where, source):
         ("layers/moe.py", "import keras as k\nk.config.backend()"),
         ("ops/rotary.py", "from keras import backend\nbackend.backend()"),
         ("ops/rotary.py", "from keras.config import backend as which\nwhich()"),
+        ("ops/rotary.py", "import keras\nask = keras.backend.backend"),
+        ("ops/rotary.py", "import importlib\nimportlib.import_module('torch')"),
+        ("ops/rotary.py", "__import__('torch')"),
+        ("ops/rotary.py", "import os\nos.environ['KERAS_BACKEND']"),
+        ("ops/rotary.py", "from keras_jamba import _backend\n_backend.name"),
         ("ops/scan/torch_chunks.py", "import jax"),
         ("_backend/__init__.py", "import torch"),
         ("_backend/common/trainer.py", "import torch"),

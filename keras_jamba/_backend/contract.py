@@ -3,7 +3,7 @@
 Each of the packages `jax`, `tensorflow` and `torch` has one module per Protocol, named like it in lower case:
 `tensors.py` has the functions of `Tensors`, without `self`. Their docstrings are here and nowhere else, as are the
 differences between backends. A function that a backend cannot offer raises NotImplementedError. The `why_no_...` or
-`has_...` function beside it says so beforehand.
+`has_...` function beside it tells beforehand; for the functions of `Sharding` it is `active_mesh`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -34,17 +34,19 @@ class Tensors(Protocol):
     def platform(self, x=None):
         """Returns "cpu", "gpu" or "tpu": where tensor `x` lies.
 
-        Without `x`, or while a graph is traced, it is where new tensors go.
+        Without `x` it is where new tensors go. So it is for a tensor whose device is not known: while JAX or
+        TensorFlow traces, and for a meta tensor of PyTorch.
         """
 
     def concrete_numpy(self, x):
         """Returns the values of a tensor as a NumPy array, or None where reading them would wait for a device.
 
-        None while a graph is traced, and on an accelerator.
+        None while a graph is traced, on an accelerator, for an array of several processes (JAX), and inside transforms
+        of `torch.func`. PyTorch returns bfloat16 as float32.
         """
 
     def needs_static_shapes(self):
-        """Returns whether a compiler takes what is being traced, so that no shape may depend on values.
+        """Returns whether shapes must be static here, because a compiler traces the caller.
 
         JAX: always, because eager JAX compiles each operation. TensorFlow: under XLA, not in graphs.
         PyTorch: inside `torch.compile` and while a decoding step is traced.
@@ -54,16 +56,16 @@ class Tensors(Protocol):
         """Returns whether TorchScript traces the caller, as `torch.onnx` does, and keeps the sizes of its example."""
 
     def ensure_shape(self, x, shape):
-        """Returns `x`, whose shape must fit `shape`, with None for any size.
+        """Returns `x`. TensorFlow: a graph checks the sizes that it does not know yet against `shape` when it runs.
 
-        A graph of TensorFlow may not know the sizes when it is traced. It checks them when it runs.
+        None in `shape` is any size. JAX and PyTorch know all sizes when they trace, and check nothing here.
         """
 
     def can_log(self):
         """Returns whether a message can be logged where this is called. PyTorch: not inside `torch.compile`."""
 
     def why_no_split_rows(self):
-        """Returns None, or why `split_rows` cannot run where it is asked. JAX: never available."""
+        """Returns None, or why `split_rows` cannot run here. JAX: never available."""
 
     def split_rows(self, x, counts):
         """Splits the rows of `x` into groups of `counts[0]`, `counts[1]`, ... rows."""
@@ -77,16 +79,17 @@ class Compilation(Protocol):
         """Returns `function` of nested arrays, compiled once per input shape. PyTorch: `function` itself."""
 
     def jit_inference(self, function, variables):
-        """Returns `function`, compiled once per input shape, without gradients.
+        """Returns `function` without gradients. It reads `variables` and assigns none.
 
-        It reads `variables` and assigns none. Their values at each call count, and no program contains them.
+        JAX and TensorFlow compile it once per structure, shape and dtype. PyTorch: `function` in inference mode, not
+        compiled. The values of `variables` at each call count, and no program contains them.
         """
 
     def compiled_while_loop(self, body, variables):
         """Returns `run(going, state) -> state`, which calls `body(state) -> (going, state)` while `going` is true.
 
-        For steps of many small operations. JAX and TensorFlow compile the whole loop. PyTorch traces the body once.
-        Otherwise it is as in `jit_inference`.
+        JAX and TensorFlow compile the whole loop. PyTorch runs it in Python, and traces the body once per structure,
+        shape, dtype and device. A body that needs the value of a tensor runs untraced there.
         """
 
     def has_fast_dynamic_loop(self):
@@ -115,20 +118,24 @@ class Autodiff(Protocol):
         """Returns whether what traces the caller can follow `custom_gradient`. `torch.compile` cannot."""
 
     def remat(self, function):
-        """Returns `function` of tensors, computed again for the gradient, which keeps only inputs and outputs.
+        """Returns `function`, which the backward pass computes again. Only its inputs and outputs are kept.
 
         TensorFlow: `function` itself when called eagerly.
         """
 
     def input_gradient(self, function, x):
-        """Returns the gradient of `function(x)`, a scalar, for tensor `x`. Zeros where it does not depend on `x`."""
+        """Returns the gradient of `function(x)`, a scalar, for tensor `x`. Zeros where it does not depend on `x`.
+
+        PyTorch raises RuntimeError where the result requires no gradient.
+        """
 
 
 class Numerics(Protocol):
     def matmul_in_float32(self, x, y):
         """Multiplies two matrices of one dtype into float32.
 
-        The device does not round the sums to that dtype where it can. TensorFlow and PyTorch on a CPU do.
+        The sums are not rounded to that dtype on JAX, and on PyTorch on a GPU. TensorFlow rounds them, and so does
+        PyTorch on a CPU.
         """
 
     def rms_norm(self, x, scale, epsilon):
@@ -177,7 +184,8 @@ class Kernels(Protocol):
     def triton_op(self, program, portable):
         """`c_kernel_op` for a program of `keras_jamba._triton`. Not available on TensorFlow.
 
-        Making the op never raises. Calling it does, where `why_no_triton_op` has a reason.
+        Making the op never raises. TensorFlow: calling it raises NotImplementedError. JAX: platforms other than a GPU
+        compute `portable`. PyTorch: ask `why_no_triton_op` first, because forward-mode derivatives would be zero.
         """
 
     def why_no_triton_op(self, shape):
@@ -197,7 +205,11 @@ class Sharding(Protocol):
     def active_mesh(self):
         """Returns the `ActiveMesh` of the active distribution, or None.
 
-        None where there is no mesh of `training.layout_map`, inside of `shard_map`, on TensorFlow and on PyTorch.
+        JAX: not None for a `ModelParallel` with a `training.layout_map` and for a `DataParallel`; None inside of
+        `shard_map`. TensorFlow and PyTorch: None.
+
+        Raises:
+            ValueError: if the distribution splits rows over another axis than the first one of the mesh.
         """
 
     def why_not_sharded(self, model):
@@ -206,12 +218,11 @@ class Sharding(Protocol):
     def shard_map(self, function, tensors, split, results):
         """Calls `function(tensors)` on each device's part of a dict of tensors, and returns its tuple of results.
 
-        `split`, by name, and `results` have one tuple per tensor: for each axis the mesh axis or axes that split it,
-        or None. Available where `active_mesh()` is not None.
+        `split`, by name, and `results` have one tuple per tensor: for each axis the mesh axes that split it, or None.
         """
 
     def with_sharding_constraint(self, x, axes):
-        """Returns `x`, split over the mesh `axes` from here on. Available where `active_mesh()` is not None."""
+        """Returns `x`, split over the mesh `axes` from here on."""
 
     def all_gather_weight(self, variable):
         """Returns the values of a variable as products use them, gathered where devices of the axis `batch` share it.
@@ -220,7 +231,7 @@ class Sharding(Protocol):
         """
 
     def sharded_full(self, shape, value, dtype, axes):
-        """Returns a tensor of one number, split over the mesh `axes`. Available where `active_mesh()` is not None."""
+        """Returns a tensor of one number, split over the mesh `axes`."""
 
     def all_to_all(self, x, axis):
         """Sends `x[i]` to device i of a mesh axis, and returns what each of them has for this one. In `shard_map`."""
@@ -261,7 +272,7 @@ class Processes(Protocol):
     def all_reduce_sum(self, tensors):
         """Returns sums over all replicas, inside a step that they take on parts of a batch.
 
-        JAX and PyTorch: the tensors themselves, which are sums already.
+        JAX and PyTorch: the tensors themselves, because the replicas' gradients are combined already.
         """
 
     class DataParallel(Protocol):
@@ -286,6 +297,9 @@ class Trainer(Protocol):
 
         `kind` is a method of `keras.Model`. The attributes `looked` and `begun`, both False at first, are for whoever
         makes it. JAX: the loop also holds the values of the variables.
+
+        Raises:
+            ValueError: on JAX, at its end, if the rows of a batch cannot be split evenly over the mesh.
         """
 
         def __init__(self, kind): ...
@@ -301,7 +315,8 @@ class Trainer(Protocol):
         """A class before `keras.Model` for models that keep their weights however a loop ends.
 
         Other threads may read the weights meanwhile. It needs `_this_loop()`: the innermost `Loop` of this thread, or
-        None. PyTorch: empty, because steps leave the weights in the model.
+        None. TensorFlow: it also needs `_symbolic_build_data(iterator)` of `SymbolicBuildHook`, and only replicas use
+        it. PyTorch: empty, because steps leave the weights in the model.
         """
 
     def readable_values(self, variables):
@@ -352,7 +367,7 @@ class Optimizer(Protocol):
         """
 
     class HostStepCounter(Protocol):
-        """The number of steps, which an optimizer keeps on the device, known on the host. PyTorch only."""
+        """The number of steps, known on the host. PyTorch only."""
 
         def __init__(self): ...
 
@@ -371,7 +386,7 @@ class Device(Protocol):
         """Returns `{"device_memory": bytes, "device_memory_peak": bytes}`; {} where no accelerator reports it."""
 
     def start_profiler(self, folder):
-        """Starts the backend's own profiler, which writes to `folder`. Returns the function that stops it."""
+        """Starts the backend's profiler, which writes to `folder`. Returns the function that stops it."""
 
     def is_out_of_memory(self, error):
         """Returns whether an exception says that memory ran out."""

@@ -2,7 +2,7 @@
  *
  * The structures are those of the stable binary interface, major version 0, as far as a call needs them, so the
  * library is built without jaxlib's headers.  A function is called in one of two ways: to ask for its version, or to
- * be run with buffers and one attribute, "layout", which _backend/native_on_jax.py makes: the number of the function,
+ * be run with buffers and one attribute, "layout", which _backend/jax/_c_kernels.py makes: the number of the function,
  * how many integers the structure begins with, these, and for each buffer in order its offset in the structure times
  * two, plus one where a kj_tensor stands there. */
 

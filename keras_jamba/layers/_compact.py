@@ -56,7 +56,7 @@ class Compact:
     @staticmethod
     def _attribute(name):
         # Dense has a property of this name.
-        return "_kernel" if name == "kernel" else name
+        return _keras_internals.STORED_NAMES["kernel"] if name == "kernel" else name
 
     def matrices(self):
         """The names of the matrices that there are."""
@@ -114,7 +114,7 @@ class Compact:
         floats = {name: ops.convert_to_numpy(self._part(name, "")) for name in self.matrices()}
         for name in floats:
             delattr(self, self._attribute(name))
-        self._is_quantized = True  # before the policy, whose setter would quantize again
+        _keras_internals.mark_quantized(self)  # before the policy, whose setter would quantize again
         self.set_mode(mode)
         for name, value in floats.items():
             self._add_matrix(name, value.shape)
@@ -127,7 +127,7 @@ class Compact:
 
     def quantized_build(self, shape, mode, config=None):
         """Called by Keras' own `build`; the matrices are added by ours."""
-        self._is_quantized = True
+        _keras_internals.mark_quantized(self)
 
     def quantized_call(self, *args, **kwargs):
         return self.call(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_jamba import _keras_internals
 from keras_jamba.layers._compact import Compact
 from keras_jamba.layers._light import Light
 from keras_jamba.ops.few_bits import dequantized
@@ -32,7 +33,7 @@ class Projection(Light, Compact, keras.layers.Dense):
     def kernel(self):
         """The variable; in few bits or with an adapter the matrix that these stand for."""
         if self.quantization_mode is None and not self.lora_enabled:
-            return self._kernel
+            return _keras_internals.stored_weight(self, "kernel")
         return dequantized(self._matrix("kernel"), self.compute_dtype)
 
     def call(self, inputs, training=None):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers._compact import Compact
 from keras_jamba.ops._checks import check_token_ids
 from keras_jamba.ops._product import product_in_float32
@@ -28,7 +28,8 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
     def build(self, input_shape=None):
         check_parts(self.output_dim, {"vocab_size": self.input_dim})
         start = self.embeddings_initializer
-        self._embeddings = self.add_weight((self.input_dim, self.output_dim), start, name="embeddings")
+        variable = self.add_weight((self.input_dim, self.output_dim), start, name="embeddings")
+        _keras_internals.store_weight(self, "embeddings", variable)
         if not self.tie_weights:
             self._add_matrix("reverse_embeddings", (self.output_dim, self.input_dim), initializer=start)
         # It looks at one token at a time; Keras' own does not say so.
@@ -37,7 +38,7 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
 
     @property
     def embeddings(self):
-        return self._embeddings
+        return _keras_internals.stored_weight(self, "embeddings")
 
     def call(self, inputs, reverse=False):
         if not reverse:
@@ -54,10 +55,10 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
     def _embedded(self, token_ids):
         """`(..., d)`. An id out of the vocabulary is an error, or NaN where values cannot be looked at."""
         matrix = _backend.sharding.all_gather_weight(self.embeddings)
-        token_ids = as_indices(token_ids)
         if (values := _backend.tensors.concrete_numpy(token_ids)) is not None:
             check_token_ids(values, self.input_dim)
-            return ops.cast(ops.take(matrix, token_ids, axis=0), self.compute_dtype)
+            return ops.cast(ops.take(matrix, as_indices(token_ids), axis=0), self.compute_dtype)
+        token_ids = as_indices(token_ids)
         clipped = ops.clip(token_ids, 0, self.input_dim - 1)
         embedded = ops.cast(ops.take(matrix, clipped, axis=0), self.compute_dtype)
         # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.

@@ -41,7 +41,7 @@ def exported(path):
             source = BACKEND.joinpath(*node.module.split(".")[2:])
             source = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
             there = definitions(parsed(source))
-            found |= {alias.name: there[alias.name] for alias in node.names if alias.name in there}
+            found |= {alias.asname or alias.name: there[alias.name] for alias in node.names if alias.name in there}
     return found
 
 
@@ -73,9 +73,29 @@ def differences(contract, module):
     return found
 
 
-def extra(contract, path):
-    """Public definitions of a module that its Protocol does not name."""
-    return sorted(name for name in definitions(parsed(path)) if not name.startswith("_") and name not in contract)
+def extra(contract, tree):
+    """Public definitions and assignments of a module that its Protocol does not name."""
+    stored = {node.id for node in module_level(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return sorted(name for name in stored | set(definitions(tree)) if not name.startswith("_") and name not in contract)
+
+
+def module_level(tree):
+    """The nodes of a module outside of its functions and classes, those under `if` and `try` too."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node
+            yield from module_level(node)
+
+
+def refusing(path):
+    """`{name: parameters}` of the functions of a module that only refuse."""
+    found = {}
+    for name, each in exported(path).items():
+        only = ast.unparse(each.body[0])
+        if isinstance(each, ast.FunctionDef) and len(each.body) == 1 and only.startswith("refuse("):
+            given = each.args
+            found[name] = len(given.args) - len(given.defaults), [arg.arg for arg in given.kwonlyargs]
+    return found
 
 
 CONTRACT = protocols(parsed(BACKEND / "contract.py"))
@@ -94,7 +114,9 @@ def test_a_backend_has_one_module_per_protocol_and_nothing_else_that_is_public(p
 def test_a_module_has_the_names_parameters_and_defaults_of_its_protocol(package, module):
     path = BACKEND / package / f"{module}.py"
     assert differences(CONTRACT[module], exported(path)) == []
-    assert extra(CONTRACT[module], path) == []
+    assert extra(CONTRACT[module], parsed(path)) == []
+    # The contract is written in one place.
+    assert [name for name, each in exported(path).items() if name in CONTRACT[module] and ast.get_docstring(each)] == []
 
 
 @once
@@ -109,6 +131,9 @@ def test_the_comparison_sees_what_differs():
     assert differences(contract, definitions(ast.parse(same))) == []
     for old, new in [("y=1", "y=2"), ("y=1", "y"), ("x, y", "y, x"), ("def g", "def h"), ("(self, x)", "(self)")]:
         assert differences(contract, definitions(ast.parse(same.replace(old, new))))
+    for more in ("def h(): pass", "h = 1", "if True:\n h = 1", "class H: pass"):
+        assert extra(contract, ast.parse(f"{same}\n{more}"))
+    assert extra(contract, ast.parse(f"{same}\n_h = 1")) == []
 
 
 @once
@@ -128,10 +153,38 @@ def test_the_modules_of_the_backend_that_runs_are_imported():
 def test_the_package_itself_only_imports():
     text = (BACKEND / "__init__.py").read_text(encoding="utf-8")
     assert text.count("\n") <= 60
-    assert definitions(ast.parse(text)) == {}
+    assert [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))] == []
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX splits models")
-def test_a_function_that_a_backend_cannot_offer_refuses_with_its_reason():
-    with pytest.raises(NotImplementedError, match="Received: a call of shard_map, though Keras splits tensors"):
-        _backend.sharding.shard_map(None, {}, {}, ())
+REFUSING = [
+    (module, name, *given)
+    for module in CONTRACT
+    for name, given in refusing(BACKEND / keras.backend.backend() / f"{module}.py").items()
+]
+
+
+@pytest.mark.parametrize(("module", "name", "count", "named"), REFUSING, ids=[f"{m}.{n}" for m, n, *_ in REFUSING])
+def test_a_function_that_a_backend_cannot_offer_refuses_with_its_reason(module, name, count, named):
+    function = getattr(getattr(_backend, module), name)
+    message = rf"{name} is not available here. Received: a call of it, though .*. Ask .* first"
+    with pytest.raises(NotImplementedError, match=message):
+        function(*[None] * count, **dict.fromkeys(named))
+
+
+def test_what_refuses_says_so_beforehand():
+    """The functions by which callers ask, on the backends where they must have a reason."""
+    backend, asked = keras.backend.backend(), _backend
+    refusing = {name for _, name, *_ in REFUSING}
+    assert ("split_rows" in refusing) == (backend == "jax")
+    assert ("fused_adamw" in refusing) == (not asked.optimizer.has_fused_adamw()) == (backend != "torch")
+    assert ("shard_map" in refusing) == (not asked.sharding.supports_model_parallel()) == (backend != "jax")
+    assert ("grouped_matmul" in refusing) == ("triton_launcher" in refusing) == (backend == "tensorflow")
+    assert bool(asked.numerics.why_no_grouped_matmul("cpu", "float32", (4, 4))) == (backend == "tensorflow")
+    assert asked.sharding.active_mesh() is None
+    if backend == "tensorflow":
+        assert asked.kernels.why_no_triton() == asked.kernels.why_no_triton_op((1, 1, 1)) is not None
+        with pytest.raises(NotImplementedError, match="triton_op is not available here"):
+            asked.kernels.triton_op(None, None)((), ())
+    if not asked.optimizer.has_fused_adamw():
+        with pytest.raises(NotImplementedError, match="HostStepCounter is not available here"):
+            asked.optimizer.HostStepCounter()

@@ -34,7 +34,6 @@ def trained(checkpointing, **compiling):
 WAYS = [{}, {"jit_compile": True}, {"run_eagerly": True}] if keras.backend.backend() == "tensorflow" else [{}]
 
 
-@full("tensorflow")
 @pytest.mark.parametrize("how", WAYS)
 def test_loss_gradients_dropout_and_statistics_are_those_without(how):
     plain, checkpointed = trained(False, **how), trained(True, **how)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import full, numpy
+from checks import numpy
 from keras import ops
 
 import keras_jamba
@@ -107,7 +107,6 @@ def test_jax_calls_the_library_itself_and_what_it_exports_is_without_it():
     np.testing.assert_allclose(exported.call(x), convolve_and_scan(x), rtol=1e-4, atol=1e-4)
 
 
-@full("jax", "tensorflow")
 @on["tensorflow"]
 def test_a_graph_of_tensorflow_calls_the_library_and_xla_takes_the_portable_form():
     import tensorflow as tf

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from checks import close, full
+from checks import close
 
 from keras_jamba._triton import Gpu
 from keras_jamba._triton import scan as kernels
@@ -99,7 +99,6 @@ def test_outputs_and_gradients_arrive_where_they_belong(stand_in):
     assert_equal(jax.jit(jax.grad(loss(stand_in)))(some), jax.grad(loss(scanned))(some))
 
 
-@full("jax")
 def test_it_is_mapped_recomputed_and_differentiated_twice(stand_in):
     tensors = draw(length=2)
     rows = [x[None] * jnp.arange(1, 3).reshape(-1, *[1] * x.ndim) for x in tensors]

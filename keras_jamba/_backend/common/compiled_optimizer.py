@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_jamba._backend.common.unavailable import refuse
 
-_COMPILED = "a compiler fuses Keras' own step"
+_OWN_STEP = "Keras' own step is part of a compiled function"
 
 
 def global_norm(tensors):
@@ -21,15 +21,15 @@ def has_fused_adamw():
 
 
 def fused_adamw(weights, gradients, momentums, velocities, maxima, *, step, rate, betas, epsilon, decay):
-    refuse("fused_adamw", _COMPILED)
+    refuse("fused_adamw", _OWN_STEP, "has_fused_adamw()")
 
 
 class HostStepCounter:
     def __init__(self):
-        refuse("HostStepCounter", _COMPILED)
+        refuse("HostStepCounter", _OWN_STEP, "has_fused_adamw()")
 
     def read(self, variable):
-        refuse("HostStepCounter", _COMPILED)
+        refuse("HostStepCounter", _OWN_STEP, "has_fused_adamw()")
 
     def keep(self, variable, value):
-        refuse("HostStepCounter", _COMPILED)
+        refuse("HostStepCounter", _OWN_STEP, "has_fused_adamw()")

@@ -1,14 +1,14 @@
 """The error of a function that a backend cannot offer."""
 
 
-def refuse(name, reason):
-    """Raises the error of a function that was called though its `why_no_...` gives a reason.
+def refuse(name, reason, ask):
+    """Raises the error of a function that was called where it is not available.
 
     Args:
         name: of the function.
-        reason: why it cannot run here.
+        reason: why it is not available here.
+        ask: the function that tells beforehand.
     """
     raise NotImplementedError(
-        f"{name} must be able to run where it is called. Received: a call of {name}, though {reason}. "
-        "Choose another implementation of the op."
+        f"{name} is not available here. Received: a call of it, though {reason}. Ask {ask} first."
     )

@@ -24,11 +24,11 @@ def why_not_sharded(model):
 
 
 def shard_map(function, tensors, split, results):
-    refuse("shard_map", _NO_MESH)
+    refuse("shard_map", _NO_MESH, "active_mesh()")
 
 
 def with_sharding_constraint(x, axes):
-    refuse("with_sharding_constraint", _NO_MESH)
+    refuse("with_sharding_constraint", _NO_MESH, "active_mesh()")
 
 
 def all_gather_weight(variable):
@@ -36,15 +36,15 @@ def all_gather_weight(variable):
 
 
 def sharded_full(shape, value, dtype, axes):
-    refuse("sharded_full", _NO_MESH)
+    refuse("sharded_full", _NO_MESH, "active_mesh()")
 
 
 def all_to_all(x, axis):
-    refuse("all_to_all", _NO_MESH)
+    refuse("all_to_all", _NO_MESH, "active_mesh()")
 
 
 def pmax(x, axes):
-    refuse("pmax", _NO_MESH)
+    refuse("pmax", _NO_MESH, "active_mesh()")
 
 
 def to_default_device(x):

@@ -25,8 +25,6 @@ _readers = 0
 
 
 class Loop:
-    """One `fit`, `evaluate` or `predict`, or one of their functions of a batch, in one thread."""
-
     def __init__(self, kind):
         self.kind, self.looked, self.begun = kind, False, False
         self.thread, self.lock = threading.get_ident(), threading.RLock()
@@ -82,7 +80,6 @@ class Loop:
         self.state, self.synced = dict(zip(self.variables, state, strict=True)), False
 
     def sync(self):
-        """Gives the variables the newest values."""
         if self.state is None or self.synced:
             return
         with self.lock:
@@ -115,7 +112,6 @@ class Loop:
 
 @contextlib.contextmanager
 def readable_values(variables):
-    """The values of variables, arrays that no step of training takes away inside of this context."""
     global _readers
     with _lock:
         _readers += 1
@@ -143,8 +139,6 @@ def _values(variables):
 
 
 class TrainerLoops(_keras_internals.JaxTrainerHooks):
-    """Overrides what Keras' trainer does with the values of variables in its loops."""
-
     @property
     def _loop_state(self):
         loop = self._this_loop()

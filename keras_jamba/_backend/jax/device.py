@@ -2,6 +2,8 @@
 
 import jax
 
+from keras_jamba._backend.common.stateless_rng import get_rng_states, set_rng_states  # noqa: F401
+
 
 def device_name():
     device = jax.devices()[0]
@@ -21,11 +23,3 @@ def start_profiler(folder):
 
 def is_out_of_memory(error):
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-def get_rng_states():
-    return []
-
-
-def set_rng_states(states):
-    pass

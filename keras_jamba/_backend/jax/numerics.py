@@ -1,15 +1,12 @@
 """Products and norms with the precision of the device, on JAX."""
 
 import jax
-import keras
+
+from keras_jamba._backend.common.numerics import rms_norm  # noqa: F401
 
 
 def matmul_in_float32(x, y):
     return jax.numpy.matmul(x, y, preferred_element_type="float32")
-
-
-def rms_norm(x, scale, epsilon):
-    return keras.ops.rms_normalization(x, scale, epsilon=epsilon)
 
 
 def grouped_matmul(x, bank, counts, transpose_rhs=False):

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from keras_jamba._backend.common.tensors import can_log, ensure_shape, is_traced_by_torchscript  # noqa: F401
 from keras_jamba._backend.common.unavailable import refuse
 
 
@@ -26,21 +27,9 @@ def needs_static_shapes():
     return True
 
 
-def is_traced_by_torchscript():
-    return False
-
-
-def ensure_shape(x, shape):
-    return x
-
-
-def can_log():
-    return True
-
-
 def why_no_split_rows():
     return "its shapes depend on the routing, which a compiler does not allow"
 
 
 def split_rows(x, counts):
-    refuse("split_rows", why_no_split_rows())
+    refuse("split_rows", why_no_split_rows(), "why_no_split_rows()")

@@ -6,13 +6,10 @@ from keras_jamba._backend.common.trainer import (  # noqa: F401
     can_bypass_layer_call,
     local_batch,
     on_weights_replaced,
+    runs_step_without_data,
     with_cuda_graph,
 )
 from keras_jamba._backend.jax._loops import Loop, TrainerLoops, readable_values  # noqa: F401
-
-
-def runs_step_without_data():
-    return False
 
 
 def first_batch(given, look, steps):

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_jamba._backend.common.stateless_rng import get_rng_states, set_rng_states  # noqa: F401
 from keras_jamba._backend.tensorflow.tensors import platform
 
 
@@ -24,11 +25,3 @@ def start_profiler(folder):
 
 def is_out_of_memory(error):
     return isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError))
-
-
-def get_rng_states():
-    return []
-
-
-def set_rng_states(states):
-    pass

@@ -22,7 +22,7 @@ def why_no_c_kernel(shape):
 
 
 def triton_op(program, portable):
-    return lambda tensors, options: refuse("triton_op", _NO_TRITON)
+    return lambda tensors, options: refuse("triton_op", _NO_TRITON, "why_no_triton_op(shape)")
 
 
 def why_no_triton_op(shape):
@@ -30,7 +30,7 @@ def why_no_triton_op(shape):
 
 
 def triton_launcher():
-    refuse("triton_launcher", _NO_TRITON)
+    refuse("triton_launcher", _NO_TRITON, "why_no_triton()")
 
 
 def why_no_triton():

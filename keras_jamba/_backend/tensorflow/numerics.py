@@ -1,8 +1,8 @@
 """Products and norms with the precision of the device, on TensorFlow."""
 
-import keras
 import tensorflow as tf
 
+from keras_jamba._backend.common.numerics import rms_norm  # noqa: F401
 from keras_jamba._backend.common.unavailable import refuse
 
 _NO_GROUPED_MATMUL = "TensorFlow has no product of rows with the matrix of their group"
@@ -12,16 +12,12 @@ def matmul_in_float32(x, y):
     return tf.cast(tf.matmul(x, y), "float32")
 
 
-def rms_norm(x, scale, epsilon):
-    return keras.ops.rms_normalization(x, scale, epsilon=epsilon)
-
-
 def grouped_matmul(x, bank, counts, transpose_rhs=False):
-    refuse("grouped_matmul", _NO_GROUPED_MATMUL)
+    refuse("grouped_matmul", _NO_GROUPED_MATMUL, "why_no_grouped_matmul(...)")
 
 
 def grouped_matmul_weight_grad(a, b, counts):
-    refuse("grouped_matmul_weight_grad", _NO_GROUPED_MATMUL)
+    refuse("grouped_matmul_weight_grad", _NO_GROUPED_MATMUL, "why_no_grouped_matmul(...)")
 
 
 def why_no_grouped_matmul(platform, dtype, sizes):

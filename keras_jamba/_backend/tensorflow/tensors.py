@@ -5,6 +5,8 @@ import tensorflow as tf
 # Public TensorFlow does not say whether XLA will compile the graph that is being traced.
 from tensorflow.python.ops import control_flow_util
 
+from keras_jamba._backend.common.tensors import can_log, is_traced_by_torchscript  # noqa: F401
+
 
 def platform(x=None):
     if x is not None and tf.executing_eagerly():
@@ -20,16 +22,8 @@ def needs_static_shapes():
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def is_traced_by_torchscript():
-    return False
-
-
 def ensure_shape(x, shape):
     return tf.ensure_shape(x, shape) if None in tuple(x.shape)[1:] else x
-
-
-def can_log():
-    return True
 
 
 def why_no_split_rows():

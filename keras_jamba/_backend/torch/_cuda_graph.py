@@ -42,7 +42,6 @@ def on_weights_replaced(layer):
 
 
 def with_cuda_graph(model, step):
-    """`step(data)`, the train function that Keras has made for a model, or what does the same faster."""
     reason = _why_not(model)
     if reason is None:
         return _Captured(model, step)

@@ -1,4 +1,4 @@
-"""Functions of tensors written down as PyTorch's own operations, and run from there without Keras' layers around them.
+"""Functions of tensors traced into PyTorch's own operations, which run without Keras' layers around them.
 
 Of one token's step through a model, five sixths of the time are spent in Python above the operations.
 """
@@ -16,7 +16,7 @@ _lock = threading.Lock()
 
 
 def is_tracing():
-    """Whether a function is being written down: what it does must then not depend on the values of tensors."""
+    """Whether a function is being traced: what it does must then not depend on the values of tensors."""
     return getattr(_local, "tracing", False)
 
 
@@ -29,7 +29,7 @@ def with_fx_tracing(function, variables):
         if kind not in programs:
             with _lock:
                 if kind not in programs:
-                    programs[kind] = _written_down(function, variables, leaves, structure)
+                    programs[kind] = _traced(function, variables, leaves, structure)
         if programs[kind] is None:
             return function(*args)
         program, parameters, of_result = programs[kind]
@@ -38,7 +38,7 @@ def with_fx_tracing(function, variables):
     return torch.inference_mode()(run)
 
 
-def _written_down(function, variables, leaves, structure):
+def _traced(function, variables, leaves, structure):
     """`(function of parameters and leaves to leaves, parameters, structure of the result)`.
 
     None if it does not the same operations whatever the values of its tensors, as a router of the user's own may.
@@ -63,7 +63,7 @@ def _written_down(function, variables, leaves, structure):
             program = make_fx(on_tensors, tracing_mode="fake")(*(value.detach() for value in parameters), *examples)
             _fold_constants(program)
     except RuntimeError:
-        return None  # if it is an error, it is one too without being written down
+        return None  # if it is an error, it is one too without being traced
     finally:
         _local.tracing = False
     for node in program.graph.nodes:

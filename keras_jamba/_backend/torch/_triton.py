@@ -105,7 +105,7 @@ def why_not_triton():
     if why_not_here():
         return why_not_here()
     if is_tracing() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "what is written down or compiled has no place for such a kernel"
+        return "a traced or compiled function has no place for such a kernel"
     # Where an operator has no rule for it, PyTorch takes the derivative for zero.
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"

@@ -14,7 +14,7 @@ def why_no_c_kernel(shape):
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return "an exported graph must run where the library is not"
     if is_tracing() and len(shape) == 3 and shape[1] == 1:
-        return "one token takes PyTorch's own operations, written down, no longer"
+        return "in a traced decoding step one token takes PyTorch's own operations"
     # Where an operator has no rule for it, PyTorch takes the derivative for zero.
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"

@@ -19,8 +19,6 @@ def has_fused_adamw():
 
 
 class HostStepCounter:
-    """The number of steps, which an optimizer keeps on the device, read only where something else has changed it."""
-
     def __init__(self):
         self._seen = None, None, None
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from keras_jamba._backend.common.tensors import ensure_shape  # noqa: F401
 from keras_jamba._backend.torch._fx_tracing import is_tracing
 
 
@@ -26,10 +27,6 @@ def needs_static_shapes():
 
 def is_traced_by_torchscript():
     return torch.jit.is_tracing()
-
-
-def ensure_shape(x, shape):
-    return x
 
 
 def can_log():

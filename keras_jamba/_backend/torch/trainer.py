@@ -2,17 +2,13 @@
 
 import torch
 
-from keras_jamba._backend.common.trainer import Loop, local_batch, readable_values  # noqa: F401
+from keras_jamba._backend.common.trainer import Loop, local_batch, readable_values, runs_step_without_data  # noqa: F401
 from keras_jamba._backend.torch._cuda_graph import on_weights_replaced, with_cuda_graph  # noqa: F401
 from keras_jamba._keras_internals import get_keras_mask
 
 
 class TrainerLoops:
     pass
-
-
-def runs_step_without_data():
-    return False
 
 
 def can_bypass_layer_call(layer, x):

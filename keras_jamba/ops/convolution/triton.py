@@ -20,11 +20,13 @@ _function = _backend.kernels.triton_op(kernels.CONVOLUTION, _portable)
 def why_not(call):
     if call.platform != "gpu":
         return "it is for a GPU"
+    if reason := _backend.kernels.why_no_triton_op(call.shape):
+        return reason
     if not all(isinstance(size, int) for size in call.shape):
         return "it needs sizes that are known"
     if call.width > kernels.WIDEST:
         return f"a window holds {kernels.WIDEST} tokens at most"
-    return _backend.kernels.why_no_triton_op(call.shape)
+    return None
 
 
 def run(x, kernel, bias, initial_state, mask, segment_ids, silu):

@@ -10,9 +10,9 @@ from keras_jamba.ops.experts.dense import activation
 def why_not(call):
     if call.limited:
         return "it drops no token"
-    if call.tokens == 0:
-        return "there is no token"
-    return _backend.numerics.why_no_grouped_matmul(call.platform, call.dtype, call.sizes)
+    if reason := _backend.numerics.why_no_grouped_matmul(call.platform, call.dtype, call.sizes):
+        return reason
+    return "there is no token" if call.tokens == 0 else None
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):

@@ -22,11 +22,13 @@ def why_not(call):
         return "it drops no token"
     if call.platform != "gpu":
         return "it is for a GPU"
+    if reason := _backend.kernels.why_no_triton():
+        return reason
     if not isinstance(call.tokens, int) or call.tokens == 0:
         return "it is for a number of tokens that is known beforehand, and not zero"
     if call.dtype not in ("bfloat16", "float16", "float32"):
         return f"it computes in bfloat16, float16 or float32, and this is {call.dtype}"
-    return _backend.kernels.why_no_triton()
+    return None
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank, products=None):

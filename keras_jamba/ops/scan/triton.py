@@ -21,11 +21,13 @@ _function = _backend.kernels.triton_op(kernels.SCAN, _portable)
 def why_not(call):
     if call.platform != "gpu":
         return "it is for a GPU"
+    if reason := portable.why_not(call) or _backend.kernels.why_no_triton_op(call.shape):
+        return reason
     if not all(isinstance(size, int) for size in (*call.shape, call.states)):
         return "it needs sizes that are known"
     if call.states > kernels.MOST_STATES:
         return f"it holds {kernels.MOST_STATES} states a channel at most"
-    return portable.why_not(call) or _backend.kernels.why_no_triton_op(call.shape)
+    return None
 
 
 def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):
