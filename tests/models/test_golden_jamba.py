@@ -36,6 +36,13 @@ def loss(case):
     return entropy(targets, logits[:, :-1], counted) + sum(losses)
 
 
+@pytest.fixture(autouse=True)
+def built(request):
+    """The model of a test is made outside of what the test traces."""
+    if "case" in request.fixturenames:
+        model(request.getfixturevalue("case"))
+
+
 @pytest.mark.parametrize("case", LANGUAGE)
 def test_hidden_states_and_logits_equal_transformers(case):
     blocks = [features(case)[f"block_{i}"] for i in range(len(model(case).block_pattern))]
