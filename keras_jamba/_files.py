@@ -4,6 +4,7 @@ A process that is killed meanwhile leaves a folder that begins with `.unfinished
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -22,14 +23,22 @@ def atomic_file(path):
     permissions of the one that it replaces, or those of any new file.
 
     Args:
-        path: its parent folder is made where it is not there. A link is followed; a device or pipe is written to.
+        path: its parent folder is made where it is not there. A link is followed. What was written is copied into a
+            device or pipe.
+
+    Raises:
+        IsADirectoryError: if a folder stands there.
+        PermissionError: if the folder around the file cannot be written to.
     """
     place = Path(os.path.realpath(path))
+    if place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if place.exists() and not place.is_file():
-        # Of a folder the writer says that it is one.
-        yield place
+        with _written_into(place, Path(path).name) as staged:
+            yield staged
         return
-    with _staging(place) as staged:
+    # Some writers go by the ending of the name that the user gave: that of the link.
+    with _staging(place, Path(path).name) as staged:
         mode = place.stat().st_mode if place.exists() else _mode_of_new_files(staged.parent)
         yield staged
         staged.chmod(stat.S_IMODE(mode))
@@ -50,13 +59,22 @@ def atomic_folder(path, replaces=False, flushes=False):
 
     Raises:
         OSError: if a folder there holds anything, unless `replaces`.
+        ValueError: for the working directory, which would be gone.
     """
     place = Path(os.path.realpath(path))
+    if place.is_dir() and os.path.samefile(place, os.curdir):
+        raise ValueError(
+            f"The folder must not be the working directory, which would be replaced. Received: {str(path)!r}. Name a "
+            "folder inside it."
+        )
     with _staging(place) as staged:
         staged.mkdir()
         yield staged
-        if flushes:
-            for written in (*staged.rglob("*"), staged):
+        mode = stat.S_IMODE(_mode_of_new_files(staged.parent))
+        for written in (*staged.rglob("*"), staged):
+            if written.is_file():
+                written.chmod(mode)
+            if flushes:
                 _flush(written)
         with _set_aside(place) if replaces else contextlib.nullcontext():
             os.replace(staged, place)
@@ -72,14 +90,21 @@ def atomic_files(folder):
 
     Args:
         folder: is made where it is not there.
+
+    Raises:
+        IsADirectoryError: if a folder stands where a file is to be. No file is changed then.
     """
     folder = Path(folder)
     with _staging(folder / "files") as staged:
         staged.mkdir()
         yield staged
-        for file in sorted(found for found in staged.rglob("*") if found.is_file()):
-            with atomic_file(folder / file.relative_to(staged)) as place:
-                shutil.move(file, place)
+        places = {file: folder / file.relative_to(staged) for file in sorted(staged.rglob("*")) if file.is_file()}
+        for place in places.values():
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+        for file, place in places.items():
+            with atomic_file(place) as written:
+                shutil.move(file, written)
 
 
 def write_json(path, value, indent=2, **options):
@@ -107,15 +132,28 @@ def remove_leftovers(parent, names):
 
 
 @contextlib.contextmanager
-def _staging(place):
-    """A path of the name of `place` in a new folder beside it, which is removed afterwards."""
+def _staging(place, name=None):
+    """A path of the name of `place`, or of another, in a new folder beside it, which is removed afterwards."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    # A name may be as long as the system takes.
-    folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{place.name[:40]}-", dir=place.parent))
     try:
-        yield folder / place.name
+        # A name may be as long as the system takes.
+        folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{place.name[:40]}-", dir=place.parent))
+    except PermissionError as error:
+        message = "What is saved is first written beside its place, in a folder that must be writable"
+        raise PermissionError(errno.EACCES, message, str(place.parent)) from error
+    try:
+        yield folder / (name or place.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _written_into(node, name):
+    """The path of a file to write, whose content is then written into a device or pipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / name
+        with open(Path(folder) / name, "rb") as written, open(node, "wb") as stream:
+            shutil.copyfileobj(written, stream)
 
 
 @contextlib.contextmanager
@@ -139,11 +177,10 @@ def _put_back(aside, place):
 
 def _mode_of_new_files(folder):
     """Some libraries make files that only their owner reads."""
-    file = folder / "new"
-    file.touch()
-    mode = file.stat().st_mode
-    file.unlink()
-    return mode
+    with tempfile.TemporaryDirectory(dir=folder) as inner:
+        file = Path(inner) / "file"
+        file.touch()
+        return file.stat().st_mode
 
 
 def _flush(path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -77,22 +78,68 @@ def test_a_file_has_the_permissions_of_the_one_before_or_of_any_new_one(tmp_path
         os.umask(before)
 
 
-def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path):
+def test_a_link_is_followed_and_the_file_is_written_under_the_name_of_the_link(tmp_path):
     (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
-    with _files.atomic_file(tmp_path / "link") as staged:
+    (tmp_path / "link.keras").symlink_to(tmp_path / "folder" / "blob")
+    with _files.atomic_file(tmp_path / "link.keras") as staged:
+        assert staged.name == "link.keras"
         staged.write_text("new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file").read_text() == "new"
-    with _files.atomic_file("/dev/null") as staged:
-        staged.write_text("nothing")
-    assert not os.path.isfile("/dev/null")
+    assert (tmp_path / "link.keras").is_symlink() and (tmp_path / "folder" / "blob").read_text() == "new"
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_pipe_is_written_to_and_stays_even_if_the_writer_replaces_its_file(tmp_path, through_a_link):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if through_a_link:
+        (tmp_path / "link").symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with _files.atomic_file(tmp_path / "link" if through_a_link else pipe) as staged:
+            (tmp_path / "other").write_text("new")
+            os.replace(tmp_path / "other", staged)
+        assert os.read(reader, 10) == b"new"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_where_a_folder_stands_no_file_is_written(tmp_path):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError), _files.atomic_file(tmp_path / "folder") as staged:
+    (tmp_path / "b").mkdir()
+    with pytest.raises(IsADirectoryError), _files.atomic_file(tmp_path / "b") as staged:
         staged.write_text("new")
-    assert content(tmp_path) == {"folder": None}
+    with pytest.raises(IsADirectoryError, match="/b"), _files.atomic_files(tmp_path) as staged:
+        for name in ("a", "b"):
+            (staged / name).write_text("new")
+    assert content(tmp_path) == {"b": None}
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", ".unfinished-file")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    with pytest.raises(PermissionError, match=f"must be writable: '{tmp_path}'$"):
+        with _files.atomic_file(tmp_path / "file") as staged:
+            staged.write_text("new")
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (".", tmp_path):
+        with pytest.raises(ValueError, match="working directory"), _files.atomic_folder(path):
+            pass
+    assert tmp_path.samefile(".") and content(tmp_path) == {}
+
+
+def test_files_of_a_folder_have_the_permissions_of_new_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with _files.atomic_folder(tmp_path / "file") as staged:
+            (staged / "file").touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file" / "file").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("kind", [str, Path])

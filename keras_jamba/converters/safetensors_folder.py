@@ -152,8 +152,8 @@ def write(folder, sizes, tensors, shard_bytes):
         from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(
-            "Checkpoints are written with the libraries safetensors and huggingface_hub. Received: a Python without "
-            'both of them. Install them: pip install "keras-jamba[text]".'
+            f"Checkpoints are written with the libraries safetensors and huggingface_hub. Received: {error}. Install "
+            'both: pip install "keras-jamba[text]".'
         ) from error
     plan = split_state_dict_into_shards_factory(
         sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes

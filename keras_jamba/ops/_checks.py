@@ -87,7 +87,8 @@ def check_token_ids(token_ids, vocab_size=None, counted=None, name="token_ids"):
     dtype = token_ids.dtype if on_host else backend.standardize_dtype(token_ids.dtype)
     if not (dtype.kind in "iu" if on_host else backend.is_int_dtype(dtype)):
         raise ValueError(
-            f"{name} must be integers. Received: dtype={dtype}. Pass ids, or text with a model that has a tokenizer."
+            f"{name} must be integers. Received: shape={tuple(token_ids.shape)}, dtype={dtype}. Convert ids to int32, "
+            "and text by a tokenizer."
         )
     if vocab_size is None:
         return

@@ -199,7 +199,8 @@ def _finished(figure, file):
     if isinstance(file, (str, os.PathLike)):
         file = Path(file)
         # As matplotlib names a file that has no ending.
-        file = file if file.suffix else file.with_suffix(f".{figure.canvas.get_default_filetype()}")
+        if not file.suffix:
+            file = file.with_name(f"{file.name.rstrip('.')}.{figure.canvas.get_default_filetype()}")
         with _files.atomic_file(file) as staged:
             figure.savefig(staged, dpi=150)
     elif file is not None:
