@@ -6,7 +6,7 @@ Every peer has the signature of `keras_jamba.ops.selective_scan` with softplus, 
 import keras
 
 
-def _around(states_of):
+def _gating_and_masks(states_of):
     """A whole op from `(decay, inputs) -> states`, all `(b, t, e, n)`."""
     from keras import ops
 
@@ -44,13 +44,13 @@ def _jax_peers():
         _, y = jax.lax.scan(token, jnp.zeros((u.shape[0], *A.shape)), tokens)
         return (jnp.swapaxes(y, 0, 1) + D * u) * jax.nn.silu(z)
 
-    return {"lax.scan": loop, "lax.associative_scan": _around(tree)}
+    return {"lax.scan": loop, "lax.associative_scan": _gating_and_masks(tree)}
 
 
 def _torch_peers():
     from mambapy.pscan import pscan
 
-    return {"mambapy": _around(pscan)}
+    return {"mambapy": _gating_and_masks(pscan)}
 
 
 def _tensorflow_peers():
@@ -60,7 +60,7 @@ def _tensorflow_peers():
         # The shape of what keras.ops.associative_scan returns is lost in a graph.
         return ops.reshape(ops.associative_scan(_combine, (decay, inputs), axis=1)[1], decay.shape)
 
-    return {"keras.ops.associative_scan": _around(tree)}
+    return {"keras.ops.associative_scan": _gating_and_masks(tree)}
 
 
 def peers():

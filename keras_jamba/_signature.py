@@ -13,29 +13,29 @@ class Signature:
         inputs: names of the tensors that go in. Most may be None.
         differentiable: how many of the inputs, the first ones, have a gradient, `grad_` and the name.
         outputs: names of the tensors that come out.
-        hidden: how many of the outputs, the last ones, are for the backward pass alone.
+        num_residuals: how many outputs, the last ones, are for the backward pass alone.
         options: names of the integers that are neither sizes nor tensors.
         sizes: the shapes of the inputs by name, to the sizes that matter by name.
         shapes: sizes to the shapes of the outputs. The first has the dtype of the first input, the others float32.
-        twice: the implementation of the same op that has second derivatives on all backends.
+        twice_differentiable_with: the implementation of the same op that has second derivatives on all backends.
     """
 
     name: str
     inputs: tuple
     differentiable: int
     outputs: tuple
-    hidden: int
+    num_residuals: int
     options: tuple
     sizes: Callable
     shapes: Callable
-    twice: str
+    twice_differentiable_with: str
 
     @property
     def no_second_derivative(self):
         """What to answer to whoever asks for one."""
         return (
             f"The kernel of {self.name} has no second derivatives. Received: a gradient of its gradient. "
-            f"Compute it with implementation={self.twice!r}."
+            f"Compute it with implementation={self.twice_differentiable_with!r}."
         )
 
     @property
@@ -43,6 +43,6 @@ class Signature:
         return [f"grad_{name}" for name in self.inputs[: self.differentiable]]
 
     def output_specs(self, shapes, dtype, train):
-        """`[(shape, dtype)]` of the outputs; without `train` the hidden ones are empty."""
+        """`[(shape, dtype)]` of the outputs; without `train` the residuals are empty."""
         specs = [(shape, dtype if i == 0 else "float32") for i, shape in enumerate(self.shapes(self.sizes(shapes)))]
-        return specs if train else specs[: len(specs) - self.hidden] + [((0,), "float32")] * self.hidden
+        return specs if train else specs[: len(specs) - self.num_residuals] + [((0,), "float32")] * self.num_residuals

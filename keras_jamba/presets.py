@@ -130,8 +130,8 @@ def _fill(model, config, changed, dropped, variables, preset, file):
     for variable in model.weights:
         if not variable.path.startswith("head/"):
             variable.assign(values[variable.path])
-    told = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-    _logger.warning("The preset %r was not made for %s: the head starts from random weights.", str(preset), told)
+    changes = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+    _logger.warning("The preset %r was not made for %s: the head starts from random weights.", str(preset), changes)
 
 
 def write(model, folder, more=None):

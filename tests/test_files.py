@@ -277,7 +277,7 @@ WRITERS = {
     "a picture": lambda folder, patch: draw(folder / "picture.svg"),
     "a picture without an ending": lambda folder, patch: draw(folder / "picture"),
     "a snapshot": lambda folder, patch: partial(
-        _snapshots.write, folder, 1, [_snapshots.whole(np.arange(99))], {"state": "new"}
+        _snapshots.write, folder, 1, [_snapshots.as_single_shard(np.arange(99))], {"state": "new"}
     ),
 }
 # Where anything is there already, these refuse to write.

@@ -108,7 +108,7 @@ SCAN = Kernel(
     inputs=("u", "delta", "A", "B", "C", "D", "z", "bias", "initial", "mask", "segments"),
     differentiable=9,
     outputs=("y", "last", "checkpoints"),
-    hidden=1,
+    num_residuals=1,
     options=("softplus",),
     sizes=_scan_sizes,
     shapes=_scan_shapes,
@@ -117,7 +117,7 @@ SCAN = Kernel(
         "u delta B C z *A *D *bias *initial *mask *segments y *last *checkpoints "
         "grad_y *grad_last grad_u grad_delta grad_B grad_C grad_z *grad_A *grad_D *grad_bias *grad_initial",
     ),
-    twice="reference",
+    twice_differentiable_with="reference",
 )
 CONVOLUTION = Kernel(
     name="conv",
@@ -126,7 +126,7 @@ CONVOLUTION = Kernel(
     inputs=("x", "kernel", "bias", "initial", "mask", "segments"),
     differentiable=4,
     outputs=("y",),
-    hidden=0,
+    num_residuals=0,
     options=("silu",),
     sizes=_conv_sizes,
     shapes=lambda sizes: [(sizes["batch"], sizes["length"], sizes["channels"])],
@@ -134,7 +134,7 @@ CONVOLUTION = Kernel(
         "batch length channels width silu",
         "x initial *kernel *bias *mask *segments y grad_y grad_x grad_initial *grad_kernel *grad_bias",
     ),
-    twice="portable",
+    twice_differentiable_with="portable",
 )
 
 
@@ -150,12 +150,12 @@ EXPERTS = Kernel(
     inputs=("token", "up", "down", "gate", "weights", "indices"),
     differentiable=5,
     outputs=("y",),
-    hidden=0,
+    num_residuals=0,
     options=(),
     sizes=_experts_sizes,
     shapes=lambda sizes: [(sizes["tokens"], 1, sizes["width"])],
     structure=_structure("tokens width hidden experts per_token", "token up down gate *weights *indices y"),
-    twice="dense",
+    twice_differentiable_with="dense",
 )
 
 

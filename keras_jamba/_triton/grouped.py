@@ -81,18 +81,20 @@ def first_product(gpu, x, source, counts, up_bank, gate_bank=None, keep=False, t
     return (hidden, up, gate if gated else None) if keep else hidden
 
 
-def rows_product(gpu, x, bank, counts, other=None, *, turned=False, source=None, target=None, scale=None, tiles=None):
+def rows_product(
+    gpu, x, bank, counts, other=None, *, transpose_rhs=False, source=None, target=None, scale=None, tiles=None
+):
     """Rows times the matrix of their expert.
 
     Args:
         x: `(rows, k)`, or where `source` `(rows,)` is given, those that it names.
-        bank: `(x, k, n)`, or where `turned` `(x, n, k)`.
+        bank: `(x, k, n)`, or where `transpose_rhs` `(x, n, k)`.
         other: another `(x, bank)` whose product is added.
         target: `(rows,)`, the row of the result that each goes to; None is its own.
         scale: `(rows,)` by rows of the result, or None; with a target.
     """
     experts, k, n = bank.shape
-    k, n = (n, k) if turned else (k, n)
+    k, n = (n, k) if transpose_rhs else (k, n)
     rows = (x if source is None else source).shape[0]
     if tiles is None:
         arrays = dict(x=x, bank=bank, counts=counts, source=source, target=target, scale=scale)
@@ -101,10 +103,10 @@ def rows_product(gpu, x, bank, counts, other=None, *, turned=False, source=None,
         def run(gpu, tiles, given):
             other = (given["other_x"], given["other_bank"]) if "other_x" in given else None
             given = {name: x for name, x in given.items() if not name.startswith("other")}
-            return rows_product(gpu, **given, other=other, turned=turned, tiles=tiles)
+            return rows_product(gpu, **given, other=other, transpose_rhs=transpose_rhs, tiles=tiles)
 
         tiles = _chosen(gpu, "rows_product", tiles_for(rows / experts, k, n, x.dtype), arrays, rows, run)
-    constants = dict(K=k, N=n, TURNED=turned, TWO=other is not None, GATHERED=source is not None)
+    constants = dict(K=k, N=n, TRANSPOSE_RHS=transpose_rhs, TWO=other is not None, GATHERED=source is not None)
     constants |= dict(SCATTERED=target is not None, SCALED=scale is not None)
     inputs = (x, bank, *(other or (x, bank)), *(counts if each is None else each for each in (source, target)))
     inputs += (x if scale is None else scale, counts)

@@ -158,7 +158,7 @@ def rows_product(
     N: tl.constexpr,
     EXPERTS: tl.constexpr,
     ROOM: tl.constexpr,
-    TURNED: tl.constexpr,
+    TRANSPOSE_RHS: tl.constexpr,
     TWO: tl.constexpr,
     GATHERED: tl.constexpr,
     SCATTERED: tl.constexpr,
@@ -168,7 +168,7 @@ def rows_product(
     BK: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """`y`: rows of `x` times the matrix of their expert, `(K, N)`, or where `TURNED` `(N, K)` transposed.
+    """`y`: rows of `x` times the matrix of their expert, `(K, N)`, or where `TRANSPOSE_RHS` `(N, K)` transposed.
 
     Where `TWO`, the product of another pair is added; where `GATHERED`, `source` names the rows of `x`; where
     `SCATTERED`, `target` says which row of `y` each goes to, and where `SCALED`, by which of `scale` it is multiplied.
@@ -185,11 +185,11 @@ def rows_product(
         from_row = tl.load(source + inside)
     a = from_row.to(tl.int64)[:, None] * K + inner[None, :]
     b = expert.to(tl.int64) * (K * N)
-    if TURNED:
+    if TRANSPOSE_RHS:
         b += columns.to(tl.int64)[None, :] * K + inner[:, None]
     else:
         b += inner[:, None] * N + columns[None, :]
-    STEP: tl.constexpr = 1 if TURNED else N
+    STEP: tl.constexpr = 1 if TRANSPOSE_RHS else N
     total = tl.zeros((BM, BN), tl.float32)
     total = _product(total, x + a, bank + b, columns, K, STEP, N, BN, BK)
     if TWO:

@@ -315,25 +315,25 @@ def scan_forward(
     flags += first
     checkpoints += (b * tl.cdiv(length, EVERY) + begin // EVERY) * CHANNELS * STATES
     EVEN: tl.constexpr = CHANNELS % BLOCK == 0
-    whole = left // COUNT * COUNT
+    full = left // COUNT * COUNT
     # Tiles come from far, and several are on their way at a time. B and C, which all channels share, lie near.
     queue = ()
     for k in tl.static_range(AHEAD):
-        at = tl.minimum(k * COUNT, tl.maximum(whole - COUNT, 0)).to(tl.int64)
-        queue = queue + (_gathered(u, delta, z, at, t, e, whole, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False),)
+        at = tl.minimum(k * COUNT, tl.maximum(full - COUNT, 0)).to(tl.int64)
+        queue = queue + (_gathered(u, delta, z, at, t, e, full, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False),)
     next_B = _states(B, n, left, STATES, COUNT, False)
     next_C = _states(C, n, left, STATES, COUNT, False)
     ready = _prepared(queue[0], shift, flags, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
     queue = queue[1:]
-    for at in range(0, whole, COUNT):
+    for at in range(0, full, COUNT):
         if TRAIN:
             if at % EVERY == 0:
                 tl.store(checkpoints + at // EVERY * (CHANNELS * STATES) + state, h, mask=here)
         steps, driven, x, share = ready
         now_B, now_C = next_B, next_C
         # In the last turns the last tile again.
-        far = tl.minimum(at + AHEAD * COUNT, whole - COUNT).to(tl.int64)
-        near = tl.minimum(at + COUNT, whole - COUNT)
+        far = tl.minimum(at + AHEAD * COUNT, full - COUNT).to(tl.int64)
+        near = tl.minimum(at + COUNT, full - COUNT)
         ready = _prepared(queue[0], shift, flags + near, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
         following = _gathered(u, delta, z, far, t, e, COUNT, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, EVEN)
         queue = queue[1:] + (following,)
@@ -342,18 +342,18 @@ def scan_forward(
         h, out = _recurred(h, steps, driven, now_B, now_C, A2, flags + at, t, COUNT, FLAGS)
         to = y + tl.cast(at, tl.int64) * CHANNELS
         _finish(out, x, share, skip, to, flags + at, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
-    rest = left - whole
+    rest = left - full
     if rest > 0:
         if TRAIN:
-            if whole % EVERY == 0:
-                tl.store(checkpoints + whole // EVERY * (CHANNELS * STATES) + state, h, mask=here)
-        at_end = whole.to(tl.int64)
+            if full % EVERY == 0:
+                tl.store(checkpoints + full // EVERY * (CHANNELS * STATES) + state, h, mask=here)
+        at_end = full.to(tl.int64)
         end_tile = _gathered(u, delta, z, at_end, t, e, rest, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False)
         end_B = _states(B + at_end * STATES, n, rest, STATES, COUNT, False)
         end_C = _states(C + at_end * STATES, n, rest, STATES, COUNT, False)
-        steps, driven, x, share = _prepared(end_tile, shift, flags + whole, t, rest, SOFTPLUS, HAS_Z, FLAGS, False)
-        h, end_out = _recurred(h, steps, driven, end_B, end_C, A2, flags + whole, t, rest, FLAGS)
+        steps, driven, x, share = _prepared(end_tile, shift, flags + full, t, rest, SOFTPLUS, HAS_Z, FLAGS, False)
+        h, end_out = _recurred(h, steps, driven, end_B, end_C, A2, flags + full, t, rest, FLAGS)
         to = y + at_end * CHANNELS
-        _finish(end_out, x, share, skip, to, flags + whole, t, e, rest, CHANNELS, HAS_Z, FLAGS, False)
+        _finish(end_out, x, share, skip, to, flags + full, t, e, rest, CHANNELS, HAS_Z, FLAGS, False)
     if end == length:
         tl.store(last + b * CHANNELS * STATES + state, h, mask=here)

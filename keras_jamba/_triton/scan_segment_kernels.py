@@ -8,13 +8,13 @@ from keras_jamba._triton.scan_kernels import LOG2E, RESET, _decay, _place, _row,
 
 
 @triton.jit
-def _lasting(whole, steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
+def _lasting(exponent, steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
     """The exponent of the decay over several tokens, with one more."""
-    whole += _row(steps, i)[None, None, :] * A2
+    exponent += _row(steps, i)[None, None, :] * A2
     if FLAGS:
         reset = tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & RESET
-        whole = tl.where(reset != 0, float("-inf"), whole)
-    return whole
+        exponent = tl.where(reset != 0, float("-inf"), exponent)
+    return exponent
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def scan_ends(
     A2 = tl.load(A + state, mask=here, other=0.0) * LOG2E
     shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
     h = tl.zeros([LANES, EACH, BLOCK], tl.float32)
-    whole = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    exponent = tl.zeros([LANES, EACH, BLOCK], tl.float32)
     first, left = b * length + begin, end - begin
     next_u = _tokens(u + first * U_ROW, t, e, left, U_ROW, CHANNELS, False)
     next_delta = _tokens(delta + first * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
@@ -67,10 +67,10 @@ def scan_ends(
         for i in tl.static_range(COUNT):
             decay = _decay(steps, A2, flags + place, i, left - at, FLAGS)
             h = decay * h + _row(driven, i)[None, None, :] * now_B[i][:, :, None]
-            whole = _lasting(whole, steps, A2, flags + place, i, left - at, FLAGS)
+            exponent = _lasting(exponent, steps, A2, flags + place, i, left - at, FLAGS)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(ends + part, h, mask=here)
-    tl.store(decays + part, tl.exp2(whole), mask=here)
+    tl.store(decays + part, tl.exp2(exponent), mask=here)
 
 
 @triton.jit
@@ -109,7 +109,7 @@ def scan_carries(
     A2 = tl.load(A + state, mask=here, other=0.0) * LOG2E
     shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
     carry = tl.zeros([LANES, EACH, BLOCK], tl.float32)
-    whole = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    exponent = tl.zeros([LANES, EACH, BLOCK], tl.float32)
     for k in range(tl.cdiv(end - begin, COUNT) - 1, -1, -1):
         at = begin + k * COUNT
         place, left = b * length + at, end - at
@@ -122,7 +122,7 @@ def scan_carries(
         for i in tl.static_range(COUNT - 1, -1, -1):
             decay = _decay(steps, A2, flags + place, i, left, FLAGS)
             carry = decay * (_row(g, i)[None, None, :] * Cs[i][:, :, None] + carry)
-            whole = _lasting(whole, steps, A2, flags + place, i, left, FLAGS)
+            exponent = _lasting(exponent, steps, A2, flags + place, i, left, FLAGS)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(carries + part, carry, mask=here)
-    tl.store(decays + part, tl.exp2(whole), mask=here)
+    tl.store(decays + part, tl.exp2(exponent), mask=here)

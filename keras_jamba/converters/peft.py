@@ -26,7 +26,7 @@ _PLAIN = {
 }
 
 
-def write(folder, class_name, pairs, rank, lora_alpha, whole):
+def write(folder, class_name, pairs, rank, lora_alpha, fully_trained):
     """Writes adapters.
 
     Args:
@@ -42,7 +42,7 @@ def write(folder, class_name, pairs, rank, lora_alpha, whole):
     for module, (a, b) in pairs.items():
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.T)
-    tensors |= {f"{_PREFIX}{name}": np.ascontiguousarray(x) for name, x in whole.items()}
+    tensors |= {f"{_PREFIX}{name}": np.ascontiguousarray(x) for name, x in fully_trained.items()}
     config = {name: values[0] for name, values in _PLAIN.items()} | {
         "task_type": _TASKS[class_name],
         "base_model_name_or_path": None,
@@ -50,7 +50,7 @@ def write(folder, class_name, pairs, rank, lora_alpha, whole):
         "lora_alpha": lora_alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(pairs),
-        "modules_to_save": sorted({_module(name) for name in whole}) or None,
+        "modules_to_save": sorted({_module(name) for name in fully_trained}) or None,
         "inference_mode": True,
     }
     folder = Path(folder)
@@ -94,16 +94,21 @@ def read(folder):
                 "them with PEFT, and load the model as a checkpoint."
             )
     sides = {"lora_A": {}, "lora_B": {}}
-    whole = {}
+    fully_trained = {}
     for name, x in tensors.items():
         module, _, side = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
         if side in sides:
             sides[side][module] = x.T
         else:
-            whole[name.removeprefix(_PREFIX)] = x
+            fully_trained[name.removeprefix(_PREFIX)] = x
     if set(sides["lora_A"]) != set(sides["lora_B"]):
         odd = sorted(set(sides["lora_A"]) ^ set(sides["lora_B"]))
         raise ValueError(
             f"An adapter has two matrices. Received: {str(folder)!r} with one of {odd[:3]}. Write it again."
         )
-    return {module: (a, sides["lora_B"][module]) for module, a in sides["lora_A"].items()}, rank, lora_alpha, whole
+    return (
+        {module: (a, sides["lora_B"][module]) for module, a in sides["lora_A"].items()},
+        rank,
+        lora_alpha,
+        fully_trained,
+    )

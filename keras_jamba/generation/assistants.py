@@ -186,9 +186,9 @@ class DraftModel(Assistant):
     def propose(self, state, tokens, end):
         def turn(carry, _):
             token, cache = carry
-            logits, cache, trail = self.model.step({"token_ids": token}, cache, return_trail=True)
+            logits, cache, rollback_state = self.model.step({"token_ids": token}, cache, return_rollback_state=True)
             token = ops.cast(ops.argmax(logits, axis=-1), "int32")
-            return (token, cache), (token, {name: block["tokens"] for name, block in trail.items()})
+            return (token, cache), (token, {name: block["tokens"] for name, block in rollback_state.items()})
 
         last = ops.take_along_axis(tokens, end[:, None] - 1, axis=1)
         # Once more than there are proposals: where all are right, the last of them has been seen too.

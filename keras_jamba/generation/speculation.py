@@ -17,8 +17,8 @@ class SpeculativeDecoder(Decoder):
     Args:
         step, sampler, stop_token_ids, pad_token_id, prefill: see `Decoder`.
         variables: those of the model.
-        check: `(inputs, cache) -> (logits of all tokens, cache, trail)`.
-        rollback: `(trail, count) -> cache`.
+        check: `(inputs, cache) -> (logits of all tokens, cache, rollback_state)`.
+        rollback: `(rollback_state, count) -> cache`.
         assistant: an `Assistant`.
     """
 
@@ -75,7 +75,7 @@ class SpeculativeDecoder(Decoder):
         proposals, memory = self._assistant.propose(now["helper"], tokens, end)
         last = ops.take_along_axis(tokens, end[:, None] - 1, axis=1)
         read = ops.concatenate([last, ops.maximum(proposals, 0)], axis=1)
-        logits, _, trail = self._check({"token_ids": read}, now["cache"])
+        logits, _, rollback_state = self._check({"token_ids": read}, now["cache"])
         chosen = self._chosen(logits, read, now)
         places = ops.arange(chosen.shape[1], dtype="int32")[None]
         agreed = ops.sum(ops.cumprod(ops.cast(chosen[:, :-1] == proposals, "int32"), axis=1), axis=1)
@@ -90,15 +90,15 @@ class SpeculativeDecoder(Decoder):
         right = ops.sum(ops.minimum(agreed, count))
         # Beyond the end of a row nothing is asked.
         room = ops.where(stopped, count, ops.where(running, now["limit"] - end, 0))
-        asked = ops.sum(ops.minimum(ops.sum(ops.cast(proposals >= 0, "int32"), axis=1), room))
+        proposed = ops.sum(ops.minimum(ops.sum(ops.cast(proposals >= 0, "int32"), axis=1), room))
         after = {
-            "cache": self._rollback(trail, count),
+            "cache": self._rollback(rollback_state, count),
             "helper": self._assistant.settle(now["helper"], memory, count),
             "tokens": _put(tokens, chosen, end, count),
             "end": end + count,
             "finished": finished,
             "seen": self._with_all(now["seen"], chosen, taken),
-            "counts": now["counts"] + ops.stack([ops.ones_like(right), asked, right]),
+            "counts": now["counts"] + ops.stack([ops.ones_like(right), proposed, right]),
         }
         going = ops.logical_and(ops.logical_not(finished), after["end"] < now["target"])
         return ops.any(going), now | after

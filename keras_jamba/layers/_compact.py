@@ -151,9 +151,9 @@ class Compact:
     def float_shapes(self):
         """`{name: shape}` of the variables as they would be in floating point and without adapters."""
         own = {name: tuple(v.shape) for name, v in self.own_variables().items()}
-        whole = {name: self.matrix_shape(name) for name in self.matrices()}
-        beside = {name + suffix for name in whole for suffix in ("_scale", "_zero", *ADAPTER)}
-        return {name: whole.get(name, shape) for name, shape in own.items() if name not in beside}
+        matrices = {name: self.matrix_shape(name) for name in self.matrices()}
+        beside = {name + suffix for name in matrices for suffix in ("_scale", "_zero", *ADAPTER)}
+        return {name: matrices.get(name, shape) for name, shape in own.items() if name not in beside}
 
     # Adapters
 
@@ -239,7 +239,7 @@ class Compact:
             )
 
 
-class Holder(KeepsTrainable):
+class SublayerQuantizationConfig(KeepsTrainable):
     """Stands before a Keras layer among the bases of one that holds `Compact` layers, to be remade as it was."""
 
     def __init__(self, *args, **kwargs):
@@ -253,7 +253,7 @@ class Holder(KeepsTrainable):
 
     def get_config(self):
         found = {}
-        for name, layer in compact_layers(self):
+        for name, layer in quantizable_layers(self):
             state = {"mode": layer.quantization_mode, "lora": [layer.lora_rank, layer.lora_alpha]}
             if layer.quantization_mode or layer.lora_rank:
                 found[name] = state
@@ -267,7 +267,7 @@ class Holder(KeepsTrainable):
         config = dict(config)
         found = config.pop("compact", {})
         layer = super().from_config(config)
-        for name, inner in compact_layers(layer):
+        for name, inner in quantizable_layers(layer):
             if name in found:
                 inner.lora_rank, inner.lora_alpha = found[name]["lora"]
                 if found[name]["mode"]:
@@ -276,7 +276,7 @@ class Holder(KeepsTrainable):
 
 
 @contextlib.contextmanager
-def removing():
+def deferred_garbage_collection():
     """Keras looks through all objects of the process after each variable that is removed: here, once at the end."""
     gc.freeze()
     try:
@@ -286,12 +286,12 @@ def removing():
         gc.collect()
 
 
-def compact_layers(layer, name=""):
+def quantizable_layers(layer, name=""):
     """`(name, layer)` of the `Compact` ones in a layer, by their way from it, and of itself by an empty name."""
     if isinstance(layer, Compact):
         yield name, layer
     for inner in _keras_internals.direct_sublayers(layer):
-        yield from compact_layers(inner, f"{name}/{inner.name}" if name else inner.name)
+        yield from quantizable_layers(inner, f"{name}/{inner.name}" if name else inner.name)
 
 
 def float_policy(layer):

@@ -4,11 +4,11 @@ import keras
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.layers._light import Light
+from keras_jamba.layers._eager_fast_path import EagerFastPath
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class RMSNorm(Light, keras.layers.RMSNormalization):
+class RMSNorm(EagerFastPath, keras.layers.RMSNormalization):
     """Keras' own over the last axis, in one operation where the backend has one."""
 
     def __init__(self, **kwargs):

@@ -4,12 +4,12 @@ import keras
 
 from keras_jamba import _keras_internals
 from keras_jamba.layers._compact import Compact
-from keras_jamba.layers._light import Light
+from keras_jamba.layers._eager_fast_path import EagerFastPath
 from keras_jamba.ops.few_bits import dequantized
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class Projection(Light, Compact, keras.layers.Dense):
+class Projection(EagerFastPath, Compact, keras.layers.Dense):
     """Keras' Dense, whose kernel may be stored in few bits and have an adapter, see `Compact`.
 
     Args:

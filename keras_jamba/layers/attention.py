@@ -4,11 +4,11 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._asked import asked
-from keras_jamba.layers._compact import Holder
+from keras_jamba.layers._compact import SublayerQuantizationConfig
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
-from keras_jamba.layers.states import empty_state, joined, kept_tokens, trail_of
+from keras_jamba.layers._requested import append_requested
+from keras_jamba.layers.states import empty_state, joined, kept_tokens, rollback_state_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_parts
 from keras_jamba.ops._tokens import NO_DOCUMENT
@@ -16,7 +16,7 @@ from keras_jamba.ops.attention import CachedTokens, resized
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class AttentionLayer(Holder, keras.layers.Layer):
+class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     """Multi-head attention with grouped key-value heads, optional rotary positions and an optional window.
 
     Args:
@@ -168,13 +168,13 @@ class AttentionLayer(Holder, keras.layers.Layer):
             return cache
         return cache | {name: resized(cache[name], cache["length"], have + more) for name in ("key", "value")}
 
-    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_trail=False):
+    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
         """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
 
         The cache keeps its room: one shape, one compilation. Without a window it must have room for the current
         document of each row. A row without room is an error on a CPU outside of compiled functions. Elsewhere its
-        outputs are NaN, in this step and in all later ones of that document. With `return_trail` it returns what
-        `rollback` takes too.
+        outputs are NaN, in this step and in all later ones of that document. With `return_rollback_state` it also
+        returns what `rollback` takes.
         """
         self._check_has_state()
         if not self.built:
@@ -190,17 +190,19 @@ class AttentionLayer(Holder, keras.layers.Layer):
             not_a_number = ops.sqrt(ops.cast(tokens.fits(capacity), outputs.dtype) - 1)
             outputs = outputs + not_a_number[:, None, None]
         after = _written(tokens, new, cache, capacity)
-        return asked(outputs, (True, after), (return_trail, trail_of(cache, *given, **new)))
+        return append_requested(
+            outputs, (True, after), (return_rollback_state, rollback_state_of(cache, *given, **new))
+        )
 
-    def rollback(self, trail, count):
+    def rollback(self, rollback_state, count):
         """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`.
 
         Their keys and values are written into the cache before it; nothing is projected again.
         """
-        trail = joined(trail)
-        _checks.check_trail(trail, ("key", "value"))
-        new, *given = kept_tokens(trail, count)
-        cache = trail["cache"]
+        rollback_state = joined(rollback_state)
+        _checks.check_rollback_state(rollback_state, ("key", "value"))
+        new, *given = kept_tokens(rollback_state, count)
+        cache = rollback_state["cache"]
         counts = (cache[name] for name in _COUNTS)
         tokens = CachedTokens(*given, *counts, ops.shape(new["key"])[:2])
         return _written(tokens, new, cache, cache["key"].shape[1])
@@ -311,9 +313,9 @@ def _written(tokens, new, state, capacity):
     return slots | dict(zip(_COUNTS, tokens.next_counts(), strict=True))
 
 
-def _check_divides(part_name, part, whole_name, whole):
-    if whole % part:
+def _check_divides(name, value, total_name, total):
+    if total % value:
         raise ValueError(
-            f"{part_name} must divide {whole_name}. Received: {part_name}={part}, {whole_name}={whole}. "
-            f"Choose {part_name} among {[i for i in range(1, whole + 1) if whole % i == 0]}."
+            f"{name} must divide {total_name}. Received: {name}={value}, {total_name}={total}. "
+            f"Choose {name} among {[i for i in range(1, total + 1) if total % i == 0]}."
         )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import keras
 
-from keras_jamba.layers._asked import asked
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
+from keras_jamba.layers._requested import append_requested
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
@@ -101,35 +101,35 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         mixed, state = mixed if return_state else (mixed, None)
         x = inputs + self._dropped(mixed, training)
         outputs, routing = self._feed_forward(x, mask, training, return_routing)
-        return asked(outputs, (return_state, state), (return_routing, routing))
+        return append_requested(outputs, (return_state, state), (return_routing, routing))
 
     def init_cache(self, batch_size, max_length=None):
         """The mixer's; see there."""
         return self.mixer.init_cache(batch_size, max_length)
 
-    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_trail=False):
+    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
         """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
-        if return_trail:
+        if return_rollback_state:
             self._check_takes_back()
         if self.built:
             _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
         mask = mask_of(inputs, mask)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
-        given = {"return_trail": True} if return_trail else {}
+        given = {"return_rollback_state": True} if return_rollback_state else {}
         given |= {} if reset_mask is None else {"reset_mask": reset_mask}
         mixed, *rest = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids, **given)
         # Nothing is assigned in a step: it can be compiled by itself.
         return self._feed_forward(inputs + mixed, mask, training=False, record=False)[0], *rest
 
-    def rollback(self, trail, count):
+    def rollback(self, rollback_state, count):
         """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`."""
         self._check_takes_back()
-        return self.mixer.rollback(trail, count)
+        return self.mixer.rollback(rollback_state, count)
 
     def _check_takes_back(self):
         if not hasattr(self.mixer, "rollback"):
             raise ValueError(
-                "Tokens are taken back by a mixer with a rollback, whose step takes return_trail. Received: a "
+                "Tokens are taken back by a mixer with a rollback, whose step takes return_rollback_state. Received: a "
                 f"{type(self.mixer).__name__} without. Add them to it, or go on from a cache of before."
             )
 
@@ -189,7 +189,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         state = self.mixer.compute_output_spec(inputs, return_state=True)[1] if return_state else None
         given = {"return_routing": return_routing}
         routing = self.feed_forward.compute_output_spec(inputs, **given)[1] if return_routing else None
-        return asked(outputs, (return_state, state), (return_routing, routing))
+        return append_requested(outputs, (return_state, state), (return_routing, routing))
 
     def get_config(self):
         return super().get_config() | {

@@ -4,14 +4,14 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._compact import Holder
+from keras_jamba.layers._compact import SublayerQuantizationConfig
 from keras_jamba.layers._projection import Projection
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import check_parts
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class FeedForward(Holder, keras.layers.Layer):
+class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
     """SwiGLU, `down(silu(gate(x)) * up(x))`, or a two-layer perceptron with GELU, `down(gelu(up(x)))`.
 
     Args:

@@ -1,14 +1,20 @@
-"""The Mamba mixer without its state space."""
+"""The gated convolution: the Mamba mixer without its state space."""
 
 import keras
+from keras import ops
 
-from keras_jamba.layers._gated_mixer import GatedMixer
-from keras_jamba.layers._short_convolution import GatedConvolution
+from keras_jamba.layers import _initializers, states
+from keras_jamba.layers._compact import SublayerQuantizationConfig
+from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._projection import Projection
+from keras_jamba.layers._requested import append_requested, split_requested
+from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.ops import _checks
+from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class GatedConvLayer(GatedMixer):
+class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
     """A gated causal convolution: `MambaLayer` without its state space, to see what the state space adds.
 
     Project to `x` and `z` of width `e = expand * d_model`; convolve x over time, SiLU; gate with SiLU(z); project
@@ -25,7 +31,7 @@ class GatedConvLayer(GatedMixer):
         residual_gain: see `MambaLayer`.
 
     Call arguments:
-        inputs, mask, segment_ids, reset_mask, initial_state, return_state: see `MambaLayer`.
+        inputs, mask, segment_ids, reset_mask, initial_state, return_state, return_rollback_state: see `MambaLayer`.
 
     Returns:
         `(b, t, d)`; with `return_state` that and the state: `{"conv": (b, k - 1, e), "document": (b,)}`.
@@ -55,18 +61,142 @@ class GatedConvLayer(GatedMixer):
         residual_gain=1.0,
         **kwargs,
     ):
-        super().__init__(d_model, expand, proj_bias, bidirectional, residual_gain, **kwargs)
-        _checks.check_integer("d_conv", d_conv)
-        self.d_conv, self.conv_bias = d_conv, conv_bias
-        self.conv = self._convolution("conv")
-        if bidirectional:
-            self.backward_conv = self._convolution("backward_conv")
+        _checks.check_not_backwards(kwargs, "GatedConvLayer", "bidirectional=True")
+        # No autocast: it would round the state to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
+        for name, value in dict(d_model=d_model, d_conv=d_conv, expand=expand).items():
+            _checks.check_integer(name, value)
+        _checks.check_number("residual_gain", residual_gain, low=0)
+        self.supports_masking = True
+        self.d_model, self.d_conv, self.expand = d_model, d_conv, expand
+        self.conv_bias, self.proj_bias = conv_bias, proj_bias
+        self.bidirectional, self.residual_gain = bidirectional, residual_gain
+        self.inner = expand * d_model
+        given = dict(use_bias=proj_bias, dtype=self.dtype_policy)
+        xavier = _initializers.xavier
+        self.in_proj = Projection(2 * self.inner, kernel_initializer=xavier(), name="in_proj", **given)
+        self.out_proj = Projection(d_model, kernel_initializer=xavier(0.5 * residual_gain), name="out_proj", **given)
+        conv = dict(inner=self.inner, d_conv=d_conv, conv_bias=conv_bias, dtype=self.dtype_policy)
+        self.conv = GatedConvolution(**conv, name="conv")
+        self.backward_conv = GatedConvolution(**conv, name="backward_conv") if bidirectional else None
 
-    def _convolution(self, name):
-        return GatedConvolution(self.inner, self.d_conv, self.conv_bias, dtype=self.dtype_policy, name=name)
+    def build(self, input_shape):
+        _checks.check_last_axis("GatedConvLayer", input_shape, self.d_model)
+        check_parts(self.d_model, {"expand * d_model": self.inner})
+        self.in_proj.build((None, None, self.d_model))
+        self.out_proj.build((None, None, self.inner))
+        for conv in (self.conv, self.backward_conv):
+            if conv is not None:
+                conv.build((None, None, self.inner))
 
-    def _directions(self):
-        return [self.conv, self.backward_conv] if self.bidirectional else [self.conv]
+    def call(
+        self,
+        inputs,
+        mask=None,
+        segment_ids=None,
+        reset_mask=None,
+        initial_state=None,
+        return_state=False,
+        return_rollback_state=False,
+    ):
+        requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
+        if initial_state is not None or any(requested.values()):
+            states.check_has_state(self)
+        _checks.check_last_axis("GatedConvLayer", inputs.shape, self.d_model)
+        if initial_state is not None:
+            initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
+        tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
+        sequence = states.SequenceState.begin(initial_state, *tokens, inputs)
+        given = dict(mask=sequence.mask, segment_ids=sequence.documents)
+
+        # The layout of each half is fixed by hand: XLA would move more than the halves between devices.
+        x, z = map(by_channels, ops.split(by_channels(self.in_proj(inputs)), 2, axis=-1))
+        y = self.conv(x, z, **given, initial_state=sequence.initial, **requested)
+        y, state, used = split_requested(y, *requested.values())
+        if self.bidirectional:
+            y = y + states.reversed_in_time(self.backward_conv, x, z, **given)
+        outputs = self.out_proj(by_tokens(y))
+
+        rollback_state = states.rollback_state_of(initial_state, *tokens, **used) if return_rollback_state else None
+        state = sequence.final(state) if return_state else None
+        return append_requested(outputs, (return_state, state), (return_rollback_state, rollback_state))
+
+    def init_cache(self, batch_size, max_length=None):
+        """Returns the state before the first token. `max_length` matters to attention only."""
+        states.check_has_state(self)
+        _checks.check_integer("batch_size", batch_size)
+        return states.empty_state(self._state_specs(batch_size))
+
+    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
+        """Runs `(b, t, d)` more tokens after those that the cache has seen.
+
+        The same as a call with `initial_state`. The cost does not depend on how many tokens the cache has seen.
+
+        Returns:
+            `(outputs, cache)`; with `return_rollback_state` also what `rollback` takes.
+        """
+        given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=cache)
+        return self(inputs, **given, return_state=True, return_rollback_state=return_rollback_state)
+
+    def rollback(self, rollback_state, count):
+        """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
+
+        No projection runs again: the convolution's state comes from its inputs.
+        """
+        return states.rolled_back(self.conv, self._state_specs, rollback_state, count)
+
+    def _state_specs(self, batch_size):
+        return states.recurrent_specs(self.conv, batch_size)
+
+    def compute_output_spec(
+        self,
+        inputs,
+        mask=None,
+        segment_ids=None,
+        reset_mask=None,
+        initial_state=None,
+        return_state=False,
+        return_rollback_state=False,
+    ):
+        _checks.check_last_axis("GatedConvLayer", inputs.shape, self.d_model)
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
 
     def get_config(self):
-        return super().get_config() | {"d_conv": self.d_conv, "conv_bias": self.conv_bias}
+        names = ("d_model", "expand", "proj_bias", "bidirectional", "residual_gain", "d_conv", "conv_bias")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class GatedConvolution(ShortConvolution):
+    """One direction of a `GatedConvLayer`: convolution, SiLU and gate.
+
+    Args:
+        inner: width e.
+        d_conv, conv_bias: see `GatedConvLayer`.
+
+    Call arguments:
+        x, z: `(b, t, e)`, the input and the gate.
+        mask, segment_ids: `(b, t)` or None.
+        initial_state: `{"conv": (b, k - 1, e)}` or None.
+        return_state: whether to return the final state.
+        return_rollback_state: whether to return the inputs of `state_after`.
+
+    Returns:
+        `(b, t, e)`; with the flags also the final state and the inputs of `state_after`.
+    """
+
+    def call(
+        self,
+        x,
+        z,
+        mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        return_rollback_state=False,
+    ):
+        state = None if initial_state is None else initial_state["conv"]
+        convolved, state = self.convolve(x, state, mask, segment_ids, return_state)
+        y = convolved * ops.silu(z)
+        return append_requested(y, (return_state, {"conv": state}), (return_rollback_state, {"x": x}))

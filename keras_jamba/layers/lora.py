@@ -3,7 +3,7 @@
 import math
 
 from keras_jamba import _backend, _keras_internals
-from keras_jamba.layers._compact import Compact, compact_layers, removing
+from keras_jamba.layers._compact import Compact, deferred_garbage_collection, quantizable_layers
 from keras_jamba.layers.attention import AttentionLayer
 from keras_jamba.layers.feed_forward import FeedForward
 from keras_jamba.layers.gated_conv import GatedConvLayer
@@ -56,18 +56,18 @@ def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
     """
     also_train = [also_train] if isinstance(also_train, str) else list(also_train)
     adapted = _targeted(layer, targets)
-    whole = _named(layer, also_train)
+    fully_trained = _named(layer, also_train)
     for each in adapted:
         each.check_lora(rank, lora_alpha)
     for each in adapted:
         each.enable_lora(rank, lora_alpha)
-    freeze(layer, whole)
-    return told(layer)
+    freeze(layer, fully_trained)
+    return print_trainable_parameters(layer)
 
 
-def freeze(layer, whole=()):
+def freeze(layer, fully_trained=()):
     """Leaves the adapters and the layers `whole` to be trained, and nothing else."""
-    trained = {id(inner) for each in whole for inner in _keras_internals.sublayers(each)}
+    trained = {id(inner) for each in fully_trained for inner in _keras_internals.sublayers(each)}
     thaw(layer)
     for each in _keras_internals.sublayers(layer):
         if id(each) in trained:
@@ -87,10 +87,10 @@ def thaw(layer):
     layer.trainable = True
 
 
-def told(layer):
+def print_trainable_parameters(layer):
     """Prints and returns how many weights are trained."""
     trained = sum(math.prod(v.shape) for v in layer.trainable_variables)
-    adapted = [each for _, each in compact_layers(layer) if each.lora_enabled]
+    adapted = [each for _, each in quantizable_layers(layer) if each.lora_enabled]
     count = sum(len(each.matrices()) for each in adapted)
     weights = sum(map(math.prod, float_shapes(layer).values())) + trained
     print(
@@ -108,7 +108,7 @@ def merge_lora(layer):
     Raises:
         ValueError: if there are no adapters.
     """
-    with removing():
+    with deferred_garbage_collection():
         for each in with_adapters(layer):
             each.merge_lora()
     thaw(layer)
@@ -117,7 +117,7 @@ def merge_lora(layer):
 
 def with_adapters(layer):
     """The layers inside that have adapters; an error where none has."""
-    found = [each for _, each in compact_layers(layer) if each.lora_enabled]
+    found = [each for _, each in quantizable_layers(layer) if each.lora_enabled]
     if not found:
         raise ValueError(f"There must be adapters. Received: {layer.name!r} without any. Call enable_lora first.")
     return found
@@ -153,7 +153,7 @@ def _of_kind(layer, kind, part):
     cls, parts = TARGETS[kind]
     for holder in _keras_internals.sublayers(layer):
         if isinstance(holder, cls):
-            for name, each in compact_layers(holder):
+            for name, each in quantizable_layers(holder):
                 last = name.rpartition("/")[2]
                 if not parts or last in ([part] if part else parts):
                     yield each
@@ -169,7 +169,7 @@ def _named(layer, names):
                 "Pass the name of one of them."
             )
     found = [each for each in inner if each.name in names]
-    few = [part.path for each in found for _, part in compact_layers(each) if part.quantization_mode]
+    few = [part.path for each in found for _, part in quantizable_layers(each) if part.quantization_mode]
     if few:
         raise ValueError(
             f"What is trained whole must be in floating point. Received: also_train={names}, with {few[0]!r} in few "

@@ -3,14 +3,21 @@
 import math
 
 import keras
+from keras import ops
 
-from keras_jamba.layers._gated_mixer import GatedMixer
-from keras_jamba.layers._selective_ssm import SelectiveSSM
-from keras_jamba.ops import _checks
+from keras_jamba.layers import _initializers, states
+from keras_jamba.layers._compact import SublayerQuantizationConfig
+from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._norm import RMSNorm
+from keras_jamba.layers._projection import Projection
+from keras_jamba.layers._requested import append_requested, split_requested
+from keras_jamba.layers._short_convolution import ShortConvolution
+from keras_jamba.ops import _checks, selective_scan
+from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class MambaLayer(GatedMixer):
+class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
     """Mamba: a gated selective state space behind a short causal convolution.
 
     In the order of the architecture document: project to `x` and `z` of width `e = expand * d_model`;
@@ -45,6 +52,7 @@ class MambaLayer(GatedMixer):
             same id or without ids, and forgets the initial state. At padding the next real token does.
         initial_state: what an earlier call returned, or `init_cache`; None is zeros.
         return_state: whether to return the final state too.
+        return_rollback_state: whether to return what `rollback` takes too.
 
     Returns:
         `(b, t, d)`; unless bidirectional, token t depends on tokens up to t only. With `return_state`,
@@ -86,18 +94,25 @@ class MambaLayer(GatedMixer):
         implementation=None,
         **kwargs,
     ):
-        super().__init__(d_model, expand, proj_bias, bidirectional, residual_gain, **kwargs)
-        for name, value in dict(d_state=d_state, d_conv=d_conv).items():
+        _checks.check_not_backwards(kwargs, "MambaLayer", "bidirectional=True")
+        # No autocast: it would round the float32 state to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
+        for name, value in dict(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand).items():
             _checks.check_integer(name, value)
-        if dt_rank is not None:
-            _checks.check_integer("dt_rank", dt_rank)
+        dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        _checks.check_integer("dt_rank", dt_rank)
         _checks.check_number("dt_max", dt_max, low=1e-9)
         _checks.check_number("dt_min", dt_min, low=1e-9, high=dt_max)
         _checks.check_number("epsilon", epsilon, low=0)
+        _checks.check_number("residual_gain", residual_gain, low=0)
+        self.supports_masking = True
+        self.d_model, self.expand, self.proj_bias = d_model, expand, proj_bias
+        self.bidirectional, self.residual_gain = bidirectional, residual_gain
+        self.inner = expand * d_model
         self._ssm_config = dict(
             d_state=d_state,
             d_conv=d_conv,
-            dt_rank=math.ceil(d_model / 16) if dt_rank is None else dt_rank,
+            dt_rank=dt_rank,
             conv_bias=conv_bias,
             mixer_rms_norm=mixer_rms_norm,
             dt_min=dt_min,
@@ -105,15 +120,219 @@ class MambaLayer(GatedMixer):
             epsilon=epsilon,
             implementation=implementation,
         )
-        self.ssm = self._state_space("ssm")
-        if bidirectional:
-            self.backward_ssm = self._state_space("backward_ssm")
+        given = dict(use_bias=proj_bias, dtype=self.dtype_policy)
+        xavier = _initializers.xavier
+        self.in_proj = Projection(2 * self.inner, kernel_initializer=xavier(), name="in_proj", **given)
+        self.out_proj = Projection(d_model, kernel_initializer=xavier(0.5 * residual_gain), name="out_proj", **given)
+        ssm = dict(self._ssm_config, inner=self.inner, dtype=self.dtype_policy)
+        self.ssm = SelectiveSSM(**ssm, name="ssm")
+        self.backward_ssm = SelectiveSSM(**ssm, name="backward_ssm") if bidirectional else None
 
-    def _state_space(self, name):
-        return SelectiveSSM(self.inner, **self._ssm_config, dtype=self.dtype_policy, name=name)
+    def build(self, input_shape):
+        _checks.check_last_axis("MambaLayer", input_shape, self.d_model)
+        check_parts(self.d_model, {"expand * d_model": self.inner})
+        self.in_proj.build((None, None, self.d_model))
+        self.out_proj.build((None, None, self.inner))
+        for ssm in (self.ssm, self.backward_ssm):
+            if ssm is not None:
+                ssm.build((None, None, self.inner))
 
-    def _directions(self):
-        return [self.ssm, self.backward_ssm] if self.bidirectional else [self.ssm]
+    def call(
+        self,
+        inputs,
+        mask=None,
+        segment_ids=None,
+        reset_mask=None,
+        initial_state=None,
+        return_state=False,
+        return_rollback_state=False,
+    ):
+        requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
+        if initial_state is not None or any(requested.values()):
+            states.check_has_state(self)
+        _checks.check_last_axis("MambaLayer", inputs.shape, self.d_model)
+        if initial_state is not None:
+            initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
+        tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
+        sequence = states.SequenceState.begin(initial_state, *tokens, inputs)
+        given = dict(mask=sequence.mask, segment_ids=sequence.documents)
+
+        # The layout of each half is fixed by hand: XLA would move more than the halves between devices.
+        x, z = map(by_channels, ops.split(by_channels(self.in_proj(inputs)), 2, axis=-1))
+        y = self.ssm(x, z, **given, initial_state=sequence.initial, **requested)
+        y, state, used = split_requested(y, *requested.values())
+        if self.bidirectional:
+            y = y + states.reversed_in_time(self.backward_ssm, x, z, **given)
+        outputs = self.out_proj(by_tokens(y))
+
+        rollback_state = states.rollback_state_of(initial_state, *tokens, **used) if return_rollback_state else None
+        state = sequence.final(state) if return_state else None
+        return append_requested(outputs, (return_state, state), (return_rollback_state, rollback_state))
+
+    def init_cache(self, batch_size, max_length=None):
+        """Returns the state before the first token. `max_length` matters to attention only."""
+        states.check_has_state(self)
+        _checks.check_integer("batch_size", batch_size)
+        return states.empty_state(self._state_specs(batch_size))
+
+    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
+        """Runs `(b, t, d)` more tokens after those that the cache has seen.
+
+        The same as a call with `initial_state`. The cost does not depend on how many tokens the cache has seen.
+
+        Returns:
+            `(outputs, cache)`; with `return_rollback_state` also what `rollback` takes.
+        """
+        given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=cache)
+        return self(inputs, **given, return_state=True, return_rollback_state=return_rollback_state)
+
+    def rollback(self, rollback_state, count):
+        """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
+
+        No projection runs again: the convolution's state comes from its inputs, and the scan runs over the inputs it
+        had, without the tokens that are taken back.
+        """
+        return states.rolled_back(self.ssm, self._state_specs, rollback_state, count)
+
+    def _state_specs(self, batch_size):
+        return states.recurrent_specs(self.ssm, batch_size)
+
+    def compute_output_spec(
+        self,
+        inputs,
+        mask=None,
+        segment_ids=None,
+        reset_mask=None,
+        initial_state=None,
+        return_state=False,
+        return_rollback_state=False,
+    ):
+        _checks.check_last_axis("MambaLayer", inputs.shape, self.d_model)
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
 
     def get_config(self):
-        return super().get_config() | self._ssm_config
+        names = ("d_model", "expand", "proj_bias", "bidirectional", "residual_gain")
+        return super().get_config() | {name: getattr(self, name) for name in names} | self._ssm_config
+
+
+@keras.saving.register_keras_serializable(package="keras_jamba")
+class SelectiveSSM(ShortConvolution):
+    """One direction of a `MambaLayer`: convolution, SiLU, the projections to delta, B and C, and the gated scan.
+
+    Args:
+        inner: width e.
+        d_state, d_conv, dt_rank, conv_bias, mixer_rms_norm, dt_min, dt_max, epsilon, implementation: see `MambaLayer`.
+
+    Call arguments:
+        x, z: `(b, t, e)`, the input and the gate.
+        mask, segment_ids: `(b, t)` or None.
+        initial_state: `{"conv": (b, k - 1, e), "ssm": (b, e, n)}` or None.
+        return_state: whether to return the final state.
+        return_rollback_state: whether to return the inputs of `state_after`.
+
+    Returns:
+        `(b, t, e)`; with the flags also the final state and the inputs of `state_after`.
+    """
+
+    rollback_names = ("x", "convolved", "delta", "B")
+
+    def __init__(
+        self,
+        inner,
+        d_state,
+        d_conv,
+        dt_rank,
+        conv_bias,
+        mixer_rms_norm,
+        dt_min,
+        dt_max,
+        epsilon,
+        implementation,
+        **kwargs,
+    ):
+        super().__init__(inner, d_conv, conv_bias, **kwargs)
+        self.d_state, self.dt_rank, self.mixer_rms_norm = d_state, dt_rank, mixer_rms_norm
+        self.dt_min, self.dt_max, self.epsilon = dt_min, dt_max, epsilon
+        self.implementation = implementation
+        given = dict(dtype=self.dtype_policy)
+        xavier, narrow = _initializers.xavier(), _initializers.uniform(dt_rank**-0.5)
+        self.x_proj = Projection(dt_rank + 2 * d_state, kernel_initializer=xavier, name="x_proj", **given)
+        # Small, and its outputs act through exponentials.
+        self.dt_proj = Projection(inner, kernel_initializer=narrow, keeps_float=True, name="dt_proj", **given)
+        if mixer_rms_norm:
+            norm = lambda name: RMSNorm(epsilon=epsilon, name=name, **given)  # noqa: E731
+            self.dt_norm, self.b_norm, self.c_norm = norm("dt_norm"), norm("b_norm"), norm("c_norm")
+
+    def build(self, x_shape, z_shape=None):
+        e, n = self.inner, self.d_state
+        super().build(x_shape, z_shape)
+        # float32 inside `call` also in mixed precision: they act through exponentials.
+        start = _initializers.TimeStepBias(self.dt_min, self.dt_max)
+        self.dt_bias = self._weight("dt_bias", (e,), start, autocast=False)
+        self.A_log = self._weight("A_log", (e, n), _initializers.StateIndexLog(), autocast=False)
+        self.D = self._weight("D", (e,), "ones", autocast=False)
+        self.x_proj.build((None, None, e))
+        self.dt_proj.build((None, None, self.dt_rank))
+        if self.mixer_rms_norm:
+            self.dt_norm.build((None, None, self.dt_rank))
+            self.b_norm.build((None, None, n))
+            self.c_norm.build((None, None, n))
+
+    def call(
+        self,
+        x,
+        z,
+        mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        return_rollback_state=False,
+    ):
+        initial = {"conv": None, "ssm": None} if initial_state is None else initial_state
+        r, n = self.dt_rank, self.d_state
+
+        convolved, conv_state = self.convolve(x, initial["conv"], mask, segment_ids, return_state)
+        # Slices: PyTorch cannot export the sizes that come out of a split at given places.
+        projected = self.x_proj(convolved)
+        low_rank, B, C = projected[..., :r], projected[..., r : r + n], projected[..., r + n :]
+        if self.mixer_rms_norm:
+            low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
+        delta = self.dt_proj(low_rank)
+        y, ssm_state = self._scan(convolved, delta, B, C, self.D, z, initial["ssm"], mask, segment_ids)
+
+        state = {"conv": conv_state, "ssm": ssm_state}
+        used = {"x": x, "convolved": convolved, "delta": delta, "B": B}
+        return append_requested(y, (return_state, state), (return_rollback_state, used))
+
+    def _scan(self, u, delta, B, C, D, z, initial_state, mask, segment_ids):
+        return selective_scan(
+            u,
+            delta,
+            -ops.exp(ops.cast(self.A_log, "float32")),
+            B,
+            C,
+            D,
+            z,
+            delta_bias=self.dt_bias,
+            delta_softplus=True,
+            initial_state=initial_state,
+            return_last_state=True,
+            mask=mask,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+        )
+
+    def state_after(self, used, state, mask, segment_ids):
+        """Returns the state after the tokens that `mask` keeps, from the state before them."""
+        # C reads the state and does not change it: B has its shape.
+        u, delta, B = used["convolved"], used["delta"], used["B"]
+        _, ssm_state = self._scan(u, delta, B, B, None, None, state["ssm"], mask, segment_ids)
+        return super().state_after(used, state, mask, segment_ids) | {"ssm": ssm_state}
+
+    def state_shapes(self, batch_size):
+        return super().state_shapes(batch_size) | {"ssm": ((batch_size, self.inner, self.d_state), "float32")}
+
+    def get_config(self):
+        names = ("d_state", "dt_rank", "mixer_rms_norm", "dt_min", "dt_max", "epsilon", "implementation")
+        return super().get_config() | {name: getattr(self, name) for name in names}

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._compact import Compact, Holder, float_policy
+from keras_jamba.layers._compact import Compact, SublayerQuantizationConfig, float_policy
 from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers.router import Router
@@ -16,7 +16,7 @@ _DECIDED = ("logits", "probabilities", "weights", "indices")
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class MoELayer(Holder, Compact, keras.layers.Layer):
+class MoELayer(SublayerQuantizationConfig, Compact, keras.layers.Layer):
     """Every token goes through the k experts that a router chooses for it; their outputs are weighted and summed.
 
     Only the chosen experts are computed, and no token is dropped unless `capacity_factor` is set. `Router`
@@ -153,10 +153,10 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
                 self.drop_rate.assign(drop_rate(kept, mask))
         if not return_routing:
             return outputs
-        whole = {name: ops.reshape(routing[name], (*shape[:-1], routing[name].shape[-1])) for name in _DECIDED}
+        decisions = {name: ops.reshape(routing[name], (*shape[:-1], routing[name].shape[-1])) for name in _DECIDED}
         if return_routing != "decisions":
-            whole |= routing_statistics(routing["indices"], self.num_experts, mask, kept)
-        return outputs, whole
+            decisions |= routing_statistics(routing["indices"], self.num_experts, mask, kept)
+        return outputs, decisions
 
     def _experts(self, tokens, routing, mask):
         given = {name: self._matrix(name) for name in self.matrices()}
@@ -172,16 +172,16 @@ class MoELayer(Holder, Compact, keras.layers.Layer):
             return outputs
         spec = lambda shape, dtype="float32": keras.KerasTensor(shape, dtype)  # noqa: E731
         chosen = (*inputs.shape[:-1], self.router.num_experts_per_token)
-        whole = {
+        decisions = {
             "logits": spec((*inputs.shape[:-1], self.num_experts)),
             "probabilities": spec((*inputs.shape[:-1], self.num_experts)),
             "weights": spec(chosen),
             "indices": spec(chosen, "int32"),
         }
         if return_routing == "decisions":
-            return outputs, whole
+            return outputs, decisions
         statistics = {name: spec(()) for name in ("entropy", "max_load", "drop_rate")}
-        return outputs, whole | {"expert_share": spec((self.num_experts,))} | statistics
+        return outputs, decisions | {"expert_share": spec((self.num_experts,))} | statistics
 
     def get_config(self):
         ours = {

@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.layers._compact import compact_layers, removing
+from keras_jamba.layers._compact import deferred_garbage_collection, quantizable_layers
 from keras_jamba.ops import _checks
 
 # What each mode makes of the projections of blocks, of experts' banks, and of the projection to logits.
@@ -43,7 +43,7 @@ def quantize(layer, mode):
     """
     _checks.check_choice("mode", mode, tuple(QUANTIZATIONS))
     kinds = QUANTIZATIONS[mode]
-    found = [each for _, each in compact_layers(layer) if each.KIND in kinds and not each.keeps_float]
+    found = [each for _, each in quantizable_layers(layer) if each.KIND in kinds and not each.keeps_float]
     done = [each.path for each in found if each.quantization_mode]
     if done or not found:
         what = f"{done[0]!r}, which is in {layer.name!r} already" if done else f"{layer.name!r} without any"
@@ -56,7 +56,7 @@ def quantize(layer, mode):
             "Products with whole numbers of eight bits can be beyond what float16 holds. Received: "
             f"mode={mode!r} for {layer.name!r}, which computes in float16. Use bfloat16."
         )
-    with removing():
+    with deferred_garbage_collection():
         for each in found:
             if each.built:
                 each.quantize(kinds[each.KIND])
@@ -67,7 +67,7 @@ def quantize(layer, mode):
 
 def float_shapes(model):
     """`{path: shape}` of the weights of a model as they would be in floating point and without adapters."""
-    inner = [layer for _, layer in compact_layers(model)]
+    inner = [layer for _, layer in quantizable_layers(model)]
     compact = {f"{layer.path}/{name}": shape for layer in inner for name, shape in layer.float_shapes().items()}
     theirs = {v.path for layer in inner for v in layer.own_variables().values()}
     return {v.path: tuple(v.shape) for v in model.weights if v.path not in theirs} | compact
@@ -76,7 +76,7 @@ def float_shapes(model):
 def float_values(model):
     """`{path: function}` of the same weights: as NumPy arrays in floating point."""
     found = {v.path: lambda v=v: ops.convert_to_numpy(v) for v in model.weights}
-    for _, layer in compact_layers(model):
+    for _, layer in quantizable_layers(model):
         for name in layer.matrices():
             found[f"{layer.path}/{name}"] = lambda layer=layer, name=name: layer.float_value(name)
     return {path: found[path] for path in float_shapes(model)}
@@ -85,7 +85,7 @@ def float_values(model):
 def assigners(model):
     """`{path: function}` of the same weights, to give each its value, which is rounded where it is in few bits."""
     found = {v.path: v.assign for v in model.weights}
-    for _, layer in compact_layers(model):
+    for _, layer in quantizable_layers(model):
         for name in layer.float_shapes():
             found[f"{layer.path}/{name}"] = lambda value, layer=layer, name=name: layer.assign_float(name, value)
     return {path: found[path] for path in float_shapes(model)}

@@ -1,47 +1,138 @@
-"""What is common to the states of all layers: plain nested dicts of tensors."""
+"""States of layers: nested dicts of tensors, how they continue, and how steps are taken back."""
 
+from typing import Any, NamedTuple
+
+import keras
 from keras import ops, tree
 
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import filled
-from keras_jamba.ops._tokens import NO_DOCUMENT, first_tokens
+from keras_jamba.ops._tokens import NO_DOCUMENT, Documents, documents_of, first_tokens
 
 # The axis of channels or heads.
 SPLIT_AXES = {"conv": 2, "ssm": 1, "key": 2, "value": 2}
 
 
 def empty_state(specs):
-    """The state before the first token: zeros, and no document."""
+    """Returns the state before the first token: zeros, and no document."""
     fill = {"document": NO_DOCUMENT}
     return {k: filled(x.shape, fill.get(k, 0), x.dtype, SPLIT_AXES.get(k)) for k, x in specs.items()}
 
 
-def joined(trail):
-    """One trail of a list of those of steps one after the other; a trail itself stays what it is."""
-    if not isinstance(trail, (list, tuple)):
-        return trail
-    first, *more = trail
+# Recurrent mixers: `MambaLayer` and `GatedConvLayer`
+
+
+class SequenceState(NamedTuple):
+    """How a sequence of tokens continues the state before it.
+
+    Attributes:
+        initial: the state before the first token without its document id, or None for zeros.
+        mask: `(b, t)` bool or None.
+        documents: `(b, t)` int32, the number of each token's document, or None for one document.
+        joined: `Documents`, or None for one document.
+        document_before: `(b,)` int32, the id of the document that the state before ends in, or None at the beginning.
+    """
+
+    initial: dict | None
+    mask: Any
+    documents: Any
+    joined: Documents | None
+    document_before: Any
+
+    @classmethod
+    def begin(cls, state, mask, segment_ids, reset_mask, inputs):
+        """Returns the `SequenceState` of `inputs` `(b, t, ...)` after `state`, or None at the beginning."""
+        if state is None and segment_ids is None and reset_mask is None:
+            return cls(None, mask, None, None, None)
+        initial, before = None, _no_document(inputs)
+        if state is not None:
+            initial = {name: x for name, x in state.items() if name != "document"}
+            before = state["document"]
+        joined = documents_of(segment_ids, reset_mask, mask, before)
+        if joined is None:
+            return cls(initial, mask, None, None, before)
+        initial = None if initial is None else joined.opening(initial)
+        return cls(initial, mask, joined.numbers, joined, before)
+
+    def final(self, state):
+        """Returns the state after the tokens with the id of its document; zeros in rows that end with a reset."""
+        if self.joined is None:
+            before = self.document_before
+            return state | {"document": _no_document(*state.values()) if before is None else before}
+        return self.joined.closing(state) | {"document": self.joined.last}
+
+
+def _no_document(x, *_):
+    """Returns NO_DOCUMENT for each row of `x` `(b, ...)`."""
+    # Not `ops.full`: on PyTorch it copies the number to the device and waits.
+    return ops.zeros(ops.shape(x)[:1], "int32") + NO_DOCUMENT
+
+
+def check_has_state(layer):
+    """Refuses a state of a bidirectional layer."""
+    if layer.bidirectional:
+        raise ValueError(
+            f"A bidirectional {type(layer).__name__} has no state to go on from: it needs the whole sequence at "
+            "once. Received: bidirectional=True. Build the layer with bidirectional=False."
+        )
+
+
+def recurrent_specs(direction, batch_size):
+    """Returns `{name: KerasTensor}` of the state of a mixer with this direction."""
+    leaves = direction.state_shapes(batch_size) | {"document": ((batch_size,), "int32")}
+    return {name: keras.KerasTensor(*leaf) for name, leaf in leaves.items()}
+
+
+def reversed_in_time(direction, x, z, mask, segment_ids):
+    """Returns the outputs of a direction that runs from the last token to the first."""
+    flip = lambda x: None if x is None else ops.flip(x, axis=1)  # noqa: E731
+    return flip(direction(flip(x), flip(z), mask=flip(mask), segment_ids=flip(segment_ids)))
+
+
+def rolled_back(direction, state_specs, rollback_state, count):
+    """Returns the state of a mixer with this direction after only the first `count` tokens of a step."""
+    rollback_state = joined(rollback_state)
+    _checks.check_rollback_state(rollback_state, direction.rollback_names)
+    used, *tokens = kept_tokens(rollback_state, count)
+    batch_size = used["x"].shape[0]
+    # The cache itself: in a row that keeps no token, none began a document.
+    cache = _checks.check_state("rollback_state['cache']", rollback_state["cache"], state_specs(batch_size))
+    sequence = SequenceState.begin(cache, *tokens, used["x"])
+    return sequence.final(direction.state_after(used, sequence.initial, sequence.mask, sequence.documents))
+
+
+# Rollback
+
+
+def joined(rollback_state):
+    """Returns one rollback state of several steps in a row, given as a list; a single one stays as it is."""
+    if not isinstance(rollback_state, (list, tuple)):
+        return rollback_state
+    first, *more = rollback_state
     if not more:
         return first
-    names = [sorted(each["tokens"]) if isinstance(each, dict) and "tokens" in each else None for each in trail]
+    names = [sorted(each["tokens"]) if isinstance(each, dict) and "tokens" in each else None for each in rollback_state]
     if None in names or any(each != names[0] for each in names):
         raise ValueError(
-            "Trails of steps in a row must be of one kind. Received: "
+            "Rollback states of steps in a row must be of one kind. Received: "
             f"{names}. Give all of these steps a mask, segment_ids and a reset_mask, or none."
         )
-    tokens = {name: ops.concatenate([each["tokens"][name] for each in trail], axis=1) for name in names[0]}
+    tokens = {name: ops.concatenate([each["tokens"][name] for each in rollback_state], axis=1) for name in names[0]}
     return {"cache": first["cache"], "tokens": tokens}
 
 
-def trail_of(cache, mask, segment_ids, reset_mask, **tokens):
-    """What `rollback` needs of a step: the cache before it, and `(b, t, ...)` of its tokens, but for what is None."""
+def rollback_state_of(cache, mask, segment_ids, reset_mask, **tokens):
+    """Returns what `rollback` takes: the cache before a step, and `(b, t, ...)` tensors of its tokens."""
     tokens |= dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask)
     return {"cache": dict(cache), "tokens": {name: x for name, x in tokens.items() if x is not None}}
 
 
-def kept_tokens(trail, count):
-    """`(tokens, mask, segment_ids, reset_mask)` of a trail, of which the first `count` tokens of each row are real."""
-    tokens = dict(trail["tokens"])
+def kept_tokens(rollback_state, count):
+    """Returns `(tokens, mask, segment_ids, reset_mask)` of a rollback state.
+
+    The mask keeps the first `count` `(b,)` tokens of each row.
+    """
+    tokens = dict(rollback_state["tokens"])
     mask, segment_ids, reset_mask = (tokens.pop(name, None) for name in ("mask", "segment_ids", "reset_mask"))
     batch, length = next(iter(tokens.values())).shape[:2]
     count = _checks.check_count(count, batch, length)

@@ -7,7 +7,7 @@ import keras
 
 from keras_jamba import _files, _keras_internals
 from keras_jamba.layers import lora
-from keras_jamba.layers._compact import compact_layers
+from keras_jamba.layers._compact import quantizable_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
 from keras_jamba.models import _adapters
 from keras_jamba.models._saved_state import SavedState
@@ -124,7 +124,7 @@ class Adapting(SavedState):
     def _check_is_as_configured(self):
         """What is remade from the configuration must have the weights that this model has."""
         mode = self._config["quantization"]
-        for _, layer in compact_layers(self):
+        for _, layer in quantizable_layers(self):
             expected = QUANTIZATIONS.get(mode, {}).get(None if layer.keeps_float else layer.KIND)
             if layer.quantization_mode != expected:
                 raise ValueError(

@@ -138,7 +138,7 @@ class Checkpoints:
             ValueError: if the folder holds anything, or the model has no adapters, or some that PEFT has no place
                 for: those of experts.
         """
-        pairs, whole, ranks = {}, {}, set()
+        pairs, fully_trained, ranks = {}, {}, set()
         weights = {weight.path: weight for weight in self._places()}
         for path, layer in _adapters.adapted(self).items():
             weight = weights[f"{path}/kernel"] if f"{path}/kernel" in weights else None
@@ -154,28 +154,28 @@ class Checkpoints:
                 f"All adapters must have one rank and lora_alpha. Received: {sorted(ranks)}. Call the model's "
                 "enable_lora, once."
             )
-        for path, variable in _adapters.whole(self).items():
-            whole |= weights[path].theirs(keras.ops.convert_to_numpy(variable))
+        for path, variable in _adapters.fully_trained_variables(self).items():
+            fully_trained |= weights[path].theirs(keras.ops.convert_to_numpy(variable))
         with presets.whole_folder(folder) as staging:
-            peft.write(staging, type(self).__name__, pairs, *ranks.pop(), whole)
+            peft.write(staging, type(self).__name__, pairs, *ranks.pop(), fully_trained)
 
     def _load_peft(self, folder):
         """Gives the model the adapters of a folder of PEFT's."""
-        pairs, rank, lora_alpha, whole = peft.read(folder)
+        pairs, rank, lora_alpha, fully_trained = peft.read(folder)
         weights = {name: weight for weight in self._places() for name in weight.names}
-        unknown = [name for name in (*(f"{module}.weight" for module in pairs), *whole) if name not in weights]
+        unknown = [name for name in (*(f"{module}.weight" for module in pairs), *fully_trained) if name not in weights]
         if unknown:
             raise ValueError(
                 f"Adapters must be of modules of the model. Received: {unknown[0]!r} in {str(folder)!r}. Load them "
                 "into the model that they were trained with."
             )
-        told, tensors = {}, {}
+        adapters, tensors = {}, {}
         for module, sides in pairs.items():
             path = weights[f"{module}.weight"].path.removesuffix("/kernel")
-            told[path] = (rank, lora_alpha)
+            adapters[path] = (rank, lora_alpha)
             tensors |= {f"{path}/kernel{suffix}": x for suffix, x in zip(_adapters.ADAPTER, sides, strict=True)}
-        tensors |= {weights[name].path: weights[name].ours(whole.__getitem__) for name in whole}
-        _adapters.install(self, told, tensors, folder)
+        tensors |= {weights[name].path: weights[name].ours(fully_trained.__getitem__) for name in fully_trained}
+        _adapters.install(self, adapters, tensors, folder)
 
     def _places(self):
         config = self.constructor_arguments()

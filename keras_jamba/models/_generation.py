@@ -216,7 +216,7 @@ class Generation:
         if key not in made:
             kind, given = BeamDecoder if isinstance(sampler, BeamSampler) else Decoder, {}
             if assistant is not None:
-                check = lambda inputs, cache: self.step(inputs, cache, return_trail=True)  # noqa: E731
+                check = lambda inputs, cache: self.step(inputs, cache, return_rollback_state=True)  # noqa: E731
                 kind, given = SpeculativeDecoder, dict(check=check, rollback=self.rollback, assistant=assistant)
             step = lambda inputs, cache: self.step(inputs, cache, logits_to_keep=1)  # noqa: E731
             if len(made) == _PROGRAMS:

@@ -4,7 +4,7 @@ import keras
 
 from keras_jamba import _backend
 from keras_jamba.generation.samplers import ProbabilitySampler, sampler_of
-from keras_jamba.layers._compact import compact_layers
+from keras_jamba.layers._compact import quantizable_layers
 from keras_jamba.layers._trainable import apply_trainable_state, trainable_state
 
 # Beside the constructor arguments in a config, where there is something to say.
@@ -30,7 +30,9 @@ class SavedState:
         """The constructor arguments; and adapters, frozen parts and the sampler, where the model has any."""
         found = {
             "adapters": {
-                path: [layer.lora_rank, layer.lora_alpha] for path, layer in compact_layers(self) if layer.lora_enabled
+                path: [layer.lora_rank, layer.lora_alpha]
+                for path, layer in quantizable_layers(self)
+                if layer.lora_enabled
             },
             "trainable_state": trainable_state(self),
             "sampler": serialized_sampler(getattr(self, "sampler", None)),
@@ -52,7 +54,7 @@ class SavedState:
         config = dict(config)
         state = {kind: config.pop(kind) for kind in _STATE if kind in config}
         model = cls(**config)
-        layers = dict(compact_layers(model)) if "adapters" in state else {}
+        layers = dict(quantizable_layers(model)) if "adapters" in state else {}
         for path, (rank, lora_alpha) in state.get("adapters", {}).items():
             layers[path].enable_lora(rank, lora_alpha)
         if "trainable_state" in state:

@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer, MoELayer, Router
-from keras_jamba.layers._asked import asked
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of, with_mask
 from keras_jamba.layers._norm import RMSNorm
+from keras_jamba.layers._requested import append_requested
 from keras_jamba.layers.quantization import QUANTIZATIONS, quantize
 from keras_jamba.models._adapting import Adapting
 from keras_jamba.models._pattern import block_pattern
@@ -237,7 +237,7 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
             self._add_one_loss(routings, mask)
         # Not every block and layout of devices passes masks on.
         x = with_mask(self.final_norm(x), mask)
-        return asked(x, (return_state, states), (return_routing, routings))
+        return append_requested(x, (return_state, states), (return_routing, routings))
 
     def _add_one_loss(self, routings, mask):
         """The auxiliary loss of all layers, as if their tokens were of one."""
@@ -264,7 +264,7 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
                 caches[name] = block.mixer.with_room(cache[name], max_length)
         return caches
 
-    def step(self, features, cache, padding_mask=None, segment_ids=None, reset_mask=None, return_trail=False):
+    def step(self, features, cache, padding_mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
         """Runs some more tokens after those that a cache has seen: a prefill, or one token at a time.
 
         Args:
@@ -272,10 +272,10 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
             cache: what `init_cache` or an earlier step returned. It is not changed: an older one can be
                 gone back to.
             padding_mask, segment_ids, reset_mask: `(b, t)` or None, as in a call.
-            return_trail: whether to return what `rollback` takes too.
+            return_rollback_state: whether to return what `rollback` takes too.
 
         Returns:
-            `((b, t, d), cache)`; the cache keeps its shapes. With `return_trail` the trail too, nested dicts.
+            `((b, t, d), cache)`; the cache keeps its shapes. With `return_rollback_state` also what `rollback` takes.
 
         Raises:
             ValueError: if the cache is of another model or batch, or attention has no room left for a row's document.
@@ -284,21 +284,22 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
         _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         self._check_state(cache)
         given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
-        given |= {"return_trail": True} if return_trail else {}
-        caches, trails = {}, {}
+        given |= {"return_rollback_state": True} if return_rollback_state else {}
+        caches, rollback_states = {}, {}
         for name, block in self._named_blocks():
-            features, caches[name], *trail = block.step(features, cache[name], **given)
-            trails |= {name: trail[0]} if return_trail else {}
-        return asked(self.final_norm(features), (True, caches), (return_trail, trails))
+            features, caches[name], *rollback_state = block.step(features, cache[name], **given)
+            rollback_states |= {name: rollback_state[0]} if return_rollback_state else {}
+        return append_requested(self.final_norm(features), (True, caches), (return_rollback_state, rollback_states))
 
-    def rollback(self, trail, count):
+    def rollback(self, rollback_state, count):
         """The cache after only the first tokens of a step, as if the others had never been given.
 
         No projection and no expert is run again: only the scan and the state of the convolution, and keys and values
         are written anew.
 
         Args:
-            trail: what `step(..., return_trail=True)` returned last; or a list of these, of steps one after the other.
+            rollback_state: what `step(..., return_rollback_state=True)` returned last; or a list of these, of steps in
+                a row.
             count: `(b,)` integers, how many of the step's tokens, padding included, stay in each row: from 0, which
                 gives the cache before it, to all, which gives the one after it.
 
@@ -306,23 +307,24 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
             A cache, as `step` returns it.
 
         Raises:
-            ValueError: for a trail of something else, and for counts out of range where they can be looked at.
+            ValueError: for a rollback_state of something else, and for counts out of range where they can be looked at.
 
         Example:
             >>> import keras, keras_jamba
             >>> backbone = keras_jamba.models.JambaBackbone(d_model=64, num_layers=4, mamba_ratio=3)
             >>> features = keras.random.normal((2, 5, 64))
-            >>> _, cache, trail = backbone.step(features, backbone.init_cache(2, 16), return_trail=True)
-            >>> cache = backbone.rollback(trail, [0, 3])
+            >>> cache = backbone.init_cache(2, 16)
+            >>> _, cache, rollback_state = backbone.step(features, cache, return_rollback_state=True)
+            >>> cache = backbone.rollback(rollback_state, [0, 3])
 
         Reference:
             [Leviathan et al. (2023)](https://arxiv.org/abs/2211.17192), for which states must be taken back.
         """
-        trails = trail if isinstance(trail, (list, tuple)) else [trail]
-        for each in trails:
-            self._check_state(each, "trail")
+        rollback_states = rollback_state if isinstance(rollback_state, (list, tuple)) else [rollback_state]
+        for each in rollback_states:
+            self._check_state(each, "rollback_state")
         blocks = self._named_blocks()
-        return {name: block.rollback([each[name] for each in trails], count) for name, block in blocks}
+        return {name: block.rollback([each[name] for each in rollback_states], count) for name, block in blocks}
 
     def block_outputs(self, features, padding_mask=None, segment_ids=None, reset_mask=None):
         """What each block puts out, and what the routers decided.
@@ -392,4 +394,4 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
                 states[name] = block.compute_output_spec(features, return_state=True)[1]
             if return_routing and isinstance(block.feed_forward, MoELayer):
                 routings[name] = block.compute_output_spec(features, return_routing=True)[1]
-        return asked(outputs, (return_state, states), (return_routing, routings))
+        return append_requested(outputs, (return_state, states), (return_routing, routings))

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jamba.layers._asked import asked
+from keras_jamba.layers._requested import append_requested
 from keras_jamba.models._generation import Generation
 from keras_jamba.models._language_training import LanguageTraining
 from keras_jamba.models._text_model import TextModel
@@ -82,7 +82,7 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         given |= dict(initial_state=initial_state, return_state=return_state, training=training)
         features = self.backbone(embeddings, **given)
         features, state = features if return_state else (features, None)
-        return asked(self.logits(_kept(features, logits_to_keep)), (return_state, state))
+        return append_requested(self.logits(_kept(features, logits_to_keep)), (return_state, state))
 
     def logits(self, features):
         """Logits `(..., v)`, float32, of features `(..., d)` of the backbone."""
@@ -92,28 +92,28 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         """The state before the first token, with room for `max_length` tokens; see `JambaBackbone.init_cache`."""
         return self.backbone.init_cache(batch_size, max_length)
 
-    def step(self, inputs, cache, logits_to_keep=None, return_trail=False):
+    def step(self, inputs, cache, logits_to_keep=None, return_rollback_state=False):
         """Some more tokens after those that a cache has seen: a prefill, or one token at a time.
 
         Args:
             inputs, logits_to_keep: see a call.
             cache: what `init_cache` or an earlier step returned. It is not changed.
-            return_trail: whether to return what `rollback` takes too.
+            return_rollback_state: whether to return what `rollback` takes too.
 
         Returns:
-            `(logits (b, t, v), cache)`, or that and the trail; each token is to be given once.
+            `(logits (b, t, v), cache)`, or that and the rollback_state; each token is to be given once.
 
         Raises:
             ValueError: if the cache is of another model or batch, or attention has no room left.
         """
         embeddings, given = self._read(inputs)
-        given |= {"return_trail": True} if return_trail else {}
+        given |= {"return_rollback_state": True} if return_rollback_state else {}
         features, *rest = self.backbone.step(embeddings, cache, **given)
         return self.logits(_kept(features, logits_to_keep)), *rest
 
-    def rollback(self, trail, count):
+    def rollback(self, rollback_state, count):
         """The cache after only the first `count` `(b,)` tokens of each row of a step; see `JambaBackbone.rollback`."""
-        return self.backbone.rollback(trail, count)
+        return self.backbone.rollback(rollback_state, count)
 
     def compute_output_spec(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
@@ -122,7 +122,7 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         state = self.backbone.compute_output_spec(features, return_state=True)[1] if return_state else None
         count = shape[1] if not _kept_count(logits_to_keep) else _kept_count(logits_to_keep)
         logits = keras.KerasTensor((shape[0], count, self._config["vocab_size"]), "float32")
-        return asked(logits, (return_state, state))
+        return append_requested(logits, (return_state, state))
 
 
 def _kept(features, logits_to_keep):

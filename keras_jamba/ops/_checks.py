@@ -156,14 +156,19 @@ def check_state(name, state, specs):
     return state
 
 
-def check_trail(trail, tokens):
-    """`trail` is what a step of this layer returned: the cache before it and, of its tokens, what is named."""
-    good = isinstance(trail, dict) and set(trail) == {"cache", "tokens"} and isinstance(trail["tokens"], dict)
-    have = set(trail["tokens"]) if good else None
+def check_rollback_state(rollback_state, tokens):
+    """`rollback_state` is what a step of this layer returned: the cache before it and, of its tokens, what is named."""
+    good = (
+        isinstance(rollback_state, dict)
+        and set(rollback_state) == {"cache", "tokens"}
+        and isinstance(rollback_state["tokens"], dict)
+    )
+    have = set(rollback_state["tokens"]) if good else None
     if not good or not set(tokens) <= have <= {*tokens, "mask", "segment_ids", "reset_mask"}:
         raise ValueError(
-            f"trail must be what a step of this layer returned, with {sorted(tokens)} of its tokens. Received: "
-            f"{sorted(have) if good else type(trail).__name__}. Pass what step(..., return_trail=True) returned last."
+            f"rollback_state must be what a step of this layer returned, with {sorted(tokens)} of its tokens. "
+            f"Received: {sorted(have) if good else type(rollback_state).__name__}. Pass what "
+            "step(..., return_rollback_state=True) returned last."
         )
 
 
@@ -180,7 +185,7 @@ def check_count(count, batch, length):
     if values is not None and values.size and not 0 <= values.min() <= values.max() <= length:
         raise ValueError(
             f"count must be from 0 to the {length} tokens of the step. Received: count={values.tolist()}. "
-            "Take more tokens back by the trails of more steps, one after the other in a list."
+            "Take more tokens back by the rollback_states of more steps, one after the other in a list."
         )
     return ops.cast(count, "int32")
 

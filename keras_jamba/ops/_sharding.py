@@ -7,7 +7,7 @@ from keras import ops
 from keras_jamba import _backend
 
 
-def on_parts(function, tensors, letters, results):
+def shard_map(function, tensors, letters, results):
     """What `function(**tensors)` returns, each device of the active distribution working on its rows and channels.
 
     Args:

@@ -51,8 +51,8 @@ def rotary_embedding(x, positions=0, theta=10000.0, interleaved=True):
     angles = _angles(positions, theta, x.shape[-1] // 2)[:, :, None]
     cos, sin = ops.cos(angles), ops.sin(angles)
     real, imaginary = _split(ops.cast(x, "float32"), interleaved)
-    turned = real * cos - imaginary * sin, real * sin + imaginary * cos
-    joined = ops.stack(turned, axis=-1) if interleaved else ops.concatenate(turned, axis=-1)
+    rotated = real * cos - imaginary * sin, real * sin + imaginary * cos
+    joined = ops.stack(rotated, axis=-1) if interleaved else ops.concatenate(rotated, axis=-1)
     return ops.cast(ops.reshape(joined, ops.shape(x)), x.dtype)
 
 

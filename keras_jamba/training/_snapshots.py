@@ -58,7 +58,7 @@ class Saved:
         return found
 
 
-def whole(x):
+def as_single_shard(x):
     """A NumPy array as what `write` takes."""
     return x.shape, [((0,) * x.ndim, x)]
 
@@ -151,7 +151,7 @@ def read(folder, step):
         size = math.prod(shape) * np.dtype(dtype).itemsize
         return tuple(start), content[offset : offset + size].view(dtype).reshape(shape)
 
-    return [Saved(shape, [piece(*told) for told in pieces]) for shape, pieces in state["arrays"]], state
+    return [Saved(shape, [piece(*stored) for stored in pieces]) for shape, pieces in state["arrays"]], state
 
 
 def _read_npz(file, places):

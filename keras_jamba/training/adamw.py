@@ -123,8 +123,8 @@ class JambaAdamW(_keras_internals.AdamWHooks):
 
     def _clip_all(self, grads):
         # Keras' own takes the norm of each replica's part of the gradient by itself.
-        whole = _backend.processes.all_reduce_sum([g for g in grads if g is not None])
-        norm = _backend.optimizer.global_norm(whole)
+        total = _backend.processes.all_reduce_sum([g for g in grads if g is not None])
+        norm = _backend.optimizer.global_norm(total)
         self.gradient_norm.assign(norm)
         if not self.global_clipnorm:
             return super()._clip_all(grads)

@@ -70,8 +70,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.data, self.every, self.keep = data, every, keep
         self.folder = Path(folder)
         # Models are split among processes that may all read the same batches.
-        told = (_backend.processes.process_index(), _backend.processes.process_count())
-        self._index, self._count = told if told[1] > 1 else data.shard
+        place = (_backend.processes.process_index(), _backend.processes.process_count())
+        self._index, self._count = place if place[1] > 1 else data.shard
         self._quiet = None
         self._begin(epoch=0, step_in_epoch=0)
 
@@ -220,7 +220,7 @@ class Checkpoint(keras.callbacks.Callback):
             "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         }
         arrays = ((variable.shape, _backend.processes.local_shards(variable)) for variable in variables)
-        generators = map(_snapshots.whole, self._generators or _backend.device.get_rng_states())
+        generators = map(_snapshots.as_single_shard, self._generators or _backend.device.get_rng_states())
         place = _saves.folders(self.folder, self._count)[self._index]
         _snapshots.write(place, step, itertools.chain(arrays, generators), state)
         _backend.processes.all_gather_int(step)  # the save before stays until all have written this one

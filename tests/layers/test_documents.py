@@ -118,8 +118,8 @@ def test_a_reset_among_tokens_that_are_taken_back_never_happened(case):
 
     def both(x, resets, count):
         _, cache = case.layer.step(x[:, :2], case.layer.init_cache(BATCH, LENGTH))
-        trail = case.layer.step(x[:, 2:], cache, reset_mask=resets[:, 2:], return_trail=True)[2]
-        back = case.layer.rollback(trail, count)
+        rollback_state = case.layer.step(x[:, 2:], cache, reset_mask=resets[:, 2:], return_rollback_state=True)[2]
+        back = case.layer.rollback(rollback_state, count)
         return case.layer.step(x[:, :1], back)[0], case.layer.step(
             x[:, :1], case.layer.step(x[:, 2:5], cache, reset_mask=resets[:, 2:5])[1]
         )[0]

@@ -6,7 +6,7 @@ from checks import full, numpy, variable_gradients, whole
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer, FeedForward, MambaLayer, MoELayer, enable_lora, merge_lora, quantize
-from keras_jamba.layers._compact import compact_layers
+from keras_jamba.layers._compact import quantizable_layers
 from keras_jamba.ops import implementations
 
 MAMBA = dict(d_model=8, d_state=4, dt_rank=3, mixer_rms_norm=True)
@@ -37,7 +37,9 @@ def check_gradients(layer, merged):
     """Those of a matrix W are dA = s dW B', dB = s A' dW."""
     merged.set_weights(layer.get_weights())
     merge_lora(merged)
-    names = [f"{path}/{name}" for path, each in compact_layers(layer) for name in each.matrices() if each.lora_enabled]
+    names = [
+        f"{path}/{name}" for path, each in quantizable_layers(layer) for name in each.matrices() if each.lora_enabled
+    ]
     names = [name.lstrip("/") for name in names]
     matrices = [v for v in merged.trainable_weights if v.path.removeprefix(f"{merged.name}/") in names]
     expected, actual = gradients_of(merged, matrices), gradients_of(layer, layer.trainable_weights)

@@ -51,11 +51,11 @@ def test_with_documents_and_padding_the_cache_is_that_of_the_tokens_that_stay(la
     def both(x, count):
         _, cache = layer.step(x[:, :BEFORE], layer.init_cache(4, 12), **first)
         plain, _ = layer.step(x[:, BEFORE:], cache, **rest)
-        outputs, _, trail = layer.step(x[:, BEFORE:], cache, **rest, return_trail=True)
+        outputs, _, rollback_state = layer.step(x[:, BEFORE:], cache, **rest, return_rollback_state=True)
         # Tokens that a mask leaves out do not exist, which the layers' own tests show.
         stays = np.arange(LENGTH)[None] < COUNTS[:, None]
         _, expected = layer.step(x[:, BEFORE:], cache, **rest | {"mask": stays & rest.get("mask", True)})
-        return outputs, plain, layer.rollback(trail, count), expected
+        return outputs, plain, layer.rollback(rollback_state, count), expected
 
     outputs, plain, found, expected = numpy(whole(both)(features, COUNTS))
     np.testing.assert_array_equal(outputs, plain)
@@ -76,14 +76,22 @@ def found(layer, features):
 
     def all_of_it(x, rows, count, nothing, everything):
         _, before = layer.step(x[:, :BEFORE], layer.init_cache(4, 12))
-        _, after, trail = layer.step(x[:, BEFORE:], before, return_trail=True)
-        cache, trails = before, []
+        _, after, rollback_state = layer.step(x[:, BEFORE:], before, return_rollback_state=True)
+        cache, rollback_states = before, []
         for here in (slice(BEFORE, BEFORE + 1), slice(BEFORE + 1, BEFORE + 2), slice(BEFORE + 2, None)):
-            _, cache, one = layer.step(x[:, here], cache, return_trail=True)
-            trails.append(one)
-        back = layer.rollback(trail, count)
-        found = dict(before=before, after=after, trail=trail, back=back, by_pieces=layer.rollback(trails, count))
-        found |= dict(nothing=layer.rollback(trail, nothing), everything=layer.rollback(trail, everything))
+            _, cache, one = layer.step(x[:, here], cache, return_rollback_state=True)
+            rollback_states.append(one)
+        back = layer.rollback(rollback_state, count)
+        found = dict(
+            before=before,
+            after=after,
+            rollback_state=rollback_state,
+            back=back,
+            by_pieces=layer.rollback(rollback_states, count),
+        )
+        found |= dict(
+            nothing=layer.rollback(rollback_state, nothing), everything=layer.rollback(rollback_state, everything)
+        )
         return found | dict(outputs=layer.step(x[:, -1:], back)[0], rows=layer(rows, mask=real))
 
     return numpy(whole(all_of_it)(features, rows, COUNTS, np.zeros(4, "int32"), np.full(4, LENGTH, "int32")))
@@ -114,26 +122,26 @@ def test_no_projection_runs_again(layer, found, monkeypatch):
         raise AssertionError("a projection ran")
 
     monkeypatch.setattr(keras.layers.Dense, "call", refuses)
-    trail = keras.tree.map_structure(keras.ops.convert_to_tensor, found["trail"])
-    same(numpy(whole(layer.rollback)(trail, COUNTS)), found["back"])
+    rollback_state = keras.tree.map_structure(keras.ops.convert_to_tensor, found["rollback_state"])
+    same(numpy(whole(layer.rollback)(rollback_state, COUNTS)), found["back"])
 
 
 @pytest.mark.parametrize(
-    ("trail", "count", "message"),
+    ("rollback_state", "count", "message"),
     [
         (None, [0, 3, 7, 1], r"count must be from 0 to the 6 tokens of the step. Received: count=\[0, 3, 7, 1\]"),
         (None, [0, -1, 6, 1], "count must be from 0 to the 6 tokens"),
         (None, [0, 3], r"count must be integers of shape \(b,\) = \(4,\).*Received: shape=\(2,\)"),
         (None, [0.0] * 4, "count must be integers.*dtype=float32"),
-        ({"cache": {}}, COUNTS, "trail must be what a step of this layer returned.*Received: dict"),
+        ({"cache": {}}, COUNTS, "rollback_state must be what a step of this layer returned.*Received: dict"),
         ({"cache": {}, "tokens": {"y": 0}}, COUNTS, r"Received: \['y'\]"),
         ([{"cache": {}, "tokens": {"x": 0}}, {}], COUNTS, r"must be of one kind. Received: \[\['x'\], None\]"),
     ],
 )
-def test_trails_and_counts_of_something_else_are_named(layer, found, trail, count, message):
-    trail = found["trail"] if trail is None else trail
+def test_trails_and_counts_of_something_else_are_named(layer, found, rollback_state, count, message):
+    rollback_state = found["rollback_state"] if rollback_state is None else rollback_state
     with pytest.raises(ValueError, match=message):
-        layer.rollback(trail, keras.ops.convert_to_tensor(count))
+        layer.rollback(rollback_state, keras.ops.convert_to_tensor(count))
 
 
 def test_a_block_whose_mixer_takes_nothing_back_says_so(features):
@@ -142,6 +150,6 @@ def test_a_block_whose_mixer_takes_nothing_back_says_so(features):
             return inputs, cache
 
     block = JambaBlock(Plain(), FeedForward(8, 8))
-    for call in (lambda: block.step(features, {}, return_trail=True), lambda: block.rollback({}, COUNTS)):
+    for call in (lambda: block.step(features, {}, return_rollback_state=True), lambda: block.rollback({}, COUNTS)):
         with pytest.raises(ValueError, match="a mixer with a rollback.*Received: a Plain"):
             call()

@@ -154,13 +154,13 @@ def test_tokens_that_are_taken_back_were_never_given(backbone, features):
 
     def both(x, count):
         _, cache = backbone.step(x[:, :6], backbone.init_cache(BATCH, LENGTH))
-        _, _, trail = backbone.step(x[:, 6:], cache, padding_mask=mask, return_trail=True)
+        _, _, rollback_state = backbone.step(x[:, 6:], cache, padding_mask=mask, return_rollback_state=True)
         alone = []
         for row, kept in enumerate(counts):
             here = keras.tree.map_structure(lambda leaf, row=row: leaf[row : row + 1], cache)
             given = x[row : row + 1, 6 : 6 + kept], here
             alone.append(backbone.step(*given, padding_mask=mask[row : row + 1, :kept])[1])
-        return backbone.rollback(trail, count), alone
+        return backbone.rollback(rollback_state, count), alone
 
     found, alone = numpy(whole(both)(ops.convert_to_tensor(features), ops.convert_to_tensor(counts)))
     assert found.keys() == backbone.init_cache(BATCH, LENGTH).keys()
@@ -170,7 +170,9 @@ def test_tokens_that_are_taken_back_were_never_given(backbone, features):
                 np.testing.assert_allclose(
                     x[row], alone[row][name][leaf][0], rtol=0, atol=2e-6, err_msg=f"{name}/{leaf}"
                 )
-    with pytest.raises(ValueError, match="The trail of this backbone must be a dict with .*Received: .*'block_0'"):
+    with pytest.raises(
+        ValueError, match="The rollback_state of this backbone must be a dict with .*Received: .*'block_0'"
+    ):
         backbone.rollback({"block_0": {}}, counts)
 
 

@@ -71,7 +71,7 @@ def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
     program = (
         "import numpy as np; from keras_jamba.training import _snapshots\n"
         f"for i in range(10**6):\n"
-        f"  _snapshots.write({str(tmp_path)!r}, i, [_snapshots.whole(np.full(10**5, i))], {{'step': i}})\n"
+        f"  _snapshots.write({str(tmp_path)!r}, i, [_snapshots.as_single_shard(np.full(10**5, i))], {{'step': i}})\n"
         f"  _snapshots.remove_before({str(tmp_path)!r}, i - 1)"
     )
     rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
 
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_save_that_is_interrupted_as_it_takes_the_place_of_one_leaves_that(tmp_path, monkeypatch, is_killed):
-    _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(3))], {"saved": "first"})
+    _snapshots.write(tmp_path, 3, [_snapshots.as_single_shard(np.arange(3))], {"saved": "first"})
     replace, calls = os.replace, []
 
     def interrupted(source, target):
@@ -104,10 +104,10 @@ def test_a_save_that_is_interrupted_as_it_takes_the_place_of_one_leaves_that(tmp
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", interrupted)
-        _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(4))], {"saved": "second"})
+        _snapshots.write(tmp_path, 3, [_snapshots.as_single_shard(np.arange(4))], {"saved": "second"})
     assert (tmp_path / "step_00000003").exists() != is_killed
     assert _snapshots.steps(tmp_path) == [3] and _snapshots.read_state(tmp_path, 3)["saved"] == "first"
-    _snapshots.write(tmp_path, 3, [_snapshots.whole(np.arange(4))], {"saved": "second"})
+    _snapshots.write(tmp_path, 3, [_snapshots.as_single_shard(np.arange(4))], {"saved": "second"})
     assert _snapshots.read_state(tmp_path, 3)["saved"] == "second" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -115,7 +115,7 @@ def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
     import ml_dtypes
 
     arrays = [np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), np.array(7, "int64"), np.zeros((0, 2), "float32")]
-    _snapshots.write(tmp_path, 1, map(_snapshots.whole, arrays), {})
+    _snapshots.write(tmp_path, 1, map(_snapshots.as_single_shard, arrays), {})
     found, _ = _snapshots.read(tmp_path, 1)
     for saved, e in zip(found, arrays, strict=True):
         a = saved.read()

@@ -77,14 +77,14 @@ COUNTED = {
 def test_operations_without_the_scan_are_those_that_xla_counts(config, monkeypatch):
     import jax
 
-    from keras_jamba.layers import _selective_ssm, _short_convolution
+    from keras_jamba.layers import _short_convolution, mamba
 
     def no_scan(u, delta, A, B, C, D=None, z=None, **_):
         # Of the same shapes, and with a gradient for all of them.
         y = (u + delta) * keras.ops.silu(z) + keras.ops.sum(B * C, axis=-1, keepdims=True)
         return y, keras.ops.zeros((u.shape[0], *A.shape))
 
-    monkeypatch.setattr(_selective_ssm, "selective_scan", no_scan)
+    monkeypatch.setattr(mamba, "selective_scan", no_scan)
     in_sight = functools.partial(keras_jamba.ops.causal_depthwise_conv, implementation="portable")
     monkeypatch.setattr(_short_convolution, "causal_depthwise_conv", in_sight)  # XLA does not see into the C library
     config = dict(d_model=128, num_layers=2, moe_frequency=0, num_heads=4) | config

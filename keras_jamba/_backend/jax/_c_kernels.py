@@ -31,8 +31,8 @@ def differentiable(kernel, portable, lowered):
         lowered: `(kernel, backward, inputs, outputs)` to that platform and the rule by which a primitive is lowered
             there.
     """
-    shown = len(kernel.outputs) - kernel.hidden
-    hidden = kernel.outputs[shown:]
+    shown = len(kernel.outputs) - kernel.num_residuals
+    residuals = kernel.outputs[shown:]
 
     def outputs(tensors, options, train):
         shapes = {name: x.shape for name, x in zip(kernel.inputs, tensors, strict=True) if not _is_none(x)}
@@ -50,9 +50,9 @@ def differentiable(kernel, portable, lowered):
         count = len(kernel.inputs)
         function = lambda *wanted: portable(present((*wanted, *tensors[kernel.differentiable : count])), options)  # noqa: E731
         _, pullback = jax.vjp(lambda *wanted: tuple(function(*wanted)), *tensors[: kernel.differentiable])
-        return pullback(tuple(tensors[count + len(hidden) :]))
+        return pullback(tuple(tensors[count + len(residuals) :]))
 
-    names = (*kernel.inputs, *hidden, *(f"grad_{name}" for name in kernel.outputs[:shown]))
+    names = (*kernel.inputs, *residuals, *(f"grad_{name}" for name in kernel.outputs[:shown]))
     forward = _primitive(kernel, False, kernel.inputs, kernel.outputs, outputs, portable_forward, lowered)
     if kernel.backward:
         backward = _primitive(kernel, True, names, kernel.gradients, gradients, portable_backward, lowered).bind

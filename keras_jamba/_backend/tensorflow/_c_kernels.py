@@ -26,7 +26,7 @@ def differentiable(kernel, portable):
 
     `portable`, the same function in operations of Keras, is needed where the library has no backward function.
     """
-    shown = len(kernel.outputs) - kernel.hidden
+    shown = len(kernel.outputs) - kernel.num_residuals
     names = (*kernel.inputs, *kernel.outputs[shown:], *(f"grad_{name}" for name in kernel.outputs[:shown]))
 
     def forward(tensors, options, train):

@@ -16,7 +16,7 @@ def differentiable(kernel, portable, operator):
     """
     forward = operator(kernel, False)
     backward = operator(kernel, True) if kernel.backward else None
-    count, shown = len(kernel.inputs), len(kernel.outputs) - kernel.hidden
+    count, shown = len(kernel.inputs), len(kernel.outputs) - kernel.num_residuals
 
     def setup(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:count], *_listed(output)[shown:])
@@ -62,7 +62,7 @@ class Operator:
         self.kernel, self.backward = kernel, backward
         self.inputs, self.outputs = kernel.inputs, kernel.outputs
         if backward:
-            shown = kernel.outputs[: len(kernel.outputs) - kernel.hidden]
+            shown = kernel.outputs[: len(kernel.outputs) - kernel.num_residuals]
             self.inputs += (*kernel.outputs[len(shown) :], *(f"grad_{name}" for name in shown))
             self.outputs = kernel.gradients
         tensors = ", ".join(f"Tensor? {name}" for name in self.inputs)

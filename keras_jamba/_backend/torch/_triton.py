@@ -49,8 +49,8 @@ def _device():
     # In Triton's interpreter there is none.
     if not torch.cuda.is_available():
         return 132, "", True, None
-    told = torch.cuda.get_device_properties()
-    return told.multi_processor_count, told.name, torch.cuda.get_device_capability() == (9, 0), _clock
+    properties = torch.cuda.get_device_properties()
+    return properties.multi_processor_count, properties.name, torch.cuda.get_device_capability() == (9, 0), _clock
 
 
 def _clock(specs, run):

@@ -7,7 +7,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops._sharding import on_parts
+from keras_jamba.ops._sharding import shard_map
 from keras_jamba.ops._tokens import compaction, document_numbers
 from keras_jamba.ops.convolution import native, portable, triton
 
@@ -79,7 +79,7 @@ def causal_depthwise_conv(
     chosen = choose("causal_depthwise_conv", _FASTEST_FIRST[call.platform], implementation, call)
     given = tensors | dict(mask=mask, segment_ids=segment_ids)
     run = lambda **given: (chosen.run(**given, silu=activation == "silu"),)  # noqa: E731
-    (y,) = on_parts(run, given, _SHAPES | {"mask": "bt", "segment_ids": "bt"}, ("bte",))
+    (y,) = shard_map(run, given, _SHAPES | {"mask": "bt", "segment_ids": "bt"}, ("bte",))
     if not return_last_state:
         return y
     return y, last_inputs(x, tensors["initial_state"], mask, segment_ids, width)

@@ -63,13 +63,13 @@ class _Kernels:
 
     def hidden_gradient(self, gradient, down_bank):
         source, counts = self.rows.source, self.rows.counts
-        return kernels.rows_product(_launcher(), gradient, down_bank, counts, turned=True, source=source)
+        return kernels.rows_product(_launcher(), gradient, down_bank, counts, transpose_rhs=True, source=source)
 
     def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
         other = None if gate_bank is None else (grad_gate, gate_bank)
         counts, target = self.rows.counts, self.rows.order
         return self._summed(
-            kernels.rows_product(_launcher(), grad_up, up_bank, counts, other, turned=True, target=target)
+            kernels.rows_product(_launcher(), grad_up, up_bank, counts, other, transpose_rhs=True, target=target)
         )
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
@@ -104,11 +104,11 @@ class _Library:
         return kernels.combination(_launcher(), self._product(hidden, down_bank), self.rows.place, weights)
 
     def hidden_gradient(self, gradient, down_bank):
-        return self._product(self._gathered(gradient), down_bank, turned=True)
+        return self._product(self._gathered(gradient), down_bank, transpose_rhs=True)
 
     def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
-        x = self._product(grad_up, up_bank, turned=True)
-        other = None if gate_bank is None else self._product(grad_gate, gate_bank, turned=True)
+        x = self._product(grad_up, up_bank, transpose_rhs=True)
+        other = None if gate_bank is None else self._product(grad_gate, gate_bank, transpose_rhs=True)
         return kernels.combination(_launcher(), x, self.rows.place, other=other)
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
@@ -122,8 +122,8 @@ class _Library:
     def _gathered(self, tokens):
         return ops.take(tokens, self.rows.source, axis=0)
 
-    def _product(self, x, bank, turned=False):
-        return _backend.numerics.grouped_matmul(x, bank, self.rows.counts, turned)
+    def _product(self, x, bank, transpose_rhs=False):
+        return _backend.numerics.grouped_matmul(x, bank, self.rows.counts, transpose_rhs)
 
 
 def _mixture(products):

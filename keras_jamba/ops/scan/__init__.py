@@ -8,7 +8,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
-from keras_jamba.ops._sharding import on_parts
+from keras_jamba.ops._sharding import shard_map
 from keras_jamba.ops.scan import associative, native, portable, reference, triton
 
 _BY_NAME = {
@@ -117,7 +117,7 @@ def selective_scan(
     chosen = choose("selective_scan", table, requested, call)
     tensors |= dict(mask=mask, segment_ids=segment_ids)
     run = lambda **given: chosen.run(**given, delta_softplus=delta_softplus)  # noqa: E731
-    y, last_state = on_parts(run, tensors, _SHAPES | {"mask": "bt", "segment_ids": "bt"}, ("bte", "ben"))
+    y, last_state = shard_map(run, tensors, _SHAPES | {"mask": "bt", "segment_ids": "bt"}, ("bte", "ben"))
     return (y, last_state) if return_last_state else y
 
 

@@ -8,7 +8,7 @@ float32 on the default device whatever it got on PyTorch and fails in `fit` on T
 
 from keras import ops
 
-from keras_jamba.ops.scan._around import around, decay, why_not_traced
+from keras_jamba.ops.scan._gating_and_masks import decay, why_not_traced, with_gating_and_masks
 
 
 def why_not(call):
@@ -46,4 +46,4 @@ def _interleave(even, odd):
     return mixed if even.shape[1] == pairs else ops.concatenate([mixed, even[:, pairs:]], axis=1)
 
 
-run = around(_recurrence)
+run = with_gating_and_masks(_recurrence)

@@ -1,7 +1,7 @@
 """The selective scan that trains fast without native code: chunks of tokens, a gradient written by hand."""
 
 from keras_jamba import _backend
-from keras_jamba.ops.scan._around import around
+from keras_jamba.ops.scan._gating_and_masks import with_gating_and_masks
 
 if _backend.compilation.has_jit():
     from keras_jamba.ops.scan.xla_chunks import recurrence
@@ -15,4 +15,4 @@ def why_not(call):
     return None
 
 
-run = around(recurrence)
+run = with_gating_and_masks(recurrence)

@@ -6,7 +6,7 @@ Euler's rule for B.
 
 from keras import ops
 
-from keras_jamba.ops.scan._around import around, decay, why_not_traced
+from keras_jamba.ops.scan._gating_and_masks import decay, why_not_traced, with_gating_and_masks
 
 
 def why_not(call):
@@ -24,4 +24,4 @@ def _recurrence(u, delta, A, B, C, state, reset):
     return ops.stack(outputs, axis=1), state
 
 
-run = around(_recurrence)
+run = with_gating_and_masks(_recurrence)

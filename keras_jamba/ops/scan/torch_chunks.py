@@ -44,8 +44,8 @@ class _Recurrence(torch.autograd.Function):
             kept = _kept(span, reset)
             chunk_grads, grad_state, more = _chunk_gradient(tokens, rates, first_states.pop(), grad_state, kept)
             grad_rates += more
-            for whole, part in zip(grads, chunk_grads, strict=True):
-                whole[:, span] = part.transpose(0, 1)
+            for grad, chunk_grad in zip(grads, chunk_grads, strict=True):
+                grad[:, span] = chunk_grad.transpose(0, 1)
         grad_u, grad_delta, grad_B, grad_C = grads
         return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, grad_state.transpose(1, 2), None
 

@@ -208,7 +208,7 @@ def _kept_by_cut_mix(layer, shape, rng):
     spread = rng.uniform(*layer.factor) + 1e-6  # as in Keras
     for image, share in zip(kept, rng.beta(spread, spread, shape[0]), strict=True):
         sizes = [round(np.sqrt(1 - share) * size) for size in image.shape]
-        top, left = (rng.integers(whole - size + 1) for whole, size in zip(image.shape, sizes, strict=True))
+        top, left = (rng.integers(total - size + 1) for total, size in zip(image.shape, sizes, strict=True))
         image[top : top + sizes[0], left : left + sizes[1]] = 0
     return kept
 

@@ -217,9 +217,9 @@ class Batches(keras.utils.PyDataset):
         return np.random.default_rng((self.seed, purpose, number, index))
 
 
-def _checked_shard(shard, batch_size, whole):
+def _checked_shard(shard, batch_size, drop_last):
     index, count = shard
-    if count > 1 and not whole:
+    if count > 1 and not drop_last:
         raise ValueError(
             "Processes that train together need equal parts of each batch. "
             f"Received: shard={tuple(shard)}, drop_last=False. Leave drop_last at True."

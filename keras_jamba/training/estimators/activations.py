@@ -77,7 +77,7 @@ def _native(run, e, n):
     return run.s * e * run.computed + 4 * run.b * math.ceil(run.t / _CHUNK) * channels * n
 
 
-def _around(run, e, n):
+def _gating_and_masks(run, e, n):
     """delta before and after the softplus, the gate, and the outputs before it; what came in, as float32."""
     return 4 * (4 * run.s * e + (2 * run.s * (e + n) if run.cast else 0))
 
@@ -89,17 +89,17 @@ def chunk_of(run, e, n):
 
 def _portable(run, e, n):
     """A state a chunk."""
-    return _around(run, e, n) + 4 * run.b * e * n * math.ceil(run.t / chunk_of(run, e, n))
+    return _gating_and_masks(run, e, n) + 4 * run.b * e * n * math.ceil(run.t / chunk_of(run, e, n))
 
 
 def _associative(run, e, n):
     """Decay, inputs and results at each level of the tree, of half as many tokens each, and the states."""
-    return _around(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * (_tree(run.t) + run.t)
+    return _gating_and_masks(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * (_tree(run.t) + run.t)
 
 
 def _reference(run, e, n):
     """Decay and state of each token."""
-    return _around(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * 2 * run.t
+    return _gating_and_masks(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * 2 * run.t
 
 
 def _tree(length):

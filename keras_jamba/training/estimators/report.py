@@ -130,8 +130,8 @@ class ModelReport:
         In training everything is there at the end of the forward pass, the gradients of the step before included:
         Keras forgets them only then.
         """
-        whole = self.weights + self.activations
-        return whole + (self.gradients + self.optimizer + self.working if self.training else self.cache)
+        total = self.weights + self.activations
+        return total + (self.gradients + self.optimizer + self.working if self.training else self.cache)
 
     def to_dict(self):
         """Everything as plain dicts, lists and numbers."""

@@ -4,7 +4,7 @@ from keras_jamba import _backend
 from keras_jamba._keras_internals import autocast
 
 
-class Light:
+class EagerFastPath:
     """A layer of one tensor that assigns nothing, adds no losses and is the same in training.
 
     What Keras does around a call takes several times as long as to launch the operation, and a model has hundreds of

@@ -16,7 +16,7 @@ def why_not_traced(call):
     return None
 
 
-def around(recurrence):
+def with_gating_and_masks(recurrence):
     """Makes the whole op from a bare recurrence.
 
     Args:
