@@ -26,7 +26,7 @@ import measure
 import numpy as np
 
 import keras_jamba
-from keras_jamba import training
+from keras_jamba import estimation, training
 
 BACKEND = keras.backend.backend()
 POLICY = "mixed_bfloat16"
@@ -183,7 +183,7 @@ def main():
         checked = check(folder / "tiny", theirs["descent"]) if "descent" in theirs else None
         model = keras_jamba.JambaCausalLM.from_preset(folder / "large", load_weights=False, dtype=POLICY)
         steps |= steps_of(model, folder / "large")
-    report = training.model_report(model, batch_size=args.batch, context=args.length, dtype=POLICY)
+    report = estimation.model_report(model, batch_size=args.batch, context=args.length, dtype=POLICY)
     if theirs.get("parameters", report.parameters) != report.parameters:
         raise AssertionError(f"{report.parameters} parameters, and {theirs['parameters']} of Hugging Face's.")
     tokens, peak = args.batch * args.length, peak_flops()

@@ -17,7 +17,7 @@ import measure
 import numpy as np
 
 import keras_jamba
-from keras_jamba import training
+from keras_jamba import estimation, training
 
 POLICY = "mixed_bfloat16"
 CONFIGS = {
@@ -55,7 +55,7 @@ def main():
     rows = []
     for name, (config, batch, context) in CONFIGS.items():
         for checkpointing in (False, True):
-            report = training.model_report(
+            report = estimation.model_report(
                 config,
                 batch_size=batch,
                 context=context,

@@ -17,7 +17,7 @@ import measure
 import numpy as np
 
 import keras_jamba
-from keras_jamba import training
+from keras_jamba import estimation, training
 
 BATCH, STEPS = 32, 100
 
@@ -30,7 +30,7 @@ def model():
 
 
 def watched(folder, batches):
-    flops = training.model_report(model(), batch_size=BATCH).flops_per_step
+    flops = estimation.model_report(model(), batch_size=BATCH).flops_per_step
     probes = [training.ExpertUsage(), training.Throughput(BATCH, tokens=16), training.Memory(), training.GradientNorm()]
     probes += [training.LearningRate(), training.Utilisation(flops, peak="measured")]
     return [training.Monitor(probes, csv=folder / "log.csv", tensorboard=folder / "board")]

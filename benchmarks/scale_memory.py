@@ -8,8 +8,8 @@ import scale_steps
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from keras_jamba import training
+from keras_jamba.estimation import model_report
 from keras_jamba.layers.states import SPLIT_AXES
-from keras_jamba.training import model_report
 
 BATCH, MODEL = scale_steps.AXES
 
@@ -125,7 +125,7 @@ def _report(config, shape, rows, length, dtype, checkpointing):
     return model_report(config, **given, dtype=dtype, gradient_checkpointing=checkpointing)
 
 
-# The parts of a layer's activations are those of `keras_jamba/training/estimators/activations.py`.
+# The parts of a layer's activations are those of `keras_jamba/estimation/activations.py`.
 def _whole(config, layer, tokens):
     d, x, k = config["d_model"], config["num_experts"], config["num_experts_per_token"]
     narrow = config["dt_rank"] + 2 * config["d_state"]

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from keras import layers, ops
 
-from keras_jamba.layers import spatial_encoder
+from keras_jamba.layers.vision import spatial_encoder
 
 
 class CountingNorm(layers.BatchNormalization):

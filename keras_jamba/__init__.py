@@ -3,7 +3,7 @@
 from keras_jamba import _keras  # noqa: F401
 
 # isort: split
-from keras_jamba import generation, layers, models, ops, presets, tokenizers, training, visualize
+from keras_jamba import estimation, generation, layers, models, ops, presets, tokenizers, training, visualize
 from keras_jamba.generation import Sampler
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM, JambaClassifier
 
@@ -15,6 +15,7 @@ __all__ = [
     "JambaCausalLM",
     "JambaClassifier",
     "Sampler",
+    "estimation",
     "generation",
     "layers",
     "models",

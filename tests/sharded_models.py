@@ -10,7 +10,7 @@ import numpy as np
 
 import keras_jamba
 from keras_jamba import training
-from keras_jamba.ops import expert_mlp, few_bits, selective_scan
+from keras_jamba.ops import expert_mlp, quantization, selective_scan
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from collectives import collectives, usual_collectives  # noqa: E402
@@ -90,8 +90,8 @@ def banks(split, mode=None):
     laid = lambda x: keras.distribution.distribute_tensor(x, layout(x))  # noqa: E731
     for shape in ((8, 16, 24), (8, 24, 16), (8, 16, 24)):
         x = np.random.default_rng(shape[1]).standard_normal(shape).astype("float32")
-        parts = few_bits.quantized(x, mode) if mode else None
-        yield few_bits.Quantized(*(laid(np.asarray(part)) for part in parts.values())) if mode else laid(x)
+        parts = quantization.quantized(x, mode) if mode else None
+        yield quantization.QuantizedTensor(*(laid(np.asarray(part)) for part in parts.values())) if mode else laid(x)
 
 
 def check_no_device_fetches_experts(tokens, mode):

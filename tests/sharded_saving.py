@@ -17,7 +17,7 @@ from sharded_models import WIDE, distribution
 
 import keras_jamba
 from keras_jamba import training
-from keras_jamba.training import _snapshots
+from keras_jamba.training.checkpointing import _snapshots
 
 EPOCHS, STEPS, BREAKS = 2, 4, 6  # the training breaks in the middle of its last epoch
 TOKENS = np.random.default_rng(0).integers(0, 64, (8 * STEPS, 9)).astype("int32")

@@ -34,6 +34,7 @@ MAY_IMPORT = {
         *("_backend", "_keras_internals", "_files", "_padding"),
     },
     "visualize": {"visualize", "models", "layers", "ops", "_backend", "_files"},
+    "estimation": {"estimation", "models", "layers", "ops", "_backend"},
     "training": {
         *("training", "models", "layers", "ops", "presets", "converters"),
         *("_backend", "_keras_internals", "_files"),

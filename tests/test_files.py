@@ -15,7 +15,7 @@ from checks import once
 import keras_jamba
 from keras_jamba import _files, tokenizers, visualize
 from keras_jamba._triton import tuning
-from keras_jamba.training import _snapshots
+from keras_jamba.training.checkpointing import _snapshots
 
 resource = pytest.importorskip("resource")
 # Files alone.

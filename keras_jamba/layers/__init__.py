@@ -7,13 +7,13 @@ from keras_jamba.layers.gated_conv import GatedConvLayer
 from keras_jamba.layers.lora import enable_lora, merge_lora
 from keras_jamba.layers.mamba import MambaLayer
 from keras_jamba.layers.moe import MoELayer
-from keras_jamba.layers.patch_encoder import PatchEncoder
 from keras_jamba.layers.quantization import quantize
-from keras_jamba.layers.readout import LastReadout, MeanReadout, SequencePooling
 from keras_jamba.layers.router import Router
-from keras_jamba.layers.spatial_encoder import SpatialEncoder
 from keras_jamba.layers.states import detach_state
-from keras_jamba.layers.tokens import FrameTokens, GridTokens
+from keras_jamba.layers.vision.patch_encoder import PatchEncoder
+from keras_jamba.layers.vision.readout import LastReadout, MeanReadout, SequencePooling
+from keras_jamba.layers.vision.spatial_encoder import SpatialEncoder
+from keras_jamba.layers.vision.tokens import FrameTokens, GridTokens
 
 __all__ = [
     "AttentionLayer",

@@ -3,14 +3,15 @@
 import keras
 
 from keras_jamba import _keras_internals
-from keras_jamba.layers._compact import Compact
 from keras_jamba.layers._eager_fast_path import EagerFastPath
-from keras_jamba.ops.few_bits import dequantized
+from keras_jamba.layers._lora_weights import LoraWeights
+from keras_jamba.layers._quantizable import QuantizableWeights
+from keras_jamba.ops.quantization import dequantized, product
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class Projection(EagerFastPath, Compact, keras.layers.Dense):
-    """Keras' Dense, whose kernel may be stored in few bits and have an adapter, see `Compact`.
+class Projection(EagerFastPath, LoraWeights, QuantizableWeights, keras.layers.Dense):
+    """Keras' Dense, whose kernel may be quantized and have a low-rank adapter.
 
     Args:
         units, use_bias, kernel_initializer: see `keras.layers.Dense`.
@@ -27,17 +28,19 @@ class Projection(EagerFastPath, Compact, keras.layers.Dense):
         self._add_matrix("kernel", (input_shape[-1], self.units), initializer=self.kernel_initializer)
         self.bias = self.add_weight((self.units,), self.bias_initializer, name="bias") if self.use_bias else None
         self.built = True
-        self._adapt()
+        self._add_configured_adapters()
 
     @property
     def kernel(self):
-        """The variable; in few bits or with an adapter the matrix that these stand for."""
+        """The variable; of a quantized or adapted kernel the matrix in floating point."""
         if self.quantization_mode is None and not self.lora_enabled:
             return _keras_internals.stored_weight(self, "kernel")
         return dequantized(self._matrix("kernel"), self.compute_dtype)
 
     def call(self, inputs, training=None):
-        y = self._product(inputs, "kernel")
+        y = product(inputs, self._stored("kernel"))
+        if self.lora_enabled:
+            y = y + self._lora_product(inputs, "kernel", y.dtype)
         return y if self.bias is None else y + self.bias
 
     def quantize(self, mode=None, type_check=True, config=None):

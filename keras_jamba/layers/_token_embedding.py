@@ -4,15 +4,16 @@ import keras
 from keras import ops
 
 from keras_jamba import _backend, _keras_internals
-from keras_jamba.layers._compact import Compact
+from keras_jamba.layers._quantizable import QuantizableWeights
 from keras_jamba.ops._checks import check_token_ids
 from keras_jamba.ops._product import product_in_float32
 from keras_jamba.ops._sharding import check_parts
+from keras_jamba.ops.quantization import product
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
-    """Keras' ReversibleEmbedding, whose projection to logits may be stored in few bits, see `Compact`.
+class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
+    """Keras' ReversibleEmbedding, whose projection to logits may be quantized.
 
     The embedding itself is only looked up, and its errors would go through all layers: it keeps its dtype. Logits are
     products in the compute dtype, but float32 themselves: in bfloat16 the largest of them would be equal too often.
@@ -44,7 +45,7 @@ class TokenEmbedding(Compact, keras.layers.ReversibleEmbedding):
         if not reverse:
             return self._embedded(inputs)
         if self.quantization_mode is not None:
-            return ops.cast(self._product(inputs, "reverse_embeddings"), "float32")
+            return ops.cast(product(inputs, self._stored("reverse_embeddings")), "float32")
         if self.reverse_dtype is not None or self.logit_soft_cap is not None:
             return ops.cast(super().call(inputs, reverse=True), "float32")
         matrix = _backend.sharding.all_gather_weight(self.embeddings if self.tie_weights else self.reverse_embeddings)

@@ -4,10 +4,10 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._compact import SublayerQuantizationConfig
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._requested import append_requested
+from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, rollback_state_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_parts

@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._compact import SublayerQuantizationConfig
 from keras_jamba.layers._projection import Projection
+from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import check_parts
 

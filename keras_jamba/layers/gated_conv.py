@@ -4,11 +4,11 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers, states
-from keras_jamba.layers._compact import SublayerQuantizationConfig
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._short_convolution import ShortConvolution
+from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
 

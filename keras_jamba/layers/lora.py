@@ -3,7 +3,7 @@
 import math
 
 from keras_jamba import _backend, _keras_internals
-from keras_jamba.layers._compact import Compact, deferred_garbage_collection, quantizable_layers
+from keras_jamba.layers._quantizable import QuantizableWeights, deferred_garbage_collection, quantizable_layers
 from keras_jamba.layers.attention import AttentionLayer
 from keras_jamba.layers.feed_forward import FeedForward
 from keras_jamba.layers.gated_conv import GatedConvLayer
@@ -72,7 +72,7 @@ def freeze(layer, fully_trained=()):
     for each in _keras_internals.sublayers(layer):
         if id(each) in trained:
             continue
-        if not (isinstance(each, Compact) or _keras_internals.direct_sublayers(each)):
+        if not (isinstance(each, QuantizableWeights) or _keras_internals.direct_sublayers(each)):
             # A layer by itself knows that it is frozen: batch norm keeps its statistics.
             each.trainable = False
             continue

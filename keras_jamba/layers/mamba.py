@@ -6,12 +6,12 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers, states
-from keras_jamba.layers._compact import SublayerQuantizationConfig
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._short_convolution import ShortConvolution
+from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks, selective_scan
 from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
 

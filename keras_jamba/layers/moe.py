@@ -4,9 +4,11 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._compact import Compact, SublayerQuantizationConfig, float_policy
 from keras_jamba.layers._decay import with_decay
+from keras_jamba.layers._lora_weights import LoraWeights
 from keras_jamba.layers._masks import mask_of
+from keras_jamba.layers._quantizable import QuantizableWeights, float_policy
+from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.layers.router import Router
 from keras_jamba.ops import _checks, expert_mlp, expert_share, routing_statistics
 from keras_jamba.ops._sharding import check_parts
@@ -16,7 +18,7 @@ _DECIDED = ("logits", "probabilities", "weights", "indices")
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class MoELayer(SublayerQuantizationConfig, Compact, keras.layers.Layer):
+class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, keras.layers.Layer):
     """Every token goes through the k experts that a router chooses for it; their outputs are weighted and summed.
 
     Only the chosen experts are computed, and no token is dropped unless `capacity_factor` is set. `Router`
@@ -121,7 +123,7 @@ class MoELayer(SublayerQuantizationConfig, Compact, keras.layers.Layer):
         self.usage = self._statistic("usage", (self.num_experts,), 1.0 / self.num_experts)
         self.drop_rate = self._statistic("drop_rate", (), 0.0)
         self.built = True
-        self._adapt()
+        self._add_configured_adapters()
 
     @property
     def aux_loss(self):

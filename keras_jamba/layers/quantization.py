@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.layers._compact import deferred_garbage_collection, quantizable_layers
+from keras_jamba.layers._quantizable import deferred_garbage_collection, quantizable_layers
 from keras_jamba.ops import _checks
 
 # What each mode makes of the projections of blocks, of experts' banks, and of the projection to logits.

@@ -8,7 +8,8 @@ from keras import ops
 
 from keras_jamba import _files, _keras_internals
 from keras_jamba.layers import lora
-from keras_jamba.layers._compact import ADAPTER, quantizable_layers
+from keras_jamba.layers._lora_weights import ADAPTER
+from keras_jamba.layers._quantizable import quantizable_layers
 
 FORMAT = "keras_jamba.lora.1"
 

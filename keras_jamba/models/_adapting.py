@@ -7,7 +7,7 @@ import keras
 
 from keras_jamba import _files, _keras_internals
 from keras_jamba.layers import lora
-from keras_jamba.layers._compact import quantizable_layers
+from keras_jamba.layers._quantizable import quantizable_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
 from keras_jamba.models import _adapters
 from keras_jamba.models._saved_state import SavedState

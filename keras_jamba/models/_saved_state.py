@@ -4,7 +4,7 @@ import keras
 
 from keras_jamba import _backend
 from keras_jamba.generation.samplers import ProbabilitySampler, sampler_of
-from keras_jamba.layers._compact import quantizable_layers
+from keras_jamba.layers._quantizable import quantizable_layers
 from keras_jamba.layers._trainable import apply_trainable_state, trainable_state
 
 # Beside the constructor arguments in a config, where there is something to say.

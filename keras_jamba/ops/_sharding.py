@@ -16,15 +16,15 @@ def shard_map(function, tensors, letters, results):
         letters: `{name: its axes}`, "b" for rows and "e" for channels, others as they like.
         results: the axes of what is returned.
     """
-    parts = _backend.sharding.active_mesh()
-    if parts is None:
+    mesh = _backend.sharding.active_mesh()
+    if mesh is None:
         return function(**tensors)
     present = {name: x for name, x in tensors.items() if x is not None}
     absent = dict.fromkeys(set(tensors) - set(present))
     sizes = {letter: size for name, x in present.items() for letter, size in zip(letters[name], x.shape, strict=True)}
-    axes = {"b": parts.batch, "e": parts.model}
+    axes = {"b": mesh.batch, "e": mesh.model}
     split = {
-        letter: axis for letter, axis in axes.items() if letter in sizes and divides(parts.count(axis), sizes[letter])
+        letter: axis for letter, axis in axes.items() if letter in sizes and divides(mesh.count(axis), sizes[letter])
     }
     of = lambda letters: tuple(split.get(letter) for letter in letters)  # noqa: E731
     given = {name: of(letters[name]) for name in present}
@@ -35,45 +35,45 @@ def shard_map(function, tensors, letters, results):
 
 def between_blocks(x):
     """`x (b, t, d)`, all of a row's tokens with all devices that share it, or each token with one of them."""
-    parts = _backend.sharding.active_mesh()
-    if parts is None:
+    mesh = _backend.sharding.active_mesh()
+    if mesh is None:
         return x
-    by_tokens = parts.sequence and divides(parts.count(parts.model), x.shape[1])
-    return _split(x, parts, axis=1 if by_tokens else None)
+    by_tokens = mesh.sequence and divides(mesh.count(mesh.model), x.shape[1])
+    return _split(x, mesh, axis=1 if by_tokens else None)
 
 
 def by_tokens(x):
     """`x (b, t, ...)`, the tokens of a row split among devices where the distribution wants that."""
-    parts = _backend.sharding.active_mesh()
-    return _split(x, parts, axis=1) if parts and parts.sequence else x
+    mesh = _backend.sharding.active_mesh()
+    return _split(x, mesh, axis=1) if mesh and mesh.sequence else x
 
 
 def by_heads(x):
     """`x (b, t, h, ...)`, the heads split among devices where the distribution splits tokens elsewhere."""
-    parts = _backend.sharding.active_mesh()
-    return _split(x, parts, axis=2) if parts and parts.sequence else x
+    mesh = _backend.sharding.active_mesh()
+    return _split(x, mesh, axis=2) if mesh and mesh.sequence else x
 
 
 def by_channels(x):
     """`x (b, t, e)`, the channels split among devices where the distribution does not split tokens."""
-    parts = _backend.sharding.active_mesh()
-    return x if parts is None or parts.sequence else _split(x, parts, axis=2)
+    mesh = _backend.sharding.active_mesh()
+    return x if mesh is None or mesh.sequence else _split(x, mesh, axis=2)
 
 
 def filled(shape, value, dtype, split=None):
     """A tensor of one number that no device ever has whole: its rows are split, and its axis `split`."""
-    parts = _backend.sharding.active_mesh()
-    if parts is None:
+    mesh = _backend.sharding.active_mesh()
+    if mesh is None:
         return ops.full(shape, value, dtype)
-    return _backend.sharding.sharded_full(shape, value, dtype, _axes(shape, split, parts))
+    return _backend.sharding.sharded_full(shape, value, dtype, _axes(shape, split, mesh))
 
 
 def before_heads(x, count):
     """`x (b, t, h * c)`, with no head in parts of it where the devices that share them are not as many or fewer."""
-    parts = _backend.sharding.active_mesh()
-    if parts is None or parts.sequence or divides(parts.count(parts.model), count):
+    mesh = _backend.sharding.active_mesh()
+    if mesh is None or mesh.sequence or divides(mesh.count(mesh.model), count):
         return x
-    return _split(x, parts, axis=None)
+    return _split(x, mesh, axis=None)
 
 
 def with_their_queries(query, key, value):
@@ -81,29 +81,27 @@ def with_their_queries(query, key, value):
 
     Where key-value heads are fewer, each device is to have those of its queries: they are repeated.
     """
-    parts = _backend.sharding.active_mesh()
-    if parts is None or not divides(parts.count(parts.model), query.shape[2]):
+    mesh = _backend.sharding.active_mesh()
+    if mesh is None or not divides(mesh.count(mesh.model), query.shape[2]):
         return query, key, value
     groups = key.shape[2]
-    repeats = math.lcm(groups, parts.count(parts.model)) // groups
+    repeats = math.lcm(groups, mesh.count(mesh.model)) // groups
     if query.shape[2] % (groups * repeats):
         return query, key, value
     if repeats > 1:
-        key, value = (ops.repeat(_split(x, parts, axis=None), repeats, axis=2) for x in (key, value))
-    return tuple(_split(x, parts, axis=2) for x in (query, key, value))
+        key, value = (ops.repeat(_split(x, mesh, axis=None), repeats, axis=2) for x in (key, value))
+    return tuple(_split(x, mesh, axis=2) for x in (query, key, value))
 
 
-def _split(x, parts, axis):
-    axes = _axes(x.shape, axis, parts)
+def _split(x, mesh, axis):
+    axes = _axes(x.shape, axis, mesh)
     return x if axis is not None and axes[axis] is None else _backend.sharding.with_sharding_constraint(x, axes)
 
 
-def _axes(shape, split, parts):
+def _axes(shape, split, mesh):
     """Of each axis that of the mesh that divides it: the first one of rows, that of the model of `split`."""
-    wanted = {split: parts.model, 0: parts.batch}
-    return [
-        wanted[i] if i in wanted and divides(parts.count(wanted[i]), size) else None for i, size in enumerate(shape)
-    ]
+    wanted = {split: mesh.model, 0: mesh.batch}
+    return [wanted[i] if i in wanted and divides(mesh.count(wanted[i]), size) else None for i, size in enumerate(shape)]
 
 
 def divides(count, size):
@@ -122,14 +120,14 @@ def check_parts(d_model, always=None, by_channels=None):
     Raises:
         ValueError: where one is no multiple of the devices that would share it.
     """
-    parts = _backend.sharding.active_mesh()
-    if parts is None:
+    mesh = _backend.sharding.active_mesh()
+    if mesh is None:
         return
-    sizes = (always or {}) | ((by_channels or {}) if parts.layouts_at_use or not parts.sequence else {})
-    needed = [(name, size, parts.model) for name, size in sizes.items()]
-    for name, size, axis in needed + ([("d_model", d_model, parts.batch)] if parts.layouts_at_use else []):
-        if not divides(parts.count(axis), size):
+    sizes = (always or {}) | ((by_channels or {}) if mesh.layouts_at_use or not mesh.sequence else {})
+    needed = [(name, size, mesh.model) for name, size in sizes.items()]
+    for name, size, axis in needed + ([("d_model", d_model, mesh.batch)] if mesh.layouts_at_use else []):
+        if not divides(mesh.count(axis), size):
             raise ValueError(
                 f"{name} must be a multiple of the number of devices that share it. Received: {name}={size}, and "
-                f"{parts.count(axis)} devices on the axis {axis!r} of the mesh. Choose another mesh, or another {name}."
+                f"{mesh.count(axis)} devices on the axis {axis!r} of the mesh. Choose another mesh, or another {name}."
             )

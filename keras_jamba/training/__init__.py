@@ -1,21 +1,20 @@
-"""Training as it is really done: the optimizer, monitoring, resuming, estimates and data."""
+"""Training: the optimizer, recipes, data, monitoring, checkpointing and sharding."""
 
 from keras_jamba.training import recipes
 from keras_jamba.training.adamw import JambaAdamW, optimizer, schedule
-from keras_jamba.training.callbacks import (
+from keras_jamba.training.checkpointing.checkpoint import Checkpoint
+from keras_jamba.training.data import Augmentation, Batches, ImageFolder, PackedText, RandomAffine
+from keras_jamba.training.monitoring.monitor import Monitor
+from keras_jamba.training.monitoring.probes import (
     ExpertUsage,
     GradientNorm,
     LearningRate,
     Memory,
-    Monitor,
     Throughput,
     Utilisation,
 )
-from keras_jamba.training.checkpoint import Checkpoint
-from keras_jamba.training.data import Augmentation, Batches, ImageFolder, PackedText, RandomAffine
-from keras_jamba.training.estimators import kv_cache_bytes, model_report
+from keras_jamba.training.monitoring.profiling import Profile, largest_batch
 from keras_jamba.training.parallel import DataParallel
-from keras_jamba.training.profiling import Profile, largest_batch
 from keras_jamba.training.recipes import Recipe
 from keras_jamba.training.sharding import layout_map
 
@@ -37,10 +36,8 @@ __all__ = [
     "Recipe",
     "Throughput",
     "Utilisation",
-    "kv_cache_bytes",
     "largest_batch",
     "layout_map",
-    "model_report",
     "optimizer",
     "recipes",
     "schedule",

@@ -6,7 +6,7 @@ from checks import full, numpy, variable_gradients, whole
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer, FeedForward, MambaLayer, MoELayer, enable_lora, merge_lora, quantize
-from keras_jamba.layers._compact import quantizable_layers
+from keras_jamba.layers._quantizable import quantizable_layers
 from keras_jamba.ops import implementations
 
 MAMBA = dict(d_model=8, d_state=4, dt_rank=3, mixer_rms_norm=True)

@@ -84,7 +84,7 @@ def test_sizes_that_are_no_multiple_of_anything_are_computed_or_refused_with_the
 
 def test_a_gpu_begins_with_other_forms_than_a_cpu():
     first = lambda **call: list(_fastest_first(_Call(8, 2, **call)))[:2]  # noqa: E731
-    assert first() == first(platform="gpu", few_bits=True) == ["native", "split"]
+    assert first() == first(platform="gpu", is_quantized=True) == ["native", "split"]
     assert first(platform="gpu") == ["triton", "grouped"]
 
 

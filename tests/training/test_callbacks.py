@@ -10,7 +10,7 @@ from checks import full
 from test_adamw import batch, compiled, small_model
 
 from keras_jamba import training
-from keras_jamba.training import _devices
+from keras_jamba.training.monitoring import _devices
 
 
 class Noted(keras.callbacks.Callback):

@@ -18,7 +18,7 @@ import tiny_run
 from checks import full, once
 
 from keras_jamba import _backend, training
-from keras_jamba.training import _saves, _snapshots
+from keras_jamba.training.checkpointing import _saves, _snapshots
 
 BACKEND = keras.backend.backend()
 SCRIPT = Path(__file__).parent / "tiny_run.py"
@@ -69,7 +69,7 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbro
 @once
 def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
     program = (
-        "import numpy as np; from keras_jamba.training import _snapshots\n"
+        "import numpy as np; from keras_jamba.training.checkpointing import _snapshots\n"
         f"for i in range(10**6):\n"
         f"  _snapshots.write({str(tmp_path)!r}, i, [_snapshots.as_single_shard(np.full(10**5, i))], {{'step': i}})\n"
         f"  _snapshots.remove_before({str(tmp_path)!r}, i - 1)"

@@ -7,8 +7,8 @@ import pytest
 from checks import full, numpy
 
 import keras_jamba
+from keras_jamba.estimation import kv_cache_bytes, model_report
 from keras_jamba.models import JambaBackbone
-from keras_jamba.training.estimators import kv_cache_bytes, model_report
 
 # Jamba-v0.1 as its checkpoint has it: 32 layers of which 4 attend, experts in every other one.
 JAMBA = dict(d_model=4096, num_layers=32, mamba_ratio=7, attention_offset=4, moe_frequency=2, moe_offset=1)

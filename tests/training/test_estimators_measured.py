@@ -10,8 +10,8 @@ from checks import full
 from test_estimators import CELLS, FRAMES, IMAGES
 
 import keras_jamba
+from keras_jamba.estimation import model_report, scan_flops
 from keras_jamba.models import JambaBackbone
-from keras_jamba.training.estimators import model_report, scan_flops
 
 BACKEND = keras.backend.backend()
 ON_JAX = pytest.mark.skipif(BACKEND != "jax", reason="XLA's own count of operations; runs on jax")

@@ -11,7 +11,7 @@ import pytest
 from checks import full
 
 from keras_jamba import training
-from keras_jamba.training import _saves
+from keras_jamba.training.checkpointing import _saves
 
 BACKEND = keras.backend.backend()
 SCRIPT = Path(__file__).parent / "parallel_run.py"

@@ -16,7 +16,7 @@ from checks import full
 
 import keras_jamba
 from keras_jamba import training
-from keras_jamba.training import _saves, _snapshots
+from keras_jamba.training.checkpointing import _saves, _snapshots
 
 BACKEND = keras.backend.backend()
 

@@ -8,7 +8,7 @@ from keras_jamba import _backend
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops.experts import blocks, capacity, dense, grouped, loop, native, parallel, split, triton
-from keras_jamba.ops.few_bits import Quantized, dequantized
+from keras_jamba.ops.quantization import QuantizedTensor, dequantized
 
 # The others are given what the bits stand for.
 _READS_FEW_BITS = (split, blocks)
@@ -39,14 +39,14 @@ class _Call:
     platform: str = "cpu"
     tokens: int | None = None
     # Whether the banks are in few bits.
-    few_bits: bool = False
+    is_quantized: bool = False
     # What is computed in, and (d, f), where they matter.
     dtype: str = "float32"
     sizes: tuple = ()
 
 
 def _fastest_first(call):
-    if call.platform != "gpu" or call.few_bits:
+    if call.platform != "gpu" or call.is_quantized:
         return _TABLE
     return {name: _TABLE[name] for name in (*_FIRST_ON_GPU, *_TABLE)}
 
@@ -71,7 +71,7 @@ def expert_mlp(
         tokens: `(s, d)`.
         weights: `(s, k)`, the weight of each chosen expert.
         indices: `(s, k)` integers from 0 to x - 1, the chosen experts, different in a row.
-        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None. Tensors, or all `ops.few_bits.Quantized`, which have
+        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None. Tensors, or all `ops.quantization.Quantized`, which have
             no gradient.
         down_bank: `(x, f, d)`.
         capacity_factor: None, and no token is dropped; or how many tokens an expert has room for, as a
@@ -104,7 +104,7 @@ def expert_mlp(
     """
     tensors = dict(tokens=tokens, weights=weights, up_bank=up_bank, down_bank=down_bank)
     tensors |= {} if gate_bank is None else {"gate_bank": gate_bank}
-    few = {name for name, x in tensors.items() if isinstance(x, Quantized)}
+    few = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
     tensors = {name: x if name in few else ops.convert_to_tensor(x) for name, x in tensors.items()}
     _checks.check_floating({name: x for name, x in tensors.items() if name not in few})
     indices = ops.convert_to_tensor(indices)
@@ -129,7 +129,7 @@ def expert_mlp(
 def _chosen(table, implementation, call, tensors, indices, limits):
     chosen = choose("expert_mlp", table, implementation, call)
     if chosen not in _READS_FEW_BITS:
-        few = {name for name, x in tensors.items() if isinstance(x, Quantized)}
+        few = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
         tensors = tensors | {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}
     return chosen.run(indices=indices, **{"gate_bank": None} | tensors, **limits)
 
@@ -142,7 +142,7 @@ def _call(tensors, indices, few=(), limited=False):
 
 def _own_experts(indices, **tensors):
     """The part of some experts, where an index that is their number stands for none of them."""
-    call = _call(tensors, indices, {name for name, x in tensors.items() if isinstance(x, Quantized)})
+    call = _call(tensors, indices, {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)})
     table = {name: _TABLE[name] for name in (_KNOW_NONE_ON_CPU if call.platform == "cpu" else _KNOW_NONE)}
     return _chosen(table, None, call, tensors, indices, {})
 

@@ -9,14 +9,14 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops.experts._moving import moved
 from keras_jamba.ops.experts.dense import FEW, activation
-from keras_jamba.ops.few_bits import Quantized, picked
+from keras_jamba.ops.quantization import QuantizedTensor, picked
 
 
 def why_not(call):
     if call.limited:
         return "it drops no token"
     few = call.tokens is not None and call.tokens <= FEW
-    if not _backend.compilation.has_jit() and not (few and call.few_bits):
+    if not _backend.compilation.has_jit() and not (few and call.is_quantized):
         return "PyTorch runs eagerly, where 'split' does the same without padding"
     if few and call.tokens * call.per_token >= call.experts or 2 * call.per_token >= call.experts:
         return "half of the experts are chosen or more, or all by few tokens, where 'dense' does as little work"
@@ -26,7 +26,7 @@ def why_not(call):
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     def perceptrons(x, expert_of_block, used):
         def through(x, bank):
-            few = isinstance(bank, Quantized)
+            few = isinstance(bank, QuantizedTensor)
             return ops.matmul(x, picked(bank, expert_of_block, x.dtype) if few else _picked(bank, expert_of_block))
 
         gate = None if gate_bank is None else through(x, gate_bank)

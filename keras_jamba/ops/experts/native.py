@@ -22,7 +22,7 @@ def why_not(call):
         return "it is for a CPU"
     if call.tokens is None or call.tokens > dense.FEW:
         return f"it is for {dense.FEW} tokens at most, a number known beforehand"
-    if call.few_bits:
+    if call.is_quantized:
         return "it reads banks in floating point"
     return _native.why_not() or _backend.kernels.why_no_c_kernel((call.tokens, call.per_token))
 

@@ -20,10 +20,10 @@ SLACK = 1.5
 
 def devices(tokens, experts):
     """How many devices share the experts, and how many tokens each has; None where neither can be shared."""
-    parts = _backend.sharding.active_mesh()
-    if parts is None or not isinstance(tokens, int) or not divides(parts.count(parts.model), experts):
+    mesh = _backend.sharding.active_mesh()
+    if mesh is None or not isinstance(tokens, int) or not divides(mesh.count(mesh.model), experts):
         return None
-    across, count = parts.count(parts.batch) * parts.count(parts.model), parts.count(parts.model)
+    across, count = mesh.count(mesh.batch) * mesh.count(mesh.model), mesh.count(mesh.model)
     return (count, -(-tokens // across)) if across > 1 else None
 
 
@@ -37,7 +37,7 @@ def run(mixture, tokens, weights, indices, banks):
 
     Its indices go up to their number, which is none of them.
     """
-    parts = _backend.sharding.active_mesh()
+    mesh = _backend.sharding.active_mesh()
     number, experts = tokens.shape[0], banks["up_bank"].shape[0]
     count, own = devices(number, experts)
     local = experts // count
@@ -51,19 +51,19 @@ def run(mixture, tokens, weights, indices, banks):
         # (s, devices): whether a token goes there, and as which row.
         goes = ops.any(device[:, None] == ops.arange(count, dtype=device.dtype)[None, :, None], axis=-1)
         place = ops.cumsum(ops.cast(goes, "int32"), axis=0) - 1
-        there = lambda room: _there_and_back(mixture, given, device, goes, place, room, local, parts.model)  # noqa: E731
+        there = lambda room: _there_and_back(mixture, given, device, goes, place, room, local, mesh.model)  # noqa: E731
         if room == own:
             return (there(own),)
-        most = _backend.sharding.pmax(ops.max(place) + 1, (parts.batch, parts.model))
+        most = _backend.sharding.pmax(ops.max(place) + 1, (mesh.batch, mesh.model))
         return (ops.cond(most <= room, lambda: there(room), lambda: there(own)),)
 
-    rows = (tuple(axis for axis in (parts.batch, parts.model) if axis), None)
+    rows = (tuple(axis for axis in (mesh.batch, mesh.model) if axis), None)
     fill = {"tokens": 0, "weights": 0, "indices": experts}
-    more = own * parts.count(parts.batch) * count - number
+    more = own * mesh.count(mesh.batch) * count - number
     given = dict(tokens=tokens, weights=weights, indices=indices)
     given = {k: ops.pad(x, ((0, more), (0, 0)), constant_values=fill[k]) if more else x for k, x in given.items()}
     given |= {k: v for k, v in banks.items() if v is not None}
-    split = {name: (parts.model,) if name.endswith("bank") else rows for name in given}
+    split = {name: (mesh.model,) if name.endswith("bank") else rows for name in given}
     (found,) = _backend.sharding.shard_map(on_a_device, given, split, [rows])
     return found[:number] if more else found
 
@@ -96,5 +96,5 @@ def _there_and_back(mixture, given, device, goes, place, room, local, axis):
 
 def _exchanged(x, count, axis):
     """Rows for each device, to those of each device."""
-    parts = ops.reshape(x, (count, -1, *x.shape[1:]))
-    return ops.reshape(_backend.sharding.all_to_all(parts, axis), x.shape)
+    by_device = ops.reshape(x, (count, -1, *x.shape[1:]))
+    return ops.reshape(_backend.sharding.all_to_all(by_device, axis), x.shape)

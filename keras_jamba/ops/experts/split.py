@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.ops.experts.dense import activation
-from keras_jamba.ops.few_bits import Quantized, picked
+from keras_jamba.ops.quantization import QuantizedTensor, picked
 
 
 def why_not(call):
@@ -18,10 +18,10 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     expert = ops.reshape(indices, (-1,))
     order = ops.argsort(expert)
     counts = ops.sum(ops.one_hot(expert, experts, dtype="int32"), axis=0)
-    parts = _backend.tensors.split_rows(ops.take(tokens, order // k, axis=0), counts)
+    rows = _backend.tensors.split_rows(ops.take(tokens, order // k, axis=0), counts)
     ups, downs, gates = (_one_by_one(bank, experts, tokens.dtype) for bank in (up_bank, down_bank, gate_bank))
     outputs = []
-    for x, up, down, gate in zip(parts, ups, downs, gates, strict=True):
+    for x, up, down, gate in zip(rows, ups, downs, gates, strict=True):
         hidden = activation(ops.matmul(x, up), None if gate is None else ops.matmul(x, gate))
         outputs.append(ops.matmul(hidden, down))
     y = ops.take(ops.concatenate(outputs), ops.argsort(order), axis=0)
@@ -32,7 +32,7 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
 def _one_by_one(bank, experts, dtype):
     if bank is None:
         return [None] * experts
-    if isinstance(bank, Quantized):
+    if isinstance(bank, QuantizedTensor):
         return (picked(bank, i, dtype) for i in range(experts))
     # Unstacked: the gradient of bank[i] would be as large as the bank, for every i.
     return ops.unstack(bank, experts)

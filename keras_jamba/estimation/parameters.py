@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from keras_jamba.training.estimators._plan import encoder_convolutions
+from keras_jamba.estimation._plan import encoder_convolutions
 
 
 class Numbers(NamedTuple):

@@ -6,7 +6,7 @@ One process has its snapshots in the folder itself, one of several in `process_0
 import logging
 from pathlib import Path
 
-from keras_jamba.training import _snapshots
+from keras_jamba.training.checkpointing import _snapshots
 
 _PROCESS = "process_"
 _logger = logging.getLogger("keras_jamba")

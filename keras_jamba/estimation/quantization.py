@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from keras_jamba.layers.quantization import QUANTIZATIONS
-from keras_jamba.ops.few_bits import parts
+from keras_jamba.ops.quantization import storage_specs
 
 _BYTES = {"int8": 1, "float32": 4}
 
@@ -36,7 +36,7 @@ def _sum(plan, kind, shapes):
     mode = QUANTIZATIONS.get(plan.config["quantization"], {}).get(kind)
     if mode is None:
         return FewBits()
-    tensors = [part for shape in shapes for part in parts(shape, mode).values()]
+    tensors = [part for shape in shapes for part in storage_specs(shape, mode).values()]
     return FewBits(sum(map(math.prod, shapes)), sum(math.prod(shape) * _BYTES[dtype] for shape, dtype in tensors))
 
 

@@ -7,9 +7,9 @@ block is counted by the block's norm, which keeps it in float32.
 
 import math
 
-from keras_jamba.training.estimators._plan import encoder_convolutions
-from keras_jamba.training.estimators.operations import attended
-from keras_jamba.training.estimators.parameters import perceptron
+from keras_jamba.estimation._plan import encoder_convolutions
+from keras_jamba.estimation.operations import attended
+from keras_jamba.estimation.parameters import perceptron
 
 _CHUNK = 16  # tokens between two states that the native scan keeps
 _CACHED_NUMBERS, _LONGEST_CHUNK = 1 << 19, 64  # the chunks of ops/scan/torch_chunks.py

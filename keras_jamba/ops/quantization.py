@@ -11,7 +11,7 @@ GROUP = 64
 _LEVELS = (-8, 7)
 
 
-class Quantized(NamedTuple):
+class QuantizedTensor(NamedTuple):
     """A matrix `(..., d, f)`, or a stack of them, in few bits.
 
     Attributes:
@@ -30,7 +30,7 @@ class Quantized(NamedTuple):
         return (*self.values.shape[:-1], self.scale.shape[-1])
 
 
-def parts(shape, mode):
+def storage_specs(shape, mode):
     """`{suffix: (shape, dtype)}` of the tensors that store a matrix of this shape."""
     *stack, rows, columns = shape
     if mode == "int8":
@@ -72,8 +72,8 @@ def _host(x):
 
 
 def dequantized(x, dtype):
-    """The matrix that a `Quantized` stands for; another tensor as it is."""
-    if not isinstance(x, Quantized):
+    """The matrix that a `QuantizedTensor` stands for; another tensor as it is."""
+    if not isinstance(x, QuantizedTensor):
         return x
     if x.zero is None:
         return ops.cast(ops.cast(x.values, "float32") / x.scale[..., None, :], dtype)
@@ -91,9 +91,11 @@ def _unpacked(values, columns):
 
 def picked(x, indices, dtype):
     """Matrices of a stack by their numbers, as they are needed: the others stay in few bits."""
-    if not isinstance(x, Quantized):
+    if not isinstance(x, QuantizedTensor):
         return ops.take(x, indices, axis=0)
-    return dequantized(Quantized(*(None if part is None else ops.take(part, indices, axis=0) for part in x)), dtype)
+    return dequantized(
+        QuantizedTensor(*(None if part is None else ops.take(part, indices, axis=0) for part in x)), dtype
+    )
 
 
 def product(x, matrix):
@@ -101,7 +103,7 @@ def product(x, matrix):
 
     Only `x` has a gradient. Eight bits are not made floating-point numbers of whole: their scale is the product's.
     """
-    if not isinstance(matrix, Quantized):
+    if not isinstance(matrix, QuantizedTensor):
         return ops.matmul(x, matrix)
     if matrix.zero is not None:
         return ops.matmul(x, dequantized(matrix, x.dtype))

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_jamba import _backend, _keras_internals
 from keras_jamba.ops import _checks
-from keras_jamba.training import _saves, _snapshots
+from keras_jamba.training.checkpointing import _saves, _snapshots
 
 _logger = logging.getLogger("keras_jamba")
 

@@ -6,7 +6,7 @@ from keras import ops
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._batch_norm import BatchNormalization
 from keras_jamba.layers._decay import without_decay
-from keras_jamba.layers._grid_encoder import GridEncoder
+from keras_jamba.layers.vision._grid_encoder import GridEncoder
 from keras_jamba.ops import _checks
 
 

@@ -8,7 +8,7 @@ not counted, neither inside a scan nor inside of attention.
 
 from typing import NamedTuple
 
-from keras_jamba.training.estimators._plan import encoder_convolutions
+from keras_jamba.estimation._plan import encoder_convolutions
 
 # A number through an activation, forward and backward, the product with the other half included for SwiGLU.
 _SILU, _SWIGLU, _GELU = (4, 6), (5, 8), (4, 8)

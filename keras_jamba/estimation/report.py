@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import keras
 
 from keras_jamba import _backend
+from keras_jamba.estimation import activations, operations, parameters, quantization, working
+from keras_jamba.estimation._plan import Run, bytes_of, plan_of, sizes_of
+from keras_jamba.estimation.caches import cache_bytes, readout_bytes
 from keras_jamba.ops import _checks, implementations
 from keras_jamba.ops.scan import _FASTEST_FIRST
-from keras_jamba.training.estimators import activations, few_bits, operations, parameters, working
-from keras_jamba.training.estimators._plan import Run, bytes_of, plan_of, sizes_of
-from keras_jamba.training.estimators.caches import cache_bytes, readout_bytes
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def model_report(
         ValueError: for arguments out of range or unknown.
 
     Example:
-        >>> from keras_jamba.training.estimators import model_report
+        >>> from keras_jamba.estimation import model_report
         >>> report = model_report(dict(d_model=4096, num_layers=32, vocab_size=65536), context=4096)
         >>> report.parameters > 30e9
         True
@@ -332,7 +332,7 @@ def _layers(plan, run, training, checkpointing, slots):
         yield _row(settings, "embedding", parameters.embedding, operations.embedding, kept.embedding, (plan,))
     for i, block in enumerate(plan.pattern):
         what = (plan, *block)
-        row = _row(settings, f"block_{i}", parameters.block, operations.block, kept.block, what, few_bits.block)
+        row = _row(settings, f"block_{i}", parameters.block, operations.block, kept.block, what, quantization.block)
         first = i == 0 and not (plan.image or plan.vocabulary)
         yield dataclasses.replace(
             row,
@@ -349,11 +349,11 @@ def _layers(plan, run, training, checkpointing, slots):
     if plan.image or plan.vocabulary:
         # The image model's head is float32 under every policy.
         settings = (dataclasses.replace(run, stored=4), *settings[1:]) if plan.image else settings
-        few = few_bits.head if plan.vocabulary else few_bits.none
+        few = quantization.head if plan.vocabulary else quantization.none
         yield _row(settings, "head", parameters.head, operations.head, kept.head, (plan,), few)
 
 
-def _row(settings, name, numbers, flops, kept, what, few=few_bits.none):
+def _row(settings, name, numbers, flops, kept, what, few=quantization.none):
     """A row; `what` are arguments of the four functions, besides the run."""
     run, training, slots = settings
     few = few(*what)

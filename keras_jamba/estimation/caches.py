@@ -1,7 +1,7 @@
 """Memory of the states that running on from earlier tokens needs."""
 
+from keras_jamba.estimation._plan import bytes_of
 from keras_jamba.ops import _checks
-from keras_jamba.training.estimators._plan import bytes_of
 
 
 def kv_cache_bytes(num_attention_layers, num_kv_heads, head_width, context, batch_size=1, dtype="bfloat16"):
@@ -19,7 +19,7 @@ def kv_cache_bytes(num_attention_layers, num_kv_heads, head_width, context, batc
         Bytes: `2 * layers * b * context * g * c` numbers.
 
     Example:
-        >>> from keras_jamba.training.estimators import kv_cache_bytes
+        >>> from keras_jamba.estimation import kv_cache_bytes
         >>> kv_cache_bytes(4, 8, 128, context=256 * 1024) / 2**30  # Jamba-v0.1
         4.0
 

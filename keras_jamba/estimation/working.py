@@ -2,9 +2,9 @@
 
 import math
 
-from keras_jamba.training.estimators._plan import encoder_convolutions
-from keras_jamba.training.estimators.activations import chunk_of, encoder_parts
-from keras_jamba.training.estimators.operations import attended
+from keras_jamba.estimation._plan import encoder_convolutions
+from keras_jamba.estimation.activations import chunk_of, encoder_parts
+from keras_jamba.estimation.operations import attended
 
 
 def block(run, plan, mixer, feed_forward):

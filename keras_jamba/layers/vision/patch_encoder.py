@@ -3,7 +3,7 @@
 import keras
 
 from keras_jamba.layers import _initializers
-from keras_jamba.layers._grid_encoder import GridEncoder
+from keras_jamba.layers.vision._grid_encoder import GridEncoder
 from keras_jamba.ops import _checks
 
 

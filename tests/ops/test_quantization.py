@@ -6,7 +6,7 @@ from checks import close, gradients, numpy
 from keras import ops
 
 from keras_jamba.ops.experts import _TABLE, _Call, expert_mlp
-from keras_jamba.ops.few_bits import Quantized, dequantized, parts, product, quantized
+from keras_jamba.ops.quantization import QuantizedTensor, dequantized, product, quantized, storage_specs
 
 SHAPES = [(100, 33), (3, 70, 8)]
 
@@ -16,7 +16,7 @@ def drawn(shape):
 
 
 def stored(x, mode):
-    return Quantized(*map(ops.convert_to_tensor, quantized(x, mode).values()))
+    return QuantizedTensor(*map(ops.convert_to_tensor, quantized(x, mode).values()))
 
 
 def steps(x, mode):
@@ -34,7 +34,7 @@ def steps(x, mode):
 def test_every_weight_is_rounded_to_a_level_that_is_near(shape, mode):
     x = drawn(shape)
     arrays = quantized(x, mode)
-    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == parts(shape, mode)
+    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == storage_specs(shape, mode)
     error = np.abs(numpy(dequantized(stored(x, mode), "float32")) - x)
     # Four bits round zero to a level first, which can move the others by half a step more.
     assert (error <= steps(x, mode) * (0.5001 if mode == "int8" else 1.0001)).all()
@@ -72,7 +72,7 @@ FORMS = [
     for tokens in (3, 40)
     for bits in (8, 4)
     for name in _TABLE
-    if _TABLE[name].why_not(_Call(8, 2, tokens=tokens, few_bits=True, sizes=(6, 10))) is None
+    if _TABLE[name].why_not(_Call(8, 2, tokens=tokens, is_quantized=True, sizes=(6, 10))) is None
 ]
 
 

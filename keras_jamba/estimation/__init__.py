@@ -4,8 +4,8 @@ Everything follows from the constructor arguments. Nothing is built, so that a m
 a report too.
 """
 
-from keras_jamba.training.estimators.caches import kv_cache_bytes
-from keras_jamba.training.estimators.operations import scan_flops
-from keras_jamba.training.estimators.report import LayerReport, ModelReport, model_report
+from keras_jamba.estimation.caches import kv_cache_bytes
+from keras_jamba.estimation.operations import scan_flops
+from keras_jamba.estimation.report import LayerReport, ModelReport, model_report
 
 __all__ = ["LayerReport", "ModelReport", "kv_cache_bytes", "model_report", "scan_flops"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
-from keras_jamba.training import _devices
+from keras_jamba.training.monitoring import _devices
 
 _logger = logging.getLogger("keras_jamba")
 

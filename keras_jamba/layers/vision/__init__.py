@@ -1,0 +1,1 @@
+"""Layers of image models: encoders, tokens and readouts."""

@@ -1,0 +1,110 @@
+"""The callback that measures probes and writes the numbers down."""
+
+import time
+
+import keras
+import numpy as np
+
+from keras_jamba import _backend
+from keras_jamba.ops import _checks
+from keras_jamba.training.monitoring._values import numbers
+from keras_jamba.training.monitoring._writers import Board, Table
+
+
+class Monitor(keras.callbacks.Callback):
+    """Measures something every so many steps, and writes it down.
+
+    The probes are asked all at once, so that the device is waited for once; the last values of an epoch stand among
+    its logs too, where `History` and Keras' own callbacks find them. The first step of all, which is compiled, is not
+    timed, and neither is validation. Where processes train together the first one writes.
+
+    Args:
+        probes: any of `ExpertUsage`, `Throughput`, `Utilisation`, `Memory`, `GradientNorm`, `LearningRate`, or
+            objects of your own with `begin(model)`, and `measure(model, steps, seconds)`, which returns
+            `{name: number}` for the steps since the last time, always the same names.
+        every: steps between two measurements.
+        csv: a file that gets one row a measurement, with its step (batches, whatever gradients are accumulated),
+            epoch and the model's own logs. One of the same columns is gone on with; beside one of others, another is
+            begun, `log-1.csv`. Steps that a resumed training took twice stand there twice.
+        tensorboard: a folder for TensorBoard, written by tensorboardX, of the extra `monitoring`.
+
+    Raises:
+        ValueError: for arguments out of range; in `fit`, for a probe that the model has nothing for.
+        ImportError: for `tensorboard` without tensorboardX.
+
+    Example:
+        >>> from keras_jamba import training
+        >>> usage = training.ExpertUsage()
+        >>> monitor = training.Monitor([usage, training.Throughput(64)], csv="runs/a/log.csv", tensorboard="runs/a")
+        >>> model.fit(batches, epochs=20, callbacks=[monitor])
+        >>> usage.heat_map("runs/a/experts.png")
+    """
+
+    def __init__(self, probes, every=50, csv=None, tensorboard=None):
+        super().__init__()
+        _checks.check_integer("every", every)
+        self.probes, self.every = list(probes), every
+        writes = _backend.processes.process_index() == 0
+        self._sinks = [Table(csv)] if writes and csv is not None else []
+        self._sinks += [Board(tensorboard)] if writes and tensorboard is not None else []
+
+    def on_train_begin(self, logs=None):
+        for probe in self.probes:
+            probe.begin(self.model)
+        self._count, self._compiled = None, False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._count is None:  # after all callbacks have loaded what they load
+            self._count = self._wait() * (self.model.optimizer.gradient_accumulation_steps or 1)
+        self._epoch, self._before, self._values, self._logs = epoch, self._count, {}, {}
+        self._restart(0)
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Several steps at once may reach beyond the end of the epoch.
+        done = batch + 1 if self.params["steps"] is None else min(batch + 1, self.params["steps"])
+        self._count, self._logs = self._before + done, logs or {}
+        if not self._compiled:
+            # The first step of all is compiled: the clock starts when it has ended.
+            self._compiled = True
+            self._wait()
+            self._restart(self._count - self._before)
+        elif self._count - self._before - self._timed_from >= self.every:
+            self._measure()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._count > self._before + self._timed_from or not self._values:
+            self._measure()
+        if logs is not None:
+            logs.update(self._values)
+
+    def on_train_end(self, logs=None):
+        for sink in self._sinks:
+            sink.close()
+
+    def _restart(self, timed_from):
+        """The clock, after so many steps of the epoch."""
+        self._timed_from, self._started = timed_from, time.perf_counter()
+
+    def _wait(self):
+        """Until the steps have been computed: the optimizer's own, where a model that a callback sees is up to date."""
+        return int(numbers(self.model.optimizer.iterations))
+
+    def _measure(self):
+        self._wait()
+        steps, seconds = self._count - self._before - self._timed_from, time.perf_counter() - self._started
+        self._values = {}
+        for probe in self.probes:
+            self._values |= probe.measure(self.model, steps, seconds)
+        row = _scalars(self._logs) | self._values
+        for sink in self._sinks:
+            sink.write(self._count, self._epoch, row)
+        self._restart(self._count - self._before)
+
+
+def _scalars(logs):
+    """What the model logs, as numbers; those of a metric with several have one after their name."""
+    row = {}
+    for name, value in logs.items():
+        values = np.ravel(numbers(value))
+        row |= {name: float(values[0])} if values.size == 1 else {f"{name}_{i}": float(x) for i, x in enumerate(values)}
+    return row
