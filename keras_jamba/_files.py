@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all: they are written beside their place, and moved there at the end.
+"""Atomic writing of files and folders: they are staged beside their destination and moved there at the end.
 
-A process that is killed meanwhile leaves a folder that begins with `.unfinished-`, and nothing in the place.
+A killed process leaves a folder whose name begins with `.unfinished-`, and an unchanged destination.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"
 
 @contextlib.contextmanager
 def atomic_file(path):
-    """Gives the path of a file to write, which takes the place of `path` when all went well.
+    """Yields the path of a staged file, which replaces `path` on success.
 
-    After an error or an interrupt what stood there before stays, and nothing is left beside it. The file has the
-    permissions of the one that it replaces, or those of any new file.
+    An error or an interrupt leaves the previous file unchanged and removes the staged one. The file gets the
+    permissions of the file that it replaces, or those of a new file.
 
     Args:
-        path: its parent folder is made where it is not there. A link is followed. What was written is copied into a
-            device or pipe.
+        path: destination. A missing parent folder is created, and a link is followed. For a device or pipe, the
+            content is copied into it.
 
     Raises:
-        IsADirectoryError: if a folder stands there.
-        PermissionError: if the folder around the file cannot be written to.
+        IsADirectoryError: if `path` is a folder.
+        PermissionError: if the parent folder is not writable.
     """
     place = Path(os.path.realpath(path))
     if place.is_dir():
@@ -37,7 +37,7 @@ def atomic_file(path):
         with _written_into(place, Path(path).name) as staged:
             yield staged
         return
-    # Some writers go by the ending of the name that the user gave: that of the link.
+    # Some writers choose a format by the suffix of the given name, which is that of the link.
     with _staging(place, Path(path).name) as staged:
         mode = place.stat().st_mode if place.exists() else _mode_of_new_files(staged.parent)
         yield staged
@@ -47,24 +47,24 @@ def atomic_file(path):
 
 @contextlib.contextmanager
 def atomic_folder(path, replaces=False, flushes=False):
-    """Gives an empty folder to fill, which takes the place of `path` when all went well.
+    """Yields an empty staged folder, which replaces `path` on success.
 
-    After an error or an interrupt what stood there before stays, and nothing is left beside it.
+    An error or an interrupt leaves the previous folder unchanged and removes the staged one.
 
     Args:
-        path: its parent folder is made where it is not there. A link is followed.
-        replaces: whether to replace a folder that holds anything. Where the process is killed just then, `restore`
-            finds the folder of before.
-        flushes: whether to wait until all is on the disk, before the folder takes its place and after.
+        path: destination. A missing parent folder is created, and a link is followed.
+        replaces: whether to replace a folder that is not empty. If the process is killed during the replacement,
+            `restore` recovers the previous folder.
+        flushes: whether to flush everything to disk, before and after the folder is moved.
 
     Raises:
-        OSError: if a folder there holds anything, unless `replaces`.
-        ValueError: for the working directory, which would be gone.
+        OSError: if `path` is a folder that is not empty, unless `replaces`.
+        ValueError: if `path` is the working directory, which would be removed.
     """
     place = Path(os.path.realpath(path))
     if place.is_dir() and os.path.samefile(place, os.curdir):
         raise ValueError(
-            f"The folder must not be the working directory, which would be replaced. Received: {str(path)!r}. Name a "
+            f"The folder must not be the working directory, which would be replaced. Received: {str(path)!r}. Pass a "
             "folder inside it."
         )
     with _staging(place) as staged:
@@ -84,15 +84,16 @@ def atomic_folder(path, replaces=False, flushes=False):
 
 @contextlib.contextmanager
 def atomic_files(folder):
-    """Gives an empty folder to fill, whose files take their places in `folder` when all went well.
+    """Yields an empty staged folder, whose files are moved into `folder` on success.
 
-    Each appears whole, and none where an error or an interrupt comes before all are written. Other files stay.
+    Each file is replaced atomically. An error or an interrupt before all are written changes no file. Other files in
+    `folder` are kept.
 
     Args:
-        folder: is made where it is not there.
+        folder: destination. It is created if missing.
 
     Raises:
-        IsADirectoryError: if a folder stands where a file is to be. No file is changed then.
+        IsADirectoryError: if the destination of a file is a folder. No file is changed then.
     """
     folder = Path(folder)
     with _staging(folder / "files") as staged:
@@ -108,24 +109,24 @@ def atomic_files(folder):
 
 
 def write_json(path, value, indent=2, **options):
-    """Writes a value as JSON, and a newline; `options` are those of `json.dumps`. The file itself is not atomic."""
+    """Writes a value as JSON with a final newline. `options` are passed to `json.dumps`. The write is not atomic."""
     Path(path).write_text(json.dumps(value, indent=indent, **options) + "\n", "utf-8")
 
 
 def restore(parent):
-    """Puts back the folders in `parent` whose replacement was killed halfway."""
+    """Restores the folders in `parent` whose replacement was killed."""
     for aside in Path(parent).glob(f"{_REPLACED}*"):
-        _put_back(aside, aside.with_name(aside.name.removeprefix(_REPLACED)))
+        _restore_folder(aside, aside.with_name(aside.name.removeprefix(_REPLACED)))
 
 
 def remove_folder(folder):
-    """Removes a folder; what is killed meanwhile leaves nothing in its place that looks whole."""
+    """Removes a folder. A killed removal never leaves an incomplete folder at its path."""
     with _staging(Path(folder)) as away:
         os.replace(folder, away)
 
 
 def remove_leftovers(parent, names):
-    """Removes what killed processes left in `parent` of folders whose names match a pattern."""
+    """Removes files of killed processes in `parent`, for folders whose names match the pattern `names`."""
     for prefix in (_UNFINISHED, _REPLACED):
         for left in Path(parent).glob(f"{prefix}{names}"):
             shutil.rmtree(left, ignore_errors=True)
@@ -133,13 +134,13 @@ def remove_leftovers(parent, names):
 
 @contextlib.contextmanager
 def _staging(place, name=None):
-    """A path of the name of `place`, or of another, in a new folder beside it, which is removed afterwards."""
+    """Yields a path named `name`, or like `place`, in a new folder beside `place`, which is removed afterwards."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # A name may be as long as the system takes.
+        # The name of `place` may already have the maximum length.
         folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{place.name[:40]}-", dir=place.parent))
     except PermissionError as error:
-        message = "What is saved is first written beside its place, in a folder that must be writable"
+        message = "Files are staged beside their destination, in a folder that must be writable"
         raise PermissionError(errno.EACCES, message, str(place.parent)) from error
     try:
         yield folder / (name or place.name)
@@ -149,7 +150,7 @@ def _staging(place, name=None):
 
 @contextlib.contextmanager
 def _written_into(node, name):
-    """The path of a file to write, whose content is then written into a device or pipe."""
+    """Yields the path of a temporary file, whose content is then copied into a device or pipe."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / name
         with open(Path(folder) / name, "rb") as written, open(node, "wb") as stream:
@@ -158,7 +159,7 @@ def _written_into(node, name):
 
 @contextlib.contextmanager
 def _set_aside(place):
-    """The folder at `place` is renamed, and removed when another is there; it comes back when none is."""
+    """Renames the folder at `place` during the context. Removes it if another took its place, else restores it."""
     aside = place.with_name(f"{_REPLACED}{place.name}")
     try:
         if place.is_dir():
@@ -166,17 +167,17 @@ def _set_aside(place):
             os.replace(place, aside)
         yield
     finally:
-        _put_back(aside, place)
+        _restore_folder(aside, place)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _put_back(aside, place):
+def _restore_folder(aside, place):
     if aside.is_dir() and not place.exists():
         os.replace(aside, place)
 
 
 def _mode_of_new_files(folder):
-    """Some libraries make files that only their owner reads."""
+    """Returns the mode of new files. Some libraries create files that only their owner may read."""
     with tempfile.TemporaryDirectory(dir=folder) as inner:
         file = Path(inner) / "file"
         file.touch()
@@ -184,11 +185,11 @@ def _mode_of_new_files(folder):
 
 
 def _flush(path):
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Flushes a file, or the entries of a folder, to disk."""
     try:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except OSError:
-        if path.is_dir():  # not every system opens folders
+        if path.is_dir():  # some systems cannot open folders
             return
         raise
     try:

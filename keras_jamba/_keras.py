@@ -1,4 +1,4 @@
-"""Keras, imported first: where its backend is missing or unknown, the error says what to do."""
+"""Imports Keras first, and raises a helpful error if its backend is missing or unknown."""
 
 import os
 
@@ -14,7 +14,7 @@ try:
     import keras  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
-        "keras_jamba needs the backend that KERAS_BACKEND names, or else ~/.keras/keras.json, or else tensorflow. "
+        "keras_jamba needs the backend of KERAS_BACKEND, else of ~/.keras/keras.json, else tensorflow. "
         f"Received: KERAS_BACKEND={_named}, {error}. Set KERAS_BACKEND to an installed one of {', '.join(BACKENDS)} "
         "before Python imports keras; or install one, for example by pip install 'keras-jamba[jax]'."
     ) from error

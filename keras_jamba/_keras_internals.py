@@ -1,7 +1,7 @@
-"""Every private attribute of Keras that the package uses.
+"""All private attributes of Keras that the package uses.
 
-Keras changes them without notice, so each is one function or one hook here, and `tests/test_keras_internals.py` checks
-each against the installed Keras. A hook is a class whose method Keras calls by a private name.
+Keras may change them without notice. Each has one function or one hook here, and `tests/test_keras_internals.py`
+checks it against the installed Keras. A hook is a class with a method that Keras calls by a private name.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from keras.src.backend.common.variables import AutocastScope
 
 
 def sublayers(layer, include_self=True):
-    """Returns the layers inside of a layer, from the outside in, with the layer itself first."""
+    """Returns all layers inside a layer, outer layers before inner ones, with the layer itself first."""
     return layer._flatten_layers(include_self=include_self)
 
 
@@ -25,16 +25,16 @@ def direct_sublayers(layer):
 
 
 def own_variables(layer):
-    """Returns the `(trainable, non-trainable)` variables of a layer itself, as they were made."""
+    """Returns the `(trainable, non-trainable)` variables that a layer itself created, without its sublayers'."""
     return layer._trainable_variables, layer._non_trainable_variables
 
 
 def mark_quantized(layer):
-    """Says that the weights of a layer are quantized already, so that Keras does not quantize them."""
+    """Marks the weights of a layer as quantized, so that Keras does not quantize them again."""
     layer._is_quantized = True
 
 
-# Under which name a layer keeps a weight that Keras' own has as a property.
+# The attribute behind each property of Keras' Dense and Embedding layers.
 STORED_NAMES = {"kernel": "_kernel", "embeddings": "_embeddings"}
 
 
@@ -59,13 +59,13 @@ def unlocked(layer):
 
 
 def track_torch_parameters(layer):
-    """Makes `parameters()` of a layer on PyTorch name the variables that it has now."""
+    """Updates `parameters()` of a layer on PyTorch to its current variables."""
     for each in sublayers(layer):
         each._track_variables()
 
 
 class PostBuildHook:
-    """Stands before `keras.layers.Layer`: Keras calls `_on_built()` after each build."""
+    """A base class before `keras.layers.Layer`: Keras calls `_on_built()` after each build."""
 
     def _post_build(self):
         super()._post_build()
@@ -76,17 +76,17 @@ class PostBuildHook:
 
 
 def stored_tensor(variable):
-    """Returns the tensor of a variable, whatever scope is active."""
+    """Returns the tensor of a variable, regardless of active scopes."""
     return variable._value
 
 
 def release_tensor(variable):
-    """Takes the tensor from a variable, so that its memory can be reused."""
+    """Removes the tensor from a variable, so that its memory can be reused."""
     variable._value = None
 
 
 def autocast(dtype):
-    """A context in which floating-point variables are read in `dtype`; None: as they are stored."""
+    """A context in which floating-point variables are read in `dtype`, or in their own dtype for None."""
     return AutocastScope(dtype)
 
 
@@ -94,7 +94,7 @@ def autocast(dtype):
 
 
 def clear_losses(model):
-    """Forgets the losses that layers added in the last call."""
+    """Removes the losses that layers added in the last call."""
     model._clear_losses()
 
 
@@ -107,26 +107,26 @@ def given_to_compile(model):
 
 
 def set_initial_epoch(model, epoch):
-    """Sets the epoch at which the next loop of `fit` begins; None for its argument `initial_epoch`."""
+    """Sets the epoch at which the next `fit` begins. None selects its argument `initial_epoch`."""
     model._initial_epoch = epoch
 
 
 def expects_probabilities(loss_or_metric):
     """Returns whether a loss or metric was made with `from_logits=False`."""
-    # AUC has it under a private name.
+    # AUC stores the flag under a private name.
     flags = (getattr(loss_or_metric, name, None) for name in ("from_logits", "_from_logits"))
     return any(flag is not None and not flag for flag in flags)
 
 
 class SymbolicBuildHook:
-    """Stands before `keras.Model`: Keras calls `_symbolic_build_data(iterator)` before it builds on shapes."""
+    """A base class before `keras.Model`: Keras calls `_symbolic_build_data(iterator)` before a symbolic build."""
 
     def _symbolic_build(self, iterator=None, data_batch=None):
         super()._symbolic_build(None if iterator is None else self._symbolic_build_data(iterator), data_batch)
 
 
 class TensorFlowReplicasHook:
-    """Stands before `keras.Model`: Keras calls `_replicas_data(iterator)` before the first step of several replicas."""
+    """A base class before `keras.Model`: Keras calls `_replicas_data(iterator)` before the first step of replicas."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if iterator is not None and self._distribute_strategy is not None:
@@ -135,9 +135,9 @@ class TensorFlowReplicasHook:
 
 
 class JaxTrainerHooks:
-    """Stands before `keras.Model`: the state that Keras' trainer on JAX keeps between steps.
+    """A base class before `keras.Model`: the state that Keras' trainer on JAX keeps between steps.
 
-    A subclass has the properties `_loop_state` and `_loop_state_synced`, and overrides `_first_loop_state` and
+    A subclass defines the properties `_loop_state` and `_loop_state_synced`, and overrides `_first_loop_state` and
     `_function_of_iterator`.
     """
 
@@ -154,9 +154,9 @@ class JaxTrainerHooks:
 
     def _make_function(self, step_function, concatenate_outputs=False, **compiled_inside):
         if compiled_inside:
-            # Keras 3.16 compiles in here what `_function_of_iterator` would wrap.
+            # Keras 3.16 compiles the step here, before `_function_of_iterator` could wrap it.
             raise RuntimeError(
-                "Models of keras_jamba train on JAX with the trainer of Keras 3.15. "
+                "Models of keras_jamba need the trainer of Keras 3.15 on JAX. "
                 f"Received: keras {keras.__version__}. Install 'keras>=3.15.1,<3.16'."
             )
         return self._function_of_iterator(step_function, concatenate_outputs)
@@ -165,7 +165,7 @@ class JaxTrainerHooks:
         return super()._make_function(step_function, concatenate_outputs)
 
     def _state_shardings(self):
-        """Returns the shardings of trainable, other, optimizer's and metrics' variables."""
+        """Returns the shardings of the trainable, non-trainable, optimizer and metrics variables."""
         return self._get_state_sharding_spec()
 
 
@@ -178,12 +178,12 @@ def is_keras_export(module_name):
 
 
 def dataset_workers(dataset):
-    """Returns the `workers` that a `keras.utils.PyDataset` was made with."""
+    """Returns the argument `workers` of a `keras.utils.PyDataset`."""
     return dataset._workers
 
 
 def asking_adapter(dataset, depth):
-    """Returns Keras' adapter of `dataset` if it is `self` of the caller `depth` frames up, else None."""
+    """Returns Keras' adapter of `dataset` if it is `self` in the frame `depth` above the caller, else None."""
     caller = sys._getframe(depth + 1).f_locals.get("self")
     is_adapter = getattr(caller, "py_dataset", None) is dataset and hasattr(caller, "shuffle")
     return caller if is_adapter else None
@@ -201,19 +201,19 @@ def layout_map(distribution):
 
 
 def step_counter(optimizer):
-    """Returns the variable that counts steps, those that only accumulate gradients too."""
+    """Returns the variable that counts all steps, including steps that only accumulate gradients."""
     return optimizer._iterations
 
 
-# On PyTorch Keras has an AdamW of its own behind this name, which updates all weights in one call.
+# On PyTorch, Keras replaces this class by its own AdamW, which updates all weights in one call.
 _AdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 class AdamWHooks(_AdamW):
-    """`keras.optimizers.AdamW`, whose private hooks have names of our own, for a subclass to override."""
+    """`keras.optimizers.AdamW` with stable names for its private hooks, which subclasses override."""
 
     def _exclude_more_from_weight_decay(self, variables):
-        """Excludes variables besides those that are excluded already."""
+        """Excludes further variables from weight decay."""
         left_out = {self._var_key(variable) for variable in variables}
         self._exclude_from_weight_decay = getattr(self, "_exclude_from_weight_decay", set()) | left_out
 
@@ -222,15 +222,15 @@ class AdamWHooks(_AdamW):
 
     @property
     def _given_learning_rate(self):
-        """The variable or the schedule."""
+        """Returns the learning rate as it was passed: a variable or a schedule."""
         return self._learning_rate
 
     def _averages(self):
-        """The variables of `use_ema`, one per trainable variable, None where there is none."""
+        """Returns the averages of `use_ema`, one variable or None per trainable variable."""
         return self._model_variables_moving_average
 
     def _slots(self, variables):
-        """Returns the lists of momentums, velocities and maxima of the velocities, which are [] without AMSGrad."""
+        """Returns lists of momentums, velocities and maximum velocities. The last is [] without AMSGrad."""
         places = [self._get_variable_index(variable) for variable in variables]
         slots = [self._momentums, self._velocities, self._velocity_hats if self.amsgrad else None]
         return [[] if slot is None else [slot[i] for i in places] for slot in slots]

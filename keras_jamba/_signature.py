@@ -1,4 +1,4 @@
-"""What a function that is computed by a kernel takes and gives, wherever the kernel runs."""
+"""Inputs and outputs of a function that a kernel computes, on a CPU or a GPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Signature:
-    """A function of tensors, and the one for its gradient.
+    """Signature of a function of tensors and of its gradient.
 
     Attributes:
-        name: unique among all.
-        inputs: names of the tensors that go in. Most may be None.
-        differentiable: how many of the inputs, the first ones, have a gradient, `grad_` and the name.
-        outputs: names of the tensors that come out.
-        num_residuals: how many outputs, the last ones, are for the backward pass alone.
+        name: unique among all signatures.
+        inputs: names of the input tensors. Most may be None.
+        differentiable: the number of leading inputs that have a gradient, which is named `grad_` and the input's name.
+        outputs: names of the output tensors.
+        num_residuals: the number of trailing outputs that only the backward pass reads.
         options: names of the integers that are neither sizes nor tensors.
-        sizes: the shapes of the inputs by name, to the sizes that matter by name.
-        shapes: sizes to the shapes of the outputs. The first has the dtype of the first input, the others float32.
+        sizes: maps `{input name: shape}` to `{size name: size}`.
+        shapes: maps these sizes to the shapes of the outputs. The first output has the dtype of the first input, the
+            others are float32.
         twice_differentiable_with: the implementation of the same op that has second derivatives on all backends.
     """
 
@@ -32,7 +33,7 @@ class Signature:
 
     @property
     def no_second_derivative(self):
-        """What to answer to whoever asks for one."""
+        """The message of the error that a second derivative raises."""
         return (
             f"The kernel of {self.name} has no second derivatives. Received: a gradient of its gradient. "
             f"Compute it with implementation={self.twice_differentiable_with!r}."
@@ -40,9 +41,10 @@ class Signature:
 
     @property
     def gradients(self):
+        """The names of the gradients, in the order of the inputs."""
         return [f"grad_{name}" for name in self.inputs[: self.differentiable]]
 
     def output_specs(self, shapes, dtype, train):
-        """`[(shape, dtype)]` of the outputs; without `train` the residuals are empty."""
+        """Returns `[(shape, dtype)]` of the outputs; without `train` the residuals are empty."""
         specs = [(shape, dtype if i == 0 else "float32") for i, shape in enumerate(self.shapes(self.sizes(shapes)))]
         return specs if train else specs[: len(specs) - self.num_residuals] + [((0,), "float32")] * self.num_residuals

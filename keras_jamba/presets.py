@@ -1,7 +1,7 @@
-"""Presets: a folder with `config.json` and, where it was trained, `model.weights.h5`.
+"""Presets: folders with `config.json` and, for trained models, `model.weights.h5`.
 
-The built-in ones stand in `presets/` beside the package in a clone and in `_presets/` inside an
-installed one.  Nothing in a preset is code, and nothing is loaded before the whole preset was checked.
+Built-in presets lie in `presets/` beside the package in a clone, and in `_presets/` inside an installed package. A
+preset contains no code, and the complete preset is checked before anything is loaded.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ def _built_in_folder():
 
 
 def list_presets():
-    """The names of the built-in presets, sorted."""
+    """Returns the names of the built-in presets, a sorted tuple."""
     return tuple(sorted(path.parent.name for path in _built_in_folder().glob(f"*/{CONFIG}")))
 
 
 def folder_of(preset):
-    """Where a preset lies, a built-in name or a folder with a config.json.
+    """Returns the folder of a preset, given as a built-in name or a folder with a config.json.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if `preset` is neither.
     """
     folder = _built_in_folder() / str(preset)
     if str(preset) not in list_presets():
         folder = Path(preset)
     if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"A preset is a built-in name, {', '.join(list_presets())}, or a folder with a {CONFIG}. "
+            f"A preset must be a built-in name, {', '.join(list_presets())}, or a folder with a {CONFIG}. "
             f"Received: {str(preset)!r}. Pass one of the names, or a folder that save_to_preset wrote."
         )
     return folder
@@ -52,31 +52,31 @@ def read(preset):
 
     Returns:
         `(metadata, folder)`: a dict with `format`, `class_name`, `config` and `weights` (None, or
-        `{"sha256", "variables": {path: shape}}`), and where it lies.
+        `{"sha256", "variables": {path: shape}}`), and the folder of the preset.
 
     Raises:
-        ValueError: if there is no such preset, or its file is not one of ours.
+        ValueError: if there is no such preset, or its config.json has another format.
     """
     folder = folder_of(preset)
     file = folder / CONFIG
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
         good = metadata["format"] == FORMAT and isinstance(metadata["config"], dict)
-        good = good and {"class_name", "weights"} <= set(metadata) and _are_weights(metadata["weights"])
+        good = good and {"class_name", "weights"} <= set(metadata) and _are_valid_weights(metadata["weights"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(_not_ours(file, repr(error))) from error
+        raise ValueError(_format_error(file, repr(error))) from error
     if not good:
-        raise ValueError(_not_ours(file, f"format={metadata['format']!r}"))
+        raise ValueError(_format_error(file, f"format={metadata['format']!r}"))
     return metadata, folder
 
 
-def _are_weights(weights):
+def _are_valid_weights(weights):
     if weights is None:
         return True
     return isinstance(weights["sha256"], str) and isinstance(weights["variables"], dict)
 
 
-def _not_ours(file, received):
+def _format_error(file, received):
     return (
         f"{CONFIG} of a preset must be JSON with format={FORMAT}, class_name, config and weights. "
         f"Received: {str(file)!r} with {received}. Write the preset again with save_to_preset."
@@ -84,10 +84,10 @@ def _not_ours(file, received):
 
 
 def build(cls, preset, load_weights, overrides, head=(), head_only=()):
-    """A model of class `cls` from a preset; see `DHCJamba.from_preset`.
+    """Returns a model of class `cls` from a preset, see `DHCJamba.from_preset`.
 
-    `head` names arguments of the constructor on which only the layer named "head" depends: where an override changes
-    one, that layer starts anew, and the preset's values of the arguments in `head_only` are dropped.
+    `head` names constructor arguments that only the layer named "head" depends on. If an override changes one of them,
+    that layer starts from random weights, and the preset's values of the arguments in `head_only` are dropped.
     """
     metadata, folder = read(preset)
     if metadata["class_name"] != cls.__name__:
@@ -98,9 +98,9 @@ def build(cls, preset, load_weights, overrides, head=(), head_only=()):
     stored = metadata["config"].get("quantization")
     if load_weights and stored is not None and overrides.get("quantization", stored) != stored:
         raise ValueError(
-            "A preset in few bits is loaded in these. Received: "
+            "A quantized preset must be loaded with its own quantization. Received: "
             f"{str(preset)!r} in {stored!r}, and quantization={overrides['quantization']!r}. Leave it out, or load "
-            "what was saved in floating point."
+            "a preset in floating point."
         )
     weights = metadata["weights"] if load_weights else None
     if weights is not None:
@@ -117,7 +117,7 @@ def build(cls, preset, load_weights, overrides, head=(), head_only=()):
 
 
 def _fill(model, config, changed, dropped, variables, preset, file):
-    """Gives a model the weights in a file, all but those of the head where that is made for something else."""
+    """Loads the weights of a file into a model, except those of the head if `changed` is not empty."""
     if not changed:
         _check_variables(model, variables, preset)
         _load(model, file)
@@ -135,7 +135,7 @@ def _fill(model, config, changed, dropped, variables, preset, file):
 
 
 def write(model, folder, more=None):
-    """Writes a preset; see `DHCJamba.save_to_preset`. `more` is called with the folder, for files beside it."""
+    """Writes a preset, see `DHCJamba.save_to_preset`. `more(folder)` writes further files."""
     with whole_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
@@ -151,18 +151,22 @@ def write(model, folder, more=None):
 
 
 def whole_folder(folder):
-    """A folder to write to, which takes the place of `folder` when all went well, and leaves nothing otherwise."""
+    """Returns a context with a staged folder, which becomes `folder` on success and is removed otherwise.
+
+    Raises:
+        ValueError: if `folder` exists and is not an empty folder.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"A preset is written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
+            f"A preset must be written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
             "which is not. Choose another folder, or remove this one first."
         )
     return _files.atomic_folder(folder)
 
 
 def _save(model, file):
-    """Saves the weights without the state of an optimizer, which is two or three times as large."""
+    """Saves the weights without the optimizer state, which is two or three times as large."""
     optimizer, model.optimizer = getattr(model, "optimizer", None), None
     try:
         model.save_weights(file)
@@ -171,7 +175,7 @@ def _save(model, file):
 
 
 def _load(model, file):
-    """Loads the weights, and leaves the random number generators as the caller seeded them."""
+    """Loads the weights, and restores the random number generators as the caller seeded them."""
     weights = {id(v) for v in model.weights}
     generators = [(v, ops.copy(v.value)) for v in model.variables if id(v) not in weights]
     model.load_weights(file)

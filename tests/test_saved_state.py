@@ -267,7 +267,7 @@ class Draws:
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("tokenizer", Letters(), "saved by its save"),
+        ("tokenizer", Letters(), "must have a method save"),
         ("tokenizer", SavedLetters(), "load_tokenizer returns"),
         ("sampler", Draws(), "saved by its get_config"),
     ],

@@ -1,7 +1,7 @@
-"""What Keras does not offer, or offers only on some backends.
+"""Functions that Keras lacks, or has only on some backends.
 
 `contract.py` has one Protocol per capability. Each of the packages `jax`, `tensorflow` and `torch` has a module per
-Protocol. This package imports those of the backend that runs: `_backend.sharding.shard_map(...)`.
+Protocol. This package imports the modules of the active backend: `_backend.sharding.shard_map(...)`.
 """
 
 # ruff: noqa: F401

@@ -1,7 +1,8 @@
-"""The C library: where it lies, its kernels on arrays in memory, and why it cannot be used where it cannot.
+"""The C library: its path, its kernels on arrays in memory, and the reason if it cannot be used.
 
-Knows addresses, shapes and dtypes, and no backend: whoever calls it owns the memory and keeps it alive meanwhile.
-`_backend.kernels.c_kernel_op` makes a function of the backend's tensors, with its gradient, of a kernel.
+This module handles addresses, shapes and dtypes, and is independent of the backend. The caller owns the memory and
+keeps it alive during a call. `_backend.kernels.c_kernel_op` turns a kernel into a differentiable function of the
+backend's tensors.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ _ERRORS = {1: "There is not enough memory", 2: "The processor lacks the instruct
 
 
 class Array(NamedTuple):
-    """Memory of one tensor. All but the way between two tokens, `row` elements, is without gaps."""
+    """Memory of one tensor, contiguous except for the stride between two tokens, `row` elements."""
 
     address: int
     shape: tuple
@@ -35,7 +36,7 @@ _THREADS = [("parallel", ctypes.c_void_p), ("pool", ctypes.c_void_p)]
 
 
 def _structure(integers, members):
-    """A mirror of a structure of keras_jamba.h: integers, then members; those with a star are plain pointers."""
+    """Returns the ctypes mirror of a structure of keras_jamba.h: integers, then members; a star marks a pointer."""
     fields = [(name, ctypes.c_int64) for name in [*integers.split(), "threads", "isa"]]
     for name in members.split():
         fields.append((name[1:], ctypes.c_void_p) if name[0] == "*" else (name, _Tensor))
@@ -44,11 +45,11 @@ def _structure(integers, members):
 
 @dataclass(frozen=True)
 class Kernel(Signature):
-    """A function of the library, and the one for its gradient.
+    """Function of the C library, with the function of its gradient.
 
     Attributes:
-        number: of the forward function in xla_ffi.h; the backward one has the next.
-        backward: whether the library has one. Where not, the gradient is that of the portable form.
+        number: the number of the forward function in xla_ffi.h; the backward function has the next number.
+        backward: whether the library has a backward function. If not, the portable implementation gives the gradient.
         structure: the mirror of the structure in keras_jamba.h. Its integers are the sizes, then the options.
     """
 
@@ -57,15 +58,22 @@ class Kernel(Signature):
     structure: type
 
     def field(self, name):
-        """Where a tensor stands in the structure, in bytes, and whether with its dtype and rows."""
+        """Returns a tensor's offset in the structure in bytes, and whether its dtype and stride are there too."""
         kind = dict(self.structure._fields_)[name]
         return getattr(self.structure, name).offset, kind is _Tensor
 
     def run(self, backward, arrays, options, threads, parallel=None):
-        """Calls the library, without Python's lock.
+        """Calls the library, without Python's global interpreter lock.
 
-        `arrays` are inputs, outputs and gradients by name, or None; `parallel` is the address of OpenMP's
-        `GOMP_parallel` where the caller has such threads. Without it the call starts threads of its own.
+        Args:
+            backward: whether to call the backward function.
+            arrays: `{name: Array or None}` of inputs, outputs and gradients.
+            options: `{name: integer}`.
+            threads: the number of threads.
+            parallel: the address of `GOMP_parallel` if the caller has OpenMP threads. None starts new threads.
+
+        Raises:
+            RuntimeError: if memory or the instruction set is missing.
         """
         given = {name: array for name, array in arrays.items() if array is not None}
         sizes = self.sizes({name: x.shape for name, x in given.items()})
@@ -78,7 +86,9 @@ class Kernel(Signature):
         function = f"kj_{self.name}_{'backward' if backward else 'forward'}"
         error = getattr(_library, function)(ctypes.byref(call))
         if error:
-            raise RuntimeError(f"{_ERRORS[error]}. Received: {function} with {sizes}. Use less, or another set.")
+            raise RuntimeError(
+                f"{_ERRORS[error]}. Received: {function} with {sizes}. Use smaller inputs, or another KERAS_JAMBA_ISA."
+            )
 
 
 def _scan_sizes(shapes):
@@ -86,12 +96,12 @@ def _scan_sizes(shapes):
     return dict(batch=batch, length=length, channels=channels, states=states)
 
 
-CHUNK, WIDEST = 16, 16  # tokens between two checkpoints, and channels of a strip, as in keras_jamba.c
+CHUNK, WIDEST = 16, 16  # tokens between two checkpoints, and channels per strip, as in keras_jamba.c
 
 
 def _scan_shapes(sizes):
     batch, length, channels, states = sizes.values()
-    # Whole numbers that a compiler may hold as symbols.
+    # Integer arithmetic that also works on a compiler's symbolic sizes.
     checkpoints = batch * ((length + CHUNK - 1) // CHUNK) * ((channels + WIDEST - 1) // WIDEST * WIDEST) * states
     return [(batch, length, channels), (batch, channels, states), (checkpoints,)]
 
@@ -160,9 +170,9 @@ EXPERTS = Kernel(
 
 
 def _load():
-    """The library, or the reason why there is none."""
+    """Returns the library, or the reason why it cannot be used."""
     if not LIBRARY.exists():
-        return "its C library is not built: with a C compiler there, install the package again"
+        return "its C library is not built: install a C compiler, then reinstall the package"
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
@@ -181,22 +191,26 @@ _library = _load()
 
 
 def why_not():
-    """None, or why the library cannot be used."""
+    """Returns None, or the reason why the library cannot be used."""
     return _library if isinstance(_library, str) else None
 
 
 def xla_function():
-    """The library's one entry for XLA, see xla_ffi.h."""
+    """Returns the library's entry point for XLA, see xla_ffi.h."""
     return _library.kj_xla
 
 
 def cores():
-    """Cores that this process may run on."""
+    """Returns the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def instruction_set():
-    """The number of the set that KERAS_JAMBA_ISA names, 0 for the fastest."""
+    """Returns the number of the instruction set in KERAS_JAMBA_ISA, or 0 for the fastest.
+
+    Raises:
+        ValueError: if KERAS_JAMBA_ISA names no instruction set.
+    """
     name = os.environ.get("KERAS_JAMBA_ISA")
     if name and name not in INSTRUCTION_SETS:
         raise ValueError(
@@ -207,5 +221,5 @@ def instruction_set():
 
 
 def instruction_sets():
-    """Those of `INSTRUCTION_SETS` that this processor has."""
+    """Returns the names of `INSTRUCTION_SETS` that this processor has."""
     return [name for name, number in INSTRUCTION_SETS.items() if _library.kj_isa_available(number)]

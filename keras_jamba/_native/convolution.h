@@ -1,10 +1,10 @@
 /* The causal depthwise convolution and SiLU for one instruction set: one row and a range of its strips of channels, in
- * chunks of tokens as the scan.  Before the tokens of a chunk stand the `past` inputs that its windows reach back to;
- * behind their gradients, in the backward pass, those of the `past` tokens that follow. */
+ * chunks of tokens as in the scan.  The `past` inputs that the windows reach back to precede the tokens of a chunk.  In
+ * the backward pass, the gradients of the next `past` tokens follow the chunk's gradients. */
 
-/* One chunk of one vector of channels. `w` and `bias`: of these channels; `x`: the inputs, the past first; `valid`: of
- * kj_valid, NULL if all are; `out`: what is found. The second line is for the backward pass: `grad` is of y, and of y
- * before SiLU from token `count` on; `sums` are for the kernel, then for the bias. */
+/* One chunk of one vector of channels. `w` and `bias`: of these channels; `x`: the inputs, the past first; `valid`:
+ * from kj_valid, NULL if all are; `out`: the results. The second line is for the backward pass: `grad` is that of y,
+ * and from token `count` on that of y before SiLU; `sums` are for the kernel, then for the bias. */
 typedef struct {
   const vf *w, *x;
   vf bias, *out;
@@ -13,7 +13,7 @@ typedef struct {
   int count, silu;
 } V(window);
 
-/* y before SiLU, of SIDE tokens from number i on. */
+/* Computes y before SiLU, of SIDE tokens from number i on. */
 INLINE void V(slide)(const V(window) *chunk, int width, const uint8_t *valid, int i, vf *y) {
   EACH y[k] = chunk->bias;
   for (int j = 0; j < width; j++)
@@ -76,7 +76,7 @@ INLINE void V(load_kernel)(const kj_conv *call, int64_t first, vf *w) {
     w[j] = V(load_channels)(call->kernel + j * call->channels, first, V(lanes)(call->channels, first));
 }
 
-/* The gradients of the inputs before the row, from those of y before SiLU of the first tokens; and the sums. */
+/* Computes the gradients of the inputs before the row from those of y before SiLU of the first tokens; and the sums. */
 INLINE void V(end_row)(const kj_conv *call, const kj_task *task, int64_t first, vf *w, const uint8_t *valid,
                        const vf *grad, const vf *sums) {
   int64_t e = call->channels, width = call->width, past = width - 1;

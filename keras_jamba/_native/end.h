@@ -1,4 +1,4 @@
-/* Ends what vector.h began. */
+/* Undefines the macros of vector.h. */
 #undef vf
 #undef vi
 #undef vh

@@ -1,16 +1,17 @@
-/* Perceptrons of a few tokens for one instruction set: what takes the time is to read the weights once from memory.
+/* Perceptrons of a few tokens for one instruction set.  Reading the weights from memory takes most of the time, so each
+ * is read once.
  *
  * A task is one expert and a range of its hidden channels, with all tokens that chose it. */
 
-#define ROWS 8 /* of weights that are held in registers, one vector each */
+#define ROWS 8 /* rows of weights in registers, one vector each */
 
-/* A row is about as long as a page of memory, beyond which no processor looks ahead by itself. */
+/* A row is about one page of memory, and hardware prefetching stops at page boundaries. */
 INLINE void V(prefetch_next)(kj_tensor w, int64_t row, int64_t first) {
   __builtin_prefetch((const char *)w.data + (row * w.row + first) * (w.dtype == KJ_FLOAT32 ? 4 : 2), 0, 3);
 }
 
-/* acc[m][c] += the sum over `rows` of x[m][i] w[i][c], for the rows of w from `top` on and `columns` of its columns from
- * `left` on. `acc` has room up to a whole vector. */
+/* acc[m][c] += the sum over `rows` of x[m][i] w[i][c], for the rows of w from `top` on and `columns` of its columns
+ * from `left` on. `acc` is padded to a complete vector. */
 INLINE void V(add_rows)(kj_tensor w, int64_t top, int rows, int64_t left, int64_t columns, const float *x,
                         int64_t x_step, int64_t count, float *acc, int64_t step) {
   for (int64_t c = 0; c < columns; c += LANES) {

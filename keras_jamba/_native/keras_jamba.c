@@ -1,9 +1,9 @@
 /* The selective scan and the short convolution of Mamba, and experts, on a CPU: C11, libm and POSIX threads.
  *
  * This file holds the choice of an instruction set at run time, and the kernels with their sums over rows.
- * numbers.h, tokens.h and threads.h hold what all sets share; vector.h, strips.h, scan.h, scan_step.h, convolution.h
- * and experts.h are included once for each set.  There is no global state: every call frees its memory, so calls from several threads do not
- * meet. */
+ * numbers.h, tokens.h and threads.h are common to all sets; vector.h, strips.h, scan.h, scan_step.h, convolution.h and
+ * experts.h are included once per set.  There is no global state and every call frees its memory, so calls from several
+ * threads are independent. */
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HAVE_X86 1
@@ -18,9 +18,9 @@
 #include "keras_jamba.h"
 
 #define CHUNK 16   /* tokens */
-#define WIDEST 16  /* lanes of the widest set, and a cache line of float32: channels go by so many */
+#define WIDEST 16  /* lanes of the widest set, and a cache line of float32: channels per strip */
 #define SIDE 4     /* vectors that a function of vector.h works on side by side; CHUNK is a multiple */
-#define GROUP SIDE /* states that go through a chunk together */
+#define GROUP SIDE /* states that run through a chunk together */
 #define EACH for (int k = 0; k < SIDE; k++)
 #define LOG2E 1.44269504088896341f
 #define LN2 0.693147180559945309f
@@ -44,7 +44,7 @@ typedef struct {
   void *grad_rates; /* [vector][n + 2][lane]: gradients of A, D and the bias */
   float *partial_B, *partial_C;          /* (b, t, n), this share of the channels */
   float *rows_A, *rows_D, *rows_bias;    /* (b, e, n), (b, e), (b, e) */
-  float *rows_kernel;                    /* (b, k, e) */
+  float *rows_kernel;                    /* (b, w, e) */
 } kj_task;
 
 /* The tokens that chose one expert: those of assignments order[first] to order[first + count - 1]. */
@@ -52,8 +52,8 @@ typedef struct {
   int64_t expert, first, count;
 } kj_group;
 
-/* Assignments of tokens to experts, sorted by expert, and what comes of each, in as many parts as there are splits of
- * the hidden channels: partial[split][place in the order][step]. */
+/* Assignments of tokens to experts, sorted by expert, and their outputs, one part per split of the hidden channels:
+ * partial[split][place in the order][step]. */
 typedef struct {
   int64_t assignments, used, splits, most, step, hidden_step; /* most: of a group */
   kj_group *groups;
@@ -189,7 +189,7 @@ static kj_job scan_job(const kj_scan *call, const kj_set *set, int backward, int
   return job;
 }
 
-/* Memory is the call's own; `floats` numbers after the rates of all channels, which are set. */
+/* Allocates the memory of a call: the rates of all channels, which it sets, then `floats` numbers. */
 static float *with_rates(const kj_scan *call, kj_job *job, int64_t floats) {
   int64_t rates = padded(call->channels) * call->states;
   char *memory = malloc((rates + floats) * sizeof(float) + 64);
@@ -296,7 +296,7 @@ int kj_conv_backward(const kj_conv *call) {
 
 /* ---------------------------------------------------------------- experts */
 
-/* Sorts the assignments by expert; those to none come into no group. */
+/* Sorts the assignments by expert; those without an expert join no group. */
 static void sort_assignments(const kj_experts *call, kj_plan *plan) {
   int64_t all = call->tokens * call->per_token, done = 0;
   for (int64_t expert = 0; expert < call->experts; expert++) {
@@ -329,7 +329,7 @@ static int add_parts(const kj_experts *call, const kj_plan *plan) {
   return KJ_OK;
 }
 
-/* The tasks are as many as keep the threads busy to the end, but no narrower than four strips. */
+/* Enough tasks to keep all threads busy to the end, each of at least four strips. */
 static kj_job experts_job(const kj_experts *call, const kj_set *set, kj_plan *plan, int64_t *threads) {
   int64_t matrices = call->gate.data ? 3 : 2, weights = plan->used * matrices * call->width * call->hidden;
   *threads = useful_threads(call->threads, weights / 2 * (1 + plan->most / 4), call->parallel);

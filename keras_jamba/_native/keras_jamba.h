@@ -8,26 +8,26 @@ enum { KJ_FLOAT32, KJ_BFLOAT16, KJ_FLOAT16 };
 enum { KJ_FASTEST, KJ_PLAIN, KJ_AVX2, KJ_AVX512 }; /* instruction sets */
 enum { KJ_OK, KJ_NO_MEMORY, KJ_NO_SUCH_ISA };
 
-/* A tensor of one of the three dtypes; NULL data where there is none. `row` is the way from one token to the next, in
- * elements: half of a wider matrix's columns are a tensor too. */
+/* A tensor of one of the three dtypes; NULL data for None. `row` is the stride between two tokens in elements: a slice
+ * of a wider matrix's columns is a tensor too. */
 typedef struct {
   void *data;
   int64_t dtype, row;
 } kj_tensor;
 
-/* Calls its first argument with its second on so many threads at once, and comes back when all have: OpenMP's
+/* Calls its first argument with its second on the given number of threads, and returns when all have finished: OpenMP's
  * GOMP_parallel. */
 typedef void (*kj_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 
-/* Threads that the caller has, which begin with what they are given when they can: `start` returns 0 if it took the work. */
+/* The caller's thread pool, which runs work when a thread is free: `start` returns 0 if it accepted the work. */
 typedef struct {
   int (*start)(const void *context, void (*work)(void *), void *data);
   const void *context;
 } kj_pool;
 
 /* The selective scan, as keras_jamba.ops.selective_scan defines it: b rows, t tokens, e channels, n states.
- * float32 are all pointers to float.  `checkpoints` holds kj_scan_checkpoints(...) floats; NULL where no
- * gradient is wanted.  The gradients' dtypes are those of what they belong to. */
+ * Pointers to float are float32.  `checkpoints` holds kj_scan_checkpoints(...) floats; NULL if no gradient is
+ * requested.  A gradient has the dtype of its tensor. */
 typedef struct {
   int64_t batch, length, channels, states, softplus, threads, isa;
   kj_tensor u, delta, B, C, z;            /* (b, t, e), (b, t, e), (b, t, n), (b, t, n), (b, t, e) or NULL */
@@ -39,33 +39,33 @@ typedef struct {
   kj_tensor grad_y;                       /* read by backward from here on */
   const float *grad_last;                 /* (b, e, n) or NULL */
   kj_tensor grad_u, grad_delta, grad_B, grad_C, grad_z; /* written by backward; grad_z NULL with z */
-  float *grad_A, *grad_D, *grad_bias, *grad_initial;    /* NULL where not wanted */
-  kj_parallel parallel; /* the caller's threads in one of two forms, or NULL: the call starts some of its own */
+  float *grad_A, *grad_D, *grad_bias, *grad_initial;    /* NULL if not requested */
+  kj_parallel parallel; /* the caller's threads in one of two forms, or NULL: the call starts its own */
   const kj_pool *pool;
 } kj_scan;
 
-/* The causal depthwise convolution over k tokens, and SiLU after it where `silu` is set. */
+/* The causal depthwise convolution over w tokens, followed by SiLU if `silu` is set. */
 typedef struct {
   int64_t batch, length, channels, width, silu, threads, isa;
-  kj_tensor x, initial;            /* (b, t, e), (b, k - 1, e) or NULL */
-  const float *kernel, *bias;      /* (k, e), (e,) or NULL */
+  kj_tensor x, initial;            /* (b, t, e), (b, w - 1, e) or NULL */
+  const float *kernel, *bias;      /* (w, e), (e,) or NULL */
   const uint8_t *mask;             /* (b, t) or NULL */
   const int32_t *segments;         /* (b, t) or NULL */
   kj_tensor y;                     /* (b, t, e): written by forward */
   kj_tensor grad_y;                /* read by backward from here on */
   kj_tensor grad_x, grad_initial;  /* written by backward; grad_initial NULL with initial */
-  float *grad_kernel, *grad_bias;  /* (k, e), (e,) or NULL */
+  float *grad_kernel, *grad_bias;  /* (w, e), (e,) or NULL */
   kj_parallel parallel;            /* as above */
   const kj_pool *pool;
 } kj_conv;
 
-/* A few tokens, each through the k of x perceptrons that `indices` name, and the sum of what they make of it, weighted:
- * down(silu(gate(token)) * up(token)), or down(gelu(up(token))) without a gate. */
+/* The weighted sum of the k of x perceptrons in `indices`, for each of a few tokens: down(silu(gate(token)) *
+ * up(token)), or down(gelu(up(token))) without a gate. */
 typedef struct {
   int64_t tokens, width, hidden, experts, per_token, threads, isa;
   kj_tensor token, up, down, gate; /* (s, 1, d), (x, d, f), (x, f, d), (x, d, f) or NULL */
   const float *weights;            /* (s, k) */
-  const int32_t *indices;          /* (s, k); one that is no expert's adds nothing */
+  const int32_t *indices;          /* (s, k); an index out of range adds nothing */
   kj_tensor y;                     /* (s, 1, d) */
   kj_parallel parallel;            /* as above */
   const kj_pool *pool;

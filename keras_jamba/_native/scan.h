@@ -1,12 +1,12 @@
 /* The selective scan for one instruction set: forward and backward of one row and a range of its strips of channels.
  *
- * It goes through the row in chunks of CHUNK tokens, and through each in strips, see strips.h.  The forward pass leaves
- * the state before each chunk; the backward pass goes through the chunks from the last to the first and computes each
- * one's states again from there, so nothing of tokens x channels x state is ever kept.  Inside a chunk some states at a
- * time run over all tokens: they stay in registers, and what belongs to the chunk in the first-level cache. */
+ * It processes the row in chunks of CHUNK tokens, and each chunk in strips, see strips.h.  The forward pass stores the
+ * state before each chunk.  The backward pass visits the chunks from last to first and recomputes their states, so no
+ * array of size tokens x channels x state exists.  Inside a chunk, GROUP states at a time run over all tokens: they
+ * stay in registers, and the chunk's data in the first-level cache. */
 
-/* One chunk of one vector of channels: what is read, then what is found; the last line is for the backward pass. `z`
- * becomes the gate's slope and then z's gradient, `slope` is the softplus'. */
+/* One chunk of one vector of channels: inputs, then results; the last line is for the backward pass. `z` becomes the
+ * gate's slope and then z's gradient; `slope` is that of the softplus. */
 typedef struct {
   vf u[CHUNK], delta[CHUNK], z[CHUNK];
   vf drive[CHUNK], y[CHUNK];
@@ -38,7 +38,7 @@ INLINE void V(scatter_states)(float *to, int64_t states, int count, const vf *fr
     for (int i = 0; i < count; i++) to[i * states + n] = from[n][i];
 }
 
-/* delta after bias and softplus, and delta u, of one chunk. */
+/* Computes delta after bias and softplus, and delta u, of one chunk. */
 static NOINLINE void V(prepare)(const kj_scan *call, const kj_tokens *tokens, int64_t first, int backward,
                                 part_t *part) {
   vf bias = V(load_channels)(call->bias, first, V(lanes)(call->channels, first));
@@ -182,7 +182,7 @@ INLINE void V(backward_states)(int size, int64_t n, const kj_tokens *tokens, con
   for (int k = 0; k < size; k++) grad[n + k] = g[k], grad_rates[n + k] += r[k];
 }
 
-/* y's gradient before the gate, where the backward pass of the states begins. */
+/* Computes y's gradient before the gate, the input of the states' backward pass. */
 INLINE void V(begin_backward)(const kj_scan *call, const kj_tokens *tokens, part_t *part) {
   for (int i = 0; i < tokens->count; i += SIDE) {
     if (call->z.data) {
@@ -198,7 +198,7 @@ INLINE void V(begin_backward)(const kj_scan *call, const kj_tokens *tokens, part
   }
 }
 
-/* What is left of a chunk after the states: the gate, the skip, and softplus. */
+/* The gradients of the gate, the skip and softplus, after those of the states. */
 INLINE void V(finish_backward)(const kj_scan *call, const kj_tokens *tokens, int64_t first, vf *grad_D, vf *grad_bias,
                                part_t *part) {
   vf D = V(load_channels)(call->D, first, V(lanes)(call->channels, first));

@@ -1,6 +1,6 @@
-/* The selective scan of a single token for one instruction set, as decoding takes it: from one state to the next.
+/* The selective scan of a single token for one instruction set, for decoding: from one state to the next.
  *
- * Lanes are states, which lie side by side in memory, so nothing is brought into another order. */
+ * Lanes are states, which are contiguous in memory, so nothing is transposed. */
 
 /* h = exp(delta A) h + drive B for SIDE channels from `first` on, and the sums of C h. */
 INLINE void V(step_states)(const kj_scan *call, const kj_tokens *tokens, int64_t row, int64_t first, int64_t end,
@@ -32,7 +32,7 @@ static void V(scan_step)(const kj_scan *call, const kj_task *task) {
   const int64_t e = call->channels, row = task->row, begin = task->first * WIDEST;
   const int64_t end = task->last * WIDEST < e ? task->last * WIDEST : e, states = call->states;
   kj_tokens tokens = task->tokens;
-  if (!kj_chunk(call, &tokens, 0)) { /* the mask takes it out */
+  if (!kj_chunk(call, &tokens, 0)) { /* padding */
     for (int64_t i = (row * e + begin) * states; call->last && i < (row * e + end) * states; i++)
       call->last[i] = call->initial ? call->initial[i] : 0.0f;
     return;

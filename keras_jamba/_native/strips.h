@@ -1,11 +1,11 @@
 /* Strips of channels for one instruction set: WIDEST of them, a cache line of float32, in PARTS vectors.
  *
- * Down a column of a matrix the lines of a strip meet in the same few sets of the first-level cache, and drive each
- * other out.  So all of a chunk's are read once, before any work, and written once, after it. */
+ * The cache lines of a strip in consecutive tokens map to the same few sets of the first-level cache and evict each
+ * other.  So a chunk's lines are read once, before all computation, and written once, after it. */
 
 #define PARTS (WIDEST / LANES)
 
-/* How many of the channels from `first` on there are, up to a whole vector. */
+/* Returns the number of channels from `first` on, at most one vector. */
 INLINE int V(lanes)(int64_t channels, int64_t first) {
   int64_t rest = channels - first;
   return rest < 0 ? 0 : rest < LANES ? (int)rest : LANES;

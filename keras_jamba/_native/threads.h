@@ -1,7 +1,7 @@
 /* The tasks of one call, and the threads that do them. */
 
-/* What the threads of one call share.  It outlives the call where a thread comes too late: the backend's own threads
- * may keep a core busy waiting for their next work, and a call does not wait for a thread that has not begun. */
+/* State that the threads of one call share.  It outlives the call if a thread starts late: the backend's threads may
+ * busy-wait for other work, and a call does not wait for a thread that has not begun. */
 typedef struct {
   const kj_set *set;
   const kj_scan *scan; /* one of the three */
@@ -11,7 +11,7 @@ typedef struct {
   int backward, step; /* step: a scan of one token, forward */
   int64_t rows, shares, strips, length, tasks;
   int64_t bytes[5]; /* of a thread: work, state, replayed, sums, grad_rates */
-  kj_task shared;   /* what all tasks have in common; partial_B and partial_C of the first share */
+  kj_task shared;   /* the common part of all tasks; partial_B and partial_C of the first share */
   atomic_llong next;
   atomic_int users, failed;
   pthread_mutex_t lock; /* of `done` */
@@ -23,7 +23,7 @@ static void *align(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)
 
 static int64_t rounded(int64_t bytes) { return (bytes + 127) / 64 * 64; }
 
-/* Nothing comes of numbers below the normal ones, and they can cost a hundred times the others' time. */
+/* Flushes subnormal numbers to zero: they do not affect results, and can take a hundred times as long. */
 static unsigned flush_subnormals(void) {
 #if HAVE_X86
   unsigned before = _mm_getcsr();
@@ -105,7 +105,7 @@ static void let_go(kj_job *job) {
   free(job);
 }
 
-/* Does tasks until none is left.  Nothing but the job itself may be looked at before there is a task. */
+/* Runs tasks until none is left.  Before it has a task, it may read only the job itself. */
 static void work_through(kj_job *job) {
   int64_t number = job->next++, finished = 0, bytes = 64;
   if (number >= job->tasks) return;
@@ -145,7 +145,7 @@ static int start_thread(kj_job *job, const pthread_attr_t *detached, const kj_po
   return pool ? pool->start(pool->context, help, job) : pthread_create(&started, detached, helper, job);
 }
 
-/* Runs all tasks on up to `threads` threads, this one among them; one that cannot be started is done without. */
+/* Runs all tasks on up to `threads` threads, including this one; it ignores threads that fail to start. */
 static int run(const kj_job *planned, int64_t threads, kj_parallel parallel, const kj_pool *pool) {
   kj_job *job = malloc(sizeof *job);
   pthread_attr_t detached;
@@ -179,15 +179,15 @@ static int run(const kj_job *planned, int64_t threads, kj_parallel parallel, con
   return failed ? KJ_NO_MEMORY : KJ_OK;
 }
 
-/* As many threads as are worth their start, at 0.3 nanoseconds a unit: 70 microseconds of work for one that is to be
- * started, 7 where a team waits. */
+/* Returns the number of threads that pay off, at 0.3 nanoseconds per unit: 70 microseconds of work for a new thread, 7
+ * for one of a waiting team. */
 static int64_t useful_threads(int64_t threads, int64_t units, kj_parallel parallel) {
   int64_t most = units / 250000 + 1;
-  if (parallel) most = units > 25000 ? threads : 1; /* OpenMP ends threads that a smaller team leaves out */
+  if (parallel) most = units > 25000 ? threads : 1; /* OpenMP ends the threads that a smaller team omits */
   return threads < 1 ? 1 : threads < most ? threads : most;
 }
 
-/* Into how many shares the channels are cut so that the threads are busy to the end. */
+/* Returns the number of shares of the channels that keeps all threads busy to the end. */
 static int64_t shares_for(int64_t threads, int64_t rows, int64_t strips) {
   if (threads == 1 || rows % threads == 0 || rows >= 8 * threads) return 1;
   int64_t shares = (4 * threads + rows - 1) / rows;

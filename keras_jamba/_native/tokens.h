@@ -1,7 +1,6 @@
-/* The real tokens of a row, chunk by chunk, and where the states before each chunk are kept. */
+/* The real tokens of a row, chunk by chunk, and the places of the states before each chunk. */
 
-/* The real tokens of one row, and of them the chunk that is being worked on.  Tokens that the mask takes out are
- * nowhere in here: for the arithmetic they do not exist. */
+/* The real tokens of one row, and the current chunk of them.  Padding is not part of them. */
 typedef struct {
   int64_t begin, all;     /* where the row begins, how many real tokens it has */
   const int32_t *index;   /* their numbers in the row, or NULL: all of them */
@@ -18,14 +17,14 @@ INLINE int64_t kj_at(const kj_tokens *tokens, int64_t i) {
   return tokens->begin + (tokens->index ? tokens->index[i] : i);
 }
 
-/* Whether real token i is of another document than the one before it. The first goes on with an initial state. */
+/* Whether real token i begins a document. The first one continues an initial state. */
 INLINE int kj_begins(const kj_tokens *tokens, int64_t i) {
   if (!tokens->segments || i == 0) return 0;
   return tokens->segments[kj_at(tokens, i) - tokens->begin] != tokens->segments[kj_at(tokens, i - 1) - tokens->begin];
 }
 
-/* For `count` tokens from number `start` on, and each tap of a window of `width` inputs that ends at the token: 1 if
- * that input is of the token's own document, else 0. NULL if all are. */
+/* For `count` tokens from number `start` on, and each tap of the window of `width` inputs that ends at the token: 1 if
+ * the input belongs to the token's document, else 0. NULL if all do. */
 static const uint8_t *kj_valid(const kj_tokens *tokens, int64_t start, int64_t count, int64_t width, uint8_t *room) {
   int all = 1;
   if (!tokens->segments) return NULL;
@@ -78,7 +77,7 @@ int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int
   return batch * chunks_of(length) * padded(channels) * states;
 }
 
-/* That of a strip is [n][WIDEST], whatever the instruction set: another one may do the backward pass. */
+/* A strip's checkpoint is [n][WIDEST] for every instruction set: the backward pass may use another one. */
 static float *kj_checkpoint(const kj_scan *call, int64_t row, int64_t chunk, int64_t strip) {
   int64_t place = row * chunks_of(call->length) + chunk;
   return call->checkpoints + (place * padded(call->channels) + strip) * call->states;

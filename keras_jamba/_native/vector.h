@@ -7,7 +7,7 @@
 typedef float V(f) __attribute__((vector_size(4 * LANES)));
 typedef int32_t V(i) __attribute__((vector_size(4 * LANES)));
 typedef uint16_t V(h) __attribute__((vector_size(2 * LANES)));
-/* The same anywhere in memory: no alignment is asked of a caller's arrays. */
+/* Unaligned vectors: a caller's arrays need no alignment. */
 typedef float V(fu) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t V(hu) __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
@@ -37,8 +37,8 @@ INLINE vf V(larger)(vf x, vf y) { return V(choose)((x > y) | (x != x), x, y); }
 
 INLINE vf V(abs)(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
-/* The functions below do SIDE vectors at once: each is one long chain of steps that wait for each other, and a
- * processor looks ahead no further than about one such chain. */
+/* The functions below process SIDE vectors at once: each vector is one long chain of dependent instructions, and
+ * out-of-order execution covers about one such chain. */
 
 /* 2**r for r in [-1/2, 1/2]: the best polynomial of degree 5 with p(0) = 1, 9.2e-8 off at most, relatively. */
 INLINE void V(exp2_part)(const vf *r, vf *p) {
@@ -49,7 +49,7 @@ INLINE void V(exp2_part)(const vf *r, vf *p) {
   EACH p[k] = p[k] * r[k] + 1.0f;
 }
 
-/* 2**(x y) where |x y| <= 126, which must hold: NaN, too, comes out as something else. Exactly 1 for 0. */
+/* 2**(x y) where |x y| <= 126, which the caller guarantees; NaN gives another number. Exactly 1 for 0. */
 INLINE void V(exp2_products)(vf x, const vf *y, vf *to) {
   vf moved[SIDE], r[SIDE], p[SIDE];
   EACH moved[k] = x * y[k] + 12582912.0f; /* 1.5 * 2**23: rounds to an integer, which is in the lowest bits */
@@ -78,7 +78,7 @@ INLINE void V(exp2)(vf *x) {
 #if defined(WITH_AVX512)
   EACH x[k] = (vf)_mm512_scalef_ps((__m512)p[k], (__m512)whole[k]);
 #else
-  EACH whole[k] = (vf)((vi)whole[k] & (x[k] == x[k])); /* C leaves open what integer NaN becomes */
+  EACH whole[k] = (vf)((vi)whole[k] & (x[k] == x[k])); /* in C the conversion of NaN to an integer is undefined */
   EACH x[k] = (vf)((vi)p[k] + (__builtin_convertvector(whole[k], vi) << 23));
 #endif
 }
@@ -213,8 +213,8 @@ INLINE vf V(load)(kj_tensor x, int64_t token, int64_t first, int count) {
   return (vf)(__builtin_convertvector(half, vi) << 16);
 }
 
-/* Asks for a line two strips after this one, in the second-level cache. Down a column of a matrix no processor sees by
- * itself what comes next. */
+/* Prefetches a line two strips after this one into the second-level cache. Hardware prefetching does not follow the
+ * columns of a matrix. */
 #define AHEAD (2 * WIDEST)
 INLINE void V(prefetch)(kj_tensor x, int64_t token, int64_t first) {
   __builtin_prefetch((const char *)x.data + (token * x.row + first + AHEAD) * (x.dtype == KJ_FLOAT32 ? 4 : 2), 0, 2);

@@ -72,7 +72,7 @@ typedef struct {
   const void *internal;
   void *(*create_error)(ffi_error *);
   void *others[10];
-  void *(*schedule)(ffi_work *); /* of a later minor version: there if the size says so */
+  void *(*schedule)(ffi_work *); /* from a later minor version: present if the size includes it */
 } ffi_api;
 
 typedef struct {
@@ -105,7 +105,7 @@ static void place(char *structure, int64_t code, const ffi_buffer *buffer) {
   }
 }
 
-/* Threads started beside XLA's own would share their cores. */
+/* XLA's threads: new threads would compete with them for the cores. */
 static int schedule(const void *given, void (*work)(void *), void *data) {
   const ffi_call *call = given;
   ffi_work task = {sizeof task, NULL, call->context, work, data};
@@ -116,7 +116,7 @@ void *kj_xla(const ffi_call *call) {
   if (call->extension && call->extension->type == 1) {
     ffi_version *version = &((ffi_metadata *)call->extension)->metadata->version;
     version->major = 0;
-    version->minor = 1; /* nothing newer is used */
+    version->minor = 1; /* newer members are not used */
     return NULL;
   }
   union {

@@ -1,6 +1,6 @@
-"""Kernels for a GPU, in Triton, and how each is launched. Knows no backend: `_backend` gives arrays and launches.
+"""Triton kernels for a GPU, and their launches, independent of the backend: `_backend` owns arrays and launches.
 
-Modules with `kernels` in their names import Triton, and are imported where something is launched.
+Modules with `kernels` in their names import Triton. Launches import them lazily.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from keras_jamba._signature import Signature
 
 
 class Gpu(NamedTuple):
-    """How whoever owns the arrays launches a kernel.
+    """Device and operations that a backend provides for launches.
 
     Attributes:
         launch: `(kernel, grid, inputs, outputs, constants, num_warps=, num_stages=, registers=, zeroed=)`. Returns
-            arrays of the `(shape, dtype)` in `outputs`; those whose places are in `zeroed` are zeros before. The kernel
-            takes inputs, outputs, then the constants by name; a thread may use `registers` at most (on JAX those of
-            its program).
-        row: an array `(b, t, e)` to the elements from one token to the next.
-        cast: an array and a dtype, another array's or "float32", to the array in it.
-        multiprocessors: how many the device has.
-        device: its name.
-        has_rules: whether the rules for plans were measured on such a device.
-        clock: None, or `(specs, run)` to the seconds that `run(arrays)` takes, infinite if it fails, None if nothing
-            can be measured just now; `specs` as in `tuning.chosen`.
+            arrays of the `(shape, dtype)` in `outputs`. The outputs whose indices are in `zeroed` start as zeros. The
+            kernel takes inputs, outputs, then the constants by name. `registers` limits the registers per thread (on
+            JAX the limit is that of the `Program`).
+        row: maps an array `(b, t, e)` to its stride from one token to the next, in elements.
+        cast: `(array, dtype)`, with another array's dtype or "float32". Returns the array in that dtype.
+        multiprocessors: the number of multiprocessors of the device.
+        device: the name of the device.
+        has_rules: whether the rules for plans were measured on this kind of device.
+        clock: None, or `(specs, run)`, which returns the seconds of `run(arrays)`: infinity if it fails, None if
+            measuring is impossible now. `specs` are as in `tuning.chosen`.
     """
 
     launch: Callable
@@ -38,14 +38,16 @@ class Gpu(NamedTuple):
 
 @dataclass(frozen=True)
 class Program(Signature):
-    """A function that one or several kernels compute, and the one for its gradient.
+    """Function that one or several kernels compute, with its gradient.
 
     Attributes:
-        forward: `(gpu, tensors, options, train)`, both by name, to the outputs, None for one that is left out.
-        backward: `(gpu, tensors, options)` to the gradients in their order, None for that of an input that is None;
-            tensors are the inputs, the hidden outputs, and `grad_` and the name of the others.
-        strided: names of inputs `(b, t, e)` that may be parts of wider arrays.
-        registers: how many a thread of its kernels may use, or None for as many as it likes.
+        forward: `(gpu, tensors, options, train)`, with tensors and options by name. Returns the outputs, None for an
+            omitted one.
+        backward: `(gpu, tensors, options)`. Returns the gradients in the order of the inputs, None for an input that
+            is None. The tensors are the inputs, the residuals, and the gradients of the other outputs as `grad_` and
+            the output's name.
+        strided: names of inputs `(b, t, e)` that may be slices of wider arrays.
+        registers: the most registers per thread of its kernels, or None for no limit.
     """
 
     forward: Callable

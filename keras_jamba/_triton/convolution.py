@@ -1,7 +1,7 @@
-"""How the kernels of the convolution are launched: their tiles, their grids, what they put out.
+"""Launches of the convolution kernels: tiles, grids and outputs.
 
-Every function takes `launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages)` first, which returns the
-outputs: arrays of the `(shape, dtype)` that are asked for.
+Every function takes `launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages)` first. It returns arrays
+of the requested `(shape, dtype)` in `outputs`.
 """
 
 from typing import NamedTuple
@@ -9,16 +9,16 @@ from typing import NamedTuple
 from keras_jamba._triton import Program
 from keras_jamba._triton.tuning import power
 
-WIDEST = 8  # tokens that a window holds at most
+WIDEST = 8  # the largest kernel width
 
-# Threads of a warp, and warps that keep an H100 busy.
+# Threads per warp, and warps that fill an H100.
 _LANES, _BUSY = 32, 2640
 
 
 class Columns(NamedTuple):
-    """Some channels of a wider array, from the channel `first` on: nothing has to be copied.
+    """Slice of the channels of a wider array, from channel `first` on, without a copy.
 
-    `row` is the step from one token to the next, None for that of a contiguous array.
+    `row` is the stride from one token to the next in elements, or None for a contiguous array.
     """
 
     array: object
@@ -31,9 +31,9 @@ class Columns(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What one program works on: `runs` runs of `strip` tokens that follow each other, of `block` channels.
+    """Work of one program: `runs` consecutive runs of `strip` tokens each, of `block` channels.
 
-    A multiple of `count` tokens is a strip.
+    `strip` is a multiple of `count`, the number of tokens that are loaded together.
     """
 
     block: int
@@ -44,20 +44,25 @@ class Tile(NamedTuple):
 
 
 def columns(x):
-    """`x` as `Columns`."""
+    """Returns `x` as `Columns`."""
     return x if isinstance(x, Columns) else Columns(x)
 
 
 def forward(launch, x, kernel, bias=None, initial=None, begins=None, *, silu=True, tile=None):
-    """`(b, t, e)`: every channel of `x` convolved with its kernel over the present and the k - 1 tokens before it.
+    """Convolves every channel of `x` with its kernel over the current token and the w - 1 tokens before it.
 
     Args:
-        x: `(b, t, e)`, or such `Columns` of it.
-        kernel: `(k, e)` float32, k from 1 to WIDEST.
+        launch: see above.
+        x: `(b, t, e)`, or `Columns` of this shape.
+        kernel: `(w, e)` float32, w from 1 to WIDEST.
         bias: `(e,)` float32 or None.
-        initial: `(b, k - 1, e)`, the inputs before the first token, or None for zeros.
-        begins: `(b, t)` int32 or None: how many of the k - 1 tokens before it the window of each token reaches.
-        silu: whether SiLU is applied to the result.
+        initial: `(b, w - 1, e)`, the inputs before the first token, or None for zeros.
+        begins: `(b, t)` int32 or None: how many of the w - 1 tokens before it each token's window reaches.
+        silu: whether to apply SiLU to the result.
+        tile: a `Tile`, or None to choose one.
+
+    Returns:
+        `(b, t, e)` in the dtype of `x`.
     """
     x = columns(x)
     (b, t), (_, e) = x.array.shape[:2], kernel.shape
@@ -69,15 +74,15 @@ def forward(launch, x, kernel, bias=None, initial=None, begins=None, *, silu=Tru
 
 
 def gradients(launch, grad_y, x, kernel, bias=None, initial=None, begins=None, *, silu=True, tile=None):
-    """Gradients of x `(b, t, e)`, kernel `(k, e)`, bias and initial, the last two None where these are.
+    """Computes the gradients of x `(b, t, e)`, kernel `(w, e)`, bias and initial; the last two may be None.
 
-    Those of kernel and bias are float32. grad_y: `(b, t, e)`; the other arguments are those of `forward`.
+    The gradients of kernel and bias are float32. `grad_y` is `(b, t, e)`; the other arguments are those of `forward`.
     """
     x = columns(x)
     (b, t), (k, e) = x.array.shape[:2], kernel.shape
     if tile is None:
-        # Sums and gradients that are not complete take as many registers again as inputs and weights:
-        # with 16 bytes a thread there would be room for half as many threads, and with documents for none.
+        # Partial sums and gradients double the registers of inputs and weights. 16 bytes per thread would halve the
+        # number of threads, and with documents no thread would fit.
         tile = tile_for(b, t, kernel.shape, 4 if k <= 4 else 2)
     constants = _constants(x, kernel, bias, initial, begins, silu, tile)
     inputs = (grad_y, x.array, *_inputs(x, kernel, bias, initial, begins))
@@ -93,7 +98,7 @@ def gradients(launch, grad_y, x, kernel, bias=None, initial=None, begins=None, *
 
 
 def tile_for(b, t, kernel_shape, each):
-    """A tile where a thread has `each` channels."""
+    """Returns a tile with `each` channels per thread."""
     k, e = kernel_shape
     count = 4 if k <= 5 else 8
     block = max(each, min(_LANES * each, power(e)))
@@ -108,7 +113,7 @@ def tile_for(b, t, kernel_shape, each):
 
 
 def _vector(x):
-    """Elements of 16 bytes."""
+    """Returns the number of elements in 16 bytes."""
     return 16 // x.dtype.itemsize
 
 
@@ -131,7 +136,7 @@ def _launched(launch, name, sizes, inputs, outputs, constants, tile):
 
 
 def _summed(launch, parts):
-    """Over the first axis."""
+    """Computes the sum over the first axis."""
     count, rows, e = parts.shape
     constants = dict(count=count, COLUMNS=rows * e, ROWS=min(32, power(count)), BLOCK=64)
     grid, outputs = (_tiles(rows * e, 64),), [((rows, e), parts.dtype)]
@@ -139,7 +144,7 @@ def _summed(launch, parts):
 
 
 def _kernel(name):
-    # Only here, where Triton is.
+    # Imported lazily: Triton may be missing.
     from keras_jamba._triton import convolution_kernels
 
     return getattr(convolution_kernels, name)
@@ -168,7 +173,7 @@ def _forward(gpu, tensors, options, train):
 def _backward(gpu, tensors, options):
     given, options = _arguments(gpu, tensors, options)
     grad_x, grad_kernel, grad_bias, grad_initial = gradients(gpu.launch, tensors["grad_y"], *given, **options)
-    # A copy, since what an operator of PyTorch returns may not share memory.
+    # A copy, because the outputs of a PyTorch operator must not share memory.
     return grad_x, grad_kernel, None if grad_bias is None else grad_bias + 0.0, grad_initial
 
 

@@ -1,13 +1,12 @@
 """The causal depthwise convolution with bias and SiLU on a GPU, in Triton.
 
-A program takes BLOCK channels through RUNS runs of STRIP tokens that follow each other, a tile (RUNS, BLOCK) for each
-token of the runs. A thread has as many neighbouring channels as 16 bytes hold, and takes them through its run with the
-last K - 1 inputs in registers, so that every input is read once, but for those around a run. COUNT tokens are on their
-way while as many are worked on.
+A program processes BLOCK channels of RUNS consecutive runs of STRIP tokens, as one tile (RUNS, BLOCK) per token of a
+run. A thread holds 16 bytes of neighbouring channels and keeps the last K - 1 inputs of its run in registers. So it
+reads every input once, except those at the ends of a run. It loads COUNT tokens while it computes the COUNT before.
 
-Nothing is kept for the way back: it computes the sums before SiLU again. A token's gradient is complete K - 1 tokens
-later, so runs read as many beyond their end. Gradients of the weights are sums over a program's tokens, and another
-kernel adds them in a fixed order.
+There are no residuals: the backward pass recomputes the sums before SiLU. A token's gradient is complete K - 1 tokens
+later, so a run reads K - 1 tokens past its end. A program sums the gradients of the weights over its tokens, and
+another kernel adds these sums in a fixed order.
 """
 
 import triton
@@ -18,7 +17,7 @@ from keras_jamba._triton.scan_kernels import _sigmoid
 
 @triton.jit
 def _place(length, CHANNELS: tl.constexpr, RUNS: tl.constexpr, STRIP: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's row, the first token of it and of each of its runs, and its channels."""
+    """Returns this program's row, its first token, the first token of each of its runs, and its channels."""
     blocks = tl.cdiv(CHANNELS, BLOCK)
     place = tl.program_id(0) // blocks
     parts = tl.cdiv(length, RUNS * STRIP)
@@ -39,7 +38,7 @@ def _channels(e, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _next(pointer, t, e, length, ROW: tl.constexpr, CHANNELS: tl.constexpr, STRIP: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT tiles of tokens from `t (RUNS,)` on; zeros for those past the row's end."""
+    """Loads COUNT tiles of tokens from `t (RUNS,)` on; zeros past the end of the row."""
     offsets, found = _offsets(e, t.shape[0], STRIP, ROW), ()
     for i in tl.static_range(COUNT):
         here = (t + i < length)[:, None] & _channels(e, CHANNELS)
@@ -49,7 +48,7 @@ def _next(pointer, t, e, length, ROW: tl.constexpr, CHANNELS: tl.constexpr, STRI
 
 @triton.jit
 def _reaches(begins, t, length, STRIP: tl.constexpr, COUNT: tl.constexpr, BEGINS: tl.constexpr):
-    """How far each of COUNT tokens reaches back: tiles (RUNS, 1)."""
+    """Loads how far each of COUNT tokens reaches back: tiles (RUNS, 1)."""
     found = ()
     for i in tl.static_range(COUNT):
         if BEGINS:
@@ -75,14 +74,14 @@ def _before(
     STRIP: tl.constexpr,
     INITIAL: tl.constexpr,
 ):
-    """The K - 1 inputs before each run, the farthest first; before the row those of `initial`, or zeros."""
+    """Loads the K - 1 inputs before each run, the oldest first; before the row those of `initial`, or zeros."""
     offsets, found = _offsets(e, t.shape[0], STRIP, ROW), ()
     for i in tl.static_range(K - 1):
         back = K - 1 - i
         inside = (t >= back) & (t - back < length)
         row = tl.load(x - back * ROW + offsets, mask=inside[:, None] & _channels(e, CHANNELS), other=0).to(tl.float32)
         if INITIAL:
-            # Where `t` is 0: runs are not shorter than K - 1.
+            # Only for t = 0, because runs are at least K - 1 tokens long.
             place = initial + (b * (K - 1) + i) * CHANNELS + e[None, :] + tl.zeros_like(t)[:, None]
             first = tl.load(place, mask=(t == 0)[:, None] & _channels(e, CHANNELS), other=0).to(tl.float32)
             row = tl.where((t == 0)[:, None], first, row)
@@ -92,7 +91,7 @@ def _before(
 
 @triton.jit
 def _weights(kernel, bias, e, K: tl.constexpr, CHANNELS: tl.constexpr, BIAS: tl.constexpr):
-    """The K rows of the kernel, and the bias: (1, BLOCK)."""
+    """Loads the K rows of the kernel, and the bias, each (1, BLOCK)."""
     found = ()
     for i in tl.static_range(K):
         found = found + (tl.load(kernel + i * CHANNELS + e, mask=e < CHANNELS, other=0.0)[None, :],)
@@ -105,7 +104,7 @@ def _weights(kernel, bias, e, K: tl.constexpr, CHANNELS: tl.constexpr, BIAS: tl.
 
 @triton.jit
 def _reached(window, reach, BEGINS: tl.constexpr, K: tl.constexpr):
-    """The window, with zeros where it may not reach."""
+    """Returns the window with zeros for tokens of other documents."""
     if BEGINS:
         found = ()
         for i in tl.static_range(K):
@@ -145,10 +144,10 @@ def convolution_forward(
     INITIAL: tl.constexpr,
     BEGINS: tl.constexpr,
 ):
-    """`y (b, t, e)` of `x`: (b, t, ROW), whose channels begin at FIRST.
+    """Computes `y (b, t, e)` from `x (b, t, ROW)`, whose channels begin at FIRST.
 
-    `kernel`: (k, e) and `bias`: (e,), float32. `initial`: (b, k - 1, e). `begins`: (b, t) int32, how many of the k - 1
-    tokens before it a token's window reaches.
+    `kernel`: (w, e) and `bias`: (e,), float32, with w = K. `initial`: (b, w - 1, e). `begins`: (b, t) int32, how many
+    of the w - 1 tokens before it a token's window reaches.
     """
     b, begin, t, e = _place(length, CHANNELS, RUNS, STRIP, BLOCK)
     x += (b * length + begin) * ROW + FIRST
@@ -184,7 +183,7 @@ def _gradient_of_sum(window, weights, shift, grad, K: tl.constexpr, SILU: tl.con
 
 @triton.jit
 def _given(due, weights, grad, reach, K: tl.constexpr, BEGINS: tl.constexpr):
-    """The gradients of the K inputs of a window, the farthest first, with what this token adds."""
+    """Adds this token's contribution to the gradients of the K inputs of its window, the oldest first."""
     found = ()
     for i in tl.static_range(K - 1):
         found = found + (due[i] + weights[i] * (tl.where(reach >= K - 1 - i, grad, 0.0) if BEGINS else grad),)
@@ -216,8 +215,10 @@ def convolution_backward(
     INITIAL: tl.constexpr,
     BEGINS: tl.constexpr,
 ):
-    """`grad_x (b, t, e)`, `grad_initial (b, k - 1, e)`, and of a program's tokens the sums that are the gradients of
-    kernel and bias, `parts (programs of a channel, k + 1, e)`."""
+    """Computes `grad_x (b, t, e)`, `grad_initial (b, w - 1, e)` and `parts (programs per channel, w + 1, e)`.
+
+    w is K. `parts` holds each program's sums for the gradients of the kernel (w rows) and the bias (the last row).
+    """
     b, begin, t, e = _place(length, CHANNELS, RUNS, STRIP, BLOCK)
     x += (b * length + begin) * ROW + FIRST
     grad_y += (b * length + begin) * CHANNELS
@@ -247,7 +248,7 @@ def convolution_backward(
                 more = more + (sums[j] + seen[j] * grad,)
             sums, total = more, total + grad
             due = _given(due, weights, grad, reaches[i], K, BEGINS)
-            # That of the token K - 1 before, of this run or, before the row, of `initial`.
+            # The gradient of the token K - 1 before, in this run or, before the row, in `initial`.
             place = at + (i - K + 1)
             here = ((t + place < length) & (place >= 0))[:, None] & _channels(e, CHANNELS)
             tl.store(grad_x + place * CHANNELS + to, due[0].to(grad_x.dtype.element_ty), mask=here)
@@ -257,7 +258,7 @@ def convolution_backward(
                     here = (t == 0)[:, None] & _channels(e, CHANNELS)
                     tl.store(where, due[0].to(grad_initial.dtype.element_ty), mask=here)
             window, due = window[1:], due[1:]
-    # What tokens after the run add to its last ones.
+    # Tokens after the run contribute to the gradients of its last tokens.
     reaches = _reaches(begins + STRIP, t + STRIP, length, STRIP, COUNT, BEGINS)
     for i in tl.static_range(K - 1):
         window = window + (rows[i].to(tl.float32),)
@@ -276,7 +277,7 @@ def convolution_backward(
 
 @triton.jit
 def convolution_sums(parts, sums, count, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """`sums (COLUMNS,)` of `parts (count, COLUMNS)`."""
+    """Computes `sums (COLUMNS,)`, the sum over the first axis of `parts (count, COLUMNS)`."""
     r = tl.arange(0, ROWS)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([ROWS, BLOCK], tl.float32)

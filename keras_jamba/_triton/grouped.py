@@ -1,7 +1,7 @@
-"""How the kernels for rows sorted by expert are launched: their tiles, their grids, what they put out.
+"""Launches of the kernels for rows sorted by expert: tiles, grids and outputs.
 
-Every function takes a `Gpu` first, and arrays of whoever launches. `counts` `(x,)` int32 says how many of the rows each
-expert has, in their order.
+Every function takes a `Gpu` and arrays of its backend. `counts` `(x,)` int32 is the number of rows per expert, in the
+order of the rows.
 """
 
 from typing import NamedTuple
@@ -9,14 +9,15 @@ from typing import NamedTuple
 from keras_jamba._triton import tuning
 from keras_jamba._triton.tuning import power
 
-# Row numbers, and the array whose rows they are; a target's are those of the result.
+# Arrays of row indices, and the array that each one indexes; `target` indexes the result.
 _NAMED = {"source": "x", "a_source": "a", "b_source": "b", "target": "target"}
 
 
 class Tiles(NamedTuple):
-    """What one program works on: rows and columns of the result, and `depth` of the sum at a time.
+    """Work of one program: rows and columns of the result, and `depth` terms of the sum per step.
 
-    `strip` tiles of rows share what they read; the last two are Triton's `num_warps` and `num_stages`.
+    The `strip` row tiles of a strip share reads through the cache. `warps` and `stages` are Triton's `num_warps` and
+    `num_stages`.
     """
 
     rows: int
@@ -30,7 +31,7 @@ class Tiles(NamedTuple):
         return dict(BM=self.rows, BN=self.columns, BK=self.depth, STRIP=self.strip)
 
 
-# For devices with less room than the rules were measured on, or other arithmetic.
+# For devices with less shared memory than those of the rules, or with other arithmetic units.
 OTHERS = [
     Tiles(128, 128, 64, 16, 8, 3),
     Tiles(128, 128, 32, 16, 8, 3),
@@ -43,27 +44,37 @@ OTHERS = [
 
 
 def tiles_for(share, depth, columns, dtype, sums=1):
-    """Tiles for about `share` rows an expert, with `sums` results of a program side by side."""
+    """Returns tiles for about `share` rows per expert and `sums` accumulators per program."""
     if dtype.itemsize > 2:
         tiles = Tiles(128, 128 // sums, 32, 16, 8, 3) if share > 64 else Tiles(64, 64 // sums, 32, 16, 4, 3)
     elif depth % 8 or columns % 8:
-        tiles = Tiles(64, 128 // sums, 32, 16, 4, 3)  # addresses element by element
+        tiles = Tiles(64, 128 // sums, 32, 16, 4, 3)  # unaligned rows: element-wise addresses
     elif share > 64:
         tiles = Tiles(128, 256 // sums, 64, 16, 8, 4)
     elif share > 32:
         tiles = Tiles(64, 128 // sums, 64, 16, 4, 4)
     else:
-        # The weights are read once, and nothing else matters.
+        # Bound by reading the weights once.
         tiles = Tiles(16 if share <= 16 else 32, 64 // sums, 128, 16, 4, 4)
     fit = lambda size, most: max(16, min(most, power(size)))  # noqa: E731
     return tiles._replace(columns=fit(columns, tiles.columns), depth=fit(depth, tiles.depth))
 
 
 def first_product(gpu, x, source, counts, up_bank, gate_bank=None, keep=False, tiles=None):
-    """The rows of `x` that `source` names through their experts' first layer.
+    """Computes the first layer of the experts for the rows of `x` at `source`.
+
+    Args:
+        gpu: a `Gpu`.
+        x: `(s, d)`.
+        source: `(rows,)`, the row of `x` of each row.
+        counts: `(x,)`.
+        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None.
+        keep: whether to also return the matrix products, for the gradient.
+        tiles: `Tiles`, or None to choose them.
 
     Returns:
-        `hidden` `(rows, f)`, and where `keep` also the products with `up_bank` and `gate_bank` (None where that is).
+        `hidden` `(rows, f)`. With `keep`, `(hidden, up, gate)`: also the products with `up_bank` and `gate_bank`, None
+        without a gate bank.
     """
     experts, d, f = up_bank.shape
     rows, gated = source.shape[0], gate_bank is not None
@@ -84,17 +95,25 @@ def first_product(gpu, x, source, counts, up_bank, gate_bank=None, keep=False, t
 def rows_product(
     gpu, x, bank, counts, other=None, *, transpose_rhs=False, source=None, target=None, scale=None, tiles=None
 ):
-    """Rows times the matrix of their expert.
+    """Multiplies rows by the matrix of their expert.
 
     Args:
-        x: `(rows, k)`, or where `source` `(rows,)` is given, those that it names.
-        bank: `(x, k, n)`, or where `transpose_rhs` `(x, n, k)`.
-        other: another `(x, bank)` whose product is added.
-        target: `(rows,)`, the row of the result that each goes to; None is its own.
-        scale: `(rows,)` by rows of the result, or None; with a target.
+        gpu: a `Gpu`.
+        x: `(rows, inner)`; with `source`, the array that it indexes.
+        bank: `(x, inner, outer)`, or `(x, outer, inner)` with `transpose_rhs`.
+        counts: `(x,)`.
+        other: another `(x, bank)` whose product is added, or None.
+        transpose_rhs: whether the matrices are transposed.
+        source: `(rows,)`, the row of `x` of each row; None for the same row.
+        target: `(rows,)`, the row of the result of each row; None for the same row.
+        scale: `(rows,)`, a factor per row of the result, or None; requires `target`.
+        tiles: `Tiles`, or None to choose them.
+
+    Returns:
+        `(rows, outer)` in the dtype of `x`.
     """
-    experts, k, n = bank.shape
-    k, n = (n, k) if transpose_rhs else (k, n)
+    experts, inner, outer = bank.shape
+    inner, outer = (outer, inner) if transpose_rhs else (inner, outer)
     rows = (x if source is None else source).shape[0]
     if tiles is None:
         arrays = dict(x=x, bank=bank, counts=counts, source=source, target=target, scale=scale)
@@ -105,17 +124,20 @@ def rows_product(
             given = {name: x for name, x in given.items() if not name.startswith("other")}
             return rows_product(gpu, **given, other=other, transpose_rhs=transpose_rhs, tiles=tiles)
 
-        tiles = _chosen(gpu, "rows_product", tiles_for(rows / experts, k, n, x.dtype), arrays, rows, run)
-    constants = dict(K=k, N=n, TRANSPOSE_RHS=transpose_rhs, TWO=other is not None, GATHERED=source is not None)
+        tiles = _chosen(gpu, "rows_product", tiles_for(rows / experts, inner, outer, x.dtype), arrays, rows, run)
+    constants = dict(K=inner, N=outer, TRANSPOSE_RHS=transpose_rhs, TWO=other is not None, GATHERED=source is not None)
     constants |= dict(SCATTERED=target is not None, SCALED=scale is not None)
     inputs = (x, bank, *(other or (x, bank)), *(counts if each is None else each for each in (source, target)))
     inputs += (x if scale is None else scale, counts)
-    grid, outputs = _grid_of_rows(rows, experts, n, tiles), [((rows, n), x.dtype)]
+    grid, outputs = _grid_of_rows(rows, experts, outer, tiles), [((rows, outer), x.dtype)]
     return _launched(gpu, "rows_product", grid, inputs, outputs, constants, experts, tiles)[0]
 
 
 def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
-    """`(x, m, n)`: for each expert its rows of `a`, transposed, times its rows of `b`; sources as in `rows_product`."""
+    """Computes for each expert the transposed rows of `a` times the rows of `b`: `(x, columns of a, columns of b)`.
+
+    `a_source` and `b_source` are as `source` in `rows_product`.
+    """
     experts, m, n = counts.shape[0], a.shape[1], b.shape[1]
     rows = (a if a_source is None else a_source).shape[0]
     if tiles is None:
@@ -131,7 +153,7 @@ def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
 
 
 def activation(gpu, up, gate=None):
-    """`silu(gate) * up`, or `gelu(up)`, of `(rows, f)`."""
+    """Computes `silu(gate) * up`, or `gelu(up)` without a gate, of `(rows, f)`."""
     rows, f = up.shape
     constants = dict(N=f, GATED=gate is not None, BN=min(2048, power(f)))
     inputs = (up, up if gate is None else gate)
@@ -140,14 +162,18 @@ def activation(gpu, up, gate=None):
 
 
 def activation_gradient(gpu, gradient, up, gate, scale, target):
-    """Back through an expert's first layer, whose result was weighted by `scale[target]` later.
+    """Computes the gradients of an expert's activation, whose output has the weights `scale[target]`.
 
     Args:
-        gradient: `(rows, f)`, of `activation(up, gate)` as if its weight were one.
-        scale: `(rows,)`; target: `(rows,)`, where each row's weight is.
+        gpu: a `Gpu`.
+        gradient: `(rows, f)`, the gradient of `activation(up, gate)` for a weight of one.
+        up, gate: `(rows, f)`; gate may be None.
+        scale: `(rows,)`, the weights.
+        target: `(rows,)`, the index of each row's weight.
 
     Returns:
-        The gradients of `up`, of `gate` (None where that is) and of `scale`, and `activation(up, gate)` weighted.
+        `(grad_up, grad_gate, grad_scale, hidden)`: grad_gate is None without a gate, and hidden is the weighted
+        `activation(up, gate)`.
     """
     (rows, f), gated = up.shape, gate is not None
     constants = dict(N=f, GATED=gated, BN=min(2048, power(f)))
@@ -160,9 +186,9 @@ def activation_gradient(gpu, gradient, up, gate, scale, target):
 
 
 def combination(gpu, x, place, scale=None, other=None):
-    """`(s, d)`: the sum of the rows of `x` that `place` `(s, k)` names, weighted by `scale` `(s, k)` where given.
+    """Computes `(s, d)`: the sum of the rows of `x` at `place` `(s, k)`, weighted by `scale` `(s, k)` if given.
 
-    Each row is that of `x` plus that of `other`, where given.
+    If `other` is given, its rows are added to those of `x` first.
     """
     (tokens, per_token), d = place.shape, x.shape[1]
     constants = dict(D=d, PER_TOKEN=per_token, SCALED=scale is not None, TWO=other is not None)
@@ -173,7 +199,7 @@ def combination(gpu, x, place, scale=None, other=None):
 
 
 def _chosen(gpu, name, rule, arrays, rows, run):
-    """`rule`, or where `tuning` measures, tiles for arrays of such shapes."""
+    """Returns `rule`, or measured tiles for this class of shapes if `tuning` measures."""
     if not tuning.measures(gpu):
         return rule
     arrays = {name: x for name, x in arrays.items() if x is not None}
@@ -184,14 +210,14 @@ def _chosen(gpu, name, rule, arrays, rows, run):
 
 
 def _sample(arrays, rows):
-    """What is measured with: two experts, so that their banks find room in the middle of a training."""
+    """Returns the specs of arrays to measure with: two experts only, whose banks fit into memory during training."""
     experts = arrays["counts"].shape[0]
-    few = min(experts, 2)
+    measured = min(experts, 2)
 
     def first(name, x):
         if name == "counts" or name.endswith("bank"):
-            return few
-        return rows * few // experts if x.shape[0] == rows else x.shape[0]
+            return measured
+        return rows * measured // experts if x.shape[0] == rows else x.shape[0]
 
     shapes = {name: (first(name, x), *x.shape[1:]) for name, x in arrays.items()}
     values = {name: range(shapes[_NAMED[name]][0]) for name in arrays if name in _NAMED} | {"counts": rows // experts}
@@ -199,18 +225,18 @@ def _sample(arrays, rows):
 
 
 def _no_larger(tiles, rule):
-    """In rows and columns: the rule's are no larger than the arrays, or than what a program has room for."""
+    """Returns `tiles` with the rows and columns limited to those of the rule, which fit the arrays and a program."""
     return tiles._replace(rows=min(tiles.rows, rule.rows), columns=min(tiles.columns, rule.columns))
 
 
 def _for_a_bank(share, m, n, dtype, gathered):
-    """Here the rows of an expert are what is summed over."""
+    """Returns tiles for `bank_gradient`, which sums over the rows of an expert."""
     if dtype.itemsize > 2:
         tiles = Tiles(128, 128, 32, 16, 8, 3)
     elif m % 8 or n % 8:
         tiles = Tiles(64, 128, 32, 16, 4, 3)
     else:
-        # What names the rows takes two of the stages.
+        # The loads of row indices take two of the stages.
         tiles = Tiles(128, 256, 64, 16, 8, 5 if gathered else 4)
     if share <= 32:
         tiles = tiles._replace(depth=max(16, min(tiles.depth, power(int(share) + 1))))
@@ -219,7 +245,7 @@ def _for_a_bank(share, m, n, dtype, gathered):
 
 
 def _grid_of_rows(rows, experts, columns, tiles):
-    """Room for the most tiles that any routing needs: full ones, and one more for each expert."""
+    """Returns a grid for the most tiles that any routing needs: full tiles, and one more per expert."""
     return (min(rows, rows // tiles.rows + experts) * _tiles(columns, tiles.columns),)
 
 
@@ -229,7 +255,7 @@ def _launched(gpu, name, grid, inputs, outputs, constants, experts, tiles):
 
 
 def _kernel(name):
-    # Only here, where Triton is.
+    # Imported lazily: Triton may be missing.
     from keras_jamba._triton import grouped_kernels
 
     return getattr(grouped_kernels, name)

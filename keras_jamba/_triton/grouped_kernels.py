@@ -1,15 +1,14 @@
-"""Kernels for rows that are sorted by expert: their products with the matrices of their experts, and what lies between.
+"""Kernels for rows sorted by expert: products with the experts' matrices, and the steps between the products.
 
-The rows of an expert follow those of the one before, without gaps; `counts` says how many each has. A grid has room for
-the most tiles that any routing needs, and programs that find no work end at once, so that no number has to come back
-from the device. Tiles of an expert are taken in strips of `STRIP` tiles of rows, so that what a strip reads stays in
-the cache.
+The rows of consecutive experts are contiguous; `counts` is the number of rows per expert. The grid holds the most tiles
+that any routing needs, and programs without work end at once, so the host never waits for the counts. Programs process
+an expert's tiles in strips of STRIP row tiles, so the data of a strip stays in the cache.
 """
 
 import triton
 import triton.language as tl
 
-# Of a product of float32: three products of tf32, as exact as one of float32 for all that matters here.
+# A float32 product as three tf32 products, with nearly the accuracy of float32.
 _SINGLE = tl.constexpr("tf32x3")
 
 
@@ -29,9 +28,9 @@ def _tile_of_rows(
     BM: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """The expert of a program, the first row of its tile, where the expert's rows end, and its tile of columns.
+    """Returns a program's expert, the first row of its tile, the end of the expert's rows, and its tile of columns.
 
-    The expert is `EXPERTS` or more where there is no work.
+    The expert is EXPERTS or more for a program without work.
     """
     each, count = _experts_of(counts, EXPERTS, ROOM)
     tiles = (count + BM - 1) // BM
@@ -48,7 +47,7 @@ def _tile_of_rows(
 
 @triton.jit
 def _loaded(pointers, rows, columns, ROWS_FIT: tl.constexpr, COLUMNS_FIT: tl.constexpr):
-    """A tile, with zeros where rows or columns are past the end; a mask that always holds is left out."""
+    """Loads a tile, with zeros for rows and columns past the end; omits a mask that is always true."""
     if ROWS_FIT and COLUMNS_FIT:
         return tl.load(pointers)
     elif ROWS_FIT:
@@ -63,9 +62,9 @@ def _loaded(pointers, rows, columns, ROWS_FIT: tl.constexpr, COLUMNS_FIT: tl.con
 def _product(
     total, a, b, columns, K: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):
-    """`total` and the product of the tiles at `a` `(BM, K)` and `b` `(K, BN)`, whose columns go to `N`.
+    """Adds the product of the tiles at `a` `(BM, K)` and `b` `(K, BN)` to `total`.
 
-    From one row of `b` to the next it is `STEP` elements.
+    Columns from N on are past the end of `b`. STEP is the row stride of `b` in elements.
     """
     inner = tl.arange(0, BK)
     for k in range(0, K, BK):
@@ -100,9 +99,9 @@ def first_product(
     BK: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """`hidden`: rows of `x`, those that `source` names, through an expert's first layer.
+    """Computes `hidden`, the first layer of the experts, for the rows of `x` at `source`.
 
-    `silu(x @ gate) * (x @ up)`, or `gelu(x @ up)`; where `KEPT`, the products themselves are written too.
+    `silu(x @ gate) * (x @ up)`, or `gelu(x @ up)` without GATED. With KEPT, stores the products too.
     """
     expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, ROOM, tl.cdiv(N, BN), BM, STRIP)
     if expert >= EXPERTS:
@@ -168,10 +167,10 @@ def rows_product(
     BK: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """`y`: rows of `x` times the matrix of their expert, `(K, N)`, or where `TRANSPOSE_RHS` `(N, K)` transposed.
+    """Computes `y`, rows of `x` times the matrix of their expert: `(K, N)`, or with TRANSPOSE_RHS `(N, K)` transposed.
 
-    Where `TWO`, the product of another pair is added; where `GATHERED`, `source` names the rows of `x`; where
-    `SCATTERED`, `target` says which row of `y` each goes to, and where `SCALED`, by which of `scale` it is multiplied.
+    TWO adds the product of `other_x` and `other_bank`. GATHERED reads the rows of `x` at `source`. SCATTERED writes
+    the rows of `y` at `target`, and SCALED then multiplies each by its element of `scale`.
     """
     expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, ROOM, tl.cdiv(N, BN), BM, STRIP)
     if expert >= EXPERTS:
@@ -222,7 +221,7 @@ def bank_gradient(
     BK: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """`y[expert]`, `(M, N)`: the transposed rows of `a` times the rows of `b`, summed over the rows of the expert."""
+    """Computes `y[expert]` `(M, N)`: the transposed rows of `a` times the rows of `b`, summed over an expert's rows."""
     ROW_TILES: tl.constexpr = (M + BM - 1) // BM
     COLUMN_TILES: tl.constexpr = (N + BN - 1) // BN
     expert = tl.program_id(0) // (ROW_TILES * COLUMN_TILES)
@@ -265,7 +264,7 @@ def bank_gradient(
 
 @triton.jit
 def activation(up, gate, hidden, N: tl.constexpr, GATED: tl.constexpr, BN: tl.constexpr):
-    """`hidden`, one row a program: `silu(gate) * up`, or `gelu(up)`."""
+    """Computes `hidden`, one row per program: `silu(gate) * up`, or `gelu(up)` without GATED."""
     start = tl.program_id(0).to(tl.int64) * N
     for first in range(0, N, BN):
         columns = first + tl.arange(0, BN)
@@ -294,10 +293,10 @@ def activation_gradient(
     GATED: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Back through an expert's first layer, one row a program, of which `scale[target[row]]` is the weight.
+    """Computes the gradients of an expert's activation, one row per program, with the weight `scale[target[row]]`.
 
-    From `gradient`, the one of `hidden` before its weight: those of `up` and `gate` with it, and of the weight itself;
-    and `hidden` once more, times the weight.
+    `gradient` is that of the weighted `hidden`. The outputs are the gradients of `up`, `gate` and the weight, and the
+    weighted `hidden`.
     """
     row = tl.program_id(0)
     start = row.to(tl.int64) * N
@@ -339,9 +338,9 @@ def combination(
     TWO: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """`y`, one token a program: the sum of its rows of `x`, which `place` names, weighted by `scale` where `SCALED`.
+    """Computes `y`, one token per program: the sum of the rows of `x` at `place`, weighted by `scale` with SCALED.
 
-    Where `TWO`, each row is that of `x` plus that of `other_x`.
+    TWO adds the rows of `other_x` to those of `x` first.
     """
     token = tl.program_id(0)
     for first in range(0, D, BN):

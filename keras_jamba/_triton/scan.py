@@ -1,4 +1,4 @@
-"""How the kernels of the selective scan are launched."""
+"""Launches of the kernels of the selective scan."""
 
 import itertools
 from typing import NamedTuple
@@ -7,25 +7,25 @@ from keras_jamba._triton import Program, step, tuning
 from keras_jamba._triton.convolution import Columns
 
 MOST_STATES = 64
-# The bit of a token's flags, beside 1 for a real one, that it begins a document; as in scan_kernels.py.
+# Bits of a token's flags: 1 for a real token, RESET for one that begins a document; as in scan_kernels.py.
 RESET = 2
-# Most tokens between two states that are kept for the gradient: fewer cost memory, more cost time.
+# The most tokens between two checkpoints of the state: fewer cost memory, more cost time.
 EVERY = 64
-# Four warps of each scheduler hide what one of them waits for, and that many registers they have.
+# Registers per thread that allow four warps per scheduler, which hide each other's latencies.
 REGISTERS = 128
-# Inputs with an axis of tokens.
+# Tensors with a token axis.
 _TOKENS = ("u", "delta", "B", "C", "z", "flags", "grad_y")
 
 
 class Plan(NamedTuple):
-    """How a scan is cut.
+    """Tiling of a scan.
 
     Attributes:
-        lanes: threads a channel.
-        each: states a thread.
-        block: channels a program.
-        count: tokens of a tile.
-        segment: tokens of a segment.
+        lanes: threads per channel.
+        each: states per thread.
+        block: channels per program.
+        count: tokens per tile.
+        segment: tokens per segment.
     """
 
     lanes: int
@@ -48,7 +48,10 @@ class Plan(NamedTuple):
 
 
 def every(length):
-    """Tokens between two states that are kept, about where these and those between two of them are fewest."""
+    """Returns the tokens between two checkpoints, about the number that minimises the states in memory.
+
+    These are the checkpoints and the recomputed states between two of them.
+    """
     tokens = 16
     while tokens < EVERY and tokens * tokens < 4 * length:
         tokens *= 2
@@ -56,29 +59,30 @@ def every(length):
 
 
 def _plan(sizes, lanes, least, count):
-    """With `least` programs, if the sequence is long enough to be cut into that many."""
+    """Returns a plan with at least `least` programs, if the sequence is long enough to split into segments."""
     batch, length, channels, states = sizes.values()
     block = 32 // lanes
-    # A power of two, as all sides of tiles are.
+    # A power of two, as for all sides of tiles.
     each = 1 << max(0, -(-states // lanes) - 1).bit_length()
     programs = batch * -(-channels // block)
-    # A second pass must pay: twice as many programs then, and segments that are not short.
+    # Segments need a second pass, which pays off with twice as many programs and long segments.
     cuts = max(1, min(-(-2 * least // programs), length // 256)) if programs < least else 1
     segment = -(-length // cuts)
     return Plan(lanes, each, block, count, -(-segment // every(length)) * every(length))
 
 
 class Choice(NamedTuple):
-    """What `tuning` chooses: the threads a channel, and the tokens of a tile."""
+    """Choice of `tuning`: threads per channel and tokens per tile."""
 
     lanes: int
     count: int
 
 
 def forward_choice(sizes, multiprocessors):
-    """Measured on an H100: about 16 programs a multiprocessor hide what each waits for, if no second pass is needed.
+    """Returns the rule of the forward kernel, measured on an H100.
 
-    More threads a channel make more programs, at the price of sums over more of them.
+    About 16 programs per multiprocessor hide latencies, if no second pass is needed. More threads per channel give more
+    programs, but sums over more threads.
     """
     threads, states = sizes["batch"] * sizes["channels"] / multiprocessors, sizes["states"]
     lanes = 8 if threads <= 64 or states > 16 else 4 if threads <= 240 else 2
@@ -86,6 +90,7 @@ def forward_choice(sizes, multiprocessors):
 
 
 def backward_choice(sizes):
+    """Returns the rule of the backward kernel."""
     return Choice(8 if sizes["states"] > 16 else 4, 4)
 
 
@@ -109,12 +114,12 @@ def _shapes(sizes):
 
 
 def _pays(sizes):
-    """Whether B and C are made float32 beforehand, two launches more: each thread would do it for itself."""
+    """Returns whether to cast B and C to float32 in two extra launches: otherwise every thread repeats the cast."""
     return sizes["batch"] * sizes["length"] * sizes["channels"] >= 2**24
 
 
 def _or(x, other):
-    """What a kernel is given in the place of None, and does not look at."""
+    """Returns `x`, or a placeholder for None that the kernel does not read."""
     return other if x is None else x
 
 
@@ -137,7 +142,7 @@ def forward(gpu, tensors, options, train):
 
 
 def _chosen(gpu, name, tensors, sizes, more, rule, run):
-    """The choice for a class of shapes; `run` is measured with fewer tokens than very long sequences have."""
+    """Returns the choice for a class of shapes; measurements shorten very long sequences."""
     if not tuning.measures(gpu):
         return rule
     batch, length, channels, states = sizes.values()
@@ -147,7 +152,7 @@ def _chosen(gpu, name, tensors, sizes, more, rule, run):
     kind = states, dtype, *tensors, tuning.power(batch * channels / gpu.multiprocessors), tuning.power(length)
     lanes = [2, 4, 8] if states <= 16 else [4, 8]
     others = [Choice(*both) for both in itertools.product(lanes, (4, 8)) if both[1] <= max(4, both[0])]
-    # Neither overflow nor numbers so small that they are slow.
+    # Values without overflow and without slow subnormal numbers.
     fills = {"A": -1.0, "delta": -2.0, "flags": 1}
     shorter = {name: (batch, short, *tensors[name].shape[2:]) for name in _TOKENS if name in tensors}
     shorter["checkpoints"] = _shapes(sizes | {"length": short})[2]
@@ -190,7 +195,7 @@ def _forward(gpu, choice, tensors, options, train):
 
 
 def _one_token(gpu, tensors, options):
-    """The flags say whether a token is real: alone, none begins a document."""
+    """Computes a single token. Its flags only mark padding: a single token never begins a document."""
     of = lambda name: None if tensors[name] is None else Columns(tensors[name][:, 0], row=gpu.row(tensors[name]))  # noqa: E731
     real = None if tensors["flags"] is None else tensors["flags"][:, 0]
     y, last = step.scan(

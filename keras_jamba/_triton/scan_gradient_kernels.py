@@ -1,9 +1,10 @@
-"""The selective scan on a GPU, in Triton: gradient; see scan_kernels.py.
+"""The gradient of the selective scan on a GPU, in Triton; see scan_kernels.py.
 
-With `q_t = decay_t dh_t`, what a token hands to the one before it, `dh_t = g_t C_t + q_{t+1}`: a program walks back
-through time, COUNT tokens at once. It first runs forward over them, from a state that was stored, keeping decays and
-states in registers, and then back. Gradients of B and C are sums over channels: of a tile with a row for each token
-and state, whose rows become lanes, so that the sum is inside threads and one addition to memory takes many.
+The recurrence in reverse is `dh_t = g_t C_t + q_{t+1}` with `q_t = decay_t dh_t`. A program steps back through time,
+COUNT tokens at once. It first runs forward over these tokens from a stored state, keeps decays and states in registers,
+and then runs backward. The gradients of B and C are sums over channels. The kernel transposes a tile with one row per
+token and state so that rows become lanes: threads then sum without communication, and one atomic instruction adds many
+sums to memory.
 """
 
 import triton
@@ -27,7 +28,7 @@ from keras_jamba._triton.scan_kernels import (
 
 @triton.jit
 def _stacked(tiles, COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """COUNT tiles of ROWS by COLUMNS, a power of two of them, as one (COUNT, ROWS, COLUMNS)."""
+    """Stacks COUNT tiles (ROWS, COLUMNS), a power of two of them, to (COUNT, ROWS, COLUMNS)."""
     if COUNT == 1:
         return tl.reshape(tiles[0], [1, ROWS, COLUMNS])
     else:
@@ -39,7 +40,7 @@ def _stacked(tiles, COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constex
 
 @triton.jit
 def _row_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums of rows, by halves: the first turns rows into lanes, the others are inside threads."""
+    """Computes row sums by halving: the first step turns rows into lanes, the others are inside threads."""
     if COLUMNS == 1:
         return tl.reshape(x, [ROWS])
     else:
@@ -50,7 +51,7 @@ def _row_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _gated(dy, z, flags, t, left, HAS_Z: tl.constexpr, FLAGS: tl.constexpr):
-    """The gradient of what is gated; 0 where a token is masked."""
+    """Computes the gradient of the output before the gate; 0 for padding."""
     g = dy.to(tl.float32)
     if HAS_Z:
         gate = z.to(tl.float32)
@@ -59,8 +60,8 @@ def _gated(dy, z, flags, t, left, HAS_Z: tl.constexpr, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def _added(total, lost, x):
-    """Kahan's sum of very many: with what rounding has lost so far."""
+def _kahan_sum(total, lost, x):
+    """Adds `x` to `total` by Kahan summation: returns the sum and the accumulated rounding error."""
     x -= lost
     found = total + x
     return found, (found - total) - x
@@ -112,11 +113,11 @@ def scan_backward(
     HAS_LAST: tl.constexpr,
     FLAGS: tl.constexpr,
 ):
-    """Gradients of all inputs.
+    """Computes the gradients of all inputs.
 
-    `grad_u`, `grad_delta`, `grad_z`: (b, t, e). `grad_initial`: (b, e, n). `grad_A`: (b, segments, e, n), `grad_D`,
-    `grad_bias`: (b, segments, e), to be summed. `grad_B`, `grad_C`: (b, t, n), zeros before. `states`: (b, segments,
-    EVERY / COUNT, e, n), room for the states between two checkpoints.
+    `grad_u`, `grad_delta`, `grad_z`: (b, t, e). `grad_initial`: (b, e, n). `grad_A`: (b, segments, e, n), and `grad_D`,
+    `grad_bias`: (b, segments, e); the caller sums these over b and segments. `grad_B`, `grad_C`: (b, t, n), initially
+    zeros. `states`: (b, segments, EVERY / COUNT, e, n), scratch memory for the states between two checkpoints.
     """
     b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
     segments = tl.cdiv(length, segment)
@@ -147,7 +148,7 @@ def scan_backward(
     for chunk in range(tl.cdiv(end, EVERY) - 1, begin // EVERY - 1, -1):
         parts = tl.cdiv(tl.minimum(end - chunk * EVERY, EVERY), COUNT)
         h = tl.load(checkpoints + tl.cast(chunk, tl.int64) * PLANE + state, mask=here, other=0.0)
-        # The states that parts of the chunk begin with. What the next turn needs is on its way meanwhile.
+        # Recomputes the state before each tile of the chunk, and prefetches the next tile.
         start, rest = row + chunk * EVERY, end - chunk * EVERY
         next_u = _tokens(u + start * U_ROW, t, e, rest, U_ROW, CHANNELS, False)
         next_delta = _tokens(delta + start * DELTA_ROW, t, e, rest, DELTA_ROW, CHANNELS, False)
@@ -214,8 +215,8 @@ def scan_backward(
             if SOFTPLUS:
                 slope = slope * _sigmoid(raw.to(tl.float32) + shift[None, :])
             slope = _held(slope, flags + place, t, left, FLAGS, False)
-            sum_bias, lost_bias = _added(sum_bias, lost_bias, slope)
-            sum_D, lost_D = _added(sum_D, lost_D, g * x)
+            sum_bias, lost_bias = _kahan_sum(sum_bias, lost_bias, slope)
+            sum_D, lost_D = _kahan_sum(sum_D, lost_D, g * x)
             _put(grad_u + place * CHANNELS, steps * sum_u + g * skip[None, :], t, e, left, CHANNELS, False)
             _put(grad_delta + place * CHANNELS, slope, t, e, left, CHANNELS, False)
             if HAS_Z:

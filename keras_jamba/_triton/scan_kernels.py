@@ -1,16 +1,15 @@
 """The selective scan on a GPU, in Triton: forward.
 
-A warp takes BLOCK channels of one row through time: LANES threads a channel, each with EACH of its states in
-registers, as a tile (LANES, EACH, BLOCK). No token waits for a tree of others, and what is summed over states stays
-nearly inside a thread. What is done once a token and channel (softplus, gate) is done for COUNT tokens at once, a tile
-(COUNT, BLOCK) with a thread for each element; `_row` hands a token's row to all threads of its channels. Programs are
-of one warp, so nothing waits for another. In a turn of the loop one tile goes through the recurrence, the next is
-prepared meanwhile, and others are on their way.
+A warp steps BLOCK channels of one row through time: LANES threads per channel, each with EACH states in registers, as a
+tile (LANES, EACH, BLOCK). There is no tree over tokens, and sums over states are mostly inside a thread. Work per token
+and channel (softplus, gate) is done for COUNT tokens at once, as a tile (COUNT, BLOCK) with one element per thread.
+`_row` passes a token's row to all threads of its channels. A program is one warp, so it needs no synchronisation. One
+step of the loop runs the recurrence of one tile, prepares the next, and loads further ones.
 
-Long sequences are cut into segments that run side by side. A first pass gives the state that each ends with and how
-far it forgets the one before; the second begins with what those before it leave.
+Long sequences are split into segments that run in parallel. A first pass computes the final state of each segment and
+its decay of the state before. The second pass combines these of the earlier segments into its initial state.
 
-What it costs is exponentials, one a state and token, 16 a clock on a multiprocessor: decays are powers of two,
+Exponentials limit the speed: one per state and token, 16 per clock on a multiprocessor. So decays are powers of two,
 `exp(delta A) = 2 ** (delta A2)` with `A2 = A log2(e)`.
 """
 
@@ -24,8 +23,8 @@ REAL, RESET = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def _nothing():
-    """0, which the compiler does not know: for a pointer moved by it, it lays nothing out for wide vectors."""
+def _opaque_zero():
+    """Returns 0 as a value unknown to the compiler: a pointer plus it gets no layout for wide vectors."""
     return tl.num_programs(2) - 1
 
 
@@ -36,7 +35,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _softplus(x):
-    """log(1 + exp(x)) to float32's precision: log1p(w) = 2 artanh(w / (2 + w)) with w = exp(-|x|), as a series."""
+    """Computes log(1 + exp(x)) in float32: log1p(w) = 2 artanh(w / (2 + w)) with w = exp(-|x|), as a series."""
     w = tl.exp2(tl.abs(x) * -LOG2E)
     s = w / (2 + w)
     q = s * s
@@ -52,11 +51,11 @@ def _row(x, i: tl.constexpr):
 
 @triton.jit
 def _tokens(pointer, t, e, left, ROW: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
-    """A tile (COUNT, BLOCK) of the next tokens; zeros for those beyond the `left` that there are.
+    """Loads a tile (COUNT, BLOCK) of tokens; zeros past the `left` remaining tokens.
 
-    WHOLE says that all are, and all channels.
+    WHOLE means that all tokens and channels of the tile exist.
     """
-    place = pointer + (t[:, None] * ROW + e[None, :] + _nothing())
+    place = pointer + (t[:, None] * ROW + e[None, :] + _opaque_zero())
     if WHOLE:
         return tl.load(place)
     else:
@@ -79,7 +78,7 @@ def _gathered(
     HAS_Z: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Tiles of u, delta and z of the tokens from `at` on."""
+    """Loads tiles of u, delta and z of the tokens from `at` on."""
     x = _tokens(u + at * U_ROW, t, e, left, U_ROW, CHANNELS, WHOLE)
     raw = _tokens(delta + at * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, WHOLE)
     return x, raw, _tokens(z + at * Z_ROW, t, e, left, Z_ROW, CHANNELS, WHOLE) if HAS_Z else x
@@ -87,7 +86,7 @@ def _gathered(
 
 @triton.jit
 def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
-    place = pointer + (t[:, None] * CHANNELS + e[None, :] + _nothing())
+    place = pointer + (t[:, None] * CHANNELS + e[None, :] + _opaque_zero())
     if WHOLE:
         tl.store(place, x.to(pointer.dtype.element_ty))
     else:
@@ -96,7 +95,7 @@ def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def _states(pointer, n, left, STATES: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr):
-    """B or C of the next COUNT tokens, each (LANES, EACH); the last again for those beyond `left`, unless WHOLE."""
+    """Loads B or C of COUNT tokens, each (LANES, EACH); repeats the last past the `left` tokens, unless WHOLE."""
     found = ()
     for i in tl.static_range(COUNT):
         place = pointer + i * STATES if WHOLE else pointer + tl.minimum(i, left - 1) * STATES
@@ -109,7 +108,7 @@ def _states(pointer, n, left, STATES: tl.constexpr, COUNT: tl.constexpr, WHOLE: 
 
 @triton.jit
 def _held(x, flags, t, left, FLAGS: tl.constexpr, WHOLE: tl.constexpr):
-    """`x (COUNT, BLOCK)`, zeros where a token is masked or not there."""
+    """Returns `x (COUNT, BLOCK)` with zeros for padding and past the `left` tokens."""
     if FLAGS:
         real = (tl.load(flags + t, mask=t < left, other=0).to(tl.int32) & REAL) != 0
         return tl.where(real[:, None], x, 0.0)
@@ -121,7 +120,7 @@ def _held(x, flags, t, left, FLAGS: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def _time_steps(raw, shift, flags, t, left, SOFTPLUS: tl.constexpr, FLAGS: tl.constexpr, WHOLE: tl.constexpr):
-    """delta' of each token: 0, which holds the state, where it is masked."""
+    """Computes delta' of each token: 0, which keeps the state, for padding."""
     steps = raw.to(tl.float32) + shift[None, :]
     if SOFTPLUS:
         steps = _softplus(steps)
@@ -139,7 +138,7 @@ def _decay(steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
 
 @triton.jit
 def _halved(parts, HALF: tl.constexpr):
-    """Half as many `(LANES, BLOCK)`: each lane keeps those of its kind, and gives the others for its partner's."""
+    """Halves the number of `(LANES, BLOCK)` parts: each lane keeps one half and exchanges the other with a partner."""
     lane = tl.arange(0, parts[0].shape[0])[:, None] + tl.zeros(parts[0].shape, tl.int32)
     upper = (lane & HALF) != 0
     found = ()
@@ -153,10 +152,10 @@ def _halved(parts, HALF: tl.constexpr):
 
 @triton.jit
 def _sums(parts, t):
-    """Of each token's `(LANES, EACH, BLOCK)` over its states: a tile `(COUNT, BLOCK)`.
+    """Computes the sum over the states of each token's `(LANES, EACH, BLOCK)`, as a tile `(COUNT, BLOCK)`.
 
-    A sum over lanes for each token would be the same in all of them. With as many tokens as lanes, each lane ends with
-    one token's, after COUNT - 1 steps instead of COUNT log2(LANES).
+    A reduction per token would give the same sum to all lanes. With COUNT = LANES, each lane ends with the sum of one
+    token, after COUNT - 1 steps instead of COUNT log2(LANES).
     """
     COUNT: tl.constexpr = t.shape[0]
     LANES: tl.constexpr = parts[0].shape[0]
@@ -191,7 +190,7 @@ def _prepared(
     FLAGS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """What of a tile's tokens the states have no part in: delta', delta' u, u and silu(z)."""
+    """Computes the terms of a tile that do not depend on the state: delta', delta' u, u and silu(z)."""
     u, delta, z = tile
     x = u.to(tl.float32)
     steps = _time_steps(delta, shift, flags, t, left, SOFTPLUS, FLAGS, WHOLE)
@@ -204,7 +203,7 @@ def _prepared(
 
 @triton.jit
 def _recurred(h, steps, driven, B, C, A2, flags, t, left, FLAGS: tl.constexpr):
-    """The state after a tile's tokens, and what each reads of it."""
+    """Computes the state after a tile's tokens, and the sum of C h of each token."""
     parts = ()
     for i in tl.static_range(t.shape[0]):
         h = _decay(steps, A2, flags, i, left, FLAGS) * h + _row(driven, i)[None, None, :] * B[i][:, :, None]
@@ -237,7 +236,7 @@ def _finish(
 
 @triton.jit
 def _place(length, segment, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's row, number of its segment, its first token and the one after its last, and its channels."""
+    """Returns this program's row, its segment's number, begin and end, and its channels."""
     blocks = tl.cdiv(CHANNELS, BLOCK)
     segments = tl.cdiv(length, segment)
     place = tl.program_id(0) // blocks
@@ -284,10 +283,10 @@ def scan_forward(
     FLAGS: tl.constexpr,
     TRAIN: tl.constexpr,
 ):
-    """`y (b, t, e)`, `last (b, e, n)` and, to train, the states at every EVERY-th token, `checkpoints (b, t', e, n)`.
+    """Computes `y (b, t, e)`, `last (b, e, n)` and, with TRAIN, the states before every EVERY-th token.
 
-    `u`, `delta`, `z`: (b, t, e), with a step of their own from token to token. `A`: (e, n). `B`, `C`: (b, t, n).
-    `initial`: (b, e, n). `ends`, `decays`: (b, segments, e, n) of `scan_ends`.
+    These are the `checkpoints (b, ceil(t / EVERY), e, n)`. `u`, `delta`, `z`: (b, t, e), each with its own stride per
+    token. `A`: (e, n). `B`, `C`: (b, t, n). `initial`: (b, e, n). `ends`, `decays`: (b, segments, e, n) of `scan_ends`.
     """
     b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
     t = tl.arange(0, COUNT)
@@ -316,7 +315,7 @@ def scan_forward(
     checkpoints += (b * tl.cdiv(length, EVERY) + begin // EVERY) * CHANNELS * STATES
     EVEN: tl.constexpr = CHANNELS % BLOCK == 0
     full = left // COUNT * COUNT
-    # Tiles come from far, and several are on their way at a time. B and C, which all channels share, lie near.
+    # Prefetches AHEAD tiles from memory. B and C are shared by all channels and in the cache: one tile suffices.
     queue = ()
     for k in tl.static_range(AHEAD):
         at = tl.minimum(k * COUNT, tl.maximum(full - COUNT, 0)).to(tl.int64)
@@ -331,7 +330,7 @@ def scan_forward(
                 tl.store(checkpoints + at // EVERY * (CHANNELS * STATES) + state, h, mask=here)
         steps, driven, x, share = ready
         now_B, now_C = next_B, next_C
-        # In the last turns the last tile again.
+        # The last steps load the last tile again.
         far = tl.minimum(at + AHEAD * COUNT, full - COUNT).to(tl.int64)
         near = tl.minimum(at + COUNT, full - COUNT)
         ready = _prepared(queue[0], shift, flags + near, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)

@@ -1,4 +1,4 @@
-"""What segments of a sequence, which run side by side, have to tell each other; see scan_kernels.py."""
+"""The first pass over the segments of a sequence, which run in parallel; see scan_kernels.py."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ from keras_jamba._triton.scan_kernels import LOG2E, RESET, _decay, _place, _row,
 
 @triton.jit
 def _lasting(exponent, steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
-    """The exponent of the decay over several tokens, with one more."""
+    """Returns the exponent of the decay over several tokens after adding one more token."""
     exponent += _row(steps, i)[None, None, :] * A2
     if FLAGS:
         reset = tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & RESET
@@ -41,7 +41,7 @@ def scan_ends(
     HAS_BIAS: tl.constexpr,
     FLAGS: tl.constexpr,
 ):
-    """Of every segment the state that it ends with from zeros, and its whole decay, both (b, segments, e, n)."""
+    """Computes per segment the last state from an initial state of zeros, and the total decay: (b, segments, e, n)."""
     b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
     t = tl.arange(0, COUNT)
     n = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
@@ -99,7 +99,7 @@ def scan_carries(
     HAS_BIAS: tl.constexpr,
     FLAGS: tl.constexpr,
 ):
-    """Of every segment `q` of its first token if none came from behind it, and its decay, both (b, segments, e, n)."""
+    """Computes per segment `q` of its first token, given 0 after its last, and its decay: (b, segments, e, n)."""
     b, number, begin, end, e = _place(length, segment, CHANNELS, BLOCK)
     t = tl.arange(0, COUNT)
     n = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]

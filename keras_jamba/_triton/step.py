@@ -1,25 +1,31 @@
-"""How the kernel of one token's step of the scan is launched. It has no gradient.
+"""Launch of the kernel for one token of the scan. It has no gradient.
 
-`launch` is as in `convolution.py`. What is said to be `(b, e)` or `(b, n)` may be `Columns` of a wider array too.
+`launch` is as in `convolution.py`. Inputs of shape `(b, e)` or `(b, n)` may also be `Columns` of a wider array.
 """
 
 from keras_jamba._triton.convolution import _tiles, columns
 from keras_jamba._triton.tuning import power
 
-# Threads that keep an H100 busy.
+# Threads that fill an H100.
 _BUSY = 132 * 512
 
 
 def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=None, softplus=True, tile=None):
-    """`y (b, e)` in the dtype of `u`, and the state after it `(b, e, n)` float32, a new array.
+    """Computes one token of the scan.
 
     Args:
-        u, delta, z: `(b, e)`; z or None.
-        A: `(e, n)`; B, C: `(b, n)`; D, bias: `(e,)` or None.
+        launch: as in `convolution.py`.
+        u, delta, z: `(b, e)`; z may be None.
+        A: `(e, n)`.
+        B, C: `(b, n)`.
+        D, bias: `(e,)` or None.
         state: `(b, e, n)` float32.
-        real: `(b,)` int8 or None: where it is 0 the state stays as it is, and y is zero.
-        softplus: whether delta with its bias goes through softplus.
-        tile: `(rows, channels, warps)` of a program; rows divide b.
+        real: `(b,)` int8 or None: 0 for padding, which keeps the state and has y = 0.
+        softplus: whether to apply softplus to delta after its bias.
+        tile: `(rows, channels, warps)` per program, where rows divide b; None chooses one.
+
+    Returns:
+        y `(b, e)` in the dtype of `u`, and the next state `(b, e, n)` float32, a new array.
     """
     (e, n), given = A.shape, dict(U=u, DELTA=delta, B=B, C=C, Z=u if z is None else z)
     given = {name: columns(x) for name, x in given.items()}
@@ -38,7 +44,7 @@ def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=No
 
 
 def tile_for(b, e, n):
-    """Rows, channels and warps of a program: four states a thread and row, in 16 bytes."""
+    """Returns rows, channels and warps per program: four states (16 bytes) per thread and row."""
     threads = b * e * power(n) // 4
     warps = 4 if threads >= 4 * _BUSY else 1
     rows = 1
@@ -48,7 +54,7 @@ def tile_for(b, e, n):
 
 
 def _kernel(name):
-    # Only here, where Triton is.
+    # Imported lazily: Triton may be missing.
     from keras_jamba._triton import step_kernels
 
     return getattr(step_kernels, name)

@@ -1,7 +1,7 @@
-"""One token's step of the selective scan on a GPU, in Triton: forward only.
+"""One token of the selective scan on a GPU, in Triton: forward only.
 
-It reads a state and writes the next one beside it, and is bound by that: a program takes BLOCK channels of ROWS rows,
-whose states are contiguous, and asks for all of them before it works on the first; A is read once for them.
+The kernel is bound by memory: it reads a state and writes the next one. A program handles BLOCK channels of ROWS rows,
+whose states are contiguous. It issues all loads before the first computation, and reads A once for all rows.
 """
 
 import triton
@@ -45,10 +45,11 @@ def scan_step(
     HAS_BIAS: tl.constexpr,
     REAL: tl.constexpr,
 ):
-    """`y (b, e)` and `after (b, e, n)` of `state`: (b, e, n), float32.
+    """Computes `y (b, e)` and the next state `after (b, e, n)` from `state (b, e, n)`, float32.
 
-    `u`, `delta`, `z`: (b, e); `B`, `C`: (b, n); each in an array with a row of its own and a first column. `A`: (e, n),
-    `D`, `bias`: (e,). `real`: as for `convolution_step`. WIDTH: room for STATES.
+    `u`, `delta`, `z`: (b, e); `B`, `C`: (b, n). Each of these has its own row stride (ROW) and first column (FIRST).
+    `A`: (e, n); `D`, `bias`: (e,). `real`: (b,), 0 for padding, which keeps the state and has y = 0. WIDTH: a power of
+    two of at least STATES.
     """
     blocks = tl.cdiv(CHANNELS, BLOCK)
     b = (tl.program_id(0) // blocks).to(tl.int64) * ROWS

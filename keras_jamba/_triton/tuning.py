@@ -1,7 +1,8 @@
-"""How a kernel is cut where no rule says it: the fastest way, measured once for each device and class of shapes.
+"""Autotuning of kernels: on devices without rules, measures the fastest tiling once per class of shapes.
 
-The rules are measured on Hopper GPUs, and there nothing else is asked. KERAS_JAMBA_TUNING=rules takes them everywhere,
-=measure nowhere. What was measured is kept for later processes in tuning.json, in Keras' folder (~/.keras, KERAS_HOME).
+The rules come from measurements on Hopper GPUs, where they apply without measuring. KERAS_JAMBA_TUNING=rules applies
+them on all devices, KERAS_JAMBA_TUNING=measure on none. Results are stored for later processes in
+`keras_jamba/tuning.json` in Keras' folder (KERAS_HOME, by default ~/.keras).
 """
 
 import functools
@@ -15,12 +16,12 @@ from pathlib import Path
 from keras_jamba import _files
 
 _logger = logging.getLogger("keras_jamba")
-# Changes with what makes older measurements worthless.
+# Increases with every change that invalidates older measurements.
 _FORMAT = 1
 
 
 def measures(gpu):
-    """Whether to measure, or to take the rules.
+    """Returns whether to measure instead of using the rules.
 
     Raises:
         ValueError: if KERAS_JAMBA_TUNING is neither "rules" nor "measure".
@@ -28,22 +29,24 @@ def measures(gpu):
     wanted = os.environ.get("KERAS_JAMBA_TUNING")
     if wanted not in (None, "rules", "measure"):
         raise ValueError(
-            f"KERAS_JAMBA_TUNING must be 'rules' or 'measure'. Received: {wanted!r}. Unset it, and rules are taken on "
-            "the GPUs that they were measured on."
+            f"KERAS_JAMBA_TUNING must be 'rules' or 'measure'. Received: {wanted!r}. Unset it to use the rules on "
+            "the GPUs they were measured on."
         )
     return gpu.clock is not None and (wanted == "measure" or wanted is None and not gpu.has_rules)
 
 
 def chosen(gpu, kernel, kind, rule, others, specs, run):
-    """`rule`, a named tuple of integers, or another that is faster on this device; to be asked where it `measures`.
+    """Returns the fastest choice on this device, `rule` or one of `others`; call it only if `measures(gpu)`.
 
     Args:
         gpu: a `Gpu`.
-        kernel, kind: a name, and a tuple of numbers, strings and booleans: what the choice depends on.
-        others: what else can be chosen.
-        specs: `{name: (shape, dtype, value)}` of arrays that `run` takes, filled with a number or with those of a range
-            again and again.
-        run: `(gpu, choice, arrays)` launches the kernel once, and returns arrays.
+        kernel: the name of the kernel.
+        kind: a tuple of numbers, strings and booleans, the class of shapes that the choice depends on.
+        rule: a named tuple of integers.
+        others: the other choices, of the same type.
+        specs: `{name: (shape, dtype, value)}` of the arrays for `run`. A number fills an array; a range fills it
+            repeatedly.
+        run: `(gpu, choice, arrays)`, which launches the kernel once and returns arrays.
     """
     key = json.dumps([gpu.device, importlib.metadata.version("triton"), kernel, *kind])
     known = _known()
@@ -61,7 +64,7 @@ def _is_choice(entry, rule):
 
 
 def _measured(gpu, key, choices, specs, run):
-    """The fastest, the first unless another is clearly faster; None if nothing can be measured here and now."""
+    """Returns the fastest choice, or the first unless another is 5 % faster; None if measuring is impossible now."""
     _logger.info("%s: measuring %d ways to run it", key, len(choices))
     seconds = {}
     for choice in choices:
@@ -76,7 +79,7 @@ def _measured(gpu, key, choices, specs, run):
 
 
 def power(size):
-    """The least power of two that is not smaller: what a class of shapes has in common."""
+    """Returns the smallest power of two that is at least `size`; it identifies a class of shapes."""
     return 1 << max(0, math.ceil(size) - 1).bit_length()
 
 
@@ -99,7 +102,7 @@ def _read():
 
 
 def _keep(key, choice):
-    """In the file, with what other processes have measured meanwhile; where nothing can be written, in memory alone."""
+    """Adds a choice to the file, next to those of other processes; an unwritable file is only logged."""
     path = _file()
     text = json.dumps({"format": _FORMAT, "choices": _read() | {key: choice}}, indent=1)
     try:

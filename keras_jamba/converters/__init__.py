@@ -1,4 +1,4 @@
-"""Other people's checkpoints: their configurations as constructor arguments of ours, their tensors as our weights.
+"""Converters between checkpoints of other libraries and the constructor arguments and weights of this package.
 
-Nothing here imports a model: a model passes in its arguments and its variables.
+No converter imports a model. Models pass their arguments and variables to the converters.
 """

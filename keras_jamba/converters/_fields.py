@@ -1,4 +1,4 @@
-"""Fields of a config.json: values with defaults, checked."""
+"""Readers of config.json fields, with defaults and checks."""
 
 import numbers
 
@@ -12,20 +12,20 @@ def integer(config, name, default, at_least=1):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise ValueError(
             f"{name} in config.json must be an integer of at least {at_least}. Received: {value!r}. "
-            "Check the file: it may be of another kind of model, or damaged."
+            "Check the file: it may belong to another kind of model, or be damaged."
         )
     return int(value)
 
 
-def check_value(config, name, default, known, theirs="keras_jamba"):
+def check_value(config, name, default, known, reader="keras_jamba"):
     value = config.get(name, default)
     if value not in known:
         raise ValueError(
-            f"{theirs} knows {name} as {' or '.join(map(repr, known))} alone. Received: {name}={value!r}. "
-            "A model that differs in this cannot be converted."
+            f"{reader} supports only {name}={' or '.join(map(repr, known))}. Received: {name}={value!r}. "
+            "Convert a model with a supported value."
         )
 
 
 def special_tokens(config, **defaults):
-    """`{"pad_token_id": ...}` and so on."""
+    """Returns `{"pad_token_id": ...}` for each keyword, such as `pad`, with its default."""
     return {f"{name}_token_id": config.get(f"{name}_token_id", default) for name, default in defaults.items()}

@@ -1,4 +1,4 @@
-"""Where a weight of ours stands in a checkpoint of others."""
+"""The mapping between variables of a model and tensors of a checkpoint."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Weight:
-    """One variable of ours, and the tensors that hold it elsewhere.
+    """One variable of a model, and the checkpoint tensors that hold it.
 
     Attributes:
-        path: of the variable, without the model's own name.
-        names: of their tensors: one, or one each of the experts of a bank.
-        shape: of each of these.
-        form: how one of them lies there: "same"; "transposed", `(out, in)`; or "convolution", `(e, 1, k)`.
+        path: path of the variable, without the model's name.
+        names: names of the checkpoint tensors: one, or one per expert of a bank.
+        shape: shape of each checkpoint tensor.
+        form: layout of each checkpoint tensor: "same"; "transposed", `(out, in)`; or "convolution", `(e, 1, k)`.
     """
 
     path: str
@@ -26,41 +26,42 @@ class Weight:
         return len(self.names) > 1 or self.path.endswith("_bank")
 
     def ours(self, read):
-        """The value of our variable; `read` gives a tensor of theirs by its name."""
+        """Returns the value of the variable. `read(name)` returns a checkpoint tensor."""
         if not self.is_bank:
-            return self._turned(read(self.names[0]))
-        first = self._turned(read(self.names[0]))
+            return self._from_checkpoint_layout(read(self.names[0]))
+        first = self._from_checkpoint_layout(read(self.names[0]))
         bank = np.empty((len(self.names), *first.shape), first.dtype)
         bank[0] = first
         for place, name in enumerate(self.names[1:], 1):
-            bank[place] = self._turned(read(name))
+            bank[place] = self._from_checkpoint_layout(read(name))
         return bank
 
     def theirs(self, value):
-        """`{name: array}` of our value."""
+        """Returns `{name: array}`, the checkpoint tensors of a variable's value."""
         values = value if self.is_bank else value[None]
-        return {name: np.ascontiguousarray(self._back(x)) for name, x in zip(self.names, values, strict=True)}
+        values = map(self._to_checkpoint_layout, values)
+        return {name: np.ascontiguousarray(x) for name, x in zip(self.names, values, strict=True)}
 
-    def _turned(self, x):
+    def _from_checkpoint_layout(self, x):
         if self.form == "transposed":
             return x.T
         return x[:, 0].T if self.form == "convolution" else x
 
-    def _back(self, x):
+    def _to_checkpoint_layout(self, x):
         if self.form == "transposed":
             return x.T
         return x.T[:, None] if self.form == "convolution" else x
 
 
 def dense(path, name, inputs, outputs, bias=False):
-    """The weights of a projection."""
+    """Yields the weights of a projection."""
     yield Weight(f"{path}/kernel", (f"{name}.weight",), (outputs, inputs), "transposed")
     if bias:
         yield Weight(f"{path}/bias", (f"{name}.bias",), (outputs,))
 
 
 def mamba_mixer(path, prefix, arguments):
-    """The weights of a Mamba mixer, which Jamba's and Mamba's own checkpoints name alike."""
+    """Yields the weights of a Mamba mixer, which have the same names in Jamba and Mamba-1 checkpoints."""
     d, n, k = (arguments[name] for name in ("d_model", "d_state", "d_conv"))
     e, r, bias = arguments["expand"] * d, arguments["dt_rank"], arguments["proj_bias"]
     yield from dense(f"{path}/in_proj", f"{prefix}in_proj", d, 2 * e, bias)

@@ -1,4 +1,4 @@
-"""Folders that transformers reads and writes: which kind of model, and its weights."""
+"""Folders that transformers reads and writes: the kind of model, its configuration and its weights."""
 
 import json
 import logging
@@ -14,25 +14,25 @@ from keras_jamba.converters.safetensors_folder import SafetensorsFolder
 
 CONFIG = "config.json"
 _HEAD = "score.weight"
-# Weights that say what was, and change nothing.
+# Weights that only record statistics and do not affect outputs.
 STATISTICS = ("usage", "drop_rate", "aux_loss")
 KINDS = {kind.MODEL_TYPE: kind for kind in (jamba, mamba1)}
 _logger = logging.getLogger("keras_jamba")
-# What a checkpoint's config.json says of files and versions, not of the model.
+# Fields of config.json that describe files and versions, not the model.
 _ABOUT_FILES = ("architectures", "dtype", "torch_dtype", "transformers_version", "auto_map")
 
 
 def is_foreign(folder):
-    """Whether the config.json of a folder is one of transformers."""
+    """Returns whether transformers wrote the config.json of a folder."""
     return "model_type" in _read_config(folder)
 
 
 def warn_of_adapters(folder):
-    """Says that transformers would load adapters of PEFT that lie in the folder of a checkpoint."""
+    """Warns if the folder of a checkpoint has PEFT adapters, which transformers would load with it."""
     if (Path(folder) / peft.CONFIG).is_file():
         _logger.warning(
             "The checkpoint %r has adapters beside it, %s, which transformers loads with it. Call "
-            "model.load_lora(%r) for these.",
+            "model.load_lora(%r) to load them.",
             str(folder),
             peft.CONFIG,
             str(folder),
@@ -40,13 +40,13 @@ def warn_of_adapters(folder):
 
 
 def read(folder, class_name):
-    """What a model must be built with.
+    """Reads the config.json of a checkpoint.
 
     Returns:
-        `(kind, arguments)`: the converter, and constructor arguments.
+        `(kind, arguments)`: the converter module, and the constructor arguments of the model.
 
     Raises:
-        ValueError: if it is of a kind that is not known, or has no such class.
+        ValueError: if the model_type is unknown, or has no model of class `class_name`.
     """
     config = _read_config(folder)
     kind = KINDS.get(config["model_type"]) if isinstance(config["model_type"], str) else None
@@ -56,23 +56,23 @@ def read(folder, class_name):
             f"{class_name} loads checkpoints of model_type {known}. Received: {str(folder)!r} with "
             f"model_type={config['model_type']!r}. Load another checkpoint."
         )
-    ours = kind.arguments(config) | {"transformers_config": config}
+    arguments = kind.arguments(config) | {"transformers_config": config}
     if class_name == "JambaClassifier":
-        del ours["tie_embeddings"]
-        ours["num_classes"] = len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
-    return kind, ours
+        del arguments["tie_embeddings"]
+        arguments["num_classes"] = len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
+    return kind, arguments
 
 
 def load(folder, kind, arguments, pattern, make, assigners, keep_head):
-    """A model with the weights of a checkpoint.
+    """Builds a model and loads the weights of a checkpoint.
 
     Args:
-        folder: of the checkpoint.
-        kind, arguments: what `read` returned.
-        pattern: a function of constructor arguments: the block pattern of the model.
-        make: makes the model, when all names and shapes have been checked.
-        assigners: a function of the model: `{path: function}`, to give each weight its value.
-        keep_head: whether a classifier's head is the checkpoint's, where it has one.
+        folder: folder of the checkpoint.
+        kind, arguments: the result of `read`.
+        pattern: `pattern(arguments)` returns the block pattern of the model.
+        make: `make()` builds the model. It is called after all names and shapes have been checked.
+        assigners: `assigners(model)` returns `{path: function}`. Each function assigns the value of one weight.
+        keep_head: whether a classifier takes its head from the checkpoint, if the checkpoint has one.
 
     Returns:
         The model.
@@ -91,45 +91,48 @@ def load(folder, kind, arguments, pattern, make, assigners, keep_head):
     if arguments.get("tie_embeddings"):
         _check_tied(files, weights[0].names[0])
     model = make()
-    # Without the model's own name, the first part of which may be missing.
+    # Paths of checkpoints omit the model's name.
     assign = {path.removeprefix(f"{model.name}/"): give for path, give in assigners(model).items()}
     _check_filled(files.folder, assign, {weight.path for weight in weights}, head_is_new="num_classes" in arguments)
-    bar = keras.utils.Progbar(len(weights), unit_name="weight")
+    progress = keras.utils.Progbar(len(weights), unit_name="weight")
     for weight in files.in_order(weights):
         assign[weight.path](weight.ours(files.read))
-        bar.add(1)
+        progress.add(1)
     files.close()
     return model
 
 
 def _check_count(files, arguments):
-    """A config.json can ask for any number of layers and experts, a file holds no more than its size."""
+    """Checks the number of layers and experts in config.json against the number of tensors in the files.
+
+    A damaged config.json may name any number, and the model must not be built with it.
+    """
     layers = arguments["num_layers"]
     with_experts = layers // arguments["moe_frequency"] if arguments["moe_frequency"] else 0
     least = max(layers, with_experts * arguments["num_experts"])
     if least > len(files.places):
         raise ValueError(
             "A checkpoint must have a tensor for each layer and each expert at least. Received: "
-            f"{str(files.folder)!r} with {len(files.places)}, and a config.json that speaks of {layers} layers, "
-            f"{with_experts} of them with {arguments['num_experts']} experts. The two are of different models, or one "
-            "of them is damaged."
+            f"{str(files.folder)!r} with {len(files.places)} tensors, and a config.json with {layers} layers, "
+            f"{with_experts} of them with {arguments['num_experts']} experts. They belong to different models, or one "
+            "of them is damaged. Download the checkpoint again."
         )
 
 
 def _check_filled(folder, variables, paths, head_is_new):
-    """The weights of a model and those of a checkpoint are the same."""
-    ours = {path for path in variables if path.rsplit("/", 1)[-1] not in STATISTICS}
-    ours -= {path for path in ours - paths if head_is_new and path.startswith("head/")}
-    if ours != paths:
+    """Raises ValueError unless the model and the checkpoint have the same weights."""
+    expected = {path for path in variables if path.rsplit("/", 1)[-1] not in STATISTICS}
+    expected -= {path for path in expected - paths if head_is_new and path.startswith("head/")}
+    if expected != paths:
         raise ValueError(
             "The weights of a model must be those of its checkpoint. Received: "
-            f"{str(folder)!r}, without {sorted(ours - paths)[:3]} and with {sorted(paths - ours)[:3]} besides. "
-            "Leave out the arguments that make another model of it."
+            f"{str(folder)!r}, without {sorted(expected - paths)[:3]} and with additional "
+            f"{sorted(paths - expected)[:3]}. Leave out the arguments that add or remove weights."
         )
 
 
 def places(class_name, arguments, pattern):
-    """`(kind, weights)`: the converter of a model of ours, and where each of its weights stands there.
+    """Returns `(kind, weights)`: the converter module of a model, and the list of its `Weight` mappings.
 
     Raises:
         ValueError: if transformers has no such model.
@@ -152,7 +155,7 @@ def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes)
     config = kept | config | {"architectures": [kind.ARCHITECTURES[class_name]], "dtype": dtype}
     if "num_classes" in arguments:
         labels = kept.get("id2label") or {}
-        if len(labels) != arguments["num_classes"]:  # the head is another's
+        if len(labels) != arguments["num_classes"]:  # the labels belong to another head
             labels = {str(i): f"LABEL_{i}" for i in range(arguments["num_classes"])}
         config |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
     _files.write_json(Path(folder) / CONFIG, config)
@@ -190,7 +193,7 @@ def _no_config(file, received):
 
 
 def _check_tied(files, embedding):
-    """A stored head of a model that ties it must be the embedding."""
+    """Raises ValueError if a model with tied embeddings stores a head that differs from its embedding."""
     name = "lm_head.weight"
     if name in files.places and not np.array_equal(files.read(name), files.read(embedding)):
         raise ValueError(

@@ -1,20 +1,20 @@
-"""Handles of huggingface.co."""
+"""Handles of models on huggingface.co."""
 
 from pathlib import Path
 
 from keras_jamba import presets
 
 HUGGING_FACE = "hf://"
-# The last is of our own presets. Weights in other formats, which may hold code, are left where they are.
+# The last pattern is for presets of this package. Weights in other formats may contain code and are not downloaded.
 _FILES = ("*.json", "*.jinja", "tokenizer.model", "*.safetensors", "model.weights.h5")
 
 
 def folder_of(preset):
-    """The folder of a built-in preset, of a checkpoint on disk, or of what was downloaded of `hf://owner/name`.
+    """Returns the folder of a built-in preset, of a checkpoint on disk, or of a downloaded `hf://owner/name`.
 
     Raises:
-        ValueError: if there is none.
-        ImportError: for a handle, without huggingface_hub.
+        ValueError: if there is no such folder, or the handle is malformed.
+        ImportError: for a handle, if huggingface_hub is not installed.
     """
     if not str(preset).startswith(HUGGING_FACE):
         return presets.folder_of(preset)

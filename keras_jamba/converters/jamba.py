@@ -1,4 +1,4 @@
-"""Checkpoints of Jamba as AI21 publishes them and Hugging Face's transformers reads them."""
+"""Checkpoints of Jamba, as AI21 publishes them and Hugging Face's transformers reads them."""
 
 import math
 
@@ -7,7 +7,7 @@ from keras_jamba.converters._weights import Weight, dense, mamba_mixer
 
 MODEL_TYPE = "jamba"
 ARCHITECTURES = {"JambaCausalLM": "JambaForCausalLM", "JambaClassifier": "JambaForSequenceClassification"}
-# What transformers takes where a config.json is silent.
+# Constructor argument: field of config.json, and the default of transformers.
 _SIZES = {
     "vocab_size": ("vocab_size", 65536),
     "d_model": ("hidden_size", 4096),
@@ -22,7 +22,7 @@ _SIZES = {
 }
 _EXPERTS = ("num_experts", "num_experts_per_token")
 _PERIODS = {"attn_layer": (8, 4), "expert_layer": (2, 1)}
-# What a config.json of theirs cannot say, and the only value that it can be read as.
+# Constructor arguments without a field in config.json, and the only value that Jamba checkpoints imply.
 _FIXED = dict(
     use_rope=False,
     normalize_top_k=False,
@@ -36,27 +36,27 @@ _FIXED = dict(
 
 
 def arguments(config):
-    """Constructor arguments of `JambaCausalLM` or `JambaClassifier` but those of its head, from their config.json."""
-    # An older name.
+    """Returns constructor arguments of `JambaCausalLM` or `JambaClassifier`, except those of the head."""
+    # `num_local_experts` is an older name of `num_experts`.
     config = {"num_experts": config["num_local_experts"]} | config if "num_local_experts" in config else config
-    ours = {name: integer(config, theirs, default) for name, (theirs, default) in _SIZES.items()}
+    args = {name: integer(config, field_name, default) for name, (field_name, default) in _SIZES.items()}
     kv_heads = field(config, "num_key_value_heads", 8)
-    ours["num_kv_heads"] = ours["num_heads"] if kv_heads is None else integer(config, "num_key_value_heads", 8)
+    args["num_kv_heads"] = args["num_heads"] if kv_heads is None else integer(config, "num_key_value_heads", 8)
     check_value(config, "hidden_act", "silu", ("silu", "swish"))
-    check_value(config, "head_dim", None, (None, ours["d_model"] // ours["num_heads"]))
+    check_value(config, "head_dim", None, (None, args["d_model"] // args["num_heads"]))
     check_value(config, "quantization_config", None, (None,))
     rank = field(config, "mamba_dt_rank", "auto")
-    ours["dt_rank"] = math.ceil(ours["d_model"] / 16) if rank == "auto" else integer(config, "mamba_dt_rank", 1)
+    args["dt_rank"] = math.ceil(args["d_model"] / 16) if rank == "auto" else integer(config, "mamba_dt_rank", 1)
     for kind, (period, offset) in _PERIODS.items():
         period, offset = integer(config, f"{kind}_period", period), integer(config, f"{kind}_offset", offset, 0)
         check_value({f"{kind}_offset": offset}, f"{kind}_offset", offset, range(period))
         if kind == "attn_layer":
-            ours |= {"mamba_ratio": period - 1, "attention_offset": offset}
-        elif ours["num_experts"] > 1:
-            ours |= {"moe_frequency": period, "moe_offset": offset}
+            args |= {"mamba_ratio": period - 1, "attention_offset": offset}
+        elif args["num_experts"] > 1:
+            args |= {"moe_frequency": period, "moe_offset": offset}
         else:
-            ours |= {"moe_frequency": 0, "moe_offset": None, "num_experts_per_token": 1}
-    return ours | {
+            args |= {"moe_frequency": 0, "moe_offset": None, "num_experts_per_token": 1}
+    return args | {
         "conv_bias": bool(field(config, "mamba_conv_bias", True)),
         "proj_bias": bool(field(config, "mamba_proj_bias", False)),
         "mixer_rms_norm": bool(field(config, "mamba_inner_layernorms", True)),
@@ -67,84 +67,84 @@ def arguments(config):
     }
 
 
-def config(ours):
-    """Their config.json of our constructor arguments.
+def config(args):
+    """Returns the config.json of constructor arguments.
 
     Raises:
-        ValueError: for arguments that it cannot tell.
+        ValueError: for arguments that a config.json of transformers cannot express.
     """
     for name, value in _FIXED.items():
-        check_value(ours, name, value, (value,), theirs="a Jamba of transformers")
-    check_value(ours, "balance_loss", "switch", ("switch",), theirs="a Jamba of transformers")
-    theirs = {other: ours[name] for name, (other, _) in _SIZES.items() if name not in ("d_ff", *_EXPERTS)}
-    d, layers = ours["d_model"], ours["num_layers"]
-    # A period that no layer reaches the end of stands for no attention.
-    period = layers + 1 if ours["mamba_ratio"] is None else ours["mamba_ratio"] + 1
-    offset = ours["attention_offset"]
-    return theirs | {
+        check_value(args, name, value, (value,), reader="Jamba in transformers")
+    check_value(args, "balance_loss", "switch", ("switch",), reader="Jamba in transformers")
+    fields = {other: args[name] for name, (other, _) in _SIZES.items() if name not in ("d_ff", *_EXPERTS)}
+    d, layers = args["d_model"], args["num_layers"]
+    # A period longer than the model means no attention layers.
+    period = layers + 1 if args["mamba_ratio"] is None else args["mamba_ratio"] + 1
+    offset = args["attention_offset"]
+    return fields | {
         "model_type": MODEL_TYPE,
-        "intermediate_size": 4 * d if ours["d_ff"] is None else ours["d_ff"],
-        "num_key_value_heads": ours["num_kv_heads"] or ours["num_heads"],
+        "intermediate_size": 4 * d if args["d_ff"] is None else args["d_ff"],
+        "num_key_value_heads": args["num_kv_heads"] or args["num_heads"],
         "hidden_act": "silu",
-        "mamba_dt_rank": ours["dt_rank"] or math.ceil(d / 16),
+        "mamba_dt_rank": args["dt_rank"] or math.ceil(d / 16),
         "attn_layer_period": period,
         "attn_layer_offset": period - 1 if offset is None else offset,
-        **_experts(ours),
-        "mamba_conv_bias": ours["conv_bias"],
-        "mamba_proj_bias": ours["proj_bias"],
-        "mamba_inner_layernorms": ours["mixer_rms_norm"],
-        "rms_norm_eps": ours["epsilon"],
-        "router_aux_loss_coef": ours["balance_coefficient"],
-        "tie_word_embeddings": bool(ours.get("tie_embeddings", False)),
+        **_experts(args),
+        "mamba_conv_bias": args["conv_bias"],
+        "mamba_proj_bias": args["proj_bias"],
+        "mamba_inner_layernorms": args["mixer_rms_norm"],
+        "rms_norm_eps": args["epsilon"],
+        "router_aux_loss_coef": args["balance_coefficient"],
+        "tie_word_embeddings": bool(args.get("tie_embeddings", False)),
         "use_mamba_kernels": False,
-        **{name: ours[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+        **{name: args[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
     }
 
 
-def _experts(ours):
-    """Without experts, what else is said about them is left as it was."""
-    if not ours["moe_frequency"]:
+def _experts(args):
+    """Returns the fields for experts. Without experts, it leaves the other fields of the loaded config as they are."""
+    if not args["moe_frequency"]:
         return {"num_experts": 1}
-    offset = ours["moe_offset"]
+    offset = args["moe_offset"]
     return {
-        "expert_layer_period": ours["moe_frequency"],
-        "expert_layer_offset": ours["moe_frequency"] - 1 if offset is None else offset,
-        **{_SIZES[name][0]: ours[name] for name in _EXPERTS},
+        "expert_layer_period": args["moe_frequency"],
+        "expert_layer_offset": args["moe_frequency"] - 1 if offset is None else offset,
+        **{_SIZES[name][0]: args[name] for name in _EXPERTS},
     }
 
 
-def weights(ours, pattern):
-    """Each weight of a model with these constructor arguments and this block pattern."""
-    d = ours["d_model"]
-    ours = ours | {
-        "dt_rank": ours["dt_rank"] or math.ceil(d / 16),
-        "d_ff": 4 * d if ours["d_ff"] is None else ours["d_ff"],
+def weights(args, pattern):
+    """Yields the `Weight` mappings of a model with these constructor arguments and this block pattern."""
+    d = args["d_model"]
+    args = args | {
+        "dt_rank": args["dt_rank"] or math.ceil(d / 16),
+        "d_ff": 4 * d if args["d_ff"] is None else args["d_ff"],
     }
-    yield Weight("token_embedding/embeddings", ("model.embed_tokens.weight",), (ours["vocab_size"], d))
+    yield Weight("token_embedding/embeddings", ("model.embed_tokens.weight",), (args["vocab_size"], d))
     for i, (mixer, feed_forward) in enumerate(pattern):
         path, prefix = f"backbone/block_{i}", f"model.layers.{i}."
         yield Weight(f"{path}/mixer_norm/scale", (f"{prefix}input_layernorm.weight",), (d,))
         if mixer == "attention":
-            yield from _attention(f"{path}/mixer", f"{prefix}self_attn.", ours)
+            yield from _attention(f"{path}/mixer", f"{prefix}self_attn.", args)
         else:
-            yield from mamba_mixer(f"{path}/mixer", f"{prefix}mamba.", ours)
+            yield from mamba_mixer(f"{path}/mixer", f"{prefix}mamba.", args)
         yield Weight(f"{path}/feed_forward_norm/scale", (f"{prefix}pre_ff_layernorm.weight",), (d,))
-        yield from _feed_forward(f"{path}/feed_forward", f"{prefix}feed_forward.", ours, feed_forward)
+        yield from _feed_forward(f"{path}/feed_forward", f"{prefix}feed_forward.", args, feed_forward)
     yield Weight("backbone/final_norm/scale", ("model.final_layernorm.weight",), (d,))
-    if "num_classes" in ours:
-        yield from dense("head", "score", d, ours["num_classes"])
-    elif not ours["tie_embeddings"]:
-        yield Weight("token_embedding/reverse_embeddings", ("lm_head.weight",), (ours["vocab_size"], d), "transposed")
+    if "num_classes" in args:
+        yield from dense("head", "score", d, args["num_classes"])
+    elif not args["tie_embeddings"]:
+        yield Weight("token_embedding/reverse_embeddings", ("lm_head.weight",), (args["vocab_size"], d), "transposed")
 
 
-def _attention(path, prefix, ours):
-    d, h, g = ours["d_model"], ours["num_heads"], ours["num_kv_heads"] or ours["num_heads"]
+def _attention(path, prefix, args):
+    d, h, g = args["d_model"], args["num_heads"], args["num_kv_heads"] or args["num_heads"]
     for name, other, size in (("q", "q", d), ("k", "k", g * (d // h)), ("v", "v", g * (d // h)), ("out", "o", d)):
         yield from dense(f"{path}/{name}_proj", f"{prefix}{other}_proj", d, size)
 
 
-def _feed_forward(path, prefix, ours, kind):
-    d, f, x = ours["d_model"], ours["d_ff"], ours["num_experts"]
+def _feed_forward(path, prefix, args, kind):
+    d, f, x = args["d_model"], args["d_ff"], args["num_experts"]
     sizes = {"gate": (d, f), "up": (d, f), "down": (f, d)}
     if kind == "dense":
         for name, size in sizes.items():
@@ -157,12 +157,13 @@ def _feed_forward(path, prefix, ours, kind):
 
 
 def unstacked(name, shape):
-    """`{name: index}` of the experts in a tensor of the layout that transformers 5 has in memory; else None.
+    """Returns `{name: index}` of the experts in a stacked tensor, or None for any other tensor.
 
-    There `experts.gate_up_proj` is `(x, 2 f, d)`, the gate first, and `experts.down_proj` `(x, d, f)`.
+    transformers 5 stacks experts in memory: `experts.gate_up_proj` is `(x, 2 f, d)` with the gate first, and
+    `experts.down_proj` is `(x, d, f)`.
     """
     prefix, _, last = name.rpartition(".")
-    # A tensor without numbers may claim any number of experts.
+    # A tensor with an empty axis may claim any number of experts.
     if not prefix.endswith(".experts") or len(shape) != 3 or 0 in shape:
         return None
     if last == "down_proj":

@@ -1,4 +1,4 @@
-"""Checkpoints of Mamba-1 as Hugging Face's transformers reads them: mixers without feed-forward parts."""
+"""Checkpoints of Mamba-1, as Hugging Face's transformers reads them: mixers without feed-forward layers."""
 
 import math
 
@@ -19,14 +19,14 @@ _FIXED = dict(mamba_ratio=None, d_ff=0, mixer_rms_norm=False, direction="causal"
 
 
 def arguments(config):
-    """Constructor arguments of `JambaCausalLM` from their config.json."""
-    ours = {name: integer(config, theirs, default) for name, (theirs, default) in _SIZES.items()}
+    """Returns constructor arguments of `JambaCausalLM` from a config.json."""
+    args = {name: integer(config, field_name, default) for name, (field_name, default) in _SIZES.items()}
     check_value(config, "hidden_act", "silu", ("silu", "swish"))
     check_value(config, "quantization_config", None, (None,))
-    check_value(config, "intermediate_size", ours["expand"] * ours["d_model"], (ours["expand"] * ours["d_model"],))
+    check_value(config, "intermediate_size", args["expand"] * args["d_model"], (args["expand"] * args["d_model"],))
     rank = field(config, "time_step_rank", "auto")
-    ours["dt_rank"] = math.ceil(ours["d_model"] / 16) if rank == "auto" else integer(config, "time_step_rank", 1)
-    return ours | {
+    args["dt_rank"] = math.ceil(args["d_model"] / 16) if rank == "auto" else integer(config, "time_step_rank", 1)
+    return args | {
         "mamba_ratio": None,
         "d_ff": 0,
         "moe_frequency": 0,
@@ -39,40 +39,40 @@ def arguments(config):
     }
 
 
-def config(ours):
-    """Their config.json of our constructor arguments.
+def config(args):
+    """Returns the config.json of constructor arguments.
 
     Raises:
-        ValueError: for arguments that it cannot tell.
+        ValueError: for arguments that a config.json of transformers cannot express.
     """
     for name, value in _FIXED.items():
-        check_value(ours, name, value, (value,), theirs="a Mamba of transformers")
-    d = ours["d_model"]
-    return {other: ours[name] for name, (other, _) in _SIZES.items()} | {
+        check_value(args, name, value, (value,), reader="Mamba in transformers")
+    d = args["d_model"]
+    return {other: args[name] for name, (other, _) in _SIZES.items()} | {
         "model_type": MODEL_TYPE,
-        "intermediate_size": ours["expand"] * d,
+        "intermediate_size": args["expand"] * d,
         "hidden_act": "silu",
-        "time_step_rank": ours["dt_rank"] or math.ceil(d / 16),
-        "use_conv_bias": ours["conv_bias"],
-        "use_bias": ours["proj_bias"],
-        "layer_norm_epsilon": ours["epsilon"],
-        "tie_word_embeddings": ours["tie_embeddings"],
-        **{name: ours[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+        "time_step_rank": args["dt_rank"] or math.ceil(d / 16),
+        "use_conv_bias": args["conv_bias"],
+        "use_bias": args["proj_bias"],
+        "layer_norm_epsilon": args["epsilon"],
+        "tie_word_embeddings": args["tie_embeddings"],
+        **{name: args[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
     }
 
 
-def weights(ours, pattern):
-    """Each weight of a model with these constructor arguments and this block pattern."""
-    d = ours["d_model"]
-    ours = ours | {"dt_rank": ours["dt_rank"] or math.ceil(d / 16)}
-    yield Weight("token_embedding/embeddings", ("backbone.embeddings.weight",), (ours["vocab_size"], d))
+def weights(args, pattern):
+    """Yields the `Weight` mappings of a model with these constructor arguments and this block pattern."""
+    d = args["d_model"]
+    args = args | {"dt_rank": args["dt_rank"] or math.ceil(d / 16)}
+    yield Weight("token_embedding/embeddings", ("backbone.embeddings.weight",), (args["vocab_size"], d))
     for i in range(len(pattern)):
         path, prefix = f"backbone/block_{i}", f"backbone.layers.{i}."
         yield Weight(f"{path}/mixer_norm/scale", (f"{prefix}norm.weight",), (d,))
-        yield from mamba_mixer(f"{path}/mixer", f"{prefix}mixer.", ours)
+        yield from mamba_mixer(f"{path}/mixer", f"{prefix}mixer.", args)
     yield Weight("backbone/final_norm/scale", ("backbone.norm_f.weight",), (d,))
-    if not ours["tie_embeddings"]:
-        yield Weight("token_embedding/reverse_embeddings", ("lm_head.weight",), (ours["vocab_size"], d), "transposed")
+    if not args["tie_embeddings"]:
+        yield Weight("token_embedding/reverse_embeddings", ("lm_head.weight",), (args["vocab_size"], d), "transposed")
 
 
 def unstacked(name, shape):

@@ -1,4 +1,4 @@
-"""Low-rank adapters as PEFT reads and writes them: adapter_config.json and adapter_model.safetensors."""
+"""Low-rank adapters in PEFT's format: adapter_config.json and adapter_model.safetensors."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from keras_jamba import _files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TASKS = {"JambaCausalLM": "CAUSAL_LM", "JambaClassifier": "SEQ_CLS"}
-# What an adapter of ours cannot be: field of theirs, and the values that change nothing.
+# Fields of adapter_config.json for variants of LoRA, and the values that mean plain LoRA.
 _PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -27,14 +27,17 @@ _PLAIN = {
 
 
 def write(folder, class_name, pairs, rank, lora_alpha, fully_trained):
-    """Writes adapters.
+    """Writes adapters to a folder.
 
     Args:
-        folder: that exists.
-        class_name: of the model.
-        pairs: `{their module: (a (d, r), b (r, f))}`, NumPy arrays.
-        rank, lora_alpha: of all of them.
-        whole: `{their tensor: array}` of what was trained whole.
+        folder: an existing folder.
+        class_name: class name of the model.
+        pairs: `{module name in PEFT: (a, b)}`, NumPy arrays of shape `(d, r)` and `(r, f)`.
+        rank, lora_alpha: rank and alpha of all adapters.
+        fully_trained: `{tensor name in PEFT: array}`, weights that were trained without an adapter.
+
+    Raises:
+        ValueError: if a fully trained weight is a single parameter, which PEFT cannot store.
     """
     from safetensors.numpy import save_file
 
@@ -62,17 +65,17 @@ def _module(name):
     module, _, leaf = name.rpartition(".")
     if leaf not in ("weight", "bias"):
         raise ValueError(
-            f"PEFT trains whole modules, not single parameters. Received: {name!r}, trained whole. Leave its layer out "
-            "of also_train, or call merge_lora and export_to_transformers."
+            f"PEFT trains whole modules, not single parameters. Received: {name!r}, trained without an adapter. Leave "
+            "its layer out of also_train, or call merge_lora and export_to_transformers."
         )
     return module
 
 
 def read(folder):
-    """`(pairs, rank, lora_alpha, whole)`, see `write`.
+    """Returns `(pairs, rank, lora_alpha, fully_trained)`, see `write`.
 
     Raises:
-        ValueError: if a file is missing or damaged, or speaks of another kind of adapter.
+        ValueError: if a file is missing or damaged, or the adapter is not plain LoRA.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -84,8 +87,8 @@ def read(folder):
         rank, lora_alpha = int(config["r"]), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
-            f"A folder of PEFT's must hold {CONFIG} and {WEIGHTS}. Received: {str(folder)!r}, {error!r}. Pass a folder "
-            "that PEFT's save_pretrained wrote."
+            f"A PEFT folder must hold {CONFIG} and {WEIGHTS}. Received: {str(folder)!r}, {error!r}. Pass a folder that "
+            "PEFT's save_pretrained wrote."
         ) from error
     for name, values in _PLAIN.items():
         if config.get(name, values[0]) not in values:
@@ -104,7 +107,7 @@ def read(folder):
     if set(sides["lora_A"]) != set(sides["lora_B"]):
         odd = sorted(set(sides["lora_A"]) ^ set(sides["lora_B"]))
         raise ValueError(
-            f"An adapter has two matrices. Received: {str(folder)!r} with one of {odd[:3]}. Write it again."
+            f"An adapter must have two matrices. Received: {str(folder)!r} with only one for {odd[:3]}. Save it again."
         )
     return (
         {module: (a, sides["lora_B"][module]) for module, a in sides["lora_A"].items()},

@@ -1,4 +1,4 @@
-"""A folder of safetensors files, whole or in shards, of which nothing is believed before it was checked."""
+"""A folder of safetensors files, a single file or shards. All metadata is checked before it is used."""
 
 import json
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import numpy as np
 from keras_jamba import _files
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# So many bytes are read of a file before it is opened anew.
+# The bytes that are read from a file before it is reopened.
 _MAPPED = 2**28
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: the key in a file, and which part of what is stored under it."""
+    """The place of a tensor: the key in a file, and the index into the array that is stored under it."""
 
     file: Path
     key: str
@@ -28,10 +28,10 @@ class SafetensorsFolder:
 
     Args:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and the shards that it names.
-        unstacked: `(name, shape) -> {name: index} or None`: the tensors that are stored as one.
+        unstacked: `unstacked(name, shape)` returns `{name: index}` of the tensors that are stacked in one, or None.
 
     Raises:
-        ValueError: if a file is missing, damaged, or lies elsewhere.
+        ValueError: if a file is missing, damaged, or outside of the folder.
     """
 
     def __init__(self, folder, unstacked):
@@ -42,7 +42,7 @@ class SafetensorsFolder:
         self._open, self._mapped = (None, None), 0
 
     def _files(self):
-        """`(file, names that the index says are in it, or None)`."""
+        """Returns a list of `(file, names that the index lists for it, or None)`."""
         index = self.folder / INDEX
         if not index.is_file():
             if not (self.folder / ONE).is_file():
@@ -57,7 +57,7 @@ class SafetensorsFolder:
             if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
                 raise ValueError(
                     f"{INDEX} must name safetensors files beside it. Received: {file!r} for {name!r} in "
-                    f"{str(index)!r}. Do not load this checkpoint: nobody writes such an index by mistake."
+                    f"{str(index)!r}. Do not load this checkpoint: its index may be an attack."
                 )
             shards.setdefault(self.folder / file, set()).add(name)
         return sorted(shards.items())
@@ -68,8 +68,8 @@ class SafetensorsFolder:
             if promised is not None and promised != keys:
                 missing, more = sorted(promised - keys), sorted(keys - promised)
                 raise ValueError(
-                    f"A shard must hold the tensors that {INDEX} says. Received: {str(file)!r} without {missing[:3]} "
-                    f"and with {more[:3]} besides. Download the checkpoint again."
+                    f"A shard must hold the tensors that {INDEX} lists. Received: {str(file)!r} without "
+                    f"{missing[:3]} and with additional {more[:3]}. Download the checkpoint again."
                 )
             for key in sorted(keys):
                 entry = tensors.get_slice(key)
@@ -88,7 +88,7 @@ class SafetensorsFolder:
         self.places[name] = place
 
     def check(self, weights, optional=()):
-        """Every tensor of `weights` is there in its shape, and no other but those named `optional`."""
+        """Raises ValueError unless each tensor of `weights` has its shape, and all others are named in `optional`."""
         expected = {name: weight.shape for weight in weights for name in weight.names}
         wrong = [f"{name} is missing" for name in expected if name not in self.places]
         wrong += [f"{name} is unexpected" for name in self.places if name not in expected and name not in optional]
@@ -101,33 +101,37 @@ class SafetensorsFolder:
             more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise ValueError(
                 "The tensors of a checkpoint must be those that its config.json describes. Received: "
-                f"{str(self.folder)!r}, where {'; '.join(wrong[:5])}{more}. The two are of different models, or one "
-                "of them is damaged."
+                f"{str(self.folder)!r}, where {'; '.join(wrong[:5])}{more}. They belong to different models, or one "
+                "of them is damaged. Download the checkpoint again."
             )
 
     def in_order(self, weights):
-        """`weights` sorted so that each file is opened once, or nearly."""
+        """Returns `weights` sorted by file, so that few files are opened more than once."""
         return sorted(weights, key=lambda weight: (self.places[weight.names[0]].file, weight.path))
 
     def read(self, name):
-        """A tensor, all of whose numbers are finite."""
-        import ml_dtypes  # noqa: F401, with which NumPy knows bfloat16
+        """Returns a tensor.
+
+        Raises:
+            ValueError: if the file is damaged, or the tensor has NaN or infinity.
+        """
+        import ml_dtypes  # noqa: F401, which registers bfloat16 in NumPy
 
         place = self.places[name]
         if self._open[0] != place.file or self._mapped > _MAPPED:
-            # What was mapped of a file that is closed leaves the memory.
+            # Closing a file releases its mapped memory.
             self._open, self._mapped = (place.file, _opened(place.file).__enter__()), 0
         try:
             stored = self._open[1].get_slice(place.key)
             x = stored[place.part] if place.part else stored[:] if place.shape else stored[()]
-        except Exception as error:  # the library raises its own
+        except Exception as error:  # safetensors raises its own errors
             raise ValueError(_damaged(place.file, error)) from error
         x = np.asarray(x)
         self._mapped += x.nbytes
         if not np.isfinite(x if x.dtype.kind == "f" else x.astype("float32")).all():
             raise ValueError(
                 f"Weights must be finite numbers. Received: {name!r} in {str(place.file)!r} with NaN or infinity. "
-                "The training that made them failed, or the file is damaged."
+                "The training diverged, or the file is damaged. Load another checkpoint."
             )
         return x
 
@@ -136,16 +140,16 @@ class SafetensorsFolder:
 
 
 def write(folder, sizes, tensors, shard_bytes):
-    """Writes tensors to a folder: one file, or shards and their index, as transformers splits them.
+    """Writes tensors to a folder in the layout of transformers: one file, or shards and their index.
 
     Args:
         folder: an existing folder.
         sizes: `{name: bytes}` of all tensors, in their order.
-        tensors: `(name, array)`, one after the other; no more are held at a time than a shard and one that is larger.
-        shard_bytes: the most bytes of a file, unless a single tensor is larger.
+        tensors: an iterable of `(name, array)`. Memory holds at most a shard and one larger tensor at a time.
+        shard_bytes: maximum bytes per file, unless a single tensor is larger.
 
     Raises:
-        ImportError: without safetensors or huggingface_hub.
+        ImportError: if safetensors or huggingface_hub is not installed.
     """
     try:
         from huggingface_hub import split_state_dict_into_shards_factory
@@ -190,7 +194,7 @@ def _opened(file):
         ) from error
     try:
         return safe_open(file, framework="numpy")
-    except Exception as error:  # the library raises its own, and what the system raises
+    except Exception as error:  # safetensors raises its own errors and those of the system
         raise ValueError(_damaged(file, error)) from error
 
 

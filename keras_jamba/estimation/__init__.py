@@ -1,7 +1,7 @@
-"""What a model will cost before it runs: parameters, floating-point operations, and memory.
+"""Cost estimates of a model before it runs: parameters, floating-point operations and memory.
 
-Everything follows from the constructor arguments. Nothing is built, so that a model too large for the machine has
-a report too.
+All estimates follow from the constructor arguments. Nothing is built, so a model too large for the machine has a report
+too.
 """
 
 from keras_jamba.estimation.caches import kv_cache_bytes

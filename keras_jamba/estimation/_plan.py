@@ -1,4 +1,4 @@
-"""What the estimators need to know of a model, from the model or from its constructor arguments."""
+"""The sizes of a model and of a run that the estimators need."""
 
 import dataclasses
 import inspect
@@ -13,7 +13,7 @@ from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.dhc_jamba import _READOUTS, _STEMS
 from keras_jamba.ops import _checks
 
-# Arguments of `DHCJamba` that cost nothing.
+# Arguments of `DHCJamba` without effect on costs.
 _FREE = ("pixel_range", "class_names")
 _LANGUAGE = ("vocab_size", "tie_embeddings")
 _SIZES = ("d_model", "num_experts", "num_experts_per_token", "d_ff", "num_heads", "num_kv_heads", "d_state", "d_conv")
@@ -23,7 +23,7 @@ _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 @dataclass(frozen=True)
 class Image:
-    """The arguments of `DHCJamba` that are not its backbone's."""
+    """Arguments of `DHCJamba` that its backbone does not take."""
 
     num_classes: int
     image_shape: tuple
@@ -39,16 +39,16 @@ _IMAGE = tuple(field.name for field in dataclasses.fields(Image))
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes under the letters of `keras_jamba.ops`, and what else decides about costs.
+    """Sizes of a model, named by the letters of `keras_jamba.ops`, and other arguments that determine costs.
 
     Attributes:
-        pattern: one `(mixer, feed_forward)` a block.
-        d, f, e, n, k, r, h, g, x: widths and counts; f is d_ff. c is d / h.
-        chosen: experts a token.
-        config: the backbone's arguments, defaults filled in.
+        pattern: one `(mixer, feed_forward)` per block.
+        d, f, e, n, k, r, h, g, x: widths and counts. f is d_ff; the property c is d / h.
+        chosen: experts per token.
+        config: the backbone's arguments, including defaults.
         image: an `Image` or None.
         vocabulary: `(v, tied)` or None.
-        dtype: the dtype policy, or None where none was given.
+        dtype: the dtype policy, or None if not given.
     """
 
     pattern: tuple
@@ -73,12 +73,12 @@ class Plan:
 
     @property
     def directions(self):
-        """1, or 2 where tokens see those behind them too."""
+        """1 for a causal model, 2 for a bidirectional one."""
         return 1 if self.config["direction"] == "causal" else 2
 
 
 def plan_of(model):
-    """The plan of a `JambaBackbone`, a `DHCJamba`, a `JambaCausalLM` or a dict of constructor arguments."""
+    """Returns the plan of a `JambaBackbone`, a `DHCJamba`, a `JambaCausalLM` or a dict of constructor arguments."""
     if isinstance(model, (JambaBackbone, DHCJamba)):
         given = model.constructor_arguments() | {"dtype": model.get_config()["dtype"]}
     elif isinstance(model, JambaCausalLM):
@@ -142,7 +142,7 @@ def _letters(config):
     pattern = pattern_of(config)
     for name in _SIZES:
         if config[name] is not None:
-            # Without a feed-forward part d_ff is 0.
+            # d_ff is 0 without a feed-forward part.
             _checks.check_integer(name, config[name], at_least=0 if name == "d_ff" else 1)
     router = config["router"]
     if isinstance(router, dict):
@@ -168,15 +168,15 @@ def _letters(config):
 
 @dataclass(frozen=True)
 class Run:
-    """How a model runs.
+    """Settings of a run of a model.
 
     Attributes:
-        b, t: batch and tokens of a sequence.
-        stored, computed: bytes of a number as variables are stored, and as is computed with.
+        b, t: batch size, and tokens per sequence.
+        stored, computed: bytes per number of the variable dtype and of the compute dtype.
         platform: "cpu", "gpu" or "tpu".
-        scan, convolution: names of the implementations of the two.
+        scan, convolution: names of the implementations.
         grid: `[(height, width)]` of an image before and after each convolution of the encoder; empty without images.
-        frames: images of a clip; 1 without clips.
+        frames: images per clip; 1 without clips.
     """
 
     b: int
@@ -191,34 +191,34 @@ class Run:
 
     @property
     def images(self):
-        """Images of the whole batch."""
+        """Images in the batch."""
         return self.b * self.frames
 
     @property
     def cells(self):
-        """Cells of the grids of all images of the batch."""
+        """Grid cells of all images in the batch."""
         return self.images * math.prod(self.grid[-1])
 
     @property
     def s(self):
-        """Tokens of the whole batch."""
+        """Tokens in the batch."""
         return self.b * self.t
 
     @property
     def cast(self):
-        """Whether there are two copies of what a layer computes with, one of them float32."""
+        """Whether float32 operations of a layer need a second copy of its inputs."""
         return self.computed < 4
 
 
 def bytes_of(dtype):
-    """Bytes of one number."""
+    """Returns the bytes per number of a dtype."""
     dtype = keras.backend.standardize_dtype(dtype)
     _checks.check_choice("dtype", dtype, _BYTES)
     return _BYTES[dtype]
 
 
 def encoder_convolutions(plan):
-    """`[(in channels, out channels, side of the kernel, stride)]` of the stem."""
+    """Returns `[(in channels, out channels, side of the kernel, stride)]` of the stem."""
     channels, downsample = plan.image.image_shape[-1], plan.image.downsample
     if plan.image.stem == "patchify":
         return [(channels, plan.d, downsample, downsample)]
@@ -229,7 +229,7 @@ def encoder_convolutions(plan):
 
 
 def sizes_of(plan, image_size):
-    """`(tokens, grid, frames)` of a model of images or clips: see `Run`."""
+    """Returns `(tokens, grid, frames)` of a model of images or clips: see `Run`."""
     shape, axes = plan.image.image_shape, AXES[plan.image.tokens][:-1]
     size = shape[:-1] if image_size is None else image_size
     letters = ", ".join(axes)
@@ -241,7 +241,7 @@ def sizes_of(plan, image_size):
         )
     if None in size:
         raise ValueError(
-            f"A model that takes images of any size needs one. Received: image_shape={shape}, "
+            f"A model that takes images of any size needs image_size. Received: image_shape={shape}, "
             f"image_size={image_size!r}. Pass ({letters}), for example image_size={example}."
         )
     for axis, length in zip(axes, size, strict=True):

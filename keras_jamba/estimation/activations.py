@@ -1,8 +1,8 @@
-"""Memory that the backward pass needs of the forward pass, layer by layer.
+"""Activation memory: bytes that the forward pass keeps for the backward pass, layer by layer.
 
-Counted are the tensors that PyTorch's autograd keeps for the operations of our layers, run eagerly. A compiler may
-keep less. A tensor that several operations keep counts once, where it is made, with one exception: the input of a
-block is counted by the block's norm, which keeps it in float32.
+The estimates count the tensors that PyTorch's autograd keeps for this package's layers in eager mode. A compiler may
+keep less. A tensor that several operations keep counts once, at the operation that creates it. The exception is the
+input of a block, which counts at the block's norm: the norm keeps it in float32.
 """
 
 import math
@@ -16,24 +16,24 @@ _CACHED_NUMBERS, _LONGEST_CHUNK = 1 << 19, 64  # the chunks of ops/scan/torch_ch
 
 
 def block(run, plan, mixer, feed_forward):
-    """Bytes that one block keeps, its copies of weights included."""
+    """Returns the bytes that one block keeps, including copies of weights."""
     dropped = run.s * plan.d * (run.computed if run.platform == "cpu" else 1) if plan.config["dropout"] else 0
     parts = (1 if feed_forward is None else 2) * (_norm(run, run.s, plan.d) + dropped)
     return parts + _MIXERS[mixer](run, plan) + _FEED_FORWARDS[feed_forward](run, plan)
 
 
-def given(plan, run):
-    """Bytes that the first block keeps less where its input is the caller's: nobody asks for its gradient."""
+def input_bytes(plan, run):
+    """Returns the bytes that the first block saves if its input comes from the caller and needs no gradient."""
     return 4 * run.s * plan.d if run.platform == "cpu" or not run.cast else 0
 
 
 def _norm(run, rows, width):
-    """An RMSNorm keeps its input in float32; on a CPU, where it is several operations, what is scaled too."""
+    """Returns the bytes of an RMSNorm: its float32 input and, in the CPU's composed version, the normalised values."""
     return 4 * rows * width * (2 if run.platform == "cpu" else 1) + 4 * rows
 
 
 def _copies(run, numbers):
-    """Weights in the dtype that is computed with, where they are stored in another."""
+    """Returns the bytes of weights cast to the compute dtype, if that differs from the variable dtype."""
     return numbers * run.computed if run.computed != run.stored else 0
 
 
@@ -43,67 +43,70 @@ def _mamba(run, plan):
 
 
 def _gated_conv(run, plan):
-    """The gate, and its SiLU."""
+    """Returns the bytes of a gated convolution, including the gate's SiLU."""
     return _gated(run, plan, True, run.s * plan.e * run.computed)
 
 
-def _gated(run, plan, keeps_gate, behind):
-    """Projections, the convolution of each direction and what is behind it; it keeps z itself or a copy of its own."""
+def _gated(run, plan, keeps_gate, inner):
+    """Returns the bytes of projections, convolutions and `inner`, the operations after each direction's convolution.
+
+    `keeps_gate` is True if `inner` keeps z itself, and False if it keeps its own copy.
+    """
     s, a, d, e = run.s, run.computed, plan.d, plan.e
-    turned_round = plan.directions - 1
+    reversed_directions = plan.directions - 1
     kept = s * d * a + s * e * a + _copies(run, 3 * d * e)
     if keeps_gate or run.convolution == "native":
         kept += 2 * s * e * a  # x and z are views of the projection
-    kept += turned_round * s * e * a * (keeps_gate + (run.convolution == "native"))
-    return kept + plan.directions * (_convolution(run, plan) + behind)
+    kept += reversed_directions * s * e * a * (keeps_gate + (run.convolution == "native"))
+    return kept + plan.directions * (_convolution(run, plan) + inner)
 
 
 def _convolution(run, plan):
-    """What it puts out; of "portable" the padded input, and the SiLU's."""
+    """Returns the bytes of the output and, for "portable", of the padded input and the SiLU's input."""
     s, a, e = run.s, run.computed, plan.e
     return s * e * a + (run.b * (run.t + plan.k - 1) * e * a + s * e * a if run.convolution == "portable" else 0)
 
 
 def _ssm(run, plan):
-    """Projections of one direction."""
+    """Returns the bytes of the SSM's projections in one direction."""
     s, a, e, n, r = run.s, run.computed, plan.e, plan.n, plan.r
     kept = _copies(run, 2 * e * (r + n)) + 2 * 4 * e * n + s * (r + 2 * n) * a
     return kept + (_norm(run, s, r + 2 * n) + 8 * s if plan.config["mixer_rms_norm"] else 0)
 
 
 def _native(run, e, n):
-    """delta, and a state every 16 tokens."""
+    """Returns the bytes of delta and of one state per 16 tokens."""
     channels = math.ceil(e / _CHUNK) * _CHUNK
     return run.s * e * run.computed + 4 * run.b * math.ceil(run.t / _CHUNK) * channels * n
 
 
 def _gating_and_masks(run, e, n):
-    """delta before and after the softplus, the gate, and the outputs before it; what came in, as float32."""
+    """Returns the bytes of delta before and after softplus, of the gate and its input, and of float32 inputs."""
     return 4 * (4 * run.s * e + (2 * run.s * (e + n) if run.cast else 0))
 
 
 def chunk_of(run, e, n):
-    """Tokens of a chunk of "portable"."""
+    """Returns the tokens per chunk of "portable"."""
     return max(1, min(_LONGEST_CHUNK, _CACHED_NUMBERS // (run.b * e * n)))
 
 
 def _portable(run, e, n):
-    """A state a chunk."""
+    """Returns the bytes of "portable", which keeps one state per chunk."""
     return _gating_and_masks(run, e, n) + 4 * run.b * e * n * math.ceil(run.t / chunk_of(run, e, n))
 
 
 def _associative(run, e, n):
-    """Decay, inputs and results at each level of the tree, of half as many tokens each, and the states."""
+    """Returns the bytes of "associative": decay, inputs and results per tree level, and the states."""
     return _gating_and_masks(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * (_tree(run.t) + run.t)
 
 
 def _reference(run, e, n):
-    """Decay and state of each token."""
+    """Returns the bytes of "reference", which keeps decay and state per token."""
     return _gating_and_masks(run, e, n) + 4 * run.s * e + 4 * run.b * e * n * 2 * run.t
 
 
 def _tree(length):
-    """Tokens of all levels whose decay, inputs and results the tree of `associative` keeps."""
+    """Returns the tokens whose decay, inputs and results the tree of "associative" keeps, summed over levels."""
     kept = 0
     while length > 1:
         kept += 2 * length + length // 2
@@ -111,7 +114,7 @@ def _tree(length):
     return kept
 
 
-# Bytes that one scan keeps besides u, z, B and C as they come in: of `(run, e, n)`, by implementation.
+# Bytes per scan besides its inputs u, z, B and C, as functions of `(run, e, n)` by implementation.
 SCANS = {"native": _native, "portable": _portable, "associative": _associative, "reference": _reference}
 
 
@@ -123,7 +126,7 @@ def _attention(run, plan):
     kept = s * d * a + _copies(run, 2 * d * d + 2 * d * plan.g * plan.c)
     # Queries and outputs, keys and values for every query head, and the logarithm of each softmax's sum.
     kept += run.b * (2 * queries + 2 * blocks * keys) * d * a + 4 * run.b * plan.h * queries
-    # What is projected back: a copy on a CPU, whose kernel puts heads before tokens.
+    # The input of the output projection is a copy on a CPU, whose kernel puts heads before tokens.
     kept += s * d * a if run.platform == "cpu" or blocks > 1 else 0
     if window:
         kept += run.b * queries * keys * a
@@ -133,7 +136,7 @@ def _attention(run, plan):
 
 
 def _hidden(run, plan, rows):
-    """What a perceptron keeps of its hidden layer: gate, its SiLU, the other half and the product; or two."""
+    """Returns the bytes of a hidden layer: gate, SiLU, other half and product, or two tensors for GELU."""
     return (4 if plan.config["use_swiglu"] else 2) * rows * plan.f * run.computed
 
 
@@ -146,9 +149,9 @@ def _moe(run, plan):
     assignments = rows = s * plan.chosen
     if plan.config["capacity_factor"] is not None:
         rows = x * min(s, max(1, math.ceil(assignments * plan.config["capacity_factor"] / x)))
-    # The router: tokens in float32, probabilities and logits, weights and indices.
+    # Tokens in float32, probabilities and logits, weights and indices.
     router = 4 * s * (d + 2 * x + 2) + assignments * (4 + 8)
-    # Tokens sorted by expert, what the experts make of them in the order of before, and both orders.
+    # Tokens sorted by expert, expert outputs in the original order, and both permutations.
     experts = rows * d * a + _hidden(run, plan, rows) + assignments * (d * a + a + 16)
     return router + experts + _copies(run, x * perceptron(plan))
 
@@ -162,21 +165,21 @@ def encoder(run, plan):
 
 
 def encoder_parts(run, plan):
-    """Of each convolution its input, with its padding; what norm and SiLU keep of its output."""
+    """Yields bytes per convolution: the padded input, the kernel, and the tensors that norm and SiLU keep."""
     for i, (channels, width, side, stride) in enumerate(encoder_convolutions(plan)):
         before, after = run.grid[i : i + 2]
         kept = run.images * _padded(before, side, stride) * channels * run.computed
-        kept += side * side * channels * width * run.computed  # the kernel, turned round
+        kept += side * side * channels * width * run.computed  # the transposed kernel
         pixels = run.images * math.prod(after)
         if plan.image.stem == "patchify":
             kept += _norm(run, pixels, width)
         else:
-            kept += pixels * width * (4 + 4 + run.computed)  # as float32, the same centred; the SiLU's input
+            kept += pixels * width * (4 + 4 + run.computed)  # float32, centred float32, and the SiLU's input
         yield kept
 
 
 def _padded(size, side, stride):
-    """Pixels under a kernel: PyTorch pads by itself where as much is missing at both ends, and else gets a copy."""
+    """Returns the pixels of a convolution's input. Asymmetric padding needs a padded copy in PyTorch."""
     missing = [max(0, (-(-pixels // stride) - 1) * stride + side - pixels) for pixels in size]
     if any(count % 2 for count in missing):
         size = [pixels + count for pixels, count in zip(size, missing, strict=True)]
@@ -184,14 +187,14 @@ def _padded(size, side, stride):
 
 
 def tokens(run, plan):
-    """Of frames features and places, and the SiLU's input; the mean keeps nothing."""
+    """Returns the bytes for frames: features, positions and the SiLU's input. The mean keeps nothing."""
     if plan.image.tokens != "frames":
         return 0
     return run.cells * (2 * plan.d + 2) * run.computed + _copies(run, (plan.d + 2) * plan.d)
 
 
 def readout(run, plan):
-    """Of "seqpool" tokens as scored and as summed up, weights and scores, and the two sums."""
+    """Returns the bytes of "seqpool": tokens for scores and for sums, weights and scores, and the two sums."""
     if plan.image.readout != "seqpool":
         return 0
     kept = run.s * plan.d * (run.computed + (4 if run.cast else 0)) + _copies(run, plan.d)
@@ -203,7 +206,7 @@ def final_norm(run, plan):
 
 
 def head(run, plan):
-    """The head's input; of a language model also the logits and what a cross-entropy keeps of them, in float32."""
+    """Returns the bytes of the head's input and, for a language model, of float32 logits and their cross-entropy."""
     if plan.image:
         return 4 * run.b * (plan.d + 2 * plan.image.num_classes)
     words = plan.vocabulary[0]
@@ -211,5 +214,5 @@ def head(run, plan):
 
 
 def embedding(run, plan):
-    """The numbers of the words."""
+    """Returns the bytes of the token ids."""
     return 4 * run.s

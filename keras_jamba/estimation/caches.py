@@ -1,19 +1,19 @@
-"""Memory of the states that running on from earlier tokens needs."""
+"""Memory of the decoding states, which hold earlier tokens."""
 
 from keras_jamba.estimation._plan import bytes_of
 from keras_jamba.ops import _checks
 
 
 def kv_cache_bytes(num_attention_layers, num_kv_heads, head_width, context, batch_size=1, dtype="bfloat16"):
-    """Memory of the keys and values of attention.
+    """Returns the memory of the key-value caches of attention.
 
     Args:
-        num_attention_layers: layers that attend.
-        num_kv_heads: key-value heads g of each.
-        head_width: width c of a head.
-        context: tokens that are kept.
+        num_attention_layers: attention layers.
+        num_kv_heads: key-value heads g per layer.
+        head_width: width c per head.
+        context: cached tokens.
         batch_size: sequences b.
-        dtype: of keys and values.
+        dtype: dtype of keys and values.
 
     Returns:
         Bytes: `2 * layers * b * context * g * c` numbers.
@@ -34,23 +34,23 @@ def kv_cache_bytes(num_attention_layers, num_kv_heads, head_width, context, batc
 
 
 def cache_bytes(plan, run, mixer):
-    """Bytes of what the mixer's `init_cache` holds, by kind; nothing where a layer has no state to go on from."""
+    """Returns the bytes of the mixer's `init_cache` by kind, all 0 if the model has no cache."""
     nothing = dict(kv_cache=0, conv_cache=0, ssm_cache=0, counters=0)
-    if not _goes_on(plan):
+    if not _has_cache(plan):
         return nothing
     if mixer != "attention":
         conv = run.b * (plan.k - 1) * plan.e * run.computed
         ssm = 4 * run.b * plan.e * plan.n if mixer == "mamba" else 0
         return nothing | dict(conv_cache=conv, ssm_cache=ssm, counters=4 * run.b)
-    room = min(run.t, plan.config["attention_window"] or run.t)
-    return nothing | dict(kv_cache=2 * run.b * room * plan.g * plan.c * run.computed, counters=12 * run.b)
+    capacity = min(run.t, plan.config["attention_window"] or run.t)
+    return nothing | dict(kv_cache=2 * run.b * capacity * plan.g * plan.c * run.computed, counters=12 * run.b)
 
 
 def readout_bytes(plan, run):
-    """Bytes of the sums of a stream's readout, in float32: the mean, its weights', and what rounding lost of both."""
-    return 4 * run.b * (2 * plan.d + 3) if _goes_on(plan) and plan.image.readout != "last" else 0
+    """Returns the bytes of a stream's float32 readout sums: values, weights, and the rounding errors of both."""
+    return 4 * run.b * (2 * plan.d + 3) if _has_cache(plan) and plan.image.readout != "last" else 0
 
 
-def _goes_on(plan):
-    """Whether there are states to go on from: not after a whole image, nor where all tokens are needed at once."""
+def _has_cache(plan):
+    """Returns whether the model has a cache. Bidirectional models and models of single images have none."""
     return plan.directions == 1 and not (plan.image and plan.image.tokens == "grid")

@@ -1,16 +1,17 @@
 """Floating-point operations of the layers, forward and backward.
 
-A multiply-add is two operations; exponentials and the like are none, as in XLA's own count (which takes the erf of a
-GELU for the polynomial that it is on a CPU, some 60 operations). Scores that a causal mask throws away are counted:
-the products are made whole, but in kernels that skip them. What an implementation computes twice to save memory is
-not counted, neither inside a scan nor inside of attention.
+A multiply-add counts as two operations. Exponentials and similar functions count as none, as in XLA's count. XLA
+counts a GELU's erf as its polynomial on a CPU, some 60 operations.
+
+Scores behind a causal mask count, because only some kernels skip them. Recomputation that saves memory inside a scan or
+inside attention does not count.
 """
 
 from typing import NamedTuple
 
 from keras_jamba.estimation._plan import encoder_convolutions
 
-# A number through an activation, forward and backward, the product with the other half included for SwiGLU.
+# Operations per number, forward and backward. SwiGLU includes the product with the other half.
 _SILU, _SWIGLU, _GELU = (4, 6), (5, 8), (4, 8)
 _SOFTMAX = (6, 5)
 _BATCH_NORM = (8, 12)
@@ -18,7 +19,7 @@ _BIAS = (1, 1)
 
 
 class Flops(NamedTuple):
-    """Operations forward and backward."""
+    """The number of operations, forward and backward."""
 
     forward: int
     backward: int
@@ -28,42 +29,42 @@ class Flops(NamedTuple):
 
 
 def matmul(rows, width, columns):
-    """`(rows, width)` times `(width, columns)`; backward there are two such products."""
+    """Counts `(rows, width)` times `(width, columns)`. The backward pass has two such products."""
     count = 2 * rows * width * columns
     return Flops(count, 2 * count)
 
 
 def _each(count, forward, backward):
-    """So many operations for each of `count` numbers."""
+    """Counts `forward` and `backward` operations for each of `count` numbers."""
     return Flops(count * forward, count * backward)
 
 
 def _norm(rows, width):
-    """RMSNorm: square, sum, divide by the root, scale."""
+    """Counts an RMSNorm: square, sum, divide by the root, scale."""
     return _each(rows * width, 4, 9)
 
 
 def scan_flops(batch_size, length, channels, d_state):
-    """Operations of `selective_scan` with skip, gate, bias and softplus, counted by hand.
+    """Returns the operations of `selective_scan` with skip, gate, bias and softplus, counted by hand.
 
-    Forward, for each token, channel and state: `delta A` 1, `(delta u) B` 1, decay times state 1, plus the input 1,
-    times C 1, the sum over states 1. For each token and channel: `delta u` 1, less 1 since n numbers have n - 1 sums;
+    Forward, per token, channel and state: `delta A` 1, `(delta u) B` 1, decay times state 1, plus the input 1,
+    times C 1, the sum over states 1. Per token and channel: `delta u` 1, less 1 since n numbers have n - 1 sums;
     `D u` and its sum 2, the gate's SiLU 4 and product 1, bias 1, softplus 6.
 
-    Backward, for each token, channel and state: the state's gradient, from `y C` and the next token's, 2; for C, a
+    Backward, per token, channel and state: the state's gradient, from `y C` and the next token's, 2; for C, a
     product and its sum over channels, 2; for B 2; for `delta u`, a product and its sum over states, 2; for the
-    decay 1, through the exponential 1, from there for delta 2 and for A 2; on to the token before 1. For each token
+    decay 1, through the exponential 1, from there for delta 2 and for A 2; for the previous token 1. Per token
     and channel: from `delta u` 3, less 2 for two sums over states; from `D u` 4, gate 8, bias and softplus 7.
 
     Args:
         batch_size: sequences b.
-        length: tokens t.
-        channels: e.
-        d_state: states n of a channel.
+        length: tokens t per sequence.
+        channels: channels e.
+        d_state: states n per channel.
 
     Returns:
-        `(forward, backward)`, a pair of integers. Exponentials are not counted, and neither are the states that
-        the kernels compute a second time in the backward pass.
+        `(forward, backward)`, a pair of integers. Exponentials do not count. States that the kernels recompute in the
+        backward pass do not count either.
     """
     points = batch_size * length * channels
     return Flops(points * (6 * d_state + 14), points * (15 * d_state + 20))
@@ -85,10 +86,10 @@ def _gated_conv(run, plan):
     return _gated(run, plan, _each(run.s * plan.e, *_SWIGLU))
 
 
-def _gated(run, plan, behind):
-    """Projections, the convolution of each direction and what is behind it, the gate included."""
+def _gated(run, plan, inner):
+    """Counts projections, convolutions and `inner`, the operations after each direction's convolution with the gate."""
     s, d, e, k = run.s, plan.d, plan.e, plan.k
-    direction = _each(s * e, 2 * k, 4 * k) + _each(s * e, *_SILU) + behind
+    direction = _each(s * e, 2 * k, 4 * k) + _each(s * e, *_SILU) + inner
     both = direction + direction + _each(s * e, 1, 1) if plan.directions == 2 else direction
     return matmul(s, d, 2 * e) + both + matmul(s, e, d)
 
@@ -103,7 +104,7 @@ def _attention(run, plan):
 
 
 def attended(run, plan):
-    """Queries, and keys that each is multiplied with: with a window, whole blocks of it and those beside them."""
+    """Returns the queries, and the keys per query. A window works on full blocks and their neighbours."""
     window = plan.config["attention_window"]
     if window is None or run.t <= window:
         return run.t, run.t
@@ -139,20 +140,20 @@ def encoder(run, plan):
         taps = run.images * _taps(before[0], side, stride) * _taps(before[1], side, stride)
         product = matmul(taps, channels, width)
         if i == 0:
-            # Nobody asks for the gradient of the pixels.
+            # Pixels need no gradient.
             product = Flops(product.forward, product.forward)
-        total += product + _behind_convolution(plan, run.images * after[0] * after[1], width)
+        total += product + _after_convolution(plan, run.images * after[0] * after[1], width)
     return total
 
 
-def _behind_convolution(plan, pixels, width):
+def _after_convolution(plan, pixels, width):
     if plan.image.stem == "patchify":
         return _each(pixels * width, *_BIAS) + _norm(pixels, width)
     return _each(pixels * width, *_BATCH_NORM) + _each(pixels * width, *_SILU)
 
 
 def _taps(size, side, stride):
-    """Pairs of an output and a pixel under its kernel, along one axis, with the padding "same"."""
+    """Counts pairs of an output and a pixel under its kernel along one axis, with "same" padding."""
     outputs = -(-size // stride)
     before = max((outputs - 1) * stride + side - size, 0) // 2
     starts = (i * stride - before for i in range(outputs))
@@ -160,7 +161,7 @@ def _taps(size, side, stride):
 
 
 def tokens(run, plan):
-    """Of frames a projection of features and place, its SiLU and the mean over cells."""
+    """Counts for frames the projection of features and positions, its SiLU and the mean over cells."""
     if plan.image.tokens != "frames":
         return Flops(0, 0)
     numbers = run.cells * plan.d
@@ -169,12 +170,12 @@ def tokens(run, plan):
 
 
 def readout(run, plan):
-    """Of "seqpool" scores, their softmax over time and the weighted sum, both of which give tokens a gradient."""
+    """Counts for "seqpool" scores, their softmax over time and the weighted sum. Tokens get gradients from both."""
     if plan.image.readout == "last":
         return Flops(0, 0)
     if plan.image.readout == "mean":
         return _each(run.s * plan.d, 1, 1)
-    # A score's gradient times the kernel has no sums.
+    # The product of a score's gradient and the kernel has no sums.
     return matmul(run.s, plan.d, 1) + _each(run.s, *_SOFTMAX) + _each(run.s * plan.d, 2, 4 - 1)
 
 
@@ -189,5 +190,5 @@ def head(run, plan):
 
 
 def embedding(run, plan):
-    """Rows that are looked up, and whose gradients are added to the table's."""
+    """Counts the addition of the rows' gradients to the table's. The lookup itself is free."""
     return _each(run.s * plan.d, 0, 1)

@@ -1,4 +1,4 @@
-"""How many numbers the layers of a model own."""
+"""Counts of the layers' weights and statistics."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from keras_jamba.estimation._plan import encoder_convolutions
 
 
 class Numbers(NamedTuple):
-    """Numbers of one layer: all that are trained, those of them that one token uses, and statistics besides."""
+    """Counts of one layer: trained weights, the trained weights that one token uses, and statistics."""
 
     parameters: int
     active: int
@@ -17,7 +17,7 @@ class Numbers(NamedTuple):
 
 
 def _same(count):
-    """Numbers that every token goes through."""
+    """Returns the counts of weights that every token uses."""
     return Numbers(count, count)
 
 
@@ -52,7 +52,7 @@ def _dense(plan):
 
 def _moe(plan):
     router = plan.d * plan.x
-    # usage, drop_rate and aux_loss: what the layer remembers of its last call.
+    # usage, drop_rate and aux_loss of the last call.
     statistics = plan.x + 2
     return Numbers(router + plan.x * perceptron(plan), router + plan.chosen * perceptron(plan), statistics)
 
@@ -63,7 +63,7 @@ _FEED_FORWARDS = {"dense": _dense, "moe": _moe, None: lambda plan: _same(0)}
 
 def encoder(plan):
     convolutions = encoder_convolutions(plan)
-    # Of each its kernel, and two of: scale and offset of a batch norm, or the bias, and the scale of an RMSNorm.
+    # Per convolution a kernel and two vectors: scale and offset of a batch norm, or a bias and an RMSNorm's scale.
     trained = sum(side * side * i * o + 2 * o for i, o, side, _ in convolutions)
     # Mean and variance of the batch norms.
     statistics = sum(2 * o for _, o, _, _ in convolutions) if plan.image.stem == "conv" else 0
@@ -71,7 +71,7 @@ def encoder(plan):
 
 
 def tokens(plan):
-    """Of frames a projection of features and place, and its bias; a grid is tokens as it is."""
+    """Counts the projection of features and positions with its bias for frames; grid tokens have no weights."""
     return _same((plan.d + 3) * plan.d if plan.image.tokens == "frames" else 0)
 
 
@@ -80,7 +80,7 @@ def readout(plan):
 
 
 def embedding(plan):
-    """One row is looked up for a token, but Jamba's authors and others count the whole table as active."""
+    """Counts the complete table as active, like Jamba's authors, although a token uses one row."""
     return _same(plan.vocabulary[0] * plan.d)
 
 
@@ -92,6 +92,6 @@ def head(plan):
 
 
 def final_norm(plan):
-    # The auxiliary loss of all layers together is kept by the backbone itself.
+    # The backbone keeps the auxiliary loss of all layers together.
     together = plan.config["balance_over"] == "model" and any(kind == "moe" for _, kind in plan.pattern)
     return Numbers(plan.d, plan.d, int(together))

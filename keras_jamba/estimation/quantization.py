@@ -1,4 +1,4 @@
-"""Which numbers of a model are stored in few bits, and in how many bytes."""
+"""Counts and bytes of quantized weights."""
 
 import math
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from keras_jamba.ops.quantization import storage_specs
 _BYTES = {"int8": 1, "float32": 4}
 
 
-class FewBits(NamedTuple):
-    """Parameters that are stored in few bits, and the bytes that they take, scales included."""
+class QuantizedWeights(NamedTuple):
+    """The number of quantized weights, and their stored bytes including scales."""
 
     parameters: int = 0
     stored: int = 0
 
     def __add__(self, other):
-        return FewBits(*(a + b for a, b in zip(self, other, strict=True)))
+        return QuantizedWeights(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def block(plan, mixer, feed_forward):
@@ -25,23 +25,25 @@ def block(plan, mixer, feed_forward):
 
 def head(plan):
     words, tied = plan.vocabulary
-    return FewBits() if tied else _sum(plan, "head", [(plan.d, words)])
+    return QuantizedWeights() if tied else _sum(plan, "head", [(plan.d, words)])
 
 
-def none(*what):
-    return FewBits()
+def none(*arguments):
+    return QuantizedWeights()
 
 
 def _sum(plan, kind, shapes):
     mode = QUANTIZATIONS.get(plan.config["quantization"], {}).get(kind)
     if mode is None:
-        return FewBits()
+        return QuantizedWeights()
     tensors = [part for shape in shapes for part in storage_specs(shape, mode).values()]
-    return FewBits(sum(map(math.prod, shapes)), sum(math.prod(shape) * _BYTES[dtype] for shape, dtype in tensors))
+    return QuantizedWeights(
+        sum(map(math.prod, shapes)), sum(math.prod(shape) * _BYTES[dtype] for shape, dtype in tensors)
+    )
 
 
 def _mamba(plan):
-    # The projection of the time step stays as it is.
+    # The time step's projection is not quantized.
     return _gated_conv(plan) + plan.directions * [(plan.e, plan.r + 2 * plan.n)]
 
 

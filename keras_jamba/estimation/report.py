@@ -1,4 +1,4 @@
-"""The report on a model: a row a layer, and the totals."""
+"""The cost report of a model: one row per layer, and totals."""
 
 import dataclasses
 import os
@@ -16,22 +16,22 @@ from keras_jamba.ops.scan import _FASTEST_FIRST
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer. Numbers are counts, operations of one step, and bytes.
+    """The costs of one layer: counts, operations per step, and bytes.
 
     Attributes:
         name: "encoder", "tokens", "embedding", "block_0", ..., "final_norm", "readout" or "head".
-        kind: of a block its mixer and feed-forward part, else empty.
-        parameters: numbers that are trained; in few bits, that were.
-        active_parameters: those of them that one token goes through: k of x experts.
-        statistics: numbers that are kept and not trained: of batch norms, and of the last routing.
-        flops_forward, flops_backward: see `scan_flops` for what counts.
-        flops_recomputed: of the forward pass a second time, where it is checkpointed.
+        kind: mixer and feed-forward part of a block, else empty.
+        parameters: the number of weights, including frozen quantized ones.
+        active_parameters: the number of weights that one token uses: k of x experts.
+        statistics: the number of untrained values: statistics of batch norms and of the last routing.
+        flops_forward, flops_backward: operations as counted in `scan_flops`.
+        flops_recomputed: operations of the second forward pass of a checkpointed block.
         weights, gradients, optimizer: bytes.
-        activations: bytes that the backward pass needs, were nothing checkpointed; without training, bytes alive
-            at once while the layer runs.
-        checkpoint: bytes kept of the layer where blocks are checkpointed: of a block its input.
-        kv_cache, conv_cache, ssm_cache, counters: bytes of the states of `init_cache` after the context; the sums
-            of a stream's readout are counters too.
+        activations: bytes that the backward pass needs without checkpointing. Without training, bytes alive at once
+            while the layer runs.
+        checkpoint: bytes kept of the layer with gradient checkpointing. A block keeps its input.
+        kv_cache, conv_cache, ssm_cache, counters: bytes of the states of `init_cache` after the context. The sums of a
+            stream's readout count as counters.
     """
 
     name: str
@@ -58,19 +58,19 @@ _SUMS = [field.name for field in dataclasses.fields(LayerReport)[2:]]
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What a model costs: a row a layer, and totals as attributes.
+    """The costs of a model: one row per layer, and totals as attributes.
 
-    `print(report)` shows a table; `to_dict()` is for JSON. Every number of a `LayerReport` is an attribute here
-    too, the sum over the layers, with the exception of `activations`.
+    `print(report)` shows a table, and `to_dict()` is for JSON. Every number of a `LayerReport` is also an attribute of
+    the report, summed over the layers. The exception is `activations`, which is not the plain sum.
 
     Attributes:
-        layers: a `LayerReport` a layer.
-        batch_size, context: sequences, and tokens of each.
-        training: whether a step is a training step, or one pass over the context.
+        layers: one `LayerReport` per layer.
+        batch_size, context: sequences, and tokens per sequence.
+        training: whether a step trains. Otherwise a step is one forward pass over the context.
         dtype: name of the dtype policy.
-        gradient_checkpointing: whether blocks are computed again for the gradient.
-        platform, scan: what it runs on, and which implementation of the scan.
-        working: bytes of a training step that are neither weights, gradients, optimizer nor kept activations.
+        gradient_checkpointing: whether blocks are recomputed for the gradient.
+        platform, scan: the platform, and the implementation of the scan.
+        working: bytes of a training step besides weights, gradients, optimizer and kept activations.
     """
 
     layers: tuple
@@ -84,7 +84,7 @@ class ModelReport:
     working: int
 
     def __getattr__(self, name):
-        """The sum over the layers."""
+        """Returns the sum over the layers of one of their numbers."""
         if name not in _SUMS:
             raise AttributeError(f"A ModelReport has no attribute {name!r}. It has {_SUMS} besides its fields.")
         return self._sum(name)
@@ -94,7 +94,7 @@ class ModelReport:
 
     @property
     def flops_per_step(self):
-        """Operations of the model in one step, whatever is computed twice: what MFU divides by time and peak speed.
+        """Operations of the model per step without recomputation, the numerator of MFU.
 
         [Chowdhery et al. (2022)](https://arxiv.org/abs/2204.02311), appendix B.
         """
@@ -102,18 +102,18 @@ class ModelReport:
 
     @property
     def activations_plain(self):
-        """Bytes that the backward pass needs with nothing checkpointed."""
+        """Bytes that the backward pass needs without checkpointing."""
         return self._sum("activations")
 
     @property
     def activations_checkpointed(self):
-        """Bytes with every block checkpointed: the blocks' inputs, and all of the one that is computed again."""
+        """Bytes with every block checkpointed: the blocks' inputs, and all activations of the largest block."""
         blocks = [layer.activations for layer in self.layers if layer.kind]
         return self._sum("checkpoint") + max(blocks)
 
     @property
     def activations(self):
-        """Bytes as the model is; without training, of the layer that needs most."""
+        """Bytes with the model's own checkpointing setting. Without training, bytes of the largest layer."""
         if not self.training:
             return max(layer.activations for layer in self.layers)
         return self.activations_checkpointed if self.gradient_checkpointing else self.activations_plain
@@ -125,16 +125,16 @@ class ModelReport:
 
     @property
     def peak(self):
-        """Bytes at most at one time.
+        """Peak bytes.
 
-        In training everything is there at the end of the forward pass, the gradients of the step before included:
-        Keras forgets them only then.
+        The peak of training is at the end of the forward pass. It includes the previous step's gradients, which Keras
+        frees only then.
         """
         total = self.weights + self.activations
         return total + (self.gradients + self.optimizer + self.working if self.training else self.cache)
 
     def to_dict(self):
-        """Everything as plain dicts, lists and numbers."""
+        """Returns the report as plain dicts, lists and numbers."""
         totals = [*_SUMS, "flops_per_step", "activations_plain", "activations_checkpointed", "cache", "peak"]
         return dataclasses.asdict(self) | {
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
@@ -155,7 +155,7 @@ class ModelReport:
 
 
 def _aligned(cell, width, column):
-    """The names to the left, numbers to the right."""
+    """Aligns names to the left and numbers to the right."""
     return cell.ljust(width) if column < 2 else cell.rjust(width)
 
 
@@ -168,7 +168,7 @@ def _bytes(number):
 
 
 def _scaled(number, step, units):
-    """Four digits and a unit."""
+    """Formats a number with four digits and a unit."""
     power = 0
     while abs(number) >= step and power < len(units) - 1:
         number, power = number / step, power + 1
@@ -217,26 +217,27 @@ def model_report(
     platform=None,
     scan=None,
 ):
-    """What a model costs, without building it.
+    """Estimates the costs of a model without building it.
 
     Args:
-        model: a `JambaBackbone`, a `DHCJamba`, or a dict of constructor arguments of one of the two. A dict with
-            `vocab_size` is a language model: a backbone between an embedding `(v, d)` and a head `(d, v)` without
-            bias, which are one with `tie_embeddings=True`. With `quantization` weights are counted in the bits that
-            they are stored in; adapters are not counted.
+        model: a `JambaBackbone`, a `DHCJamba`, a `JambaCausalLM`, or a dict of constructor arguments. A dict with
+            `vocab_size` is a language model: a backbone, an embedding `(v, d)` and a head `(d, v)` without bias. With
+            `tie_embeddings=True` embedding and head share weights. With `quantization` weights count in their stored
+            size. Adapters are not counted.
         batch_size: sequences or images b.
-        context: tokens t of a sequence. Of an image model the image decides, or the clip: None.
-        image_size: `(H, W)` for an image model that takes any, `(T, H, W)` for one of clips.
-        training: whether a step trains, or runs forward over the whole context at once.
-        dtype: a dtype policy or its name: "float32", "mixed_bfloat16", "bfloat16", ... None is the model's.
-        gradient_checkpointing: None is the model's.
-        optimizer_slots: numbers that the optimizer keeps for each trained one: 2 for Adam, 1 for momentum.
-        platform: "cpu", "gpu" or "tpu"; None is the one here.
-        scan: name of the scan's implementation; None is the fastest on the platform.
+        context: tokens t per sequence. Must be None for an image model, where the size of the image or clip determines
+            the tokens.
+        image_size: `(H, W)` for an image model of any size, `(T, H, W)` for one of clips.
+        training: whether a step trains. False runs forward over the complete context at once.
+        dtype: a dtype policy or its name: "float32", "mixed_bfloat16", "bfloat16", ... None takes the model's.
+        gradient_checkpointing: whether blocks are checkpointed. None takes the model's setting.
+        optimizer_slots: values that the optimizer keeps per trained weight: 2 for Adam, 1 for momentum.
+        platform: "cpu", "gpu" or "tpu"; None is the current one.
+        scan: name of the scan's implementation. None takes `KERAS_JAMBA_SCAN` on the current platform, else the
+            fastest on the platform.
 
     Returns:
-        A `ModelReport`. Memory is that of PyTorch run eagerly; parameters, operations and caches are those of all
-        backends.
+        A `ModelReport`. Memory is that of eager PyTorch. Parameters, operations and caches hold for all backends.
 
     Raises:
         ValueError: for arguments out of range or unknown.
@@ -279,12 +280,12 @@ def model_report(
     )
     if not training:
         return report
-    behind = report.activations - layers[0].activations
-    return dataclasses.replace(report, working=working.backward(run, plan, freed, behind))
+    after_encoder = report.activations - layers[0].activations
+    return dataclasses.replace(report, working=working.backward(run, plan, freed, after_encoder))
 
 
 def _sizes(plan, context, image_size):
-    """Tokens of a sequence; sizes of an image before and after each convolution, and frames of a clip."""
+    """Returns `(tokens, grid, frames)`: see `Run`."""
     if plan.image is None:
         if image_size is not None:
             raise ValueError(
@@ -299,14 +300,14 @@ def _sizes(plan, context, image_size):
         return context, (), 1
     if context is not None:
         raise ValueError(
-            f"An image decides how many tokens it has. Received: context={context!r}. Leave it out; image_size is "
-            "for models that take images of any size."
+            f"An image model takes no context. Received: context={context!r}. Leave it out: the image size determines "
+            "the number of tokens. Pass image_size to a model that takes images of any size."
         )
     return sizes_of(plan, image_size)
 
 
 def _implementations(platform, scan):
-    """`(platform, scan, convolution)`, the fastest on the platform where none is named."""
+    """Returns `(platform, scan, convolution)`, by default the fastest on the platform."""
     here = _backend.tensors.platform()
     platform = here if platform is None else platform
     _checks.check_choice("platform", platform, list(_FASTEST_FIRST))
@@ -322,7 +323,7 @@ def _implementations(platform, scan):
 
 
 def _layers(plan, run, training, checkpointing, slots):
-    """A `LayerReport` a layer, from the inputs on."""
+    """Yields one `LayerReport` per layer, from the inputs on."""
     kept = activations if training else working
     settings = (run, training, slots)
     if plan.image:
@@ -331,13 +332,15 @@ def _layers(plan, run, training, checkpointing, slots):
     if plan.vocabulary:
         yield _row(settings, "embedding", parameters.embedding, operations.embedding, kept.embedding, (plan,))
     for i, block in enumerate(plan.pattern):
-        what = (plan, *block)
-        row = _row(settings, f"block_{i}", parameters.block, operations.block, kept.block, what, quantization.block)
+        arguments = (plan, *block)
+        row = _row(
+            settings, f"block_{i}", parameters.block, operations.block, kept.block, arguments, quantization.block
+        )
         first = i == 0 and not (plan.image or plan.vocabulary)
         yield dataclasses.replace(
             row,
             kind=" + ".join(filter(None, block)),
-            activations=row.activations - (activations.given(plan, run) if first and training else 0),
+            activations=row.activations - (activations.input_bytes(plan, run) if first and training else 0),
             flops_recomputed=row.flops_forward if training and checkpointing else 0,
             checkpoint=0 if first or not training else run.s * plan.d * run.computed,
             **({} if training else cache_bytes(plan, run, block[0])),
@@ -349,17 +352,17 @@ def _layers(plan, run, training, checkpointing, slots):
     if plan.image or plan.vocabulary:
         # The image model's head is float32 under every policy.
         settings = (dataclasses.replace(run, stored=4), *settings[1:]) if plan.image else settings
-        few = quantization.head if plan.vocabulary else quantization.none
-        yield _row(settings, "head", parameters.head, operations.head, kept.head, (plan,), few)
+        quantized = quantization.head if plan.vocabulary else quantization.none
+        yield _row(settings, "head", parameters.head, operations.head, kept.head, (plan,), quantized)
 
 
-def _row(settings, name, numbers, flops, kept, what, few=quantization.none):
-    """A row; `what` are arguments of the four functions, besides the run."""
+def _row(settings, name, numbers, flops, kept, arguments, quantized=quantization.none):
+    """Returns a `LayerReport`. The four functions take `arguments`; `flops` and `kept` also take the run."""
     run, training, slots = settings
-    few = few(*what)
-    numbers, flops, kept = numbers(*what), flops(run, *what), kept(run, *what)
-    # What is in few bits is not trained.
-    trained = run.stored * (numbers.parameters - few.parameters)
+    quantized = quantized(*arguments)
+    numbers, flops, kept = numbers(*arguments), flops(run, *arguments), kept(run, *arguments)
+    # Quantized weights are not trained.
+    trained = run.stored * (numbers.parameters - quantized.parameters)
     return LayerReport(
         name=name,
         kind="",
@@ -370,7 +373,7 @@ def _row(settings, name, numbers, flops, kept, what, few=quantization.none):
         flops_backward=flops.backward if training else 0,
         flops_recomputed=0,
         # Statistics are float32 under every policy.
-        weights=trained + few.stored + 4 * numbers.statistics,
+        weights=trained + quantized.stored + 4 * numbers.statistics,
         gradients=trained if training else 0,
         optimizer=slots * trained if training else 0,
         activations=kept,

@@ -1,4 +1,4 @@
-"""Memory that a layer works with while it runs: forward where nothing is kept, and backward besides what is kept."""
+"""Temporary memory of a running layer: in inference, and in the backward pass besides kept activations."""
 
 import math
 
@@ -8,7 +8,7 @@ from keras_jamba.estimation.operations import attended
 
 
 def block(run, plan, mixer, feed_forward):
-    """The residual stream, its norm, and the part that needs more."""
+    """Returns the bytes of the residual stream, its norm, and the larger of mixer and feed-forward part."""
     stream = 2 * run.s * plan.d * run.computed
     return stream + max(_MIXERS[mixer](run, plan), _FEED_FORWARDS[feed_forward](run, plan))
 
@@ -19,33 +19,33 @@ def _mamba(run, plan):
 
 
 def _gated_conv(run, plan):
-    """Both halves of the projection, the convolution's output, the gate's SiLU or delta, and y; in two directions more.
+    """Returns the bytes of both projection halves, convolution output, gate's SiLU or delta, and y.
 
-    Besides y these are there a second time, x and z turned round.
+    Two directions need all but y twice, x and z in reversed order.
     """
     return (1 + 4 * plan.directions) * run.s * plan.e * run.computed
 
 
 def _float32(run, e, n):
-    """u, z, B and C, delta, its softplus and the outputs."""
+    """Returns the float32 bytes of u, z, B and C, delta, its softplus and the outputs."""
     return 4 * run.s * (3 * e + (2 * e + 2 * n if run.cast else 0))
 
 
 def _chunk(run, e, n):
-    """One tensor of the states of a chunk of "portable"."""
+    """Returns the bytes of one tensor of the states of a chunk of "portable"."""
     return 4 * run.b * e * n * min(run.t, chunk_of(run, e, n))
 
 
-# Of one scan, besides what comes in and goes out: of `(run, e, n)`, by implementation.
+# Bytes per scan besides inputs and outputs, as functions of `(run, e, n)` by implementation.
 SCANS = {
     "native": lambda run, e, n: 0,
-    # Decay and states of a chunk and of the one before.
+    # Decay and states of the current and the previous chunk.
     "portable": lambda run, e, n: _float32(run, e, n) + 4 * _chunk(run, e, n),
-    # Decay, inputs twice, and the results of the topmost level in halves and as a whole.
+    # Decay, inputs twice, and the top level's results in halves and combined.
     "associative": lambda run, e, n: _float32(run, e, n) + 5 * 4 * run.s * e * n,
     "reference": lambda run, e, n: _float32(run, e, n) + 2 * 4 * run.s * e * n,
 }
-# The same of its backward pass, besides what is kept. Measured, where it is no whole number of tensors.
+# The same for the backward pass, besides kept activations. Factors that match no tensor count are measured.
 SCANS_BACKWARD = {
     "native": lambda run, e, n: 0,
     "portable": lambda run, e, n: 3 * _chunk(run, e, n),
@@ -54,19 +54,19 @@ SCANS_BACKWARD = {
 }
 
 
-def backward(run, plan, freed, behind):
-    """Bytes of a training step that are neither weights nor kept: gradients of features, a scan's and the encoder's.
+def backward(run, plan, freed, after_encoder):
+    """Returns a training step's temporary bytes: gradients of features, of one scan and of the encoder.
 
-    `freed` is what was kept of the layers behind the last scan, whose turn comes before, and `behind` of those
-    behind the encoder: little where a frame is one token.
+    `freed` is the activation memory of the layers after the last scan, which the backward pass frees before that scan.
+    `after_encoder` is that of the layers after the encoder. It is small if a frame is one token.
     """
     scans = any(mixer == "mamba" for mixer, _ in plan.pattern)
     scan = SCANS_BACKWARD[run.scan](run, plan.e, plan.n) if scans else 0
-    return 4 * run.s * plan.d * run.computed + max(0, scan - freed, _encoder_backward(run, plan) - behind)
+    return 4 * run.s * plan.d * run.computed + max(0, scan - freed, _encoder_backward(run, plan) - after_encoder)
 
 
 def _encoder_backward(run, plan):
-    """Gradients around a norm, four times its input in float32, besides what is kept of the convolutions behind."""
+    """Returns a norm's gradients, four times its float32 input, less the freed memory of later convolutions."""
     if not plan.image:
         return 0
     most = freed = 0
@@ -81,13 +81,13 @@ def _attention(run, plan):
     s, a, d = run.s, run.computed, plan.d
     queries, keys = attended(run, plan)
     blocks = max(1, queries // keys)
-    # Queries, keys and values as projected, as multiplied, and the outputs twice; the mask of a window.
+    # Projected and multiplied queries, keys and values, the outputs twice, and the mask of a window.
     mask = run.b * queries * keys * a if plan.config["attention_window"] else 0
     return s * (d + 2 * plan.g * plan.c) * a + run.b * (2 * queries + 2 * blocks * keys) * d * a + s * d * a + mask
 
 
 def _hidden(run, plan, rows):
-    """Of the hidden layer: gate, its SiLU, the other half and the product; or two."""
+    """Returns the bytes of a hidden layer: gate, SiLU, other half and product, or two tensors for GELU."""
     return (4 if plan.config["use_swiglu"] else 2) * rows * plan.f * run.computed
 
 
@@ -96,9 +96,10 @@ def _dense(run, plan):
 
 
 def _moe(run, plan):
-    """Tokens sorted by expert, outputs sorted, together, and in order; the hidden layer of one expert at a time.
+    """Returns the bytes of sorted tokens, of three versions of the outputs, and of one expert's hidden layer.
 
-    Where weights are stored in another dtype than is computed with, all of them are copied first.
+    The outputs exist sorted by expert, combined, and in the original order. If variable and compute dtype differ, all
+    weights are cast first.
     """
     rows = one = run.s * plan.chosen
     if plan.config["capacity_factor"] is None:
@@ -114,7 +115,7 @@ _FEED_FORWARDS = {"dense": _dense, "moe": _moe, None: lambda run, plan: 0}
 
 
 def encoder(run, plan):
-    """Input and output of one convolution, and the float32 that its norm works in and makes output of."""
+    """Returns the bytes of the largest convolution: input, output, and the float32 tensors of its norm."""
     most = 0
     for i, (channels, width, _, _) in enumerate(encoder_convolutions(plan)):
         before, after = (run.images * math.prod(size) for size in run.grid[i : i + 2])
@@ -124,14 +125,14 @@ def encoder(run, plan):
 
 
 def tokens(run, plan):
-    """Of frames the grid, the same beside places, as projected and its SiLU; of a grid what is put in its order."""
+    """Returns the bytes for frames of the grid, with positions, projected and its SiLU; for a grid, of reordering."""
     if plan.image.tokens == "frames":
         return run.cells * (4 * plan.d + 2) * run.computed
     return (3 if plan.image.scan_order == "snake" else 1) * run.cells * plan.d * run.computed
 
 
 def readout(run, plan):
-    """Tokens, all but the last one in float32 too; with learned weights also times those."""
+    """Returns the bytes of tokens: the readouts "mean" and "seqpool" add float32 copies, "seqpool" weighted tokens."""
     wide = {"last": 0, "mean": 4 if run.cast else 0, "seqpool": 8 if run.cast else 4}[plan.image.readout]
     return run.s * plan.d * (run.computed + wide)
 

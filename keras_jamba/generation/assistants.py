@@ -9,7 +9,9 @@ from keras_jamba.ops import _checks
 
 
 class Assistant:
-    """What `generate(assistant=...)` takes; a subclass has `propose`, and where it has a state, `begin` and `settle`.
+    """Proposes tokens for `generate(assistant=...)`.
+
+    A subclass has `propose` and, where it has a state, `init_state` and `commit`.
 
     Args:
         num_tokens: how many tokens n are proposed at a time.
@@ -40,16 +42,16 @@ class Assistant:
 
     @property
     def variables(self):
-        """Those that `propose` and `settle` read."""
+        """Those that `propose` and `commit` read."""
         return []
 
     def check(self, vocab_size):
         """Refuses a model with so many tokens that it cannot help."""
 
-    def begin(self, token_ids, mask, room, piece):
+    def init_state(self, token_ids, mask, capacity, chunk_size):
         """Its state after prompts `(b, t)` padded on the left, nested dicts of tensors.
 
-        It will see at most `room` tokens, and should read `piece` at a time.
+        A row has at most `capacity` tokens. It should read `chunk_size` tokens at a time.
         """
         return {}
 
@@ -57,17 +59,17 @@ class Assistant:
         """What may come next.
 
         Args:
-            state: see `begin`; it has seen all but the last token.
+            state: see `init_state`; it has seen all but the last token.
             tokens: `(b, s)` int32, prompts and what was chosen.
             end: `(b,)` int32, how many of these there are in each row.
 
         Returns:
-            `(proposals (b, n) int32, memory)`: -1 for none, behind which there is none in the row; and what `settle` is
-            to be told.
+            `(proposals (b, n) int32, proposal_state)`: -1 for no proposal, after which the row has none; and what
+            `commit` takes.
         """
         raise NotImplementedError
 
-    def settle(self, state, memory, count):
+    def commit(self, state, proposal_state, count):
         """Its state when of the last token and the proposals the first `count` `(b,)` were right, from 0 to n + 1."""
         return state
 
@@ -175,16 +177,16 @@ class DraftModel(Assistant):
                 "Train a small model with the same tokenizer, or use keras_jamba.generation.PromptLookup()."
             )
 
-    def begin(self, token_ids, mask, room, piece):
+    def init_state(self, token_ids, mask, capacity, chunk_size):
         read = tuple(map(id, self.variables))
         if self._read != read:
             step = lambda inputs, cache: self.model.step(inputs, cache, logits_to_keep=1)  # noqa: E731
             self._prefill, self._read = _backend.compilation.jit_inference(step, self.variables), read
-        cache = self.model.init_cache(len(token_ids), room)
-        return {"cache": prefilled(self._prefill, token_ids, mask, cache, piece)[1]}
+        cache = self.model.init_cache(len(token_ids), capacity)
+        return {"cache": prefilled(self._prefill, token_ids, mask, cache, chunk_size)[1]}
 
     def propose(self, state, tokens, end):
-        def turn(carry, _):
+        def step(carry, _):
             token, cache = carry
             logits, cache, rollback_state = self.model.step({"token_ids": token}, cache, return_rollback_state=True)
             token = ops.cast(ops.argmax(logits, axis=-1), "int32")
@@ -192,13 +194,13 @@ class DraftModel(Assistant):
 
         last = ops.take_along_axis(tokens, end[:, None] - 1, axis=1)
         # Once more than there are proposals: where all are right, the last of them has been seen too.
-        _, found = _backend.compilation.scan(turn, (last, state["cache"]), ops.arange(self.num_tokens + 1))
+        _, found = _backend.compilation.scan(step, (last, state["cache"]), ops.arange(self.num_tokens + 1))
         # `(n + 1, b, 1, ...)` of steps in a row are `(b, n + 1, ...)` of one step.
         proposals, read = tree.map_structure(lambda x: ops.swapaxes(x[:, :, 0], 0, 1), found)
         return proposals[:, :-1], {name: {"cache": state["cache"][name], "tokens": x} for name, x in read.items()}
 
-    def settle(self, state, memory, count):
-        return {"cache": self.model.rollback(memory, count)}
+    def commit(self, state, proposal_state, count):
+        return {"cache": self.model.rollback(proposal_state, count)}
 
 
 def check_assistant(assistant, sampler, vocab_size):

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_jamba import _backend
-from keras_jamba.generation.decoding import BUFFER, Decoder
+from keras_jamba.generation.decoding import BUFFER_MULTIPLE, Decoder, rounded_up
 
 # In the place of minus infinity, which would make numbers of no meaning.
 _NEVER = -1e36
@@ -18,14 +18,14 @@ class BeamDecoder(Decoder):
     pool of its row, which keeps the best.
     """
 
-    def pieces(self, logits, cache, prompts, uniforms, limits, at_a_time):
-        """See `Decoder`: one piece, the best of each row."""
+    def decode(self, logits, cache, prompts, uniforms, limits, interval):
+        """Yields one chunk, the best beam of each row; see `Decoder`."""
         rows, beams = len(prompts.lengths), self._sampler.num_beams
-        room = -(-len(uniforms) // BUFFER) * BUFFER
+        capacity = rounded_up(len(uniforms), BUFFER_MULTIPLE)
         wide = lambda x: ops.repeat(x, beams, axis=0)  # noqa: E731
         # The beams of a row are equal at first: only one counts.
         scores = np.where(np.arange(beams) == 0, 0.0, _NEVER).astype("float32")
-        nothing = np.full((rows, beams, room), self._pad, "int32")
+        nothing = np.full((rows, beams, capacity), self._pad, "int32")
         numbers = dict(
             tokens=nothing,
             scores=np.tile(scores, (rows, 1)),
@@ -35,16 +35,16 @@ class BeamDecoder(Decoder):
             ended=np.zeros((rows, beams), bool),
             open=np.ones(rows, bool),
             limits=np.asarray(limits, "int32"),
-            turn=np.int32(0),
+            step=np.int32(0),
         )
         state = {name: ops.convert_to_tensor(x) for name, x in numbers.items()}
         state |= {"logits": wide(logits), "cache": tree.map_structure(wide, cache)}
-        end = self._turns(ops.convert_to_tensor(True), state)
+        end = self._compiled_loop(ops.convert_to_tensor(True), state)
         best, lengths = (_backend.sharding.to_numpy(end[name])[:, 0] for name in ("pool", "pool_lengths"))
         yield [row[:length] for row, length in zip(best, lengths, strict=True)]
 
-    def _turn(self, now):
-        beams, length = self._sampler.num_beams, now["turn"] + 1
+    def _loop_body(self, now):
+        beams, length = self._sampler.num_beams, now["step"] + 1
         scores, beam, token, tokens = self._continued(now)
         ends = ops.logical_or(self._is_stop(token), length >= now["limits"][:, None])
         pool = self._pool(now, scores, tokens, ends, length)
@@ -59,13 +59,13 @@ class BeamDecoder(Decoder):
         going = ops.logical_and(ops.any(still_open), ops.logical_not(ops.all(ends)))
         if self._sampler.early_stopping is True:
             going = ops.logical_and(going, ops.logical_not(ops.all(pool["ended"])))
-        after = pool | {"open": still_open, "turn": length, "scores": running}
+        after = pool | {"open": still_open, "step": length, "scores": running}
         after |= {"tokens": _rows(tokens, kept), "logits": logits[:, -1], "cache": cache}
         return going, now | after
 
     def _continued(self, now):
         """The most likely of all beams by one token: `(scores, beam, token)`, `(b, m)`, and the tokens `(b, m, s)`."""
-        rows, beams, room = now["tokens"].shape
+        rows, beams, capacity = now["tokens"].shape
         size = now["logits"].shape[-1]
         # So many that after all that end as many go on as there are beams; a single beam goes the way of greedy.
         count = beams if beams == 1 else min(max(2, 1 + len(self._stops)) * beams, beams * size)
@@ -73,7 +73,7 @@ class BeamDecoder(Decoder):
         scores, index = ops.top_k(ops.reshape(likely, (rows, beams * size)), count)
         index = ops.cast(index, "int32")
         beam, token = index // size, ops.mod(index, size)
-        here = ops.arange(room, dtype="int32") == now["turn"]
+        here = ops.arange(capacity, dtype="int32") == now["step"]
         return scores, beam, token, ops.where(here, token[..., None], _rows(now["tokens"], beam))
 
     def _pool(self, now, scores, tokens, ends, length):

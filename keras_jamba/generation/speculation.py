@@ -1,5 +1,7 @@
 """The loop in which a model checks proposals: several tokens for one reading of the weights."""
 
+import functools
+
 import numpy as np
 from keras import ops
 
@@ -15,7 +17,7 @@ class SpeculativeDecoder(Decoder):
     decoding. What was read beyond is taken back.
 
     Args:
-        step, sampler, stop_token_ids, pad_token_id, prefill: see `Decoder`.
+        step, sampler, stop_token_ids, pad_token_id, compiled_step: see `Decoder`.
         variables: those of the model.
         check: `(inputs, cache) -> (logits of all tokens, cache, rollback_state)`.
         rollback: `(rollback_state, count) -> cache`.
@@ -23,22 +25,28 @@ class SpeculativeDecoder(Decoder):
     """
 
     def __init__(
-        self, step, variables, sampler, stop_token_ids, pad_token_id, prefill=None, *, check, rollback, assistant
+        self, step, variables, sampler, stop_token_ids, pad_token_id, compiled_step=None, *, check, rollback, assistant
     ):
-        # An assistant may be the model itself.
-        own = list({id(variable): variable for variable in (*variables, *assistant.variables)}.values())
+        super().__init__(step, variables, sampler, stop_token_ids, pad_token_id, compiled_step)
         self._check, self._rollback, self._assistant = check, rollback, assistant
-        # Beyond what is kept, so many tokens are read.
-        self.more_room = assistant.num_tokens + 1
-        super().__init__(step, variables, sampler, stop_token_ids, pad_token_id, prefill)
-        self._turns = _backend.compilation.compiled_while_loop(self._round, own)
+        # The model reads so many tokens beyond those that stay.
+        self.extra_capacity = assistant.num_tokens + 1
 
-    def pieces(self, logits, cache, prompts, uniforms, limits, at_a_time, *, assistant, helper, room):
-        """See `Decoder`; a piece may have more tokens than `at_a_time`.
+    @functools.cached_property
+    def _compiled_loop(self):
+        # The assistant may be the model itself.
+        variables = {id(variable): variable for variable in (*self._variables, *self._assistant.variables)}
+        return _backend.compilation.compiled_while_loop(self._loop_body, list(variables.values()))
 
-        Besides: the assistant whose statistics are kept, its state after the prompts, and the room that a row has.
+    def decode(self, logits, cache, prompts, uniforms, limits, interval, *, assistant, assistant_state, capacity):
+        """See `Decoder`; a chunk may have more tokens than `interval`.
+
+        Args:
+            assistant: the assistant whose statistics are kept.
+            assistant_state: its state after the prompts.
+            capacity: the most tokens of a row.
         """
-        state = self._first(logits, cache, prompts, uniforms, limits, room) | {"helper": helper}
+        state = self._first(logits, cache, prompts, uniforms, limits, capacity) | {"assistant": assistant_state}
         given = np.zeros_like(prompts.lengths)
         while True:
             tokens, end = (_backend.sharding.to_numpy(state[name]) for name in ("tokens", "end"))
@@ -51,28 +59,28 @@ class SpeculativeDecoder(Decoder):
             if not running.any():
                 return
             # So many for the row that has fewest; those that are ahead go on meanwhile.
-            target = (prompts.lengths + given[running].min() + at_a_time).astype("int32")
-            state = self._turns(ops.convert_to_tensor(True), state | {"target": ops.convert_to_tensor(target)})
+            target = (prompts.lengths + given[running].min() + interval).astype("int32")
+            state = self._compiled_loop(ops.convert_to_tensor(True), state | {"target": ops.convert_to_tensor(target)})
 
-    def _first(self, logits, cache, prompts, uniforms, limits, room):
+    def _first(self, logits, cache, prompts, uniforms, limits, capacity):
         """The state after the first token. Rows begin at place 0, with the numbers drawn for each place."""
         rows, lengths = len(prompts.lengths), prompts.lengths.astype("int32")
-        tokens, numbers = np.zeros((rows, room), "int32"), np.zeros((rows, room), "float32")
+        tokens, numbers = np.zeros((rows, capacity), "int32"), np.zeros((rows, capacity), "float32")
         for i, length in enumerate(lengths):
             tokens[i, :length], numbers[i, length : length + len(uniforms)] = prompts.row(i), uniforms[:, i]
-        state = self.begin(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
+        state = self.init_state(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
         fixed = dict(uniforms=numbers, limit=(lengths + limits).astype("int32"), counts=np.zeros(3, "int32"))
         state |= {name: ops.convert_to_tensor(x) for name, x in fixed.items()}
         lengths, token = ops.convert_to_tensor(lengths), state.pop("token")
-        first = ops.arange(room, dtype="int32")[None] == lengths[:, None]
+        first = ops.arange(capacity, dtype="int32")[None] == lengths[:, None]
         state["tokens"] = ops.where(first, token[:, None], ops.convert_to_tensor(tokens))
         state["end"], state["target"] = lengths + 1, lengths
         state["finished"] = ops.logical_or(state["finished"], state["end"] >= state["limit"])
         return state
 
-    def _round(self, now):
+    def _loop_body(self, now):
         end, tokens, running = now["end"], now["tokens"], ops.logical_not(now["finished"])
-        proposals, memory = self._assistant.propose(now["helper"], tokens, end)
+        proposals, proposal_state = self._assistant.propose(now["assistant"], tokens, end)
         last = ops.take_along_axis(tokens, end[:, None] - 1, axis=1)
         read = ops.concatenate([last, ops.maximum(proposals, 0)], axis=1)
         logits, _, rollback_state = self._check({"token_ids": read}, now["cache"])
@@ -88,12 +96,12 @@ class SpeculativeDecoder(Decoder):
         stopped = ops.any(ops.logical_and(taken, stops > 0), axis=1)
         finished = ops.logical_or(now["finished"], ops.logical_or(stopped, end + count >= now["limit"]))
         right = ops.sum(ops.minimum(agreed, count))
-        # Beyond the end of a row nothing is asked.
-        room = ops.where(stopped, count, ops.where(running, now["limit"] - end, 0))
-        proposed = ops.sum(ops.minimum(ops.sum(ops.cast(proposals >= 0, "int32"), axis=1), room))
+        # Proposals beyond the end of a row do not count.
+        left = ops.where(stopped, count, ops.where(running, now["limit"] - end, 0))
+        proposed = ops.sum(ops.minimum(ops.sum(ops.cast(proposals >= 0, "int32"), axis=1), left))
         after = {
             "cache": self._rollback(rollback_state, count),
-            "helper": self._assistant.settle(now["helper"], memory, count),
+            "assistant": self._assistant.commit(now["assistant"], proposal_state, count),
             "tokens": _put(tokens, chosen, end, count),
             "end": end + count,
             "finished": finished,

@@ -1,4 +1,4 @@
-"""Batch norm whose inference statistics are right from the first batch on."""
+"""Batch norm with unbiased moving statistics from the first batch on."""
 
 import keras
 from keras import ops
@@ -8,25 +8,27 @@ from keras import ops
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch norm over the last axis. The first batch replaces the initial moving statistics, mean 0 and variance 1.
 
-    `keras.layers.BatchNormalization` averages the initial values with those of the batches. After n batches a share of
-    `momentum**n` is left of them, so that inference is wrong for dozens of steps where the real variance is small.
-    Here the average begins with the first batch: `moving = batch`, then `moving += (1 - momentum) * (batch - moving)`.
-    Adam removes the bias of its averages for the same reason, by a count of the steps. This layer needs no count: a
-    channel has seen no batch while its moving mean is exactly 0 and its moving variance exactly 1. A frozen layer
-    (`trainable=False`) keeps its statistics. Weights have the same names, shapes and order as those of Keras' layer,
-    and the class has the same name, which is part of the paths in Keras' weight files: files of either load into both.
+    `keras.layers.BatchNormalization` averages its initial values with the batch statistics. After n batches their share
+    is `momentum**n`, so that inference is wrong for dozens of steps if the real variance is small. Here the average
+    begins with the first batch: `moving = batch`, then `moving += (1 - momentum) * (batch - moving)`. Adam removes the
+    bias of its averages for the same reason, with a step count. This layer needs no count: a channel has seen no batch
+    while its moving mean is exactly 0 and its moving variance exactly 1.
+
+    A frozen layer (`trainable=False`) keeps its statistics. The weights have the names, shapes and order of Keras'
+    layer. The class has the same name, because paths in Keras' weight files contain it. Weight files of either class
+    load into both.
 
     Args:
         momentum: share of the moving statistics that an update keeps, from 0 to 1.
         epsilon: number added to the variance.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: `(b, ..., channels)`.
-        training: whether to normalize with the statistics of this batch and to update the moving ones.
+        training: whether to normalize with the batch statistics and to update the moving statistics.
 
     Returns:
-        A tensor of the same shape, in the compute dtype. Statistics are computed in float32 at least.
+        A tensor of the same shape, in the compute dtype. Statistics are float32 or wider.
 
     Reference:
         [Ioffe and Szegedy (2015)](https://arxiv.org/abs/1502.03167); bias of moving averages:
@@ -48,7 +50,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _update(self, mean, variance):
         moving_mean, moving_variance = (ops.cast(v, mean.dtype) for v in (self.moving_mean, self.moving_variance))
-        # Zeros and ones are tensors: PyTorch would copy a number to the device and wait for it.
+        # Zeros and ones are tensors: PyTorch would copy a constant to the device and synchronise.
         unseen = ops.logical_and(
             ops.equal(moving_mean, ops.zeros_like(mean)), ops.equal(moving_variance, ops.ones_like(variance))
         )

@@ -1,4 +1,4 @@
-"""Layers whose insides are computed again for the gradient, instead of being kept."""
+"""Gradient checkpointing: the backward pass recomputes the activations of a layer."""
 
 import keras
 from keras import ops
@@ -8,21 +8,25 @@ from keras_jamba._keras_internals import autocast
 
 
 def checkpointed(layer, inputs, return_state=False, return_routing=False, **given):
-    """What `layer` gives in training, of which only inputs and outputs are kept.
+    """Returns the training outputs of `layer`; only its inputs and outputs stay in memory for the backward pass.
 
-    `keras.remat` alone would leak tracers of losses and of assigned variables on JAX, and draw another dropout
-    the second time on TensorFlow and PyTorch. Hence a pure function of inputs and variables: what the layer
-    assigns and adds to the losses are outputs, which are assigned and added once.
+    With `keras.remat` alone, JAX would leak tracers of losses and assigned variables. TensorFlow and PyTorch would draw
+    another dropout in the recomputation. Therefore a pure function of inputs and variables is rematerialised. Assigned
+    values and losses are outputs of it, and are assigned and added once.
 
     Args:
         layer: a built layer.
+        inputs: its first call argument.
         return_state, return_routing: its call arguments.
         given: its other call arguments: tensors, nested dicts of tensors, or None.
+
+    Returns:
+        The outputs of the layer.
     """
     flags = dict(return_state=return_state, return_routing=return_routing, training=True)
     variables = layer.non_trainable_variables
-    # Copies: the variables themselves are assigned to before the gradient is taken.
-    # As they are stored: in mixed precision a copy of each in the compute dtype would be kept.
+    # Copies, because the layer assigns its variables before the backward pass.
+    # Without autocast, which would keep another copy of each in the compute dtype.
     with autocast(None):
         state = [ops.copy(ops.convert_to_tensor(v)) for v in variables]
         weights = [ops.convert_to_tensor(v) for v in layer.trainable_variables]

@@ -1,15 +1,14 @@
-"""Layers that are hardly more than one operation."""
+"""A short call path for layers of about one operation."""
 
 from keras_jamba import _backend
 from keras_jamba._keras_internals import autocast
 
 
 class EagerFastPath:
-    """A layer of one tensor that assigns nothing, adds no losses and is the same in training.
+    """A mixin for a layer of one tensor that assigns nothing, adds no losses and ignores `training`.
 
-    What Keras does around a call takes several times as long as to launch the operation, and a model has hundreds of
-    such calls: where operations are launched one by one, a tensor that is as the layer wants it goes straight to
-    `call`.
+    `keras.layers.Layer.__call__` takes several times as long as the launch of one operation, and a model has hundreds
+    of such calls. In eager mode, a tensor that needs no conversion goes straight to `call`.
     """
 
     def __call__(self, *args, **kwargs):

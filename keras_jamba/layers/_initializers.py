@@ -1,4 +1,4 @@
-"""How weights start: Xavier with a gain, and the two starts that Mamba cannot train well without."""
+"""Initializers: Xavier with a gain, and the two that Mamba needs to train well."""
 
 import math
 
@@ -9,11 +9,12 @@ from keras_jamba import _backend
 
 
 def xavier(gain=1.0):
-    """Glorot's uniform initializer, its width multiplied by `gain`."""
+    """Returns Glorot's uniform initializer with its bound multiplied by `gain`."""
     return keras.initializers.VarianceScaling(gain**2, mode="fan_avg", distribution="uniform")
 
 
 def uniform(bound):
+    """Returns the uniform initializer from `-bound` to `bound`."""
     return keras.initializers.RandomUniform(-bound, bound)
 
 
@@ -26,7 +27,7 @@ class TimeStepBias(keras.initializers.Initializer):
 
     def __call__(self, shape, dtype=None):
         low, high = math.log(self.dt_min), math.log(self.dt_max)
-        # Keras' generator stays on the mesh of a process' first distribution, and what it draws lies there.
+        # Keras' generator stays on the mesh of the first distribution of a process, and so do its draws.
         step = ops.exp(_backend.sharding.to_default_device(keras.random.uniform(shape, low, high, dtype="float32")))
         # The inverse of softplus, log(exp(step) - 1), without its cancellation.
         return ops.cast(step + ops.log(-ops.expm1(-step)), dtype or "float32")
@@ -37,9 +38,9 @@ class TimeStepBias(keras.initializers.Initializer):
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class StateIndexLog(keras.initializers.Initializer):
-    """`log(1), log(2), ..., log(n)` in every row: A = -exp(A_log) starts as S4D-Real."""
+    """Rows of `log(1), log(2), ..., log(n)`, so that A = -exp(A_log) is initially S4D-Real."""
 
     def __call__(self, shape, dtype=None):
         row = ops.log(ops.arange(1, shape[-1] + 1, dtype="float32"))
-        # Not broadcast_to: on PyTorch that is a view, and optimizers write in place.
+        # PyTorch's broadcast_to returns a view, and optimizers write in place.
         return ops.cast(ops.ones(shape, "float32") * row, dtype or "float32")

@@ -1,4 +1,4 @@
-"""Low-rank adapters beside the matrices of a layer."""
+"""Low-rank adapters of the matrices of a layer."""
 
 from keras import ops
 
@@ -12,10 +12,10 @@ ADAPTER = ("_lora_a", "_lora_b")
 
 
 class LoraWeights:
-    """A mixin for a layer with `QuantizableWeights`, whose matrices may have low-rank adapters.
+    """A mixin that gives the matrices of a `QuantizableWeights` layer low-rank adapters.
 
-    An adapter adds two variables per matrix, "_lora_a" `(..., d, r)` and "_lora_b" `(..., r, f)`. Their product times
-    `lora_alpha / lora_rank` is added to the matrix.
+    An adapter has two variables per matrix, "_lora_a" `(..., d, r)` and "_lora_b" `(..., r, f)`. The layer adds their
+    product times `lora_alpha / lora_rank` to the matrix.
 
     A subclass calls `_add_configured_adapters` at the end of `build`. It adds `_lora_product` to a product with a
     matrix, or reads `_matrix`.
@@ -31,35 +31,31 @@ class LoraWeights:
         if self.lora_rank and not self.lora_enabled:
             self.enable_lora(self.lora_rank, self.lora_alpha)
 
-    @property
-    def _lora_scale(self):
-        return self.lora_alpha / self.lora_rank
-
     def _lora_product(self, x, name, dtype):
-        """Returns `x @ a @ b * scale`: no product and no gradient of the size of the matrix."""
-        a, b = (ops.cast(self._part(name, suffix), dtype) for suffix in ADAPTER)
-        return ops.matmul(ops.matmul(x, a), b) * self._lora_scale
+        """Returns `x @ a @ b * scale`, without a product or a gradient of the size of the matrix."""
+        a, b = (ops.cast(self._matrix_variable(name, suffix), dtype) for suffix in ADAPTER)
+        return ops.matmul(ops.matmul(x, a), b) * (self.lora_alpha / self.lora_rank)
 
     def _matrix(self, name):
-        """Returns a matrix with its adapter added: a tensor, or a `QuantizedTensor` where there is no adapter."""
+        """Returns a matrix plus its adapter, a tensor; without an adapter possibly a `QuantizedTensor`."""
         stored = self._stored(name)
         if not self.lora_enabled:
             return stored
-        a, b = (ops.convert_to_tensor(self._part(name, suffix)) for suffix in ADAPTER)
-        change = ops.matmul(a, b) * self._lora_scale
+        a, b = (ops.convert_to_tensor(self._matrix_variable(name, suffix)) for suffix in ADAPTER)
+        change = ops.matmul(a, b) * (self.lora_alpha / self.lora_rank)
         return dequantized(stored, self.compute_dtype) + ops.cast(change, self.compute_dtype)
 
     def enable_lora(self, rank, lora_alpha=None):
-        """Adds to each matrix the product of two narrow ones, `(d, rank)` and `(rank, f)`, and freezes the matrix.
+        """Adds an adapter to each matrix, two matrices `(d, rank)` and `(rank, f)`, and freezes the matrix.
 
-        The second starts as zeros: nothing changes at first.
+        The second matrix is initially zero, so that the outputs do not change.
 
         Args:
-            rank: their width.
-            lora_alpha: the product is multiplied by lora_alpha / rank; None for rank.
+            rank: width r of the adapters.
+            lora_alpha: numerator of the scale `lora_alpha / rank` of the product; None means rank.
 
         Raises:
-            ValueError: if the layer is not built, has adapters already, or for numbers out of range.
+            ValueError: if the layer is not built, has adapters already, or a number is out of range.
 
         Reference:
             [Hu et al. (2021)](https://arxiv.org/abs/2106.09685).
@@ -68,33 +64,33 @@ class LoraWeights:
         with _keras_internals.unlocked(self):
             for name in self.matrices():
                 *stack, d, f = self.matrix_shape(name)
-                self._part(name, "").trainable = False
-                starts = _initializers.uniform(d**-0.5), "zeros"
+                self._matrix_variable(name, "").trainable = False
+                initializers = _initializers.uniform(d**-0.5), "zeros"
                 shapes = (*stack, d, rank), (*stack, rank, f)
-                for suffix, shape, start in zip(ADAPTER, shapes, starts, strict=True):
-                    variable = with_decay(self.add_weight(shape, start, name=name + suffix, dtype="float32"))
+                for suffix, shape, initializer in zip(ADAPTER, shapes, initializers, strict=True):
+                    variable = with_decay(self.add_weight(shape, initializer, name=name + suffix, dtype="float32"))
                     setattr(self, self._attribute(name) + suffix, variable)
         self.lora_enabled, self.lora_rank, self.lora_alpha = True, rank, lora_alpha or rank
 
     def check_lora(self, rank, lora_alpha):
-        """What `enable_lora` raises."""
+        """Raises the errors of `enable_lora`, without a change to the layer."""
         _checks.check_integer("rank", rank)
         if lora_alpha is not None:
             _checks.check_number("lora_alpha", lora_alpha, low=1e-6)
         if self.lora_enabled or not self.built:
-            what = "has adapters already" if self.lora_enabled else "is not built"
+            reason = "has adapters already" if self.lora_enabled else "is not built"
             raise ValueError(
-                f"Adapters are added once, to a layer with weights. Received: {self.path!r}, which {what}. "
-                "Build it first, or merge_lora the old ones."
+                f"Adapters need a built layer without adapters. Received: {self.path!r}, which {reason}. "
+                "Build the layer first, or call merge_lora to remove its adapters."
             )
 
     def merge_lora(self):
-        """Adds the adapters to the matrices, once and for all, and removes them."""
+        """Adds the adapters to the matrices permanently and removes them."""
         for name in self.matrices():
-            a, b = (ops.cast(self._part(name, suffix), "float32") for suffix in ADAPTER)
-            change = ops.matmul(a, b) * self._lora_scale
+            a, b = (ops.cast(self._matrix_variable(name, suffix), "float32") for suffix in ADAPTER)
+            change = ops.matmul(a, b) * (self.lora_alpha / self.lora_rank)
             self.assign_float(name, ops.cast(dequantized(self._stored(name), "float32"), "float32") + change)
-            self._part(name, "").trainable = self._part(name, "_scale") is None
+            self._matrix_variable(name, "").trainable = self._matrix_variable(name, "_scale") is None
             for suffix in ADAPTER:
                 delattr(self, self._attribute(name) + suffix)
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None

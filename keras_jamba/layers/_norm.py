@@ -1,4 +1,4 @@
-"""The norm before every mixer, feed-forward part and scan."""
+"""The norm of mixers, feed-forward parts and scans."""
 
 import keras
 from keras import ops
@@ -9,11 +9,11 @@ from keras_jamba.layers._eager_fast_path import EagerFastPath
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class RMSNorm(EagerFastPath, keras.layers.RMSNormalization):
-    """Keras' own over the last axis, in one operation where the backend has one."""
+    """`keras.layers.RMSNormalization` over the last axis, as one operation if the backend has one."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        # It looks at one token at a time; Keras' own does not say so.
+        # The norm is per token, but Keras' layer does not declare support for masks.
         self.supports_masking = True
 
     def call(self, x):

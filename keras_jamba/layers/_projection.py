@@ -11,11 +11,11 @@ from keras_jamba.ops.quantization import dequantized, product
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class Projection(EagerFastPath, LoraWeights, QuantizableWeights, keras.layers.Dense):
-    """Keras' Dense, whose kernel may be quantized and have a low-rank adapter.
+    """`keras.layers.Dense` whose kernel may be quantized and have a low-rank adapter.
 
     Args:
         units, use_bias, kernel_initializer: see `keras.layers.Dense`.
-        keeps_float: whether `quantize` leaves it as it is.
+        keeps_float: whether `quantize` skips the layer.
     """
 
     MATRICES, PLAIN = ("kernel",), ("kernel", "bias")
@@ -32,7 +32,7 @@ class Projection(EagerFastPath, LoraWeights, QuantizableWeights, keras.layers.De
 
     @property
     def kernel(self):
-        """The variable; of a quantized or adapted kernel the matrix in floating point."""
+        """The kernel's variable, or the matrix in floating point if it is quantized or has an adapter."""
         if self.quantization_mode is None and not self.lora_enabled:
             return _keras_internals.stored_weight(self, "kernel")
         return dequantized(self._matrix("kernel"), self.compute_dtype)

@@ -1,14 +1,14 @@
-"""Outputs, and what flags such as `return_state` request besides."""
+"""Outputs with optional extras, which flags such as `return_state` request."""
 
 
 def append_requested(outputs, *extras):
-    """Returns `outputs`, or a tuple of `outputs` and each value of `(whether, value)` that is requested."""
+    """Returns `outputs`, or a tuple of it and the value of each `(whether, value)` whose flag is set."""
     extras = [value for whether, value in extras if whether]
     return (outputs, *extras) if extras else outputs
 
 
 def split_requested(result, *whether):
-    """Returns `(outputs, *values)` of what `append_requested` returned, None for values that were not requested."""
+    """Returns `(outputs, *values)` from a result of `append_requested`; one value per flag, None if it is not set."""
     outputs, *values = result if any(whether) else (result,)
     values = iter(values)
     return outputs, *(next(values) if requested else None for requested in whether)

@@ -9,19 +9,19 @@ from keras_jamba.ops.convolution import last_inputs
 
 
 class ShortConvolution(keras.layers.Layer):
-    """Holds the weights of the convolution. A subclass adds `call`.
+    """The weights and the state of the convolution. A subclass adds `call`.
 
     Args:
         inner: width e.
-        d_conv: width k of the kernel.
-        conv_bias: whether it has a bias.
+        d_conv: width w of the kernel.
+        conv_bias: whether the convolution has a bias.
     """
 
     # The tensors that `state_after` reads.
     rollback_names = ("x",)
 
     def __init__(self, inner, d_conv, conv_bias, **kwargs):
-        # No autocast: it would round a float32 state to the compute dtype on its way in.
+        # Autocast would round a float32 state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         self.inner, self.d_conv, self.conv_bias = inner, d_conv, conv_bias
@@ -36,7 +36,7 @@ class ShortConvolution(keras.layers.Layer):
         return without_decay(self.add_weight(shape, initializer, name=name, **kwargs))
 
     def convolve(self, x, initial_state, mask, segment_ids, return_state):
-        """Returns `(SiLU of the convolution (b, t, e), the last k - 1 inputs or None)`."""
+        """Returns `(SiLU of the convolution (b, t, e), the last w - 1 inputs or None)`."""
         outputs = causal_depthwise_conv(
             x,
             self.conv_kernel,

@@ -1,4 +1,4 @@
-"""Configs of layers with quantized or adapted layers inside."""
+"""Configs of layers whose sublayers may be quantized or have adapters."""
 
 import keras
 
@@ -7,15 +7,15 @@ from keras_jamba.layers._trainable import KeepsTrainable
 
 
 class SublayerQuantizationConfig(KeepsTrainable):
-    """A mixin for a layer with `QuantizableWeights` layers inside: its config keeps their modes and adapters."""
+    """A mixin for a layer with `QuantizableWeights` sublayers: its config keeps their modes and adapters."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.dtype_policy.quantization_mode is not None:
             raise ValueError(
-                f"A {type(self).__name__} has a dtype policy in floating point, and its matrices have their own. "
-                f"Received: dtype={self.dtype_policy.name!r}. Call keras_jamba.layers.quantize on the layer, before it "
-                "is built or after."
+                f"A {type(self).__name__} has a dtype policy in floating point; only its matrices are quantized. "
+                f"Received: dtype={self.dtype_policy.name!r}. Call keras_jamba.layers.quantize on the layer, before or "
+                "after it is built."
             )
 
     def get_config(self):

@@ -1,4 +1,4 @@
-"""Tokens into vectors, and vectors into logits."""
+"""Token embedding and the projection to logits."""
 
 import keras
 from keras import ops
@@ -13,10 +13,10 @@ from keras_jamba.ops.quantization import product
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
-    """Keras' ReversibleEmbedding, whose projection to logits may be quantized.
+    """`keras.layers.ReversibleEmbedding` whose projection to logits may be quantized.
 
-    The embedding itself is only looked up, and its errors would go through all layers: it keeps its dtype. Logits are
-    products in the compute dtype, but float32 themselves: in bfloat16 the largest of them would be equal too often.
+    The embedding keeps its dtype: it is only a lookup, and its rounding errors would affect all layers. Logits are
+    products in the compute dtype with float32 results. In bfloat16 the largest logits would often be equal.
     """
 
     MATRICES, PLAIN = ("reverse_embeddings",), ("embeddings", "reverse_embeddings")
@@ -24,16 +24,17 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
 
     @property
     def keeps_float(self):
+        """Whether `quantize` skips the layer: tied weights are also the embedding."""
         return self.tie_weights
 
     def build(self, input_shape=None):
         check_parts(self.output_dim, {"vocab_size": self.input_dim})
-        start = self.embeddings_initializer
-        variable = self.add_weight((self.input_dim, self.output_dim), start, name="embeddings")
+        initializer = self.embeddings_initializer
+        variable = self.add_weight((self.input_dim, self.output_dim), initializer, name="embeddings")
         _keras_internals.store_weight(self, "embeddings", variable)
         if not self.tie_weights:
-            self._add_matrix("reverse_embeddings", (self.output_dim, self.input_dim), initializer=start)
-        # It looks at one token at a time; Keras' own does not say so.
+            self._add_matrix("reverse_embeddings", (self.output_dim, self.input_dim), initializer=initializer)
+        # The embedding is per token, but Keras' layer does not declare support for masks.
         self.supports_masking = True
         self.built = True
 
@@ -50,11 +51,14 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
             return ops.cast(super().call(inputs, reverse=True), "float32")
         matrix = _backend.sharding.all_gather_weight(self.embeddings if self.tie_weights else self.reverse_embeddings)
         matrix = ops.transpose(matrix) if self.tie_weights else matrix
-        # Keras' own, which takes numbers, is without autocast.
+        # Keras' layer disables autocast, because its inputs are integers.
         return product_in_float32(inputs, ops.cast(matrix, inputs.dtype))
 
     def _embedded(self, token_ids):
-        """`(..., d)`. An id out of the vocabulary is an error, or NaN where values cannot be looked at."""
+        """Returns the embeddings `(..., d)`.
+
+        An id outside of the vocabulary raises an error. In compiled code and on accelerators its embedding is NaN.
+        """
         matrix = _backend.sharding.all_gather_weight(self.embeddings)
         if (values := _backend.tensors.concrete_numpy(token_ids)) is not None:
             check_token_ids(values, self.input_dim)
@@ -62,7 +66,7 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
         token_ids = as_indices(token_ids)
         clipped = ops.clip(token_ids, 0, self.input_dim - 1)
         embedded = ops.cast(ops.take(matrix, clipped, axis=0), self.compute_dtype)
-        # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
+        # sqrt(-1) is NaN. PyTorch would copy a constant to the device and synchronise.
         valid = ops.cast(ops.equal(token_ids, clipped), self.compute_dtype)
         return embedded + ops.sqrt(valid - 1)[..., None]
 
@@ -72,12 +76,12 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
 
     def enable_lora(self, rank, lora_alpha=None):
         raise ValueError(
-            f"A token embedding has no adapter. Received: {self.path!r}. Train it whole: pass "
+            f"A token embedding has no adapter. Received: {self.path!r}. Train the complete layer: pass "
             f"also_train={self.name!r} to the model's enable_lora."
         )
 
 
 def as_indices(token_ids):
-    """Integers in a dtype that every backend takes as indices. What is too large for it becomes negative."""
+    """Returns integers in a dtype that every backend accepts as indices; larger values wrap to negative ones."""
     dtype = keras.backend.standardize_dtype(token_ids.dtype)
     return token_ids if dtype in ("int32", "int64") else ops.cast(token_ids, "int64" if dtype == "uint64" else "int32")

@@ -1,7 +1,7 @@
-"""Which layers and variables are frozen, as plain data for the configs of layers and models.
+"""The `trainable` flags of layers and variables, as plain data for the configs of layers and models.
 
-Keras stores `trainable` of the layers that it serializes. It stores neither that of the layers inside of a composite
-layer nor that of variables, and `trainable=False` in a constructor does not reach the layers inside.
+Keras stores `trainable` of the layers that it serializes. It stores neither the flags of sublayers of a composite layer
+nor the flags of variables. `trainable=False` in a constructor does not reach sublayers.
 """
 
 import collections
@@ -13,15 +13,15 @@ from keras_jamba import _keras_internals
 
 
 class KeepsTrainable(_keras_internals.PostBuildHook):
-    """Stands before `keras.layers.Layer` among the bases of a layer whose config says what is frozen inside of it.
+    """A mixin whose config keeps the `trainable` flags inside a layer; a base class before `keras.layers.Layer`.
 
     Args:
-        trainable_state: what `trainable_state(layer)` returned, or None. It is applied when the layer is built.
+        trainable_state: result of `trainable_state(layer)`, or None. The layer applies it when it is built.
     """
 
     def __init__(self, *args, trainable_state=None, **kwargs):
         super().__init__(*args, **kwargs)
-        # Not by setattr, which Keras tracks.
+        # Not with setattr, because Keras tracks attributes.
         self.__dict__["_trainable_state"] = trainable_state
 
     @property
@@ -30,7 +30,7 @@ class KeepsTrainable(_keras_internals.PostBuildHook):
 
     @trainable.setter
     def trainable(self, value):
-        # What is said now counts, not what the config said.
+        # A new value replaces the flags of the config.
         self.__dict__.pop("_trainable_state", None)
         keras.layers.Layer.trainable.fset(self, value)
 
@@ -39,9 +39,9 @@ class KeepsTrainable(_keras_internals.PostBuildHook):
         if (
             state is None
             and not self.trainable
-            and all(inner.trainable for inner in _keras_internals.direct_sublayers(self))
+            and all(sublayer.trainable for sublayer in _keras_internals.direct_sublayers(self))
         ):
-            # `trainable=False` was an argument of the constructor.
+            # The constructor received `trainable=False`.
             state = {"layers": {"": False}}
         if state is not None:
             apply_trainable_state(self, state)
@@ -52,39 +52,41 @@ class KeepsTrainable(_keras_internals.PostBuildHook):
 
 
 def trainable_state(layer):
-    """Which layers and variables do not follow the layer around them.
+    """Returns the `trainable` flags that differ from their defaults.
+
+    The default of a layer is the flag of its parent layer, and True for `layer` itself. The default of a variable is
+    the flag of its layer, or False if it was created with `trainable=False`.
 
     Args:
         layer: a Keras layer or model.
 
     Returns:
-        `{"layers": {path: bool}, "variables": {path: bool}}`, without the empty ones. The path of `layer` itself is "".
-        Above `layer` everything counts as trainable; a variable that was made with `trainable=False` as frozen.
+        `{"layers": {path: bool}, "variables": {path: bool}}`, without empty entries. The path of `layer` itself is "".
     """
     state = {"layers": {}, "variables": {}}
-    for path, each, above in _walk(layer):
-        if each.trainable != (above is None or above.trainable):
+    for path, each, parent in _walk(layer):
+        if each.trainable != (parent is None or parent.trainable):
             state["layers"][path] = each.trainable
-        for name, variable, usual in _variables(path, each):
-            if variable.trainable != usual:
+        for name, variable, default in _variables(path, each):
+            if variable.trainable != default:
                 state["variables"][name] = variable.trainable
     return {kind: flags for kind, flags in state.items() if flags}
 
 
 def apply_trainable_state(layer, state):
-    """Freezes and thaws layers and variables as `trainable_state` found them.
+    """Sets the `trainable` flags of layers and variables to a result of `trainable_state`.
 
     Raises:
-        ValueError: if the state names a layer or variable that is not there.
+        ValueError: if the state names a layer or variable that does not exist.
     """
     layers, variables = dict(state.get("layers", {})), dict(state.get("variables", {}))
-    for path, each, above in _walk(layer):
-        flag = layers.pop(path, above is None or above.trainable)
-        # Not by setattr: TensorFlow passes over a value that an attribute has already, and the layers inside with it.
+    for path, each, parent in _walk(layer):
+        flag = layers.pop(path, parent is None or parent.trainable)
+        # Not with setattr: TensorFlow ignores an unchanged value and does not pass it on to sublayers.
         keras.layers.Layer.trainable.fset(each, flag)
     for path, each, _ in _walk(layer):
-        for name, variable, usual in _variables(path, each):
-            flag = variables.pop(name, usual)
+        for name, variable, default in _variables(path, each):
+            flag = variables.pop(name, default)
             if variable.trainable != flag:
                 variable.trainable = flag
     if layers or variables:
@@ -95,24 +97,24 @@ def apply_trainable_state(layer, state):
         )
 
 
-def _walk(layer, path="", above=None):
-    """`(path, layer, the layer around it)` of a layer and of all layers inside, from the outside in."""
-    yield path, layer, above
-    inner = _keras_internals.direct_sublayers(layer)
-    for name, each in zip(_numbered(each.name for each in inner), inner, strict=True):
+def _walk(layer, path="", parent=None):
+    """Yields `(path, layer, parent)` of a layer and all its sublayers, parents first."""
+    yield path, layer, parent
+    sublayers = _keras_internals.direct_sublayers(layer)
+    for name, each in zip(_numbered(each.name for each in sublayers), sublayers, strict=True):
         yield from _walk(each, f"{path}/{name}" if path else name, layer)
 
 
 def _variables(path, layer):
-    """`(path, variable, whether it is trained where nobody said otherwise)` of the variables of a layer itself."""
+    """Yields `(path, variable, default flag)` of a layer's own variables."""
     trained, others = _keras_internals.own_variables(layer)
-    usual = [(v, layer.trainable) for v in trained] + [(v, False) for v in others]
-    for name, (variable, flag) in zip(_numbered(v.name for v, _ in usual), usual, strict=True):
-        yield f"{path}/{name}" if path else name, variable, flag
+    defaults = [(v, layer.trainable) for v in trained] + [(v, False) for v in others]
+    for name, (variable, default) in zip(_numbered(v.name for v, _ in defaults), defaults, strict=True):
+        yield f"{path}/{name}" if path else name, variable, default
 
 
 def _numbered(names):
-    """Names with numbers of their own: those that Keras gives depend on what else the process has made."""
+    """Yields names numbered per layer. Keras' numbers depend on the other objects of the process."""
     counts = collections.Counter()
     for name in names:
         base = re.sub(r"_\d+$", "", name)

@@ -21,38 +21,40 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
 
     Args:
         d_model: width of input and output.
-        num_heads: query heads h; divides d_model.
-        num_kv_heads: key-value heads g; divides num_heads. None is num_heads.
-        use_rope: whether queries and keys are rotated by their position.
+        num_heads: number of query heads h; divides d_model.
+        num_kv_heads: number of key-value heads g; divides num_heads. None means num_heads.
+        use_rope: whether rotary embedding rotates queries and keys by their positions.
         rope_theta: base of the rotary frequencies.
-        rope_interleaved: pairs of neighbours (True) or of the two halves; see `ops.rotary_embedding`.
-        causal: whether a token sees only itself and the tokens before it.
-        attention_window: how many tokens a token sees, itself included, on both sides unless causal; None is
-            all. Time and memory grow with tokens times window, and a cache of that many tokens is enough for ever.
-        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
-            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
+        rope_interleaved: True rotates pairs of neighbouring channels, False pairs across the two halves; see
+            `ops.rotary_embedding`.
+        causal: whether a token attends only to itself and to earlier tokens.
+        attention_window: number of tokens that a token attends to, itself included; None means all. Unless causal,
+            the window extends to both sides. Time and memory grow with tokens times window, and a cache with a
+            capacity of one window suffices for sequences of any length.
+        residual_gain: factor on the initial weights of the output projection. A model with n skip connections passes
+            `n**-0.5`, so that its initial outputs are as large as a shallow model's (Radford et al. 2019, section
+            2.3).
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not exist for the others.
-        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
-            0 1 0 are three. No document sees anything of another.
-        reset_mask: `(b, t)` bool or None: True where a sequence begins anew. That token begins a document, with the
-            same id or without ids, and forgets the initial state. At padding the next real token does.
-        initial_state: what an earlier call returned, or `init_cache`; None is no tokens.
-        return_state: whether to return the state too, which then has room for all tokens so far, or with a
-            window for that many; `step` keeps the room that there is.
+        mask: `(b, t)` bool or None, the Keras mask. Other tokens ignore tokens where it is False.
+        segment_ids: `(b, t)` integers or None: the document id of each token. Every change of the id begins a new
+            document: ids 0 1 0 are three documents. Documents do not attend to each other.
+        reset_mask: `(b, t)` bool or None: True where a new sequence begins. The token begins a document, whatever its
+            id, and ignores the initial state. A reset at padding takes effect at the next real token.
+        initial_state: state of an earlier call, or of `init_cache`; None means that no token came before.
+        return_state: whether to also return the state. Its capacity is the window, or without a window all tokens so
+            far. `step` keeps the capacity of its cache.
 
     Returns:
-        `(b, t, d)`, or that and the state: `{"key": (b, s, g, c), "value": (b, s, g, c)` in the compute
-        dtype, keys rotated`, "length": (b,), "start": (b,), "document": (b,)` int32`}`: the token at position p
-        of a row lies in slot `p % s`, `length` tokens were seen, and the last document, of that number (the
-        least int32 where none had one), began at position `start`.
-        Gradients flow through keys and values.
+        `(b, t, d)`, or `((b, t, d), state)`. The state is a dict: `"key"` and `"value"` `(b, s, g, c)` in the compute
+        dtype, keys after rotary embedding; `"length"`, `"start"` and `"document"` `(b,)` int32. The token at position
+        p of a row is in slot `p % s`. `length` counts the tokens seen. The last document has the id `document`, or
+        the least int32 without an id, and begins at position `start`. Gradients flow through keys and values.
 
     Raises:
-        ValueError: for head counts that do not divide, an input of another width, a state of another
-            layer, batch or dtype, or a cache without room.
+        ValueError: if head counts do not divide, the input has another width, the state belongs to another layer,
+            batch or dtype, or the capacity of a cache is too small.
 
     Reference:
         [Ainslie et al. (2023)](https://arxiv.org/abs/2305.13245),
@@ -75,7 +77,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         **kwargs,
     ):
         _checks.check_not_backwards(kwargs, "AttentionLayer", "causal=False")
-        # No autocast: it would round a cache of another dtype silently on its way in.
+        # Autocast would silently round a cache of another dtype.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -103,8 +105,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         self.causal, self.attention_window, self.residual_gain = causal, attention_window, residual_gain
 
         def dense(units, name, gain=1.0):
-            start = _initializers.xavier(gain)
-            return Projection(units, kernel_initializer=start, name=name, dtype=self.dtype_policy)
+            return Projection(units, kernel_initializer=_initializers.xavier(gain), name=name, dtype=self.dtype_policy)
 
         self.q_proj = dense(d_model, "q_proj")
         self.k_proj = dense(num_kv_heads * self.head_width, "k_proj")
@@ -126,55 +127,69 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             self._check_has_state()
         plain = all(x is None for x in (mask, segment_ids, reset_mask, self.attention_window))
         if plain and not stateful:
-            return self._attend(inputs, 0, lambda *heads: grouped_query_attention(*heads, causal=self.causal))
+            query, key, value = self._query_key_value(inputs, 0)
+            return self._output(grouped_query_attention(query, key, value, causal=self.causal), inputs)
+
         inputs = ops.convert_to_tensor(inputs)
         given = _checks.check_sequence(mask, segment_ids, reset_mask, inputs.shape)
         if initial_state is not None:
             initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
-        outputs, new, tokens = self._after(inputs, initial_state, *given)
+        outputs, new, tokens = self._attend_after(initial_state, inputs, *given)
         if not return_state:
             return outputs
-        room = 0 if initial_state is None else ops.shape(initial_state["key"])[1]
-        return outputs, _written(tokens, new, initial_state, self.attention_window or room + ops.shape(inputs)[1])
+        capacity = 0 if initial_state is None else ops.shape(initial_state["key"])[1]
+        capacity = self.attention_window or capacity + ops.shape(inputs)[1]
+        return outputs, _write_cache(initial_state, new, tokens, capacity)
 
     def init_cache(self, batch_size, max_length=None):
-        """A cache with room for `max_length` tokens, or for the window where that is less, that has seen none."""
+        """Returns an empty cache.
+
+        Its capacity is the smaller of `max_length` and the window.
+
+        Raises:
+            ValueError: if the attention has no window and `max_length` is None.
+        """
         self._check_has_state()
         _checks.check_integer("batch_size", batch_size)
         if max_length is not None:
             _checks.check_integer("max_length", max_length)
-        room = [size for size in (max_length, self.attention_window) if size is not None]
-        if not room:
+        sizes = [size for size in (max_length, self.attention_window) if size is not None]
+        if not sizes:
             raise ValueError(
-                "A cache of attention without a window needs max_length, the most tokens that it shall hold. "
+                "A cache of attention without a window needs max_length, the capacity in tokens. "
                 "Received: max_length=None. Pass init_cache(batch_size, max_length=1024), for example."
             )
-        return empty_state(self._state_specs(batch_size, min(room)))
+        return empty_state(self._state_specs(batch_size, min(sizes)))
 
     def with_room(self, cache, max_length):
-        """A cache that goes on where `cache` is, with room for `max_length` tokens or for the window.
+        """Returns a copy of `cache` whose capacity is the smaller of `max_length` and the window.
 
         Raises:
-            ValueError: if there is more room already.
+            ValueError: if the capacity is larger already.
         """
-        have = cache["key"].shape[1]
-        more = min(size for size in (max_length, self.attention_window) if size is not None) - have
-        if more < 0 and have != self.attention_window:
+        capacity = cache["key"].shape[1]
+        larger = min(size for size in (max_length, self.attention_window) if size is not None)
+        if larger < capacity and capacity != self.attention_window:
             raise ValueError(
-                f"A cache cannot lose room. Received: max_length={max_length} for one of {have} tokens. "
-                "Pass at least as much."
+                f"The capacity of a cache cannot shrink. Received: max_length={max_length} for a cache with a "
+                f"capacity of {capacity} tokens. Pass max_length={capacity} or more."
             )
-        if more <= 0:
+        if larger <= capacity:
             return cache
-        return cache | {name: resized(cache[name], cache["length"], have + more) for name in ("key", "value")}
+        return cache | {name: resized(cache[name], cache["length"], larger) for name in ("key", "value")}
 
     def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
-        """Some more tokens, `(b, t, d)`, after those that the cache has seen; `(outputs, cache)`.
+        """Runs `(b, t, d)` more tokens after the tokens of the cache.
 
-        The cache keeps its room: one shape, one compilation. Without a window it must have room for the current
-        document of each row. A row without room is an error on a CPU outside of compiled functions. Elsewhere its
-        outputs are NaN, in this step and in all later ones of that document. With `return_rollback_state` it also
-        returns what `rollback` takes.
+        The cache keeps its capacity, so that a compiler compiles `step` once. Without a window its capacity must
+        suffice for the current document of each row. Otherwise the outputs of that row are NaN, in this step and in
+        all later steps of the document.
+
+        Returns:
+            `(outputs, cache)`; with `return_rollback_state` also the input of `rollback`.
+
+        Raises:
+            ValueError: if the capacity is too small, on a CPU and outside of compiled functions.
         """
         self._check_has_state()
         if not self.built:
@@ -183,42 +198,40 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
         inputs = ops.convert_to_tensor(inputs)
         given = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
-        outputs, new, tokens = self._after(inputs, cache, *given)
+        outputs, new, tokens = self._attend_after(cache, inputs, *given)
         capacity = cache["key"].shape[1]
         if not (self.attention_window and capacity >= self.attention_window):
-            # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
-            not_a_number = ops.sqrt(ops.cast(tokens.fits(capacity), outputs.dtype) - 1)
-            outputs = outputs + not_a_number[:, None, None]
-        after = _written(tokens, new, cache, capacity)
-        return append_requested(
-            outputs, (True, after), (return_rollback_state, rollback_state_of(cache, *given, **new))
-        )
+            # sqrt(-1) is NaN. PyTorch would copy a constant to the device and synchronise.
+            zero_or_nan = ops.sqrt(ops.cast(tokens.fits(capacity), outputs.dtype) - 1)
+            outputs = outputs + zero_or_nan[:, None, None]
+        updated = _write_cache(cache, new, tokens, capacity)
+        rollback_state = rollback_state_of(cache, *given, **new)
+        return append_requested(outputs, (True, updated), (return_rollback_state, rollback_state))
 
     def rollback(self, rollback_state, count):
-        """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`.
+        """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
 
-        Their keys and values are written into the cache before it; nothing is projected again.
+        It writes their keys and values into the cache before the step. No projection runs again.
         """
         rollback_state = joined(rollback_state)
         _checks.check_rollback_state(rollback_state, ("key", "value"))
         new, *given = kept_tokens(rollback_state, count)
         cache = rollback_state["cache"]
-        counts = (cache[name] for name in _COUNTS)
-        tokens = CachedTokens(*given, *counts, ops.shape(new["key"])[:2])
-        return _written(tokens, new, cache, cache["key"].shape[1])
+        tokens = _cached_tokens(cache, new["key"], *given)
+        return _write_cache(cache, new, tokens, cache["key"].shape[1])
 
     def attention_weights(self, inputs):
-        """How much each token takes of each other in a call on the same inputs, without padding and as one document.
+        """Returns the attention weights of a call on the same inputs, without padding and as one document.
 
         Args:
             inputs: `(b, t, d)`.
 
         Returns:
-            `(b, h, t, t)` float32, queries before keys: rows sum to 1. A call returns the `out_proj` of the heads'
-            weighted means of values.
+            `(b, h, t, t)` float32, queries before keys. Each row sums to 1. A call applies `out_proj` to the means of
+            the values with these weights.
 
         Raises:
-            ValueError: for an input of another width.
+            ValueError: if the input has another width.
 
         Example:
             >>> import keras
@@ -232,24 +245,27 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             self.build(inputs.shape)
         return attention_weights(*self._query_and_key(inputs, 0), self.causal, self.attention_window)
 
-    def _after(self, inputs, state, mask, segment_ids, reset_mask):
-        """`(outputs, {"key", "value"} of the tokens, where they stand)`."""
+    # One call: projection, rotary embedding, attention, output projection; then the cache write.
+
+    def _attend_after(self, cache, inputs, mask, segment_ids, reset_mask):
+        """Runs attention of `inputs` `(b, t, d)` after the tokens of `cache`, or of None.
+
+        Returns:
+            `(outputs, new, tokens)`: the keys and values of the inputs by name, and their `CachedTokens`.
+        """
         if mask is not None:
-            # Not even what is not finite in the padding shall reach the others.
+            # Products with NaN or infinity would spread from the padding to other tokens.
             inputs = ops.where(mask[..., None], inputs, 0.0)
-        batch, length = ops.shape(inputs)[:2]
-        zeros = ops.zeros((batch,), "int32")
-        counts, held = (zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")), None
-        if state is not None:
-            counts, held = (state[name] for name in _COUNTS), (state["key"], state["value"])
-        tokens = CachedTokens(mask, segment_ids, reset_mask, *counts, (batch, length))
-        new = {}
+        tokens = _cached_tokens(cache, inputs, mask, segment_ids, reset_mask)
+        query, key, value = self._query_key_value(inputs, tokens.positions)
+        cached = None if cache is None else (cache["key"], cache["value"])
+        mixed = tokens.attend(query, key, value, cached, self.attention_window, self.causal)
+        return self._output(mixed, inputs), {"key": key, "value": value}, tokens
 
-        def mix(query, key, value):
-            new.update(key=key, value=value)
-            return tokens.attend(query, key, value, held, self.attention_window, self.causal)
-
-        return self._attend(inputs, tokens.positions, mix), new, tokens
+    def _query_key_value(self, inputs, positions):
+        """Returns `(b, t, h, c)`, `(b, t, g, c)` and `(b, t, g, c)`; rotary embedding rotates the first two."""
+        query, key = self._query_and_key(inputs, positions)
+        return query, key, self._heads(self.v_proj(inputs), self.num_kv_heads)
 
     def _query_and_key(self, inputs, positions):
         query = self._heads(self.q_proj(inputs), self.num_heads)
@@ -258,26 +274,24 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             return query, key
         return (rotary_embedding(x, positions, self.rope_theta, self.rope_interleaved) for x in (query, key))
 
-    def _attend(self, inputs, positions, mix):
-        query, key = self._query_and_key(inputs, positions)
-        value = self._heads(self.v_proj(inputs), self.num_kv_heads)
-        mixed = mix(query, key, value)
-        batch, length = ops.shape(inputs)[:2]
-        return self.out_proj(by_tokens(ops.reshape(mixed, (batch, length, self.d_model))))
-
     def _heads(self, x, count):
         batch, length = ops.shape(x)[:2]
         return by_heads(ops.reshape(before_heads(x, count), (batch, length, count, self.head_width)))
 
+    def _output(self, mixed, inputs):
+        """Projects the outputs of all heads, `(b, t, h, c)`, to the shape of `inputs`, `(b, t, d)`."""
+        batch, length = ops.shape(inputs)[:2]
+        return self.out_proj(by_tokens(ops.reshape(mixed, (batch, length, self.d_model))))
+
     def _check_has_state(self):
         if not self.causal:
             raise ValueError(
-                "Attention that is not causal has no state to go on from: earlier tokens would have to see later ones. "
+                "Attention that is not causal has no state: earlier tokens attend to later tokens. "
                 "Received: causal=False. Build the layer with causal=True."
             )
 
     def _state_specs(self, batch_size, capacity=None):
-        # Each a tensor of its own: Keras knows the outputs of a layer by their identity.
+        # Separate tensors, because Keras identifies the outputs of a layer by object identity.
         heads = (batch_size, capacity, self.num_kv_heads, self.head_width)
         specs = {name: keras.KerasTensor(heads, self.compute_dtype) for name in ("key", "value")}
         return specs | {name: keras.KerasTensor((batch_size,), "int32") for name in _COUNTS}
@@ -306,10 +320,21 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
 _COUNTS = ("length", "start", "document")
 
 
-def _written(tokens, new, state, capacity):
-    """The state with room for `capacity` tokens after new keys and values, from that before them or None."""
-    held = {} if state is None else state
-    slots = {name: tokens.written(held.get(name), x, capacity) for name, x in new.items()}
+def _cached_tokens(cache, inputs, mask, segment_ids, reset_mask):
+    """Returns the `CachedTokens` of `inputs` `(b, t, d)` after `cache`, or after None."""
+    batch, length = ops.shape(inputs)[:2]
+    if cache is None:
+        zeros = ops.zeros((batch,), "int32")
+        counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
+    else:
+        counts = (cache[name] for name in _COUNTS)
+    return CachedTokens(mask, segment_ids, reset_mask, *counts, (batch, length))
+
+
+def _write_cache(cache, new, tokens, capacity):
+    """Returns the cache with `capacity` slots after `tokens`, whose keys and values are `new`; `cache` may be None."""
+    before = {} if cache is None else cache
+    slots = {name: tokens.written(before.get(name), x, capacity) for name, x in new.items()}
     return slots | dict(zip(_COUNTS, tokens.next_counts(), strict=True))
 
 

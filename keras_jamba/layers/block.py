@@ -1,4 +1,4 @@
-"""One layer of the backbone: a mixer over time and a feed-forward part, each behind a norm and in a residual."""
+"""One layer of the backbone: a mixer over time and a feed-forward part, each with a norm and a skip connection."""
 
 import functools
 import inspect
@@ -9,39 +9,42 @@ import keras
 
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
-from keras_jamba.layers._requested import append_requested
+from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
-# Beside the weights in a `.keras` file.
+# The file of the generator's state in a `.keras` file.
 _SEED = "seed_generator.json"
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class JambaBlock(KeepsTrainable, keras.layers.Layer):
-    """`x = x + mixer(norm(x))`, then `x = x + feed_forward(norm(x))`, with RMSNorm.
+    """Residual block: `x = x + mixer(norm(x))`, then `x = x + feed_forward(norm(x))`, with RMSNorm.
 
     Args:
-        mixer: a layer `(b, t, d)` to `(b, t, d)`: `MambaLayer`, `AttentionLayer` or your own. One of your own
-            must take those of the call arguments mask, segment_ids, reset_mask, initial_state and return_state that
-            you use.
-        feed_forward: a layer `(b, t, d)` to `(b, t, d)`: `FeedForward`, `MoELayer` or your own; or None, for a block
-            that ends with the mixer.
-        dropout: share of each branch's outputs dropped in training.
-        drop_path: share of the sequences of a batch for which a branch is left out in training, drawn for each
-            branch anew ("stochastic depth", [Huang et al., 2016](https://arxiv.org/abs/1603.09382)); the other
-            sequences' branch is scaled up by `1 / (1 - drop_path)`.
-        epsilon: of the norms.
+        mixer: a layer `(b, t, d)` to `(b, t, d)`: `MambaLayer`, `AttentionLayer` or your own. The call of your own
+            layer must accept mask, segment_ids, reset_mask, initial_state and return_state where you use them.
+        feed_forward: a layer `(b, t, d)` to `(b, t, d)`: `FeedForward`, `MoELayer` or your own. None means that the
+            block ends with the mixer.
+        dropout: share of each branch's outputs that training drops.
+        drop_path: share of the sequences in a batch whose branch training drops ("stochastic depth",
+            [Huang et al., 2016](https://arxiv.org/abs/1603.09382)). Each branch draws its own sequences. The branch
+            of the other sequences is multiplied by `1 / (1 - drop_path)`.
+        epsilon: number added to the mean square in the norms.
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask, segment_ids, reset_mask, initial_state, return_state: see the mixer. A feed-forward part that takes a
-            mask gets it too.
-        return_routing: see `MoELayer`; for a block with experts.
-        training: whether to drop out.
+        mask, segment_ids, reset_mask, initial_state, return_state: see the mixer. The feed-forward part also receives
+            the mask if its call accepts one.
+        return_routing: see `MoELayer`; only for a block with experts.
+        training: whether to apply dropout.
 
     Returns:
-        `(b, t, d)`; or a tuple of that, the mixer's state and the routing, those that were asked for.
+        `(b, t, d)`, or a tuple of that and the requested extras: the mixer's state, then the routing.
+
+    Raises:
+        ValueError: if an argument is out of range, the input has another width, the call of the mixer does not accept
+            a given argument, or `return_routing` is set without experts.
 
     Example:
         >>> from keras_jamba.layers import FeedForward, JambaBlock, MambaLayer
@@ -50,7 +53,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
 
     @_checks.python_numbers
     def __init__(self, mixer, feed_forward, dropout=0.0, drop_path=0.0, epsilon=1e-6, **kwargs):
-        # No autocast: it would round a float32 state to the compute dtype on its way in.
+        # Autocast would round a float32 state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         for name, layer in (("mixer", mixer), ("feed_forward", feed_forward)):
@@ -66,7 +69,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         self.dropout, self.drop_path, self.epsilon = dropout, drop_path, epsilon
         self.mixer_norm = self._norm("mixer_norm")
         self.feed_forward_norm = None if feed_forward is None else self._norm("feed_forward_norm")
-        # There whatever the rate, so that weights saved at one rate load at another.
+        # Exists at every rate, so that weights saved at one rate load at another.
         self.seed_generator = keras.random.SeedGenerator()
 
     def _norm(self, name):
@@ -75,7 +78,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
     def build(self, input_shape):
         self._width = input_shape[-1]
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
-            # The caller's layers may come with weights, as they do when a model is loaded.
+            # The given layers may have weights already, for example in a loaded model.
             if layer is not None and not layer.built:
                 layer.build(input_shape)
 
@@ -92,80 +95,99 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
     ):
         _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
         mask = mask_of(inputs, mask)
-        inputs = keras.ops.cast(inputs, self.compute_dtype)
+        x = keras.ops.cast(inputs, self.compute_dtype)
         given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=initial_state)
-        given = {name: value for name, value in given.items() if value is not None}
-        given |= {"return_state": True} if return_state else {}
-        self._check_mixer_takes(given)
-        mixed = self.mixer(self.mixer_norm(inputs), **given)
-        mixed, state = mixed if return_state else (mixed, None)
-        x = inputs + self._dropped(mixed, training)
-        outputs, routing = self._feed_forward(x, mask, training, return_routing)
-        return append_requested(outputs, (return_state, state), (return_routing, routing))
+
+        x, state = self._add_mixer(x, given, training, return_state)
+        x, routing = self._add_feed_forward(x, mask, training, return_routing)
+        return append_requested(x, (return_state, state), (return_routing, routing))
 
     def init_cache(self, batch_size, max_length=None):
-        """The mixer's; see there."""
+        """Returns the cache before the first token; see the mixer."""
         return self.mixer.init_cache(batch_size, max_length)
 
     def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
-        """Some more tokens after those that the cache has seen, `(outputs, cache)`; see the mixer's."""
+        """Runs more tokens after the tokens of the cache; see the mixer.
+
+        Returns:
+            `(outputs, cache)`; with `return_rollback_state` also the input of `rollback`.
+
+        Raises:
+            ValueError: if the input has another width, or the mixer has no `rollback` for a rollback state.
+        """
         if return_rollback_state:
-            self._check_takes_back()
+            self._check_has_rollback()
         if self.built:
             _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
         mask = mask_of(inputs, mask)
-        inputs = keras.ops.cast(inputs, self.compute_dtype)
+        x = keras.ops.cast(inputs, self.compute_dtype)
         given = {"return_rollback_state": True} if return_rollback_state else {}
         given |= {} if reset_mask is None else {"reset_mask": reset_mask}
-        mixed, *rest = self.mixer.step(self.mixer_norm(inputs), cache, mask=mask, segment_ids=segment_ids, **given)
-        # Nothing is assigned in a step: it can be compiled by itself.
-        return self._feed_forward(inputs + mixed, mask, training=False, record=False)[0], *rest
+
+        mixed, *rest = self.mixer.step(self.mixer_norm(x), cache, mask=mask, segment_ids=segment_ids, **given)
+        # A step assigns no variable, so that a compiler can compile it.
+        x, _ = self._add_feed_forward(x + mixed, mask, training=False, record=False)
+        return x, *rest
 
     def rollback(self, rollback_state, count):
-        """The cache after only some of the tokens of a step; see `JambaBackbone.rollback`."""
-        self._check_takes_back()
+        """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`."""
+        self._check_has_rollback()
         return self.mixer.rollback(rollback_state, count)
 
-    def _check_takes_back(self):
+    def _check_has_rollback(self):
         if not hasattr(self.mixer, "rollback"):
             raise ValueError(
-                "Tokens are taken back by a mixer with a rollback, whose step takes return_rollback_state. Received: a "
-                f"{type(self.mixer).__name__} without. Add them to it, or go on from a cache of before."
+                "Only a mixer with a rollback, whose step accepts return_rollback_state, can take tokens back. "
+                f"Received: a {type(self.mixer).__name__} without. Add both to it, or continue from an earlier cache."
             )
 
-    def _feed_forward(self, x, mask, training, return_routing=False, record=True):
+    def _add_mixer(self, x, given, training, return_state):
+        """Returns `(x + dropout(mixer(norm(x))), state or None)`; `given` are call arguments, None if absent."""
+        given = {name: value for name, value in given.items() if value is not None}
+        given |= {"return_state": True} if return_state else {}
+        self._check_mixer_accepts(given)
+        result = self.mixer(self.mixer_norm(x), **given)
+        mixed, state = split_requested(result, return_state)
+        return x + self._dropped_out(mixed, training), state
+
+    def _add_feed_forward(self, x, mask, training, return_routing=False, record=True):
+        """Returns `(x + dropout(feed_forward(norm(x))), routing or None)`; `x` itself without a feed-forward part."""
+        accepted = () if self.feed_forward is None else _call_arguments(self.feed_forward)
+        self._check_routes(return_routing, accepted)
+        if self.feed_forward is None:
+            return x, None
         given = {} if mask is None else {"mask": mask}
         given |= {"return_routing": return_routing} if return_routing else {}
         given |= {} if record else {"record": False}
-        taken = () if self.feed_forward is None else _taken_by(self.feed_forward)
-        if return_routing and "return_routing" not in taken:
-            raise ValueError(
-                "Only a block with experts routes tokens. Received: return_routing=True for the block "
-                f"{self.name!r}, whose feed_forward is a {type(self.feed_forward).__name__}. Leave it out here."
-            )
-        if self.feed_forward is None:
-            return x, None
-        result = self.feed_forward(self.feed_forward_norm(x), **{k: v for k, v in given.items() if k in taken})
-        result, routing = result if return_routing else (result, None)
-        return x + self._dropped(result, training), routing
+        given = {name: value for name, value in given.items() if name in accepted}
+        result = self.feed_forward(self.feed_forward_norm(x), **given)
+        y, routing = split_requested(result, return_routing)
+        return x + self._dropped_out(y, training), routing
 
-    def _check_mixer_takes(self, given):
-        missing = set(given) - _taken_by(self.mixer)
+    def _check_mixer_accepts(self, given):
+        missing = set(given) - _call_arguments(self.mixer)
         if missing:
             raise ValueError(
                 f"A call with {sorted(given)} needs a mixer whose call takes them. Received: a "
                 f"{type(self.mixer).__name__} without {sorted(missing)}. Add them to its call, or leave them out here."
             )
 
-    def _dropped(self, x, training):
-        # Each element by itself, then each sequence as a whole.
+    def _check_routes(self, return_routing, accepted):
+        if return_routing and "return_routing" not in accepted:
+            raise ValueError(
+                "Only a block with experts routes tokens. Received: return_routing=True for the block "
+                f"{self.name!r}, whose feed_forward is a {type(self.feed_forward).__name__}. Leave it out here."
+            )
+
+    def _dropped_out(self, x, training):
+        # Dropout per element, then per sequence.
         for share, noise_shape in ((self.dropout, None), (self.drop_path, (None, 1, 1))):
             if training and share:
                 x = keras.random.dropout(x, share, noise_shape, seed=self.seed_generator)
         return x
 
     def save_assets(self, folder):
-        # Keras puts the state of no generator into a file. Weights alone go without it: a seed is the caller's.
+        # Keras saves no generator state. Files of weights alone omit it, because the caller sets the seed.
         if self.dropout or self.drop_path:
             state = keras.ops.convert_to_numpy(self.seed_generator.state).tolist()
             (Path(folder) / _SEED).write_text(json.dumps(state), "utf-8")
@@ -208,12 +230,12 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         return cls(**config)
 
 
-def _taken_by(layer):
-    """The names of the arguments of a layer's call."""
+def _call_arguments(layer):
+    """Returns the names of the arguments of a layer's call."""
     return _arguments(getattr(layer.call, "__func__", layer.call))
 
 
 @functools.cache
 def _arguments(function):
-    # Every call of a block asks, and the answer takes as long as several operations.
+    # Cached: every call of a block needs it, and inspection takes as long as several operations.
     return frozenset(inspect.signature(function).parameters)

@@ -16,16 +16,20 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
 
     Args:
         d_model: width of input and output.
-        d_ff: hidden width; None is `4 * d_model`.
-        use_swiglu: which of the two.
-        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
-            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
+        d_ff: hidden width; None means `4 * d_model`.
+        use_swiglu: True for SwiGLU, False for the perceptron.
+        residual_gain: factor on the initial weights of the last projection. A model with n skip connections passes
+            `n**-0.5`, so that its initial outputs are as large as a shallow model's (Radford et al. 2019, section
+            2.3).
 
     Call arguments:
         inputs: `(b, t, d)`.
 
     Returns:
         `(b, t, d)`.
+
+    Raises:
+        ValueError: if an argument is out of range or the input has another width.
 
     Reference:
         [Shazeer (2020)](https://arxiv.org/abs/2002.05202).
@@ -43,8 +47,7 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
         self.residual_gain = residual_gain
 
         def dense(units, name, gain=1.0):
-            start = _initializers.xavier(gain)
-            return Projection(units, kernel_initializer=start, name=name, dtype=self.dtype_policy)
+            return Projection(units, kernel_initializer=_initializers.xavier(gain), name=name, dtype=self.dtype_policy)
 
         if use_swiglu:
             self.gate_proj = dense(d_ff, "gate_proj")

@@ -15,30 +15,30 @@ from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
-    """A gated causal convolution: `MambaLayer` without its state space, to see what the state space adds.
+    """A gated causal convolution: `MambaLayer` without its state space, a baseline for the state space.
 
     Project to `x` and `z` of width `e = expand * d_model`; convolve x over time, SiLU; gate with SiLU(z); project
-    back. A token sees the `d_conv - 1` tokens before it in each such layer.
+    back. In each layer, the output of a token depends on it and the `d_conv - 1` tokens before it.
 
     Args:
         d_model: width of input and output.
-        d_conv: width k of the convolution, the present token included.
+        d_conv: width w of the convolution, the current token included.
         expand: inner width as a multiple of d_model.
         conv_bias: whether the convolution has a bias.
-        proj_bias: whether the projections in and out have one.
-        bidirectional: whether a second convolution, with weights of its own, runs from the last token to the first,
-            and what comes out of both is added. Such a layer has no states to go on from.
+        proj_bias: whether the input and output projections have a bias.
+        bidirectional: whether to add the outputs of a second convolution, which runs from the last token to the first
+            and has separate weights. A bidirectional layer has no state.
         residual_gain: see `MambaLayer`.
 
     Call arguments:
         inputs, mask, segment_ids, reset_mask, initial_state, return_state, return_rollback_state: see `MambaLayer`.
 
     Returns:
-        `(b, t, d)`; with `return_state` that and the state: `{"conv": (b, k - 1, e), "document": (b,)}`.
+        `(b, t, d)`; with `return_state` also the state: `{"conv": (b, w - 1, e), "document": (b,)}`.
 
     Raises:
-        ValueError: for arguments out of range, an input of another width, or a state of another layer, batch or
-            dtype.
+        ValueError: if an argument is out of range, the input has another width, or the state belongs to another layer,
+            batch or dtype.
 
     Example:
         >>> import keras, keras_jamba
@@ -46,7 +46,7 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
         (2, 10, 64)
 
     Reference:
-        [Yu and Wang (2024)](https://arxiv.org/abs/2405.07992), who classify images with such blocks.
+        [Yu and Wang (2024)](https://arxiv.org/abs/2405.07992), who classify images with gated convolutions.
     """
 
     @_checks.python_numbers
@@ -62,7 +62,7 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
         **kwargs,
     ):
         _checks.check_not_backwards(kwargs, "GatedConvLayer", "bidirectional=True")
-        # No autocast: it would round the state to the compute dtype on its way in.
+        # Autocast would round the state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         for name, value in dict(d_model=d_model, d_conv=d_conv, expand=expand).items():
             _checks.check_integer(name, value)
@@ -109,7 +109,7 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
         sequence = states.SequenceState.begin(initial_state, *tokens, inputs)
         given = dict(mask=sequence.mask, segment_ids=sequence.documents)
 
-        # The layout of each half is fixed by hand: XLA would move more than the halves between devices.
+        # Constrains the layout of each half: otherwise XLA moves more data between devices.
         x, z = map(by_channels, ops.split(by_channels(self.in_proj(inputs)), 2, axis=-1))
         y = self.conv(x, z, **given, initial_state=sequence.initial, **requested)
         y, state, used = split_requested(y, *requested.values())
@@ -128,12 +128,12 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
         return states.empty_state(self._state_specs(batch_size))
 
     def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
-        """Runs `(b, t, d)` more tokens after those that the cache has seen.
+        """Runs `(b, t, d)` more tokens after the tokens of the cache.
 
-        The same as a call with `initial_state`. The cost does not depend on how many tokens the cache has seen.
+        A step equals a call with `initial_state`. Its cost does not depend on the number of earlier tokens.
 
         Returns:
-            `(outputs, cache)`; with `return_rollback_state` also what `rollback` takes.
+            `(outputs, cache)`; with `return_rollback_state` also the input of `rollback`.
         """
         given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=cache)
         return self(inputs, **given, return_state=True, return_rollback_state=return_rollback_state)
@@ -141,7 +141,7 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
     def rollback(self, rollback_state, count):
         """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
 
-        No projection runs again: the convolution's state comes from its inputs.
+        No projection runs again: the inputs of the convolution determine its state.
         """
         return states.rolled_back(self.conv, self._state_specs, rollback_state, count)
 
@@ -178,7 +178,7 @@ class GatedConvolution(ShortConvolution):
     Call arguments:
         x, z: `(b, t, e)`, the input and the gate.
         mask, segment_ids: `(b, t)` or None.
-        initial_state: `{"conv": (b, k - 1, e)}` or None.
+        initial_state: `{"conv": (b, w - 1, e)}` or None.
         return_state: whether to return the final state.
         return_rollback_state: whether to return the inputs of `state_after`.
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters: beside which projections, what else is trained, and back into the weights."""
+"""Low-rank adapters: choice of projections, trained layers, and merging into the weights."""
 
 import math
 
@@ -11,7 +11,7 @@ from keras_jamba.layers.mamba import MambaLayer
 from keras_jamba.layers.moe import MoELayer
 from keras_jamba.layers.quantization import float_shapes
 
-# Kinds of layers, and their projections.
+# Layer classes and the names of their projections.
 TARGETS = {
     "attention": (AttentionLayer, ("q_proj", "k_proj", "v_proj", "out_proj")),
     "mamba": (MambaLayer, ("in_proj", "x_proj", "dt_proj", "out_proj")),
@@ -19,31 +19,32 @@ TARGETS = {
     "feed_forward": (FeedForward, ("gate_proj", "up_proj", "down_proj")),
     "experts": (MoELayer, ()),
 }
-_CHOICES = (*TARGETS, *(f"{kind}.{part}" for kind, (_, parts) in TARGETS.items() for part in parts))
+_CHOICES = (*TARGETS, *(f"{kind}.{name}" for kind, (_, names) in TARGETS.items() for name in names))
 
 
 def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
-    """Puts low-rank adapters beside the projections of a layer or model, and freezes everything else.
+    """Adds low-rank adapters to the projections of a layer or model, and freezes all other weights.
 
-    What is trained is printed. The optimizer of a model that was trained before begins anew. Save in a training by
-    `keras_jamba.training.Checkpoint` or `ModelCheckpoint(save_weights_only=True)`. In a step of decoding adapters cost
-    little beside projections, but those of experts are multiplied out: merge them for that.
+    The function prints the number of trained weights. The optimizer of an already trained model restarts. During
+    training, save with `keras_jamba.training.Checkpoint` or `ModelCheckpoint(save_weights_only=True)`. Adapters of
+    projections cost little in a decoding step. Adapters of experts are multiplied out: merge them before decoding.
 
     Args:
-        layer: a Keras layer or model with weights; they may be in few bits.
+        layer: a built Keras layer or model; its weights may be quantized.
         rank: width of the adapters.
-        targets: which projections: `"attention"` (q, k, v, out), `"mamba"` (in, x, dt, out), `"gated_conv"`,
-            `"feed_forward"`, `"experts"` (all banks, an adapter for each expert), or one kind of projection, for
-            example `"mamba.in_proj"`; several in a list. None for all mixers: attention, mamba and gated_conv.
-        lora_alpha: what an adapter adds is multiplied by lora_alpha / rank; None for rank.
-        also_train: names of layers that are trained whole, a new `"head"` for example; all layers of that name.
+        targets: projections that get adapters: `"attention"` (q, k, v, out), `"mamba"` (in, x, dt, out),
+            `"gated_conv"`, `"feed_forward"`, `"experts"` (all banks, one adapter per expert), or one projection, for
+            example `"mamba.in_proj"`; a string or a list. None means all mixers: attention, mamba and gated_conv.
+        lora_alpha: numerator of the scale `lora_alpha / rank` of an adapter's product; None means rank.
+        also_train: names of layers that train completely, for example a new `"head"`; a name selects all layers
+            that have it.
 
     Returns:
         `{"trained": count, "weights": count, "share": trained / weights}`.
 
     Raises:
-        ValueError: for an unknown target or layer, one that is not there, numbers out of range, or a layer with
-            adapters or without weights.
+        ValueError: if a target or layer is unknown or absent, a number is out of range, or a layer has adapters
+            already or no weights.
 
     Example:
         >>> import keras_jamba
@@ -66,14 +67,14 @@ def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
 
 
 def freeze(layer, fully_trained=()):
-    """Leaves the adapters and the layers `whole` to be trained, and nothing else."""
+    """Makes the adapters and the layers `fully_trained` trainable, and freezes all other weights."""
     trained = {id(inner) for each in fully_trained for inner in _keras_internals.sublayers(each)}
     thaw(layer)
     for each in _keras_internals.sublayers(layer):
         if id(each) in trained:
             continue
         if not (isinstance(each, QuantizableWeights) or _keras_internals.direct_sublayers(each)):
-            # A layer by itself knows that it is frozen: batch norm keeps its statistics.
+            # A flag on the layer, not on its variables, so that batch norm keeps its statistics.
             each.trainable = False
             continue
         for variable in _keras_internals.own_variables(each)[0]:
@@ -82,13 +83,14 @@ def freeze(layer, fully_trained=()):
 
 
 def thaw(layer):
-    # TensorFlow passes over a value that an attribute has already.
+    """Makes a layer and all its sublayers trainable."""
+    # TensorFlow ignores an unchanged value, hence two assignments.
     layer.trainable = False
     layer.trainable = True
 
 
 def print_trainable_parameters(layer):
-    """Prints and returns how many weights are trained."""
+    """Prints and returns the number of trained weights."""
     trained = sum(math.prod(v.shape) for v in layer.trainable_variables)
     adapted = [each for _, each in quantizable_layers(layer) if each.lora_enabled]
     count = sum(len(each.matrices()) for each in adapted)
@@ -101,12 +103,12 @@ def print_trainable_parameters(layer):
 
 
 def merge_lora(layer):
-    """Adds all adapters to the weights beside which they stand and removes them; everything is trained again.
+    """Adds all adapters to their matrices, removes them, and makes all weights trainable.
 
-    The layer computes what it did, to rounding; weights in few bits are rounded to them anew.
+    The outputs of the layer stay equal up to rounding. Quantized matrices are quantized again.
 
     Raises:
-        ValueError: if there are no adapters.
+        ValueError: if the layer has no adapters.
     """
     with deferred_garbage_collection():
         for each in with_adapters(layer):
@@ -116,7 +118,11 @@ def merge_lora(layer):
 
 
 def with_adapters(layer):
-    """The layers inside that have adapters; an error where none has."""
+    """Returns the layers that have adapters.
+
+    Raises:
+        ValueError: if no layer has adapters.
+    """
     found = [each for _, each in quantizable_layers(layer) if each.lora_enabled]
     if not found:
         raise ValueError(f"There must be adapters. Received: {layer.name!r} without any. Call enable_lora first.")
@@ -124,55 +130,59 @@ def with_adapters(layer):
 
 
 def is_adapter(variable):
+    """Returns whether a variable belongs to an adapter."""
     return variable.name.endswith(("_lora_a", "_lora_b"))
 
 
 def _targeted(layer, targets):
-    wanted = ("attention", "mamba", "gated_conv") if targets is None else targets
-    wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    """Returns the layers with `QuantizableWeights` that `targets` name."""
+    requested = ("attention", "mamba", "gated_conv") if targets is None else targets
+    requested = (requested,) if isinstance(requested, str) else tuple(requested)
     found = {}
-    for target in wanted:
+    for target in requested:
         if target not in _CHOICES:
             raise ValueError(
                 f"targets must be among {list(_CHOICES)}. Received: {target!r}. Pass one or several of these."
             )
-        theirs = {id(each): each for each in _of_kind(layer, *target.partition(".")[::2])}
-        if not theirs and targets is not None:
+        matching = {id(each): each for each in _of_kind(layer, *target.partition(".")[::2])}
+        if not matching and targets is not None:
             raise ValueError(
-                f"A target must be in the model. Received: {target!r}, of which {layer.name!r} has none. Leave it out."
+                f"A target must be in the model. Received: {target!r}, which is not in {layer.name!r}. Leave it out."
             )
-        found |= theirs
+        found |= matching
     if not found:
         raise ValueError(
-            f"There must be something to adapt. Received: {layer.name!r}, without mixers. Choose other targets."
+            f"The layer must have a target. Received: {layer.name!r}, without mixers. Choose other targets."
         )
     return list(found.values())
 
 
-def _of_kind(layer, kind, part):
-    cls, parts = TARGETS[kind]
-    for holder in _keras_internals.sublayers(layer):
-        if isinstance(holder, cls):
-            for name, each in quantizable_layers(holder):
-                last = name.rpartition("/")[2]
-                if not parts or last in ([part] if part else parts):
+def _of_kind(layer, kind, projection):
+    """Yields the targets of one kind in `layer`; only those named `projection` unless it is empty."""
+    cls, projections = TARGETS[kind]
+    for owner in _keras_internals.sublayers(layer):
+        if isinstance(owner, cls):
+            for path, each in quantizable_layers(owner):
+                name = path.rpartition("/")[2]
+                if not projections or name in ([projection] if projection else projections):
                     yield each
 
 
 def _named(layer, names):
-    inner = list(_keras_internals.sublayers(layer, include_self=False))
-    there = {each.name for each in inner}
+    """Returns the sublayers with one of these names; none of them may be quantized."""
+    sublayers = list(_keras_internals.sublayers(layer, include_self=False))
+    known = {each.name for each in sublayers}
     for name in names:
-        if name not in there:
+        if name not in known:
             raise ValueError(
-                f"also_train must name layers of {layer.name!r}, {sorted(there)[:20]}. Received: {name!r}. "
+                f"also_train must name layers of {layer.name!r}, {sorted(known)[:20]}. Received: {name!r}. "
                 "Pass the name of one of them."
             )
-    found = [each for each in inner if each.name in names]
-    few = [part.path for each in found for _, part in quantizable_layers(each) if part.quantization_mode]
-    if few:
+    found = [each for each in sublayers if each.name in names]
+    compact = [inner.path for each in found for _, inner in quantizable_layers(each) if inner.quantization_mode]
+    if compact:
         raise ValueError(
-            f"What is trained whole must be in floating point. Received: also_train={names}, with {few[0]!r} in few "
-            "bits. Adapt it, or load the model in floating point."
+            f"The layers of also_train must be in floating point. Received: also_train={names}, where {compact[0]!r} "
+            "is quantized. Add an adapter to it, or load the model in floating point."
         )
     return found

@@ -18,50 +18,50 @@ from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
-    """Mamba: a gated selective state space behind a short causal convolution.
+    """Mamba: a gated selective state space after a short causal convolution.
 
-    In the order of the architecture document: project to `x` and `z` of width `e = expand * d_model`;
-    convolve x over time, SiLU; from x the time step delta, B and C; scan; gate with SiLU(z); project
-    back. delta, softplus, A and the scan are float32 under every dtype policy.
+    In the order of the architecture document: project to `x` and `z` of width `e = expand * d_model`; convolve x over
+    time, SiLU; project x to the time step delta, B and C; scan; gate with SiLU(z); project back. delta, softplus, A and
+    the scan are float32 under every dtype policy.
 
     Args:
         d_model: width of input and output.
         d_state: size n of the state of each channel.
-        d_conv: width k of the convolution, the present token included.
+        d_conv: width w of the convolution, the current token included.
         expand: inner width as a multiple of d_model.
-        dt_rank: rank r of the projection to delta; None is `ceil(d_model / 16)`.
+        dt_rank: rank r of the projection to delta; None means `ceil(d_model / 16)`.
         conv_bias: whether the convolution has a bias.
-        proj_bias: whether the projections in and out have one.
-        mixer_rms_norm: whether delta's low-rank input, B and C are RMS-normalised, as in Jamba. Plain
-            Mamba does not.
-        dt_min, dt_max: the time steps that `softplus(dt_bias)` starts between, log-uniformly.
-        epsilon: of the three norms.
-        bidirectional: whether a second convolution and state space, with weights of their own, run from
-            the last token to the first, and what comes out of both is added. For inputs without an arrow
-            of time; such a layer has no states to go on from.
-        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
-            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
-        implementation: of the scan; see `keras_jamba.ops.selective_scan`.
+        proj_bias: whether the input and output projections have a bias.
+        mixer_rms_norm: whether to RMS-normalise the low-rank input of delta, B and C, as Jamba does and Mamba does not.
+        dt_min, dt_max: range of the initial time steps `softplus(dt_bias)`, which are log-uniform.
+        epsilon: number added to the mean square in the three norms.
+        bidirectional: whether to add the outputs of a second convolution and state space, which run from the last token
+            to the first and have separate weights. For inputs without a direction of time. A bidirectional layer has
+            no state.
+        residual_gain: factor on the initial weights of the last projection. A model with n skip connections passes
+            `n**-0.5`, so that its initial outputs are as large as a shallow model's (Radford et al. 2019, section
+            2.3).
+        implementation: implementation of the scan; see `keras_jamba.ops.selective_scan`.
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not exist for the others.
-        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
-            0 1 0 are three. No document sees anything of another.
-        reset_mask: `(b, t)` bool or None: True where a sequence begins anew. That token begins a document, with the
-            same id or without ids, and forgets the initial state. At padding the next real token does.
-        initial_state: what an earlier call returned, or `init_cache`; None is zeros.
-        return_state: whether to return the final state too.
-        return_rollback_state: whether to return what `rollback` takes too.
+        mask: `(b, t)` bool or None, the Keras mask. Other tokens ignore tokens where it is False.
+        segment_ids: `(b, t)` integers or None: the document id of each token. Every change of the id begins a new
+            document: ids 0 1 0 are three documents. Documents do not affect each other.
+        reset_mask: `(b, t)` bool or None: True where a new sequence begins. The token begins a document, whatever its
+            id, and ignores the initial state. A reset at padding takes effect at the next real token.
+        initial_state: state of an earlier call, or of `init_cache`; None means zeros.
+        return_state: whether to also return the final state.
+        return_rollback_state: whether to also return the input of `rollback`.
 
     Returns:
-        `(b, t, d)`; unless bidirectional, token t depends on tokens up to t only. With `return_state`,
-        that and the state: `{"conv": (b, k - 1, e)` in the compute dtype, the last inputs of the
-        convolution`, "ssm": (b, e, n)` in float32`, "document": (b,)` int32, the last one's number, the least int32
-        where none had one`}`. Gradients flow through the first two; `detach_state` ends them.
+        `(b, t, d)`; unless bidirectional, the output of token t depends only on tokens up to t. With `return_state`
+        also the state, a dict: `"conv"` `(b, w - 1, e)` in the compute dtype, the last inputs of the convolution;
+        `"ssm"` `(b, e, n)` float32; and `"document"` `(b,)` int32, the id of the last document, or the least int32
+        without an id. Gradients flow through the first two; `detach_state` stops them.
 
     Raises:
-        ValueError: for arguments out of range, an input of another width, or a state of another layer,
+        ValueError: if an argument is out of range, the input has another width, or the state belongs to another layer,
             batch or dtype.
 
     Example:
@@ -95,7 +95,7 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
         **kwargs,
     ):
         _checks.check_not_backwards(kwargs, "MambaLayer", "bidirectional=True")
-        # No autocast: it would round the float32 state to the compute dtype on its way in.
+        # Autocast would round the float32 state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         for name, value in dict(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand).items():
             _checks.check_integer(name, value)
@@ -157,7 +157,7 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
         sequence = states.SequenceState.begin(initial_state, *tokens, inputs)
         given = dict(mask=sequence.mask, segment_ids=sequence.documents)
 
-        # The layout of each half is fixed by hand: XLA would move more than the halves between devices.
+        # Constrains the layout of each half: otherwise XLA moves more data between devices.
         x, z = map(by_channels, ops.split(by_channels(self.in_proj(inputs)), 2, axis=-1))
         y = self.ssm(x, z, **given, initial_state=sequence.initial, **requested)
         y, state, used = split_requested(y, *requested.values())
@@ -176,12 +176,12 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
         return states.empty_state(self._state_specs(batch_size))
 
     def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
-        """Runs `(b, t, d)` more tokens after those that the cache has seen.
+        """Runs `(b, t, d)` more tokens after the tokens of the cache.
 
-        The same as a call with `initial_state`. The cost does not depend on how many tokens the cache has seen.
+        A step equals a call with `initial_state`. Its cost does not depend on the number of earlier tokens.
 
         Returns:
-            `(outputs, cache)`; with `return_rollback_state` also what `rollback` takes.
+            `(outputs, cache)`; with `return_rollback_state` also the input of `rollback`.
         """
         given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=cache)
         return self(inputs, **given, return_state=True, return_rollback_state=return_rollback_state)
@@ -189,8 +189,8 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
     def rollback(self, rollback_state, count):
         """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
 
-        No projection runs again: the convolution's state comes from its inputs, and the scan runs over the inputs it
-        had, without the tokens that are taken back.
+        No projection runs again. The inputs of the convolution determine its state, and the scan runs again over the
+        inputs of the kept tokens.
         """
         return states.rolled_back(self.ssm, self._state_specs, rollback_state, count)
 
@@ -227,7 +227,7 @@ class SelectiveSSM(ShortConvolution):
     Call arguments:
         x, z: `(b, t, e)`, the input and the gate.
         mask, segment_ids: `(b, t)` or None.
-        initial_state: `{"conv": (b, k - 1, e), "ssm": (b, e, n)}` or None.
+        initial_state: `{"conv": (b, w - 1, e), "ssm": (b, e, n)}` or None.
         return_state: whether to return the final state.
         return_rollback_state: whether to return the inputs of `state_after`.
 
@@ -258,7 +258,7 @@ class SelectiveSSM(ShortConvolution):
         given = dict(dtype=self.dtype_policy)
         xavier, narrow = _initializers.xavier(), _initializers.uniform(dt_rank**-0.5)
         self.x_proj = Projection(dt_rank + 2 * d_state, kernel_initializer=xavier, name="x_proj", **given)
-        # Small, and its outputs act through exponentials.
+        # Not quantized: it is small, and its outputs are arguments of exponentials.
         self.dt_proj = Projection(inner, kernel_initializer=narrow, keeps_float=True, name="dt_proj", **given)
         if mixer_rms_norm:
             norm = lambda name: RMSNorm(epsilon=epsilon, name=name, **given)  # noqa: E731
@@ -267,9 +267,9 @@ class SelectiveSSM(ShortConvolution):
     def build(self, x_shape, z_shape=None):
         e, n = self.inner, self.d_state
         super().build(x_shape, z_shape)
-        # float32 inside `call` also in mixed precision: they act through exponentials.
-        start = _initializers.TimeStepBias(self.dt_min, self.dt_max)
-        self.dt_bias = self._weight("dt_bias", (e,), start, autocast=False)
+        # float32 in `call`, also in mixed precision: they are arguments of exponentials.
+        time_steps = _initializers.TimeStepBias(self.dt_min, self.dt_max)
+        self.dt_bias = self._weight("dt_bias", (e,), time_steps, autocast=False)
         self.A_log = self._weight("A_log", (e, n), _initializers.StateIndexLog(), autocast=False)
         self.D = self._weight("D", (e,), "ones", autocast=False)
         self.x_proj.build((None, None, e))
@@ -293,7 +293,7 @@ class SelectiveSSM(ShortConvolution):
         r, n = self.dt_rank, self.d_state
 
         convolved, conv_state = self.convolve(x, initial["conv"], mask, segment_ids, return_state)
-        # Slices: PyTorch cannot export the sizes that come out of a split at given places.
+        # Slices, because PyTorch cannot export the sizes of a split at given indices.
         projected = self.x_proj(convolved)
         low_rank, B, C = projected[..., :r], projected[..., r : r + n], projected[..., r + n :]
         if self.mixer_rms_norm:
@@ -325,7 +325,7 @@ class SelectiveSSM(ShortConvolution):
 
     def state_after(self, used, state, mask, segment_ids):
         """Returns the state after the tokens that `mask` keeps, from the state before them."""
-        # C reads the state and does not change it: B has its shape.
+        # C does not change the state, so that B, of the same shape, can replace it.
         u, delta, B = used["convolved"], used["delta"], used["B"]
         _, ssm_state = self._scan(u, delta, B, B, None, None, state["ssm"], mask, segment_ids)
         return super().state_after(used, state, mask, segment_ids) | {"ssm": ssm_state}

@@ -8,54 +8,55 @@ from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._lora_weights import LoraWeights
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._quantizable import QuantizableWeights, float_policy
+from keras_jamba.layers._requested import append_requested
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.layers.router import Router
 from keras_jamba.ops import _checks, expert_mlp, expert_share, routing_statistics
 from keras_jamba.ops._sharding import check_parts
 from keras_jamba.ops.routing import drop_rate
 
-_DECIDED = ("logits", "probabilities", "weights", "indices")
+_DECISIONS = ("logits", "probabilities", "weights", "indices")
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, keras.layers.Layer):
-    """Every token goes through the k experts that a router chooses for it; their outputs are weighted and summed.
+    """Mixture of experts: each output is the weighted sum over the k experts that a router chooses per token.
 
-    Only the chosen experts are computed, and no token is dropped unless `capacity_factor` is set. `Router`
-    says what is added to the losses. Three statistics of the last call can be read off the layer: `usage`,
-    the share of assignments each expert was given, `(x,)`, `drop_rate`, the share of them that found no
-    room, and `aux_loss`, what was added to the losses.
+    The layer computes only the chosen experts. It drops no token unless `capacity_factor` is set. `Router` describes
+    the auxiliary loss. The layer holds three statistics of the last call. `usage`, `(x,)`, is each expert's share of
+    the assignments. `drop_rate` is the share of assignments beyond the capacity. `aux_loss` is the auxiliary loss.
 
     Args:
         d_model: width of input and output.
         num_experts, num_experts_per_token, normalize_top_k, balance_loss, balance_coefficient,
-            squared_z_loss, z_coefficient: see `Router`; without effect where `router` is given.
-        d_ff: hidden width of an expert; None is `4 * d_model`.
-        use_swiglu: SwiGLU experts, or perceptrons with GELU; see `FeedForward`.
-        capacity_factor: None for as much room as is needed, or how many tokens an expert has room for,
-            as a multiple of an even share of the assignments in a call. First choices come before second
-            ones, earlier tokens before later ones; what finds no room is left out of the sum. The room is for
-            all rows of a call together, padding counted: what a token gives then depends on the others of the
-            call, later ones among them.
-        residual_gain: a factor on the start of the last projection. A model of n skip connections passes
-            `n**-0.5`, so that it starts no louder than a shallow one (Radford et al. 2019, section 2.3).
-        router: a `Router` for another policy, or None.
+            squared_z_loss, z_coefficient: see `Router`; ignored with a `router`.
+        d_ff: hidden width of an expert; None means `4 * d_model`.
+        use_swiglu: whether experts are SwiGLU or perceptrons with GELU; see `FeedForward`.
+        capacity_factor: capacity of an expert in tokens, as a multiple of an even share of the assignments in a call;
+            None means no limit. First choices have priority over second choices, and earlier tokens over later
+            tokens. The sum omits assignments beyond the capacity. All rows of a call share the capacity, which
+            counts padding, so that a token's output depends on the other tokens, later tokens included.
+        residual_gain: factor on the initial weights of the last projection. A model with n skip connections passes
+            `n**-0.5`, so that its initial outputs are as large as a shallow model's (Radford et al. 2019, section
+            2.3).
+        router: a `Router` with another policy, or None.
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False count neither in the losses nor in
-            the statistics, and take no expert's room.
-        return_routing: whether to return what was decided too; "decisions" leaves out the statistics.
-        record: whether the auxiliary loss is added and the three statistics are kept. Where not, nothing is
-            assigned: such a call can be compiled by itself, with `jax.jit` for example.
-        training: for the router.
+        mask: `(b, t)` bool or None, the Keras mask. Losses and statistics ignore tokens where it is False, and such
+            tokens use no capacity.
+        return_routing: whether to also return the routing; "decisions" omits its statistics.
+        record: whether to add the auxiliary loss and update the three statistics. Without it a call assigns no
+            variable, so that `jax.jit`, for example, can compile it.
+        training: passed to the router.
 
     Returns:
-        `(b, t, d)`; or that and a dict: `"logits"` and `"probabilities"` `(b, t, x)` float32, `"weights"` `(b, t, k)`
-        float32 and `"indices"` `(b, t, k)` int32 of the chosen experts; and the statistics of `ops.routing_statistics`.
+        `(b, t, d)`, or that and the routing, a dict: `"logits"` and `"probabilities"` `(b, t, x)` float32; `"weights"`
+        `(b, t, k)` float32 and `"indices"` `(b, t, k)` int32 of the chosen experts; and the statistics of
+        `ops.routing_statistics`.
 
     Raises:
-        ValueError: for arguments out of range or an input of another width.
+        ValueError: if an argument is out of range or the input has another width.
 
     Reference:
         [Shazeer et al. (2017)](https://arxiv.org/abs/1701.06538); capacity:
@@ -130,7 +131,7 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         return self.router.aux_loss
 
     def _add_bank(self, name, fan_in, fan_out, gain=1.0):
-        # Glorot's bound of one expert: the initializer would take the experts for a receptive field.
+        # Glorot's bound of one expert. Keras' initializer would count the expert axis as a receptive field.
         bound = gain * (6.0 / (fan_in + fan_out)) ** 0.5
         shape = (self.num_experts, fan_in, fan_out)
         self._add_matrix(name, shape, initializer=_initializers.uniform(bound))
@@ -146,26 +147,35 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         mask, _ = _checks.check_tokens(mask_of(inputs, mask), None, inputs.shape)
         mask = None if mask is None else ops.reshape(mask, (-1,))
         tokens = ops.reshape(inputs, (-1, self.d_model))
-        routing = (self.router if record else self.router.route)(tokens, mask=mask, training=training)
-        outputs, kept = self._experts(tokens, routing, mask)
-        outputs = ops.reshape(outputs, shape)
-        if record:
-            self.usage.assign(ops.stop_gradient(expert_share(routing["indices"], self.num_experts, mask)))
-            if kept is not None:
-                self.drop_rate.assign(drop_rate(kept, mask))
-        if not return_routing:
-            return outputs
-        decisions = {name: ops.reshape(routing[name], (*shape[:-1], routing[name].shape[-1])) for name in _DECIDED}
-        if return_routing != "decisions":
-            decisions |= routing_statistics(routing["indices"], self.num_experts, mask, kept)
-        return outputs, decisions
 
-    def _experts(self, tokens, routing, mask):
+        routing = (self.router if record else self.router.route)(tokens, mask=mask, training=training)
+        outputs, kept = self._weighted_experts(tokens, routing, mask)
+        outputs = ops.reshape(outputs, shape)
+
+        if record:
+            self._record_statistics(routing, mask, kept)
+        returned = self._returned_routing(routing, mask, kept, shape, return_routing) if return_routing else None
+        return append_requested(outputs, (return_routing, returned))
+
+    def _weighted_experts(self, tokens, routing, mask):
+        """Returns the outputs `(s, d)`, and with a capacity the `(s, k)` assignments within it, or None."""
         given = {name: self._matrix(name) for name in self.matrices()}
         given |= {name: routing[name] for name in ("weights", "indices")}
         if self.capacity_factor is None:
             return expert_mlp(tokens, **given), None
         return expert_mlp(tokens, **given, capacity_factor=self.capacity_factor, mask=mask)
+
+    def _record_statistics(self, routing, mask, kept):
+        self.usage.assign(ops.stop_gradient(expert_share(routing["indices"], self.num_experts, mask)))
+        if kept is not None:
+            self.drop_rate.assign(drop_rate(kept, mask))
+
+    def _returned_routing(self, routing, mask, kept, shape, return_routing):
+        """Returns the routing of tokens `(s, ...)` in the shape of the inputs, `(b, t, ...)`."""
+        decisions = {name: ops.reshape(routing[name], (*shape[:-1], routing[name].shape[-1])) for name in _DECISIONS}
+        if return_routing == "decisions":
+            return decisions
+        return decisions | routing_statistics(routing["indices"], self.num_experts, mask, kept)
 
     def compute_output_spec(self, inputs, mask=None, return_routing=False, record=True, training=None):
         _checks.check_last_axis("MoELayer", inputs.shape, self.d_model)

@@ -1,4 +1,4 @@
-"""Which experts a token goes to."""
+"""The router of a mixture of experts."""
 
 import keras
 from keras import ops
@@ -19,37 +19,37 @@ BALANCE_LOSSES = ("variance", "switch")
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class Router(KeepsTrainable, keras.layers.Layer):
-    """Chooses k experts for every token, in float32 under every dtype policy, and adds the auxiliary losses.
+    """Router that chooses k experts per token, in float32 under every dtype policy, and adds the auxiliary loss.
 
-    For another policy subclass it and override `choose`, `auxiliary_loss` or both, register the class with
+    For another policy, subclass `Router` and override `choose`, `auxiliary_loss` or both. Register the class with
     `keras.saving.register_keras_serializable`, and pass an instance: `MoELayer(d_model, router=MyRouter(8, 2))`.
 
-    At each call, in training and evaluation alike, the auxiliary loss is added to the losses, so that
-    `loss` and `val_loss` are the same quantity; `aux_loss`, a weight of the layer, holds its last value. Where the
-    attribute `adds_loss` is False, it adds none: a model that takes one over all its layers sets it so.
+    Each call, in training and evaluation, adds the auxiliary loss, so that `loss` and `val_loss` are the same quantity.
+    `aux_loss`, a weight of the layer, holds its last value. A call adds no loss if the attribute `adds_loss` is False.
+    A model that computes one loss over all its layers sets it to False.
 
     Args:
-        num_experts: experts x.
-        num_experts_per_token: experts k that a token goes through, at most num_experts.
-        normalize_top_k: whether the k weights of a token sum to 1. Jamba's checkpoints: no.
-        balance_loss: "variance", `sum((usage - 1/x)^2)` of the mean probabilities (the architecture
-            document's), or "switch" (Fedus et al.).
-        balance_coefficient: its weight, the document's alpha.
-        squared_z_loss: whether the z-loss is squared; the document's literal form is not, and has no
-            lower bound.
-        z_coefficient: its weight, the document's beta.
+        num_experts: number of experts x.
+        num_experts_per_token: number of experts per token k, at most num_experts.
+        normalize_top_k: whether the k weights of a token sum to 1; False for Jamba's checkpoints.
+        balance_loss: "variance", `sum((usage - 1/x)^2)` of the mean probabilities as in the architecture document, or
+            "switch" (Fedus et al.).
+        balance_coefficient: weight of the balance loss, the document's alpha.
+        squared_z_loss: whether the z-loss is squared. The document's literal form is not squared and has no lower
+            bound.
+        z_coefficient: weight of the z-loss, the document's beta.
 
     Call arguments:
         inputs: `(s, d)`, tokens.
-        mask: `(s,)` bool or None. Tokens where it is False do not count in the losses.
-        training: for policies that do something else in training; this one does not.
+        mask: `(s,)` bool or None. The losses ignore tokens where it is False.
+        training: for policies that differ in training; this policy ignores it.
 
     Returns:
-        A dict: `"logits"` and `"probabilities"`, `(s, x)` float32; `"weights"` `(s, k)` float32 and
-        `"indices"` `(s, k)` int32 of the chosen experts.
+        A dict: `"logits"` and `"probabilities"` `(s, x)` float32; `"weights"` `(s, k)` float32 and `"indices"`
+        `(s, k)` int32 of the chosen experts.
 
     Raises:
-        ValueError: for arguments out of range.
+        ValueError: if an argument is out of range.
 
     Reference:
         [Shazeer et al. (2017)](https://arxiv.org/abs/1701.06538),
@@ -105,7 +105,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
         return routing
 
     def route(self, inputs, mask=None, training=False):
-        """What a call returns, without a loss: nothing is assigned."""
+        """Returns the result of a call, but adds no loss and assigns no variable."""
         logits = ops.matmul(ops.cast(inputs, "float32"), ops.convert_to_tensor(self.kernel))
         weights, indices, probabilities = self.choose(logits, mask, training)
         return dict(logits=logits, probabilities=probabilities, weights=weights, indices=indices)
@@ -114,16 +114,19 @@ class Router(KeepsTrainable, keras.layers.Layer):
         return None
 
     def choose(self, logits, mask, training):
-        """The policy: from logits `(s, x)`, float32, `(weights, indices, probabilities)` as `ops.top_k_routing`.
+        """Returns `(weights, indices, probabilities)`, the policy of the router; see `ops.top_k_routing`.
 
-        `mask` is `(s,)` bool or None; `training` says whether noise, for example, belongs on the logits.
+        Args:
+            logits: `(s, x)` float32.
+            mask: `(s,)` bool or None.
+            training: whether the call is in training, where a policy may add noise to the logits.
         """
         return top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
 
     def auxiliary_loss(self, routing, mask):
-        """The float32 scalar that is added to the losses; `routing` is what a call returns."""
+        """Returns the auxiliary loss, a float32 scalar; `routing` is the result of a call."""
         loss = ops.zeros((), "float32")
-        # A loss without weight is some ten operations over all tokens, and their gradients.
+        # A loss with weight 0 would still cost about ten operations over all tokens, and their gradients.
         if self.balance_coefficient:
             loss = loss + self.balance_coefficient * self._balance(routing, mask)
         if self.z_coefficient:
@@ -148,7 +151,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
         return super().get_config() | self.options()
 
     def options(self):
-        """The arguments that it was made with, those of every layer apart."""
+        """Returns the constructor arguments other than those of `keras.layers.Layer`."""
         return {
             "num_experts": self.num_experts,
             "num_experts_per_token": self.num_experts_per_token,

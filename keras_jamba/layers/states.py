@@ -1,4 +1,4 @@
-"""States of layers: nested dicts of tensors, how they continue, and how steps are taken back."""
+"""States of layers: nested dicts of tensors, their continuation and their rollback."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import filled
 from keras_jamba.ops._tokens import NO_DOCUMENT, Documents, documents_of, first_tokens
 
-# The axis of channels or heads.
+# The axis of channels or heads, which a distribution may shard.
 SPLIT_AXES = {"conv": 2, "ssm": 1, "key": 2, "value": 2}
 
 
@@ -23,14 +23,14 @@ def empty_state(specs):
 
 
 class SequenceState(NamedTuple):
-    """How a sequence of tokens continues the state before it.
+    """The continuation of a state by a sequence of tokens.
 
     Attributes:
         initial: the state before the first token without its document id, or None for zeros.
         mask: `(b, t)` bool or None.
-        documents: `(b, t)` int32, the number of each token's document, or None for one document.
+        documents: `(b, t)` int32, the document number of each token, or None for one document.
         joined: `Documents`, or None for one document.
-        document_before: `(b,)` int32, the id of the document that the state before ends in, or None at the beginning.
+        document_before: `(b,)` int32, the id of the document before the first token, or None without a state.
     """
 
     initial: dict | None
@@ -41,7 +41,7 @@ class SequenceState(NamedTuple):
 
     @classmethod
     def begin(cls, state, mask, segment_ids, reset_mask, inputs):
-        """Returns the `SequenceState` of `inputs` `(b, t, ...)` after `state`, or None at the beginning."""
+        """Returns the `SequenceState` of `inputs` `(b, t, ...)` after `state`, or after None."""
         if state is None and segment_ids is None and reset_mask is None:
             return cls(None, mask, None, None, None)
         initial, before = None, _no_document(inputs)
@@ -55,7 +55,7 @@ class SequenceState(NamedTuple):
         return cls(initial, mask, joined.numbers, joined, before)
 
     def final(self, state):
-        """Returns the state after the tokens with the id of its document; zeros in rows that end with a reset."""
+        """Returns the state after the tokens, with its document id; zeros in rows that end with a reset."""
         if self.joined is None:
             before = self.document_before
             return state | {"document": _no_document(*state.values()) if before is None else before}
@@ -64,38 +64,38 @@ class SequenceState(NamedTuple):
 
 def _no_document(x, *_):
     """Returns NO_DOCUMENT for each row of `x` `(b, ...)`."""
-    # Not `ops.full`: on PyTorch it copies the number to the device and waits.
+    # Not `ops.full`: PyTorch would copy the constant to the device and synchronise.
     return ops.zeros(ops.shape(x)[:1], "int32") + NO_DOCUMENT
 
 
 def check_has_state(layer):
-    """Refuses a state of a bidirectional layer."""
+    """Raises an error for a bidirectional layer, which has no state."""
     if layer.bidirectional:
         raise ValueError(
-            f"A bidirectional {type(layer).__name__} has no state to go on from: it needs the whole sequence at "
-            "once. Received: bidirectional=True. Build the layer with bidirectional=False."
+            f"A bidirectional {type(layer).__name__} has no state: it needs the complete sequence in one call. "
+            "Received: bidirectional=True. Build the layer with bidirectional=False."
         )
 
 
 def recurrent_specs(direction, batch_size):
-    """Returns `{name: KerasTensor}` of the state of a mixer with this direction."""
+    """Returns `{name: KerasTensor}` of the state of a mixer whose direction is the layer `direction`."""
     leaves = direction.state_shapes(batch_size) | {"document": ((batch_size,), "int32")}
     return {name: keras.KerasTensor(*leaf) for name, leaf in leaves.items()}
 
 
 def reversed_in_time(direction, x, z, mask, segment_ids):
-    """Returns the outputs of a direction that runs from the last token to the first."""
+    """Returns the outputs of `direction` run from the last token to the first."""
     flip = lambda x: None if x is None else ops.flip(x, axis=1)  # noqa: E731
     return flip(direction(flip(x), flip(z), mask=flip(mask), segment_ids=flip(segment_ids)))
 
 
 def rolled_back(direction, state_specs, rollback_state, count):
-    """Returns the state of a mixer with this direction after only the first `count` tokens of a step."""
+    """Returns the state of a mixer after only the first `count` tokens of a step; `direction` is its layer."""
     rollback_state = joined(rollback_state)
     _checks.check_rollback_state(rollback_state, direction.rollback_names)
     used, *tokens = kept_tokens(rollback_state, count)
     batch_size = used["x"].shape[0]
-    # The cache itself: in a row that keeps no token, none began a document.
+    # The documents follow the cache before the step: a row that keeps no token begins no document.
     cache = _checks.check_state("rollback_state['cache']", rollback_state["cache"], state_specs(batch_size))
     sequence = SequenceState.begin(cache, *tokens, used["x"])
     return sequence.final(direction.state_after(used, sequence.initial, sequence.mask, sequence.documents))
@@ -105,7 +105,7 @@ def rolled_back(direction, state_specs, rollback_state, count):
 
 
 def joined(rollback_state):
-    """Returns one rollback state of several steps in a row, given as a list; a single one stays as it is."""
+    """Returns one rollback state for a list of consecutive ones; returns a single one unchanged."""
     if not isinstance(rollback_state, (list, tuple)):
         return rollback_state
     first, *more = rollback_state
@@ -114,15 +114,15 @@ def joined(rollback_state):
     names = [sorted(each["tokens"]) if isinstance(each, dict) and "tokens" in each else None for each in rollback_state]
     if None in names or any(each != names[0] for each in names):
         raise ValueError(
-            "Rollback states of steps in a row must be of one kind. Received: "
-            f"{names}. Give all of these steps a mask, segment_ids and a reset_mask, or none."
+            "Rollback states of consecutive steps must be of one kind. Received: "
+            f"{names}. Pass mask, segment_ids and reset_mask to all of these steps, or to none."
         )
     tokens = {name: ops.concatenate([each["tokens"][name] for each in rollback_state], axis=1) for name in names[0]}
     return {"cache": first["cache"], "tokens": tokens}
 
 
 def rollback_state_of(cache, mask, segment_ids, reset_mask, **tokens):
-    """Returns what `rollback` takes: the cache before a step, and `(b, t, ...)` tensors of its tokens."""
+    """Returns the input of `rollback`: the cache before a step, and `(b, t, ...)` tensors of its tokens."""
     tokens |= dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask)
     return {"cache": dict(cache), "tokens": {name: x for name, x in tokens.items() if x is not None}}
 
@@ -137,19 +137,20 @@ def kept_tokens(rollback_state, count):
     batch, length = next(iter(tokens.values())).shape[:2]
     count = _checks.check_count(count, batch, length)
     if reset_mask is not None:
-        # A reset among the tokens that are taken back never happened.
+        # Ignores resets at tokens that are not kept.
         reset_mask = first_tokens(count, reset_mask, length)
     return tokens, first_tokens(count, mask, length), segment_ids, reset_mask
 
 
 def detach_state(state):
-    """The same state, through which no gradient flows: for truncated backpropagation through time.
+    """Returns the state without gradients, for truncated backpropagation through time.
 
     Args:
-        state: what a layer or a model returned with `return_state=True`, or a cache: nested dicts of tensors.
+        state: state of a layer or model from `return_state=True`, or a cache: nested dicts of tensors.
 
     Returns:
-        The same structure and values. Gradients end here: what came before costs no memory any more.
+        The same structure and values. No gradient flows through them, so that the activations of earlier tokens need no
+        memory.
 
     Example:
         >>> from keras_jamba.layers import MambaLayer, detach_state

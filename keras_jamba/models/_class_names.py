@@ -3,11 +3,12 @@
 import numpy as np
 from keras import ops
 
+from keras_jamba.models._logits_model import LogitsModel
 from keras_jamba.ops import _checks
 
 
-class ClassNames:
-    """A classifier with `class_names` and `decode_predictions`.
+class ClassNamesModel(LogitsModel):
+    """The abstract base of classifiers with `class_names` and `decode_predictions`.
 
     `fit` takes the names of a data set that has them: `training.ImageFolder`, `training.Batches` of data with an
     attribute `class_names`, and what `keras.utils.image_dataset_from_directory` returns.

@@ -27,37 +27,34 @@ _DIVERGENCE_CLASSES = (
 _OTHER_LABELS = (_losses.CTC, _losses.Circle, _losses.ctc, _losses.circle)
 
 
-class LogitsLoss:
-    """A model of logits that refuses losses of probabilities, and labels that are no classes.
+def check_compile(loss, metrics, weighted_metrics, num_classes):
+    """Raises a ValueError for a loss or a metric of `compile` that takes logits for probabilities."""
+    _check_logits("loss", loss)
+    _check_logits("metrics", metrics)
+    _check_logits("weighted_metrics", weighted_metrics)
+    _check_thresholds([metrics, weighted_metrics], num_classes)
 
-    Compiled code cannot raise: there the loss of a batch with such labels is NaN, and its gradient 0.
+
+def check_has_labels(y, loss):
+    """Raises a ValueError for a loss without labels."""
+    if y is None and loss is not None:
+        raise ValueError(
+            "fit and evaluate need labels for the loss of compile. Received: y=None. Pass fit(images, labels), or "
+            "data that yields pairs (images, labels)."
+        )
+
+
+def loss_of_labels(compute_loss, loss, y, y_pred, sample_weight):
+    """Returns `compute_loss(y)`; NaN, with a gradient of zero, if a label with weight is no class.
+
+    Compiled code cannot raise. Keras' losses raise for such labels on some devices, and end the process on others.
     """
-
-    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, **kwargs):
-        """Keras' own.
-
-        Raises:
-            ValueError: for a loss or a metric that takes the logits of this model for probabilities.
-        """
-        _check_logits("loss", loss)
-        _check_logits("metrics", metrics)
-        _check_logits("weighted_metrics", weighted_metrics)
-        _check_thresholds([metrics, weighted_metrics], self._config.get("num_classes"))
-        super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if y is None and self.loss is not None:
-            raise ValueError(
-                "fit and evaluate need labels for the loss of compile. Received: y=None. Pass fit(images, labels), or "
-                "data that yields pairs (images, labels)."
-            )
-        wrong = _wrong_labels(_only(self.loss), y, y_pred)
-        if wrong is None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        # Keras' losses raise for such labels on some devices, and end the process on others.
-        loss = super().compute_loss(x, _with_zeros(y, wrong), y_pred, sample_weight, training)
-        # The root of -1 is NaN. On PyTorch a number instead would be taken to the device and waited for there.
-        return ops.where(_any_weighted(wrong, sample_weight), ops.sqrt(ops.zeros_like(loss) - 1), loss)
+    wrong = _wrong_labels(_only(loss), y, y_pred)
+    if wrong is None:
+        return compute_loss(y)
+    value = compute_loss(_with_zeros(y, wrong))
+    # The root of -1 is NaN. On PyTorch a number instead would be copied to the device, which waits.
+    return ops.where(_any_weighted(wrong, sample_weight), ops.sqrt(ops.zeros_like(value) - 1), value)
 
 
 def check_labels(labels, loss, logits_shape, weights=None):

@@ -9,6 +9,7 @@ from keras_jamba.generation.samplers import check_keywords, sampler_of
 from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._loss import TokenCrossentropy
 from keras_jamba.models._text_data import is_text, next_tokens, rows_of
+from keras_jamba.models._text_model import TextModel
 from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
 from keras_jamba.ops import _checks
 
@@ -17,13 +18,18 @@ _COMPILE = ("optimizer", "loss", "weighted_metrics", "sampler", *inspect.signatu
 _COMPILE = tuple(name for name in dict.fromkeys(_COMPILE) if name != "self")
 
 
-class LanguageTraining:
-    """`compile`, `fit` and `evaluate` of a model that predicts the next token.
+class NextTokenModel(TextModel):
+    """The abstract base of models that predict the next token: `compile`, `fit` and `evaluate`.
 
     Wherever Keras takes a sample_weight beside targets `(b, t)`, it may be one number per token, `(b, t)`, or one per
     row, `(b,)` or `(b, 1)`, which is then that of each token of the row. Inputs that a padding_mask hides have no
     weight. The loss of a batch and weighted_metrics are means over the tokens with these weights.
+
+    Attributes:
+        sampler: the sampler of `compile`; None for what generation_config says, or greedy.
     """
+
+    sampler = None
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="auto", **kwargs):
         """Keras' own, with defaults.

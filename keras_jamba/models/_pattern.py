@@ -1,7 +1,5 @@
 """Which layer of a backbone does what: the only place that decides it."""
 
-import inspect
-
 from keras_jamba.ops import _checks
 
 
@@ -32,8 +30,9 @@ def block_pattern(num_layers, mamba_ratio, attention_offset, moe_frequency, moe_
 
 
 def pattern_of(arguments):
-    """The block pattern of a dict of constructor arguments, and more, of a backbone."""
-    return block_pattern(**{name: arguments[name] for name in inspect.signature(block_pattern).parameters})
+    """Returns the block pattern of a dict with the constructor arguments of a backbone."""
+    names = ("num_layers", "mamba_ratio", "attention_offset", "moe_frequency", "moe_offset", "mixer", "d_ff")
+    return block_pattern(**{name: arguments[name] for name in names})
 
 
 def _hits(name, offset, period, count):

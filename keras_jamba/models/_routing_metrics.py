@@ -1,4 +1,10 @@
-"""How the experts fare, in the logs of `fit` and `evaluate`."""
+"""Metrics of expert layers in the logs of `fit` and `evaluate`.
+
+`moe_aux_loss` is the sum of the auxiliary losses. `moe_max_load` is the load of the busiest expert: 1 when balanced,
+num_experts when one expert gets all tokens. `moe_entropy` is the entropy of the experts' shares: 1 when balanced, 0
+when one expert gets all tokens. `moe_drop_rate`, for experts with a capacity, is the share of dropped assignments. All
+but the first are means over the layers. A model updates them: a metric that a layer updates in `call` fails on JAX.
+"""
 
 import keras
 from keras import ops
@@ -8,60 +14,47 @@ from keras_jamba.layers import MoELayer
 from keras_jamba.ops.routing import max_load, share_entropy
 
 
-class RoutingMetrics:
-    """A model with `MoELayer`s: `moe_aux_loss`, `moe_max_load` and `moe_entropy` stand among its metrics.
+def expert_layers(model):
+    """Returns the `MoELayer`s of a model."""
+    return [layer for layer in _keras_internals.sublayers(model) if isinstance(layer, MoELayer)]
 
-    `moe_aux_loss` is what all of them add to the loss; `moe_max_load` the load of the busiest expert, 1
-    when balanced, num_experts when one expert gets everything; `moe_entropy` the entropy of the experts'
-    shares, 1 when balanced, 0 when one expert gets everything; `moe_drop_rate`, where experts have a
-    capacity, the share of assignments that found no room. All but the first are means over the layers.
-    In the model, because a metric that a layer updates in its `call` fails on JAX.
-    """
 
-    def _watch_routing(self):
-        """To be called when the layers are there."""
-        layers = self._moe_layers()
-        names = ["moe_aux_loss", "moe_max_load", "moe_entropy"] if layers else []
-        if any(layer.capacity_factor is not None for layer in layers):
-            names.append("moe_drop_rate")
-        self._moe_metrics = {name: _MeanOfScalars(name=name) for name in names}
+def routing_metrics(model):
+    """Returns `{name: metric}` of a model; empty without expert layers."""
+    layers = expert_layers(model)
+    names = ["moe_aux_loss", "moe_max_load", "moe_entropy"] if layers else []
+    if any(layer.capacity_factor is not None for layer in layers):
+        names.append("moe_drop_rate")
+    return {name: _MeanOfScalars(name=name) for name in names}
 
-    def _moe_layers(self):
-        return [layer for layer in _keras_internals.sublayers(self) if isinstance(layer, MoELayer)]
 
-    def _aux_losses(self):
-        """Of each layer with experts, or the one that a backbone takes over all of them."""
-        together = [
-            getattr(layer, "aux_loss", None)
-            for layer in _keras_internals.sublayers(self)
-            if hasattr(layer, "block_pattern")
-        ]
-        return [x for x in together if x is not None] or [layer.aux_loss for layer in self._moe_layers()]
+def update_routing_metrics(model, metrics):
+    """Adds the statistics of the last call to the metrics of `routing_metrics`."""
+    layers = expert_layers(model)
+    values = {
+        "moe_aux_loss": lambda: sum(map(ops.convert_to_tensor, _aux_losses(model))),
+        "moe_max_load": lambda: ops.mean(max_load(_stacked(layers, "usage"))),
+        "moe_entropy": lambda: ops.mean(share_entropy(_stacked(layers, "usage"))),
+        "moe_drop_rate": lambda: ops.mean(_stacked(layers, "drop_rate")),
+    }
+    for name, metric in metrics.items():
+        metric.update_state(values[name]())
 
-    def compute_loss(self, *args, **kwargs):
-        loss = super().compute_loss(*args, **kwargs)
-        if self._moe_metrics:
-            layers = self._moe_layers()
-            mean_over_layers = {
-                "moe_max_load": lambda: max_load(_together(layers, "usage")),
-                "moe_entropy": lambda: share_entropy(_together(layers, "usage")),
-                "moe_drop_rate": lambda: _together(layers, "drop_rate"),
-            }
-            for name, metric in self._moe_metrics.items():
-                if name == "moe_aux_loss":
-                    metric.update_state(sum(map(ops.convert_to_tensor, self._aux_losses())))
-                else:
-                    metric.update_state(ops.mean(mean_over_layers[name]()))
-        return loss
+
+def _aux_losses(model):
+    """Returns the auxiliary loss of each expert layer, or the one that the backbone takes over all of them."""
+    backbones = [layer for layer in _keras_internals.sublayers(model) if hasattr(layer, "block_pattern")]
+    shared = [getattr(backbone, "aux_loss", None) for backbone in backbones]
+    return [loss for loss in shared if loss is not None] or [layer.aux_loss for layer in expert_layers(model)]
+
+
+def _stacked(layers, name):
+    return ops.stack([getattr(layer, name).value for layer in layers])
 
 
 class _MeanOfScalars(keras.metrics.Mean):
-    """Keras' mean, but for this: on PyTorch that takes the number of values to the device and waits for it there."""
+    """Keras' mean of scalars. On PyTorch, Keras' own copies the number of values to the device and waits."""
 
     def update_state(self, value):
         self.total.assign_add(value)
         self.count.assign_add(ops.ones((), self.dtype))
-
-
-def _together(layers, name):
-    return ops.stack([getattr(layer, name).value for layer in layers])

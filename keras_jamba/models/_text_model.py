@@ -1,6 +1,5 @@
 """What the models of text have in common: tokens in, features out."""
 
-import inspect
 import numbers
 
 import keras
@@ -8,18 +7,13 @@ from keras import ops
 
 from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices
 from keras_jamba.layers.quantization import QUANTIZATIONS
-from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._checkpoints import Checkpoints
-from keras_jamba.models._label_checks import LogitsLoss
-from keras_jamba.models._routing_metrics import RoutingMetrics
-from keras_jamba.models._trainer_hooks import TrainerHooks
+from keras_jamba.models import _checkpoints
+from keras_jamba.models._backbone_config import BACKBONE_ARGUMENTS
+from keras_jamba.models._logits_model import LogitsModel
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 from keras_jamba.tokenizers.files import check_comes_back
 
-BACKBONE_ARGUMENTS = tuple(
-    name for name in inspect.signature(JambaBackbone.__init__).parameters if name not in ("self", "dtype", "name")
-)
 # Where a model of text differs from `JambaBackbone`: as Jamba was trained.
 DEFAULTS = dict(
     use_rope=False,
@@ -32,14 +26,23 @@ DEFAULTS = dict(
 _INPUTS = ("token_ids", "padding_mask", "segment_ids", "reset_mask", "inputs_embeds")
 
 
-class TextModel(Checkpoints, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, keras.Model):
+class TextModel(LogitsModel, keras.Model):
     """A token embedding before a `JambaBackbone`; what is made of its features is the subclass' affair.
 
     Args:
         options: the subclass' own constructor arguments and their values; among them `vocab_size` and, of special
             tokens, `bos_token_id`, `eos_token_id` and `pad_token_id`.
         backbone: those of `JambaBackbone`.
+
+    Attributes:
+        tokenizer: turns texts into token ids and back, or None.
+        generation_config: of a checkpoint's generation_config.json, a dict, or None. `generate` follows it. It may be
+            set or changed, and goes with the model into presets, exports and `.keras` files.
     """
+
+    generation_config = None
+    # Arguments on which only the head depends.
+    _head_arguments = ()
 
     def __init__(self, options, backbone, dtype, name):
         # No autocast: it would round the float32 states on their way in.
@@ -54,7 +57,7 @@ class TextModel(Checkpoints, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss,
         self._config = {**options, **self.backbone.get_config()}
         self.token_embedding = self._embedding(options["vocab_size"], options.get("tie_embeddings"))
         self.tokenizer = None
-        self._watch_routing()
+        self._add_routing_metrics()
 
     def _embedding(self, vocab_size, tie_embeddings):
         d_model = self._config["d_model"]
@@ -129,17 +132,100 @@ class TextModel(Checkpoints, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss,
         token_ids = as_indices(token_ids)
         return token_ids if mask is None else token_ids * ops.cast(mask, token_ids.dtype)
 
+    # Presets and checkpoints
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, dtype=None, **overrides):
+        """Builds a model from a preset of ours or a checkpoint of transformers, with its tokenizer.
+
+        Of a checkpoint's generation_config.json `generate` follows what transformers does by default; the model has it
+        as `generation_config`.
+
+        Args:
+            preset: a folder; or `"hf://owner/name"`, which is downloaded from huggingface.co. A folder whose
+                config.json has a model_type is one of transformers': Jamba's, or of Mamba-1. Its weights are
+                safetensors, in one file or shards, each expert by itself or stacked. Otherwise it is what
+                `save_to_preset` wrote.
+            load_weights: whether to load the weights.
+            dtype: a dtype or policy, "bfloat16" for example; None is Keras' own, float32 as a rule. What the memory
+                must hold is one copy of the weights in it.
+            **overrides: constructor arguments that replace the preset's. With another num_classes a classifier gets
+                all weights but the head's. With `quantization="int8"`, "int4" or "experts_int8" weights are rounded
+                one after the other as they are read.
+
+        Returns:
+            The model; its `tokenizer` is None where the folder has none.
+
+        Raises:
+            ValueError: if a file is missing or damaged, a tensor missing, unexpected, of another shape or not
+                finite, or if the checkpoint is of a model that cannot be expressed here. Nothing is loaded then.
+
+        Example:
+            ```python
+            model = JambaCausalLM.from_preset("hf://ai21labs/AI21-Jamba-Reasoning-3B", dtype="bfloat16")
+            print(model.generate("The capital of France is", max_new_tokens=20))
+            ```
+        """
+        return _checkpoints.from_preset(cls, preset, load_weights, dtype, overrides, cls._head_arguments)
+
+    def save_to_preset(self, folder):
+        """Writes configuration, weights, tokenizer and generation_config to a folder that is new or empty.
+
+        The folder appears whole or not at all.
+
+        Raises:
+            ValueError: if the folder exists and holds anything.
+        """
+        _checkpoints.save_to_preset(self, folder)
+
+    def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
+        """Writes a checkpoint that transformers reads to a folder that does not exist yet or is empty.
+
+        `JambaForCausalLM.from_pretrained(folder)` has the same logits, and its `generate` ends with the same tokens;
+        tokenizer and generation_config go with it. Weights in few bits are written as the floating-point numbers that
+        they stand for.
+
+        Args:
+            folder: appears whole or not at all.
+            dtype: "float32", "bfloat16" or "float16"; None is the dtype of the model's variables.
+            max_shard_bytes: of a file; what is more goes into another.
+
+        Raises:
+            ValueError: if the folder holds anything, or the model has adapters or options that transformers' does not
+                have.
+        """
+        _checkpoints.export_to_transformers(self, folder, dtype, max_shard_bytes)
+
+    def export_lora_to_peft(self, folder):
+        """Writes adapters that PEFT reads to a folder that does not exist yet or is empty; `load_lora` reads it too.
+
+        `PeftModel.from_pretrained(JambaForCausalLM.from_pretrained(...), folder).merge_and_unload()` has the same
+        logits. Unmerged, transformers (5.23) passes over the adapters of `mamba.dt_proj`, whose weight it multiplies by
+        itself: leave these out of the targets where adapters shall stay unmerged there.
+
+        Args:
+            folder: appears whole or not at all.
+
+        Raises:
+            ValueError: if the folder holds anything, or the model has no adapters, or some that PEFT has no place
+                for: those of experts.
+        """
+        _checkpoints.export_lora_to_peft(self, folder)
+
+    def _load_peft(self, folder):
+        _checkpoints.load_peft(self, folder)
+
     def _check_comes_back(self):
         super()._check_comes_back()
         check_comes_back(self.tokenizer)
 
     def save_assets(self, folder):
         check_comes_back(self.tokenizer)
-        self._write_assets(folder)
+        _checkpoints.write_assets(self, folder)
 
     def load_assets(self, folder):
         if folder is not None:
-            self._read_assets(folder)
+            _checkpoints.read_assets(self, folder)
 
 
 def _check_special(name, value, vocab_size):

@@ -16,8 +16,8 @@ from keras_jamba.layers import (
     SpatialEncoder,
     detach_state,
 )
-from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._class_names import ClassNames, checked_class_names
+from keras_jamba.models._backbone_config import BACKBONE_ARGUMENTS
+from keras_jamba.models._class_names import ClassNamesModel, checked_class_names
 from keras_jamba.models._images import (
     AXES,
     check_shape_and_dtype,
@@ -27,21 +27,16 @@ from keras_jamba.models._images import (
     values_are_checked,
     warn_of_scaled_images,
 )
-from keras_jamba.models._label_checks import LogitsLoss, check_labels
-from keras_jamba.models._routing_metrics import RoutingMetrics
-from keras_jamba.models._trainer_hooks import TrainerHooks
+from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 
-_BACKBONE_ARGUMENTS = tuple(
-    name for name in inspect.signature(JambaBackbone.__init__).parameters if name not in ("self", "dtype", "name")
-)
 _STEMS = {"conv": SpatialEncoder, "patchify": PatchEncoder}
 _READOUTS = {"mean": MeanReadout, "last": LastReadout, "seqpool": SequencePooling}
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, keras.Model):
+class DHCJamba(ClassNamesModel, keras.Model):
     """A classifier of images or clips: an encoder makes tokens, Jamba mixes them, what it reads out is classified.
 
     An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. Of a clip, whose frames are
@@ -126,8 +121,8 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
 
         # Functional model
         images = keras.Input(image_shape, name="images")
-        pixels = images if rescaling is None else rescaling(images)
-        super().__init__(images, head(reader(jamba(tokenizer(encoder(pixels))))), name=name)
+        _, embedded = _grid_and_tokens(images, rescaling, encoder, tokenizer)
+        super().__init__(images, head(reader(jamba(embedded))), name=name)
         # A functional model has the global policy: `compile` would not scale the loss of one in float16.
         self.dtype_policy = jamba.dtype_policy
 
@@ -147,7 +142,7 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
             "class_names": class_names,
             **jamba.get_config(),
         }
-        self._watch_routing()
+        self._add_routing_metrics()
 
     @property
     def pixel_range(self):
@@ -186,14 +181,13 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
                 self._warned_of_scaled_images = True
                 warn_of_scaled_images(self.pixel_range)
 
-    def _scaled(self, images):
-        """What enters the encoder."""
-        images = ops.convert_to_tensor(images)
-        return images if self.rescaling is None else self.rescaling(ops.cast(images, "float32"))
+    def _features(self, images):
+        """Returns `(grid (b, H', W', d), tokens (b, t, d))` of images in inference."""
+        return _grid_and_tokens(images, self.rescaling, self.encoder, self.tokens, training=False)
 
     def embed(self, images):
-        """What enters the backbone in inference, `(b, t, d)`, of images as a call takes them."""
-        return self.tokens(self.encoder(self._scaled(images), training=False))
+        """Returns the inputs of the backbone in inference, `(b, t, d)`, of images as a call takes them."""
+        return self._features(images)[1]
 
     def init_cache(self, batch_size, max_frames=None):
         """The state of a stream before its first frame, for `step`.
@@ -300,8 +294,7 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
             ValueError: for images that a call does not take.
         """
         self.check_images(images)
-        spatial = self.encoder(self._scaled(images), training=False)
-        tokens = self.tokens(spatial)
+        spatial, tokens = self._features(images)
         blocks, routing = self.backbone.block_outputs(tokens)
         pooled = self.readout(self.backbone.final_norm(blocks[-1]))
         named = {f"block_{i}": block for i, block in enumerate(blocks)}
@@ -347,5 +340,12 @@ class DHCJamba(ClassNames, Adapting, TrainerHooks, RoutingMetrics, LogitsLoss, k
         presets.write(self, folder)
 
 
+def _grid_and_tokens(images, rescaling, encoder, tokens, **given):
+    """Returns the encoder's grid of images, and the tokens that enter the backbone."""
+    pixels = images if rescaling is None else rescaling(images)
+    grid = encoder(pixels, **given)
+    return grid, tokens(grid)
+
+
 _ARGUMENTS = tuple(name for name in inspect.signature(DHCJamba.__init__).parameters if name not in ("self", "backbone"))
-_ARGUMENTS += _BACKBONE_ARGUMENTS
+_ARGUMENTS += BACKBONE_ARGUMENTS

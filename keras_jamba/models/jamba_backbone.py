@@ -1,35 +1,33 @@
 """The Jamba backbone: features in, features out."""
 
-import inspect
-
 import keras
 from keras import ops
 
-from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer, MoELayer, Router
+from keras_jamba.layers import AttentionLayer, JambaBlock, MoELayer
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of, with_mask
 from keras_jamba.layers._norm import RMSNorm
-from keras_jamba.layers._requested import append_requested
-from keras_jamba.layers.quantization import QUANTIZATIONS, quantize
-from keras_jamba.models._adapting import Adapting
-from keras_jamba.models._pattern import block_pattern
-from keras_jamba.models._routing_metrics import RoutingMetrics
-from keras_jamba.models._trainer_hooks import TrainerHooks
+from keras_jamba.layers._requested import append_requested, split_requested
+from keras_jamba.layers.quantization import quantize
+from keras_jamba.models._aux_loss import shared_aux_loss
+from keras_jamba.models._backbone_config import BackboneConfig
+from keras_jamba.models._routing_metrics import expert_layers
+from keras_jamba.models.base import JambaModel
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import between_blocks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
+class JambaBackbone(JambaModel, keras.Model):
     """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward parts.
 
     With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
     experts, and so on; `backbone.block_pattern` shows it. Maps `(b, t, d_model)` to the same shape,
     after the final RMSNorm, for any number of tokens.
 
-    Whatever a sequence is cut into, the pieces give what the whole gives: `backbone(more, initial_state=state,
-    return_state=True)` for training on pieces, `backbone.step(more, cache)` for running on a cache of fixed
-    size. Padding and packed documents do not see each other.
+    Chunking, padding and packing never change a document's outputs or states. Use `backbone(more,
+    initial_state=state, return_state=True)` to train on chunks, and `backbone.step(more, cache)` to run on a cache of
+    fixed capacity.
 
     Args:
         d_model: width d.
@@ -139,24 +137,54 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
         dtype=None,
         name=None,
     ):
-        if isinstance(router, Router):
-            router = keras.saving.serialize_keras_object(router)
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "dtype", "name")}
         # No autocast: it would round the float32 states on their way in.
         super().__init__(name=name, dtype=dtype, autocast=False)
-        _checks.check_integer("d_model", d_model)
-        _checks.check_choice("direction", direction, ("causal", "bidirectional"))
-        _checks.check_choice("balance_over", balance_over, ("layer", "model"))
-        _checks.check_choice("quantization", quantization, (None, *QUANTIZATIONS))
         self.supports_masking = True
-        self._config = config
-        self.block_pattern = block_pattern(
-            num_layers, mamba_ratio, attention_offset, moe_frequency, moe_offset, mixer, d_ff
+        config = BackboneConfig(
+            d_model=d_model,
+            num_layers=num_layers,
+            mamba_ratio=mamba_ratio,
+            attention_offset=attention_offset,
+            moe_frequency=moe_frequency,
+            moe_offset=moe_offset,
+            num_experts=num_experts,
+            num_experts_per_token=num_experts_per_token,
+            d_ff=d_ff,
+            use_swiglu=use_swiglu,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            use_rope=use_rope,
+            rope_theta=rope_theta,
+            rope_interleaved=rope_interleaved,
+            attention_window=attention_window,
+            direction=direction,
+            mixer=mixer,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            dt_rank=dt_rank,
+            conv_bias=conv_bias,
+            proj_bias=proj_bias,
+            mixer_rms_norm=mixer_rms_norm,
+            normalize_top_k=normalize_top_k,
+            balance_loss=balance_loss,
+            balance_coefficient=balance_coefficient,
+            squared_z_loss=squared_z_loss,
+            z_coefficient=z_coefficient,
+            capacity_factor=capacity_factor,
+            balance_over=balance_over,
+            dropout=dropout,
+            drop_path=drop_path,
+            epsilon=epsilon,
+            quantization=quantization,
+            gradient_checkpointing=gradient_checkpointing,
+            router=router,
         )
+        self._config, self.block_pattern = config.arguments(), config.block_pattern
         self.blocks = [
             JambaBlock(
-                self._mixer(mixer),
-                self._feed_forward(feed_forward),
+                config.mixer_layer(mixer, self.dtype_policy),
+                config.feed_forward_layer(feed_forward, self.dtype_policy),
                 dropout,
                 drop_path,
                 epsilon,
@@ -167,36 +195,12 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
         ]
         self.final_norm = RMSNorm(epsilon=epsilon, dtype=dtype, name="final_norm")
         self.aux_loss = None
-        if balance_over == "model" and self._moe_layers():
+        if balance_over == "model" and expert_layers(self):
             self.aux_loss = self.add_weight((), "zeros", dtype="float32", trainable=False, name="aux_loss")
-        self._watch_routing()
+        self._add_routing_metrics()
         if quantization is not None:
             quantize(self, quantization)
         self.build((None, None, d_model))
-
-    def _mixer(self, kind):
-        layer = {"mamba": MambaLayer, "gated_conv": GatedConvLayer, "attention": AttentionLayer}[kind]
-        return layer(**self._arguments(layer), name="mixer")
-
-    def _feed_forward(self, kind):
-        if kind is None:
-            return None
-        if kind == "dense":
-            return FeedForward(**self._arguments(FeedForward), name="feed_forward")
-        router = self._config["router"]
-        if isinstance(router, dict):
-            router = keras.saving.deserialize_keras_object(router)
-        layer = MoELayer(**self._arguments(MoELayer) | {"router": router}, name="feed_forward")
-        layer.router.adds_loss = self._config["balance_over"] == "layer"
-        return layer
-
-    def _arguments(self, layer):
-        """The arguments of `layer` among those of the model: they carry the same names."""
-        causal = self._config["direction"] == "causal"
-        config = self._config | {"causal": causal, "bidirectional": not causal}
-        names = inspect.signature(layer.__init__).parameters
-        shared = {name: config[name] for name in names if name in config}
-        return shared | {"residual_gain": (2 * self._config["num_layers"]) ** -0.5, "dtype": self.dtype_policy}
 
     def build(self, input_shape):
         _checks.check_last_axis("JambaBackbone", input_shape, self._config["d_model"])
@@ -216,38 +220,37 @@ class JambaBackbone(Adapting, TrainerHooks, RoutingMetrics, keras.Model):
         training=None,
     ):
         _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
-        mask = mask_of(features, padding_mask)
         self._check_state(initial_state)
+        mask = mask_of(features, padding_mask)
+        given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, return_state=return_state)
         x, states, routings = between_blocks(features), {}, {}
         for name, block in self._named_blocks():
             state = None if initial_state is None else initial_state[name]
-            routes = (return_routing or self.aux_loss is not None) and isinstance(block.feed_forward, MoELayer)
-            given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=state)
-            given |= dict(return_state=return_state, return_routing=routes and (return_routing or "decisions"))
-            if training and self._config["gradient_checkpointing"]:
-                x = checkpointed(block, x, **given)
-            else:
-                x = block(x, **given, training=training)
-            if return_state or routes:
-                x, *extras = x
-                states |= {name: extras[0]} if return_state else {}
-                routings |= {name: extras[-1]} if routes else {}
+            routing = self._routing_of(block, return_routing)
+            x = self._run_block(block, x, training, **given, initial_state=state, return_routing=routing)
+            x, states[name], routings[name] = split_requested(x, return_state, routing)
             x = between_blocks(x)
+        routings = {name: routing for name, routing in routings.items() if routing is not None}
         if self.aux_loss is not None:
-            self._add_one_loss(routings, mask)
+            self._add_shared_aux_loss(routings, mask)
         # Not every block and layout of devices passes masks on.
         x = with_mask(self.final_norm(x), mask)
         return append_requested(x, (return_state, states), (return_routing, routings))
 
-    def _add_one_loss(self, routings, mask):
-        """The auxiliary loss of all layers, as if their tokens were of one."""
-        flat = lambda x: ops.reshape(x, (-1, x.shape[-1]))  # noqa: E731
-        together = {
-            name: ops.concatenate([flat(routing[name]) for routing in routings.values()])
-            for name in ("logits", "probabilities", "weights", "indices")
-        }
-        mask = None if mask is None else ops.tile(ops.reshape(mask, (-1,)), len(routings))
-        aux_loss = self._moe_layers()[0].router.auxiliary_loss(together, mask)
+    def _routing_of(self, block, return_routing):
+        """Returns the argument `return_routing` for a block: False without experts."""
+        if not isinstance(block.feed_forward, MoELayer):
+            return False
+        # The shared auxiliary loss needs the decisions only.
+        return return_routing or (self.aux_loss is not None and "decisions")
+
+    def _run_block(self, block, x, training, **given):
+        if training and self._config["gradient_checkpointing"]:
+            return checkpointed(block, x, **given)
+        return block(x, **given, training=training)
+
+    def _add_shared_aux_loss(self, routings, mask):
+        aux_loss = shared_aux_loss(expert_layers(self)[0].router, list(routings.values()), mask)
         self.add_loss(aux_loss)
         self.aux_loss.assign(ops.stop_gradient(aux_loss))
 

@@ -3,15 +3,20 @@
 import keras
 from keras import ops
 
-from keras_jamba.layers._requested import append_requested
-from keras_jamba.models._generation import Generation
-from keras_jamba.models._language_training import LanguageTraining
-from keras_jamba.models._text_model import TextModel
+from keras_jamba.generation import api
+from keras_jamba.generation.samplers import check_keywords
+from keras_jamba.layers._requested import append_requested, split_requested
+from keras_jamba.models._fingerprint import fingerprint
+from keras_jamba.models._language_training import NextTokenModel
 from keras_jamba.ops import _checks
+
+_STREAM = ("max_length", "max_new_tokens", "stop_token_ids", "sampler", "stop_strings", "prefill_chunk_size", "state")
+_STREAM += ("assistant",)
+_GENERATE = (*_STREAM, "strip_prompt")
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaCausalLM(Generation, LanguageTraining, TextModel):
+class JambaCausalLM(NextTokenModel):
     """Jamba as a language model: embedding, `JambaBackbone`, projection to the vocabulary.
 
     What is not said here has the defaults of `JambaBackbone`, but for those in which AI21's Jamba differs: no RoPE,
@@ -80,8 +85,7 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
     def call(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
         embeddings, given = self._read(inputs)
         given |= dict(initial_state=initial_state, return_state=return_state, training=training)
-        features = self.backbone(embeddings, **given)
-        features, state = features if return_state else (features, None)
+        features, state = split_requested(self.backbone(embeddings, **given), return_state)
         return append_requested(self.logits(_kept(features, logits_to_keep)), (return_state, state))
 
     def logits(self, features):
@@ -123,6 +127,121 @@ class JambaCausalLM(Generation, LanguageTraining, TextModel):
         count = shape[1] if not _kept_count(logits_to_keep) else _kept_count(logits_to_keep)
         logits = keras.KerasTensor((shape[0], count, self._config["vocab_size"]), "float32")
         return append_requested(logits, (return_state, state))
+
+    # Generation
+
+    def generate(
+        self,
+        inputs,
+        max_length=None,
+        max_new_tokens=None,
+        stop_token_ids="auto",
+        strip_prompt=False,
+        sampler=None,
+        stop_strings=None,
+        prefill_chunk_size=512,
+        state=None,
+        assistant=None,
+        **unknown,
+    ):
+        """Goes on from prompts.
+
+        What is not passed is as the model's `generation_config` says, the dict of a checkpoint's
+        generation_config.json, which transformers follows too: stop tokens, lengths, stop strings, and the sampler
+        unless `compile` was given one. Prompts of different lengths stand in one batch without seeing each other or
+        their padding; each gives what it gives alone.
+
+        Args:
+            inputs: a string or a list of strings; a conversation, a list of `{"role": ..., "content": ...}`, or a list
+                of conversations, which the tokenizer's chat template renders with the beginning of an answer; token
+                ids: a list, a list of lists, or an array `(b, t)`; or
+                `{"token_ids": (b, t), "padding_mask": (b, t)}`, padded on either side.
+            max_length: the most tokens of a row, the prompt included.
+            max_new_tokens: the most tokens after the prompt. Where both are given the first to be reached counts.
+                Where none is, those of generation_config count, which is 20 new tokens where it names none, as in
+                transformers; without a generation_config, 128 new tokens.
+            stop_token_ids: after one of these a row ends; None to never stop. "auto" is generation_config's
+                eos_token_id, none where it names none; without a generation_config the model's eos_token_id, or else
+                the tokenizer's.
+            strip_prompt: whether to give back the new tokens alone: of a conversation the answer.
+            sampler: see `compile`; it replaces all that generation_config says about the choice of tokens. None for
+                the sampler of `compile`, or else generation_config's, or else greedy.
+            stop_strings: before one of these a text ends; needs a tokenizer. The text of special tokens counts, though
+                it is not given back. A stop string may begin in the prompt.
+            prefill_chunk_size: tokens of the prompts that are read at a time: less memory for more calls.
+            state: what `prefill` returned for a text with which every prompt begins; it is not read again.
+            assistant: a `keras_jamba.generation.PromptLookup` or `DraftModel`, which proposes tokens that the model
+                checks several at a time; or None. What comes out is what comes out without, with every sampler of ours
+                and the same seed, but where rounding decides between two tokens; its `statistics` and
+                `acceptance_rate` tell whether it helped. Not for beams, and not exact with a `capacity_factor`, under
+                which tokens that are read together drop each other.
+
+        Returns:
+            For a string or a conversation a string, for a list of them a list of these, special tokens left out. For
+            one list of ids an int32 array, for a list of lists a list of arrays, each ending with its stop token, if
+            any; for an array or a dict one array `(b, t)`, padded where the inputs were, with the pad_token_id of
+            generation_config, or of the model, or 0.
+
+        Raises:
+            ValueError: for prompts without tokens, longer than max_length, with ids out of the vocabulary, or that do
+                not begin with the state's; for an assistant that cannot help this model or this sampler, stop strings
+                with beams; and for what is not understood.
+
+        Example:
+            >>> import keras_jamba
+            >>> model = keras_jamba.JambaCausalLM(vocab_size=16, d_model=16, num_layers=2, mamba_ratio=1)
+            >>> model.generate([[1, 2, 3]], max_new_tokens=4)[0].shape
+            (7,)
+        """
+        check_keywords("generate", unknown, _GENERATE)
+        return api.generate(
+            self,
+            inputs,
+            strip_prompt,
+            prefill_chunk_size,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            sampler=sampler,
+            stop_strings=stop_strings,
+            state=state,
+            assistant=assistant,
+        )
+
+    def stream(self, inputs, **given):
+        """Goes on from one prompt, and gives each piece as soon as it is there.
+
+        Args:
+            inputs: a string, a conversation, or a list of token ids.
+            **given: what `generate` takes, but strip_prompt. With an assistant tokens come several at a time.
+
+        Returns:
+            An iterator: over pieces of text for a string, which together are what `generate` returns without the
+            prompt; over ints for ids.
+
+        Raises:
+            ValueError: see `generate`; for more than one prompt, and for beams too.
+        """
+        check_keywords("stream", {name: x for name, x in given.items() if name not in _STREAM}, _STREAM)
+        return api.stream(self, inputs, **{"prefill_chunk_size": 512} | given)
+
+    def prefill(self, inputs, prefill_chunk_size=512):
+        """Reads one prompt, for `generate(inputs, state=...)` with inputs that begin with it.
+
+        Args:
+            inputs: a string, a conversation, or a list of token ids.
+            prefill_chunk_size: see `generate`.
+
+        Returns:
+            A `PromptState`: `save(file)` and `PromptState.load(file)` keep it.
+
+        Raises:
+            ValueError: see `generate`; for more than one prompt too.
+        """
+        return api.prefill(self, inputs, prefill_chunk_size)
+
+    def _fingerprint(self):
+        return fingerprint(self)
 
 
 def _kept(features, logits_to_keep):

@@ -1,8 +1,13 @@
 """Stateless maths on tensors.
 
-One glossary of shape letters for the whole package: `b` batch, `t` tokens, `d` d_model, `e` expand *
-d_model, `n` d_state, `k` d_conv (in routing: experts a token), `r` dt_rank, `h` query heads, `g`
-key-value heads, `c` head width, `x` experts, `v` vocabulary.
+The whole package uses these shape letters:
+
+- `b` batch, `t` tokens per row, `v` vocabulary
+- `d` d_model, `e` expand * d_model, `f` d_ff
+- `n` d_state, `w` d_conv (kernel width), `r` dt_rank
+- `h` query heads, `g` key-value heads, `c` head width
+- `x` experts, `k` experts per token
+- `s` a second count of tokens: keys and values or cache slots in attention, all `b * t` tokens in routing
 """
 
 from keras_jamba.ops.attention import attention_weights, grouped_query_attention

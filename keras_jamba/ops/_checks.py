@@ -1,4 +1,4 @@
-"""Checks that ops and layers share. Every message gives the rule, what was received, and the remedy."""
+"""Checks that ops and layers share. Every message gives the rule, the received value and the remedy."""
 
 import functools
 import inspect
@@ -11,9 +11,16 @@ from keras_jamba import _backend
 
 
 def check_shapes(tensors, letters):
-    """Every tensor has the axes that its letters name, and equal letters are equal in size.
+    """Checks that every tensor has the axes of its letters, and that equal letters have equal sizes.
 
-    Sizes that are unknown while a graph is traced fit everything.
+    A size that is unknown during tracing matches any size.
+
+    Args:
+        tensors: `{name: tensor}`.
+        letters: `{name: one letter per axis}`.
+
+    Raises:
+        ValueError: if a shape does not match.
     """
     sizes = {}
     for name, x in tensors.items():
@@ -31,13 +38,14 @@ def check_shapes(tensors, letters):
 
 
 def host_array(x):
-    """The values of an array or tensor as a NumPy array, or None where they cannot be read without waiting."""
+    """Returns the values of an array or tensor as a NumPy array, or None if reading them would block."""
     if isinstance(x, np.ndarray):
         return x
     return _backend.tensors.concrete_numpy(x) if ops.is_tensor(x) else None
 
 
 def check_floating(tensors):
+    """Checks that every tensor of `{name: tensor}` has a floating-point dtype, or raises a `ValueError`."""
     for name, x in tensors.items():
         dtype = backend.standardize_dtype(x.dtype)
         if not backend.is_float_dtype(dtype):
@@ -48,11 +56,16 @@ def check_floating(tensors):
 
 
 def check_tokens(mask, segment_ids, shape):
-    """`mask` as bool and `segment_ids` as int32 tensors, `(b, t)` as the first two of `shape`; None stays None."""
+    """Returns `mask` as a bool tensor and `segment_ids` as an int32 tensor; None stays None.
+
+    Raises:
+        ValueError: if there is no token, if a shape differs from the `(b, t)` that `shape` begins with, or if
+            `segment_ids` are not integers of at most 32 bits.
+    """
     if shape[1] == 0:
         raise ValueError(
             f"There must be at least one token. Received: shape={tuple(shape)}. "
-            "Leave out the call: nothing changes the state."
+            "Skip the call: it would not change the state."
         )
     if mask is not None:
         mask = ops.convert_to_tensor(mask)
@@ -72,23 +85,23 @@ def check_tokens(mask, segment_ids, shape):
 
 
 def check_token_ids(token_ids, vocab_size=None, counted=None, name="token_ids"):
-    """Token ids are integers from 0 to `vocab_size - 1`.
+    """Checks that token ids are integers from 0 to `vocab_size - 1`.
 
     Args:
-        token_ids: a NumPy array of any shape; without `vocab_size` a tensor too, of which only the dtype is looked at.
-        vocab_size: None for any integers.
-        counted: bool of the same shape, False for padding, which may be any integer; None where all are ids.
-        name: of the ids in the message about their dtype.
+        token_ids: a NumPy array of any shape. Without `vocab_size` it may be a tensor: the check reads only its dtype.
+        vocab_size: the number of ids, or None to accept all integers.
+        counted: bool of the same shape, False for padding, which may be any integer. None if there is no padding.
+        name: the argument's name in the message about the dtype.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if the dtype is not an integer type or an id is out of range.
     """
     on_host = isinstance(token_ids, np.ndarray)
     dtype = token_ids.dtype if on_host else backend.standardize_dtype(token_ids.dtype)
     if not (dtype.kind in "iu" if on_host else backend.is_int_dtype(dtype)):
         raise ValueError(
             f"{name} must be integers. Received: shape={tuple(token_ids.shape)}, dtype={dtype}. Convert ids to int32, "
-            "and text by a tokenizer."
+            "or tokenize the text first."
         )
     if vocab_size is None:
         return
@@ -96,16 +109,20 @@ def check_token_ids(token_ids, vocab_size=None, counted=None, name="token_ids"):
     wrong = wrong if counted is None else wrong & counted
     if wrong.any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        # With padding an id may stand elsewhere in its row than where it was given.
+        # Padding can move an id within its row, so the message names only the row.
         place = f"at {list(where)}" if counted is None else f"in row {where[0]}"
         raise ValueError(
             f"Token ids must be from 0 to vocab_size - 1 = {vocab_size - 1}. Received: {int(token_ids[where])} "
-            f"{place}. Tokenize with the model's own tokenizer; padding is told by padding_mask."
+            f"{place}. Tokenize with the model's own tokenizer, and mark padding with padding_mask."
         )
 
 
 def check_sequence(mask, segment_ids, reset_mask, shape):
-    """`(mask, segment_ids, reset_mask)` as `check_tokens` returns the first two; `reset_mask` as bool or None."""
+    """Returns `(mask, segment_ids, reset_mask)`: the first two as `check_tokens` does, `reset_mask` as bool or None.
+
+    Raises:
+        ValueError: as `check_tokens`, or if the shape of `reset_mask` is not `(b, t)`.
+    """
     mask, segment_ids = check_tokens(mask, segment_ids, shape)
     if reset_mask is not None:
         reset_mask = ops.convert_to_tensor(reset_mask)
@@ -115,7 +132,7 @@ def check_sequence(mask, segment_ids, reset_mask, shape):
 
 
 def _check_fits_32_bits(segment_ids):
-    """Looked at only where the values lie on the host."""
+    """Checks the range if the values are on the host; other tensors pass unchecked."""
     ids = _backend.tensors.concrete_numpy(segment_ids)
     if ids is not None and ids.size and not -(2**31) < ids.min() <= ids.max() < 2**31:
         raise ValueError(
@@ -130,12 +147,16 @@ def _check_per_token(name, x, shape):
     if not fits:
         raise ValueError(
             f"{name} must have the shape (b, t) = {expected} of the tokens. Received: {name}.shape={tuple(x.shape)}. "
-            f"Give one value a token; a mask of query and key pairs belongs elsewhere."
+            "Pass one value per token; masks of query-key pairs are not accepted here."
         )
 
 
 def check_state(name, state, specs):
-    """`state` as tensors, if it is a dict with the leaves, shapes and dtypes of `specs`."""
+    """Returns the leaves of `state` as tensors.
+
+    Raises:
+        ValueError: if `state` is not a dict with the leaves, shapes and dtypes of `specs`.
+    """
     have = set(state) if isinstance(state, dict) else None
     if have != set(specs):
         raise ValueError(
@@ -157,7 +178,15 @@ def check_state(name, state, specs):
 
 
 def check_rollback_state(rollback_state, tokens):
-    """`rollback_state` is what a step of this layer returned: the cache before it and, of its tokens, what is named."""
+    """Checks that a step of this layer returned `rollback_state`: the cache before it, and `tokens` of that step.
+
+    Args:
+        rollback_state: a dict with `"cache"` and `"tokens"`.
+        tokens: the names that `rollback_state["tokens"]` must have, besides masks and segment ids.
+
+    Raises:
+        ValueError: if keys are missing or unknown.
+    """
     good = (
         isinstance(rollback_state, dict)
         and set(rollback_state) == {"cache", "tokens"}
@@ -166,53 +195,58 @@ def check_rollback_state(rollback_state, tokens):
     have = set(rollback_state["tokens"]) if good else None
     if not good or not set(tokens) <= have <= {*tokens, "mask", "segment_ids", "reset_mask"}:
         raise ValueError(
-            f"rollback_state must be what a step of this layer returned, with {sorted(tokens)} of its tokens. "
-            f"Received: {sorted(have) if good else type(rollback_state).__name__}. Pass what "
-            "step(..., return_rollback_state=True) returned last."
+            f"rollback_state must come from a step of this layer and have {sorted(tokens)} in its tokens. "
+            f"Received: {sorted(have) if good else type(rollback_state).__name__}. Pass the last rollback_state of "
+            "step(..., return_rollback_state=True)."
         )
 
 
 def check_count(count, batch, length):
-    """How many of `length` tokens stay, `(b,)` int32; the values only where they lie on the host."""
+    """Returns `count` as `(b,)` int32: how many of the `length` tokens of a step each row keeps.
+
+    Raises:
+        ValueError: if the shape or dtype is wrong, or if a value that is on the host is out of range.
+    """
     count = ops.convert_to_tensor(count)
     known = tuple(count.shape) == (batch,) or batch is None and len(count.shape) == 1
     if not known or not backend.is_int_dtype(count.dtype):
         raise ValueError(
-            f"count must be integers of shape (b,) = ({batch},), one for each row. Received: shape="
+            f"count must be integers of shape (b,) = ({batch},), one per row. Received: shape="
             f"{tuple(count.shape)}, dtype={backend.standardize_dtype(count.dtype)}. For two rows pass [0, 3]."
         )
     values = _backend.tensors.concrete_numpy(count)
     if values is not None and values.size and not 0 <= values.min() <= values.max() <= length:
         raise ValueError(
             f"count must be from 0 to the {length} tokens of the step. Received: count={values.tolist()}. "
-            "Take more tokens back by the rollback_states of more steps, one after the other in a list."
+            "To take back more tokens, pass a list with the rollback_states of several steps in order."
         )
     return ops.cast(count, "int32")
 
 
 def python_numbers(constructor):
-    """A constructor that takes NumPy's numbers as Python's: configs are stored as JSON, which knows no others."""
+    """Returns the constructor with NumPy numbers converted to Python numbers, which a config stores as JSON."""
     plain = lambda x: x.item() if isinstance(x, np.generic) else x  # noqa: E731
 
     @functools.wraps(constructor)
     def with_python_numbers(self, *args, **kwargs):
         constructor(self, *map(plain, args), **{name: plain(x) for name, x in kwargs.items()})
 
-    # Keras reads the names of the arguments without following `__wrapped__`.
+    # Keras reads argument names without following `__wrapped__`.
     with_python_numbers.__signature__ = inspect.signature(constructor)
     return with_python_numbers
 
 
 def check_not_backwards(kwargs, name, remedy):
-    """Refuses what `keras.layers.Bidirectional` adds to the config of a layer."""
+    """Refuses `go_backwards`, which `keras.layers.Bidirectional` adds to a layer's config."""
     if "go_backwards" in kwargs:
         raise ValueError(
-            f"{name} has two directions of its own. Received: go_backwards={kwargs['go_backwards']}, as in "
-            f"keras.layers.Bidirectional. Leave the wrapper out and pass {remedy}."
+            f"{name} must not be wrapped in keras.layers.Bidirectional: it has its own bidirectional mode. "
+            f"Received: go_backwards={kwargs['go_backwards']}. Remove the wrapper and pass {remedy}."
         )
 
 
 def check_integer(name, value, at_least=1):
+    """Checks that `value` is an integer of at least `at_least`, or raises a `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise ValueError(
             f"{name} must be an integer of at least {at_least}. Received: {name}={value!r}. "
@@ -221,6 +255,7 @@ def check_integer(name, value, at_least=1):
 
 
 def check_number(name, value, low, high=float("inf")):
+    """Checks that `value` is a number from `low` to `high`, or raises a `ValueError`."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
     if not good:
         raise ValueError(
@@ -229,12 +264,13 @@ def check_number(name, value, low, high=float("inf")):
 
 
 def check_choice(name, value, choices):
+    """Checks that `value` is one of `choices`, or raises a `ValueError`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}. Received: {name}={value!r}. Pass one of these.")
 
 
 def check_last_axis(layer, shape, size):
-    """The input of `layer` is (b, t, size)."""
+    """Checks that the input of `layer` has the shape `(b, t, size)`, or raises a `ValueError`."""
     if len(shape) != 3 or shape[-1] != size:
         raise ValueError(
             f"The input of {layer} must have the shape (b, t, {size}). Received: shape={tuple(shape)}. "

@@ -1,4 +1,4 @@
-"""The fastest implementation that can run, or an error that lists every reason why none can."""
+"""Selection of the fastest implementation that can run, with an error that lists every reason if none can."""
 
 import logging
 
@@ -11,20 +11,20 @@ _logged, _noticed = set(), []
 
 
 def choose(op, table, requested, call):
-    """Picks an implementation of `op` from an ordered table.
+    """Returns the first implementation of `op` in an ordered table that can run.
 
     Args:
         op: name of the op, for messages.
-        table: `{name: module}`, fastest first. Each module has `why_not(call)`, which returns None
-            or the reason why it cannot run, and `run(...)`.
-        requested: a name that must be taken, or None for the first that does not refuse.
-        call: what `why_not` may look at: shapes, dtype and platform of this call.
+        table: `{name: module}`, fastest first. Each module has `run(...)` and `why_not(call)`, which returns None
+            or the reason why it cannot run.
+        requested: the name of the implementation to use, or None for the first that can run.
+        call: the shapes, dtype and platform of this call, which `why_not` reads.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: if `requested` is unknown or refuses, or all of them refuse.
+        ValueError: if `requested` is unknown or cannot run, or if no implementation can run.
     """
     if requested is not None and requested not in table:
         raise ValueError(
@@ -41,13 +41,13 @@ def choose(op, table, requested, call):
             return table[name]
     listing = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise ValueError(
-        f"No implementation of {op} can run as asked. Received: implementation={requested!r}. {listing}. "
-        f"The others here are {sorted(set(table) - set(reasons))}; None takes the fastest that can run."
+        f"No implementation of {op} can run this call. Received: implementation={requested!r}. {listing}. "
+        f"Other names on this platform: {sorted(set(table) - set(reasons))}. None selects the fastest that can run."
     )
 
 
 def _notice_missing_library(op, name, reasons):
-    """Warns once per process that the C library is missing, which the fastest implementation on a CPU needs."""
+    """Warns once per process that the fastest implementation on a CPU lacks its C library."""
     reason = _native.why_not()
     if reason and reasons.get("native") == reason and not _noticed and _backend.tensors.can_log():
         _noticed.append(op)
@@ -62,7 +62,7 @@ def _log_once(op, name, refused):
 
 
 def in_short_or_single(x):
-    """`x` in a dtype that the native kernels read: bfloat16, float16 or float32. None stays None."""
+    """Returns `x` in a dtype that the kernels read: bfloat16, float16 or float32. None stays None."""
     if x is None or backend.standardize_dtype(x.dtype) in ("bfloat16", "float16", "float32"):
         return x
     return ops.cast(x, "float32")

@@ -1,4 +1,4 @@
-"""A product in few bits whose result has many."""
+"""Matrix products of 16-bit tensors with float32 results."""
 
 from keras import ops
 
@@ -8,7 +8,7 @@ _SHORT = ("bfloat16", "float16")
 
 
 def product_in_float32(x, matrix):
-    """`x @ matrix`, `(..., d)` by `(d, f)` of the same dtype, in float32; gradients are in the dtype of the two."""
+    """Returns `x @ matrix` in float32, for `(..., d)` and `(d, f)` of one dtype, which their gradients keep."""
     rows = ops.reshape(x, (-1, x.shape[-1]))
     found = _product(rows, matrix) if ops.dtype(x) in _SHORT else ops.cast(ops.matmul(rows, matrix), "float32")
     return ops.reshape(found, (*ops.shape(x)[:-1], matrix.shape[-1]))

@@ -1,4 +1,4 @@
-"""Operations on each device's part of their tensors."""
+"""Operations on the local shards of tensors, and constraints on how the active mesh shards them."""
 
 import math
 
@@ -8,13 +8,17 @@ from keras_jamba import _backend
 
 
 def shard_map(function, tensors, letters, results):
-    """What `function(**tensors)` returns, each device of the active distribution working on its rows and channels.
+    """Computes `function(**tensors)`, with each device of the active mesh working on its own rows and channels.
 
     Args:
-        function: of tensors by name, any of which may be None, to a tuple of tensors; no row and no channel may
-            depend on another.
-        letters: `{name: its axes}`, "b" for rows and "e" for channels, others as they like.
-        results: the axes of what is returned.
+        function: maps tensors by name, any of which may be None, to a tuple of tensors. Rows and channels must be
+            independent of each other.
+        tensors: `{name: tensor or None}`, the arguments of `function`.
+        letters: `{name: one letter per axis}`: "b" marks rows and "e" channels; other letters are not sharded.
+        results: the axes of the outputs, in the same letters.
+
+    Returns:
+        The tuple that `function` returns.
     """
     mesh = _backend.sharding.active_mesh()
     if mesh is None:
@@ -34,7 +38,10 @@ def shard_map(function, tensors, letters, results):
 
 
 def between_blocks(x):
-    """`x (b, t, d)`, all of a row's tokens with all devices that share it, or each token with one of them."""
+    """Returns `x (b, t, d)` with its tokens sharded over the model axis, if the distribution shards sequences.
+
+    Otherwise every device of the model axis holds all tokens of its rows.
+    """
     mesh = _backend.sharding.active_mesh()
     if mesh is None:
         return x
@@ -43,25 +50,25 @@ def between_blocks(x):
 
 
 def by_tokens(x):
-    """`x (b, t, ...)`, the tokens of a row split among devices where the distribution wants that."""
+    """Returns `x (b, t, ...)` with its tokens sharded over the model axis, if the distribution shards sequences."""
     mesh = _backend.sharding.active_mesh()
     return _split(x, mesh, axis=1) if mesh and mesh.sequence else x
 
 
 def by_heads(x):
-    """`x (b, t, h, ...)`, the heads split among devices where the distribution splits tokens elsewhere."""
+    """Returns `x (b, t, h, ...)` with its heads sharded over the model axis, if the distribution shards sequences."""
     mesh = _backend.sharding.active_mesh()
     return _split(x, mesh, axis=2) if mesh and mesh.sequence else x
 
 
 def by_channels(x):
-    """`x (b, t, e)`, the channels split among devices where the distribution does not split tokens."""
+    """Returns `x (b, t, e)` with its channels sharded over the model axis, unless the distribution shards sequences."""
     mesh = _backend.sharding.active_mesh()
     return x if mesh is None or mesh.sequence else _split(x, mesh, axis=2)
 
 
 def filled(shape, value, dtype, split=None):
-    """A tensor of one number that no device ever has whole: its rows are split, and its axis `split`."""
+    """Returns a constant tensor that is created in shards: over its rows, and over its axis `split`."""
     mesh = _backend.sharding.active_mesh()
     if mesh is None:
         return ops.full(shape, value, dtype)
@@ -69,7 +76,10 @@ def filled(shape, value, dtype, split=None):
 
 
 def before_heads(x, count):
-    """`x (b, t, h * c)`, with no head in parts of it where the devices that share them are not as many or fewer."""
+    """Returns `x (b, t, h * c)`, unsharded in its last axis if the model axis does not divide the `count` heads.
+
+    No head is then split between devices.
+    """
     mesh = _backend.sharding.active_mesh()
     if mesh is None or mesh.sequence or divides(mesh.count(mesh.model), count):
         return x
@@ -77,9 +87,9 @@ def before_heads(x, count):
 
 
 def with_their_queries(query, key, value):
-    """`(b, t, h, c)`, `(b, s, g, c)` and `(b, s, g, c)` of attention, heads split among the devices where they can be.
+    """Returns query `(b, t, h, c)`, key and value `(b, s, g, c)` with heads sharded over the model axis where possible.
 
-    Where key-value heads are fewer, each device is to have those of its queries: they are repeated.
+    Key-value heads are repeated if they are too few to shard: each device then holds those of its query heads.
     """
     mesh = _backend.sharding.active_mesh()
     if mesh is None or not divides(mesh.count(mesh.model), query.shape[2]):
@@ -99,26 +109,26 @@ def _split(x, mesh, axis):
 
 
 def _axes(shape, split, mesh):
-    """Of each axis that of the mesh that divides it: the first one of rows, that of the model of `split`."""
+    """Returns the mesh axis of each tensor axis, or None: batch for rows, model for `split`, where they divide."""
     wanted = {split: mesh.model, 0: mesh.batch}
     return [wanted[i] if i in wanted and divides(mesh.count(wanted[i]), size) else None for i, size in enumerate(shape)]
 
 
 def divides(count, size):
-    """Whether a size is known, and a multiple of `count`."""
+    """Returns whether `size` is static and a multiple of `count`."""
     return isinstance(size, int) and size % count == 0
 
 
 def check_parts(d_model, always=None, by_channels=None):
-    """Checks the sizes, by name, that the active distribution splits in a layer's variables.
+    """Checks the sizes that the active mesh shards in a layer's variables.
 
     Args:
-        d_model: is split among the devices of the first axis where these share matrices.
-        always: sizes that are split among the devices of the second axis.
-        by_channels: sizes that are split among these unless tokens are.
+        d_model: the batch axis shards this size if its devices share matrices.
+        always: `{name: size}` that the model axis always shards.
+        by_channels: `{name: size}` that the model axis shards unless it shards tokens.
 
     Raises:
-        ValueError: where one is no multiple of the devices that would share it.
+        ValueError: if a size is not a multiple of the number of devices that share it.
     """
     mesh = _backend.sharding.active_mesh()
     if mesh is None:

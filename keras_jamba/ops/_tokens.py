@@ -1,4 +1,4 @@
-"""Which tokens of a batch of sequences are real, and which documents they belong to."""
+"""Real tokens and documents in a batch of padded and packed sequences."""
 
 from typing import Any, NamedTuple
 
@@ -6,33 +6,33 @@ from keras import ops
 
 
 def compaction(mask):
-    """Where the real tokens of each row are.
+    """Returns where the real tokens of each row are.
 
     Args:
         mask: `(b, t)` bool, True for real tokens.
 
     Returns:
-        `(order, rank)`, both `(b, t)` int32: the indices of the real tokens in order and then those of the
-        others, and for each token the number of real tokens before it.
+        `(order, rank)`, both `(b, t)` int32. `order` lists the indices of the real tokens, then those of the
+        padding. `rank` is the number of real tokens before each token.
     """
     length = ops.shape(mask)[1]
     index = ops.arange(length, dtype="int32")[None]
     real = ops.cast(mask, "int32")
-    # Keys that differ from each other: no sort needs to be stable.
+    # The keys are distinct, so the sort need not be stable.
     order = ops.argsort((1 - real) * length + index, axis=1)
     return ops.cast(order, "int32"), ops.cumsum(real, axis=1) - real
 
 
 def first_tokens(count, mask, length):
-    """`(b, t)` bool: which of `length` tokens are among the first `count` `(b,)` of their row, and real."""
+    """Returns `(b, t)` bool: whether each of `length` tokens is real and among the first `count` `(b,)` of its row."""
     first = ops.arange(length, dtype="int32")[None] < ops.cast(count, "int32")[:, None]
     return first if mask is None else ops.logical_and(first, mask)
 
 
 def begins_document(segment_ids, mask):
-    """`(b, t)` bool: whether a token is real and of another document than the last real one before it.
+    """Returns `(b, t)` bool: whether a token is real and its document differs from the previous real token's.
 
-    The first real token of a row begins none: it may go on with what an initial state has seen.
+    False for the first real token of a row, which may continue the document of an initial state.
     """
     if mask is None:
         return _changes(segment_ids)
@@ -43,25 +43,26 @@ def begins_document(segment_ids, mask):
 
 
 def document_numbers(segment_ids, mask):
-    """`(b, t)` int32: 0 for the first document of each row, one more for each that follows.
+    """Returns `(b, t)` int32: the documents of each row numbered 0, 1, 2, ...
 
-    A change of the id between two real tokens begins a document, so ids may repeat and decrease: 0 1 0 are three.
+    A change of the id between two real tokens begins a document. Ids may repeat and decrease: 0 1 0 are three.
     """
     return ops.cumsum(ops.cast(begins_document(segment_ids, mask), "int32"), axis=1)
 
 
-# The document of a state that has seen none with a number: the next token continues it, whatever its id.
+# The document of a state without document ids: the next token continues it with any id.
 NO_DOCUMENT = -(2**31)
 
 
 class Documents(NamedTuple):
-    """The documents of some more tokens, and how they join the state before them.
+    """Documents of new tokens, and their relation to the state before them.
 
     Attributes:
         numbers: `(b, t)` int32, see `document_numbers`.
-        continues: `(b,)` bool, whether the first real token continues the state. True for a row without a real token.
-        last: `(b,)` int32, the id of the document of the last real token, or NO_DOCUMENT.
-        cleared: `(b,)` bool or None, whether a reset follows the last real token: the state after the tokens is empty.
+        continues: `(b,)` bool, whether the first real token continues the state. True for rows without a real token.
+        last: `(b,)` int32, the document id of the last real token, or NO_DOCUMENT.
+        cleared: `(b,)` bool or None, whether a reset follows the last real token. The state after the tokens is
+            then empty.
     """
 
     numbers: Any
@@ -70,11 +71,11 @@ class Documents(NamedTuple):
     cleared: Any = None
 
     def opening(self, state):
-        """A dict of state tensors `(b, ...)`, zero in rows whose first document is a new one."""
+        """Returns a dict of state tensors `(b, ...)`, zero in rows that begin with a new document."""
         return _kept_rows(state, self.continues)
 
     def closing(self, state):
-        """A dict of state tensors `(b, ...)`, zero in rows that end with a reset."""
+        """Returns a dict of state tensors `(b, ...)`, zero in rows that end with a reset."""
         return state if self.cleared is None else _kept_rows(state, ops.logical_not(self.cleared))
 
 
@@ -84,14 +85,14 @@ def _kept_rows(state, rows):
 
 
 def documents_of(segment_ids, reset_mask, mask, before):
-    """`Documents` of some more tokens, or None without `segment_ids` and `reset_mask`.
+    """Returns the `Documents` of new tokens, or None without `segment_ids` and `reset_mask`.
 
     Args:
         segment_ids: `(b, t)` int32 or None. A change of the id begins a document.
-        reset_mask: `(b, t)` bool or None. True begins a document. At padding it does so at the next real token, in this
+        reset_mask: `(b, t)` bool or None. True begins a document. At padding, the next real token begins it, in this
             call or a later one.
         mask: `(b, t)` bool or None.
-        before: `(b,)` int32, the id of the document of the last real token before these, or NO_DOCUMENT.
+        before: `(b,)` int32, the document id of the last real token before the new ones, or NO_DOCUMENT.
     """
     if segment_ids is None and reset_mask is None:
         return None
@@ -107,7 +108,7 @@ def documents_of(segment_ids, reset_mask, mask, before):
         before,
         count,
     )
-    # Padding takes the number of the real token before it.
+    # Padding gets the number of the real token before it.
     numbers = ops.take_along_axis(found.numbers, ops.maximum(rank + ops.cast(mask, "int32") - 1, 0), axis=1)
     found = found._replace(numbers=numbers)
     if resets is None:
@@ -117,12 +118,12 @@ def documents_of(segment_ids, reset_mask, mask, before):
 
 
 def _resets(reset_mask):
-    """`(b, t)` int32: how many resets there are up to each token."""
+    """Returns `(b, t)` int32: the number of resets up to and including each token."""
     return ops.cumsum(ops.cast(reset_mask, "int32"), axis=1)
 
 
 def _documents(segment_ids, resets, before, count=None):
-    """`Documents` of rows without padding, of which the first `count` `(b,)` tokens are real; None for all."""
+    """Returns the `Documents` of rows whose first `count` `(b,)` tokens are real; None if all are."""
     like = segment_ids if resets is None else resets
     begins, continues, last = ops.zeros_like(like, dtype="bool"), ops.ones_like(before, dtype="bool"), before
     if resets is not None:
@@ -146,5 +147,5 @@ def _changes(x):
 
 
 def _at(x, count):
-    """`(b,)`: the last of the first `count` `(b,)` tokens of each row of `(b, t)`."""
+    """Returns `(b,)`: the value of token number `count - 1` in each row of `x (b, t)`."""
     return ops.take_along_axis(x, ops.maximum(count - 1, 0)[:, None], axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""Attention with fewer key-value heads than query heads, and the cache of its keys and values."""
+"""Grouped-query attention, and its cache of keys and values."""
 
 import keras
 import numpy as np
@@ -11,22 +11,22 @@ from keras_jamba.ops._tokens import compaction, documents_of
 
 
 def grouped_query_attention(query, key, value, causal=False, mask=None):
-    """Scaled dot-product attention; query head i reads key-value head `i // (h / g)`.
+    """Computes scaled dot-product attention; query head i reads key-value head `i // (h / g)`.
 
-    The backend's fused form where it has one: `keras.ops.dot_product_attention` chooses.
+    `keras.ops.dot_product_attention` uses the backend's fused kernel if there is one.
 
     Args:
         query: `(b, t, h, c)`.
         key, value: `(b, s, g, c)`, h a multiple of g.
-        causal: whether token i of the queries sees only the keys up to i; for s = t.
-        mask: `(b, t, s)` bool or None, which query sees which key. One that sees none gets a finite
-            output without meaning.
+        causal: whether query i sees only keys 0 to i; requires s = t.
+        mask: `(b, t, s)` bool or None, True where a query sees a key. A query that sees no key gets a finite but
+            meaningless output.
 
     Returns:
-        `(b, t, h, c)`.
+        `(b, t, h, c)` in the dtype of `query`.
 
     Raises:
-        ValueError: for shapes that do not fit together.
+        ValueError: if the shapes do not match.
 
     Reference:
         [Ainslie et al. (2023)](https://arxiv.org/abs/2305.13245).
@@ -38,30 +38,31 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
     _check_heads(query, key)
     query, key, value = with_their_queries(query, key, value)
     if key.shape[2] == 1:
-        # keras.ops.dot_product_attention repeats a single key-value head wrongly on TensorFlow.
+        # On TensorFlow, keras.ops.dot_product_attention repeats a single key-value head wrongly.
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
     mask = None if mask is None else ops.cast(tensors["mask"], "bool")[:, None]
     dtype = keras.backend.standardize_dtype(query.dtype)
     if dtype == "float16" and _backend.tensors.platform() == "cpu":
-        # XLA has no such product on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
+        # XLA on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
         query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
     return ops.cast(ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal), dtype)
 
 
 def attention_weights(query, key, causal=False, window=None):
-    """How much each query takes of each value: the softmax in `grouped_query_attention`, O(t^2) in memory.
+    """Computes the softmax of `grouped_query_attention`: the weight of each value per query, O(t^2) in memory.
 
     Args:
         query: `(b, t, h, c)`.
         key: `(b, t, g, c)`, h a multiple of g; query head i reads key-value head `i // (h / g)`.
-        causal: whether token i sees only the tokens up to i.
-        window: None, or how many tokens a token sees: itself and those before it, or on both sides unless causal.
+        causal: whether token i sees only tokens 0 to i.
+        window: None, or the window in tokens: a token sees tokens at a distance below `window`, only earlier ones if
+            causal.
 
     Returns:
-        `(b, h, t, t)` float32, queries before keys. Every row sums to 1, and is exactly 0 where nothing is seen.
+        `(b, h, t, t)` float32, queries before keys. Every row sums to 1; the weight of an invisible key is exactly 0.
 
     Raises:
-        ValueError: for shapes that do not fit together.
+        ValueError: if the shapes do not match.
 
     Reference:
         [Vaswani et al. (2017)](https://arxiv.org/abs/1706.03762), section 3.2.1.
@@ -84,21 +85,22 @@ def attention_weights(query, key, causal=False, window=None):
 def _check_heads(query, key):
     if query.shape[2] % key.shape[2]:
         raise ValueError(
-            "The number of query heads must be a multiple of the key-value heads. Received: "
+            "The number of query heads must be a multiple of the number of key-value heads. Received: "
             f"{query.shape[2]} and {key.shape[2]}. Repeat or drop heads."
         )
 
 
 class CachedTokens:
-    """Where some more tokens stand after those that a cache of keys and values has seen.
+    """Positions and documents of new tokens after the tokens that a cache of keys and values has seen.
 
-    A cache is a ring: the token at position p lies in slot `p % capacity`, so the newest `capacity`
-    tokens are there, whatever came before. Padding takes no position and no slot.
+    The cache is a ring buffer: slot `p % capacity` holds the token at position p, so the cache holds the newest
+    `capacity` tokens. Padding has no position and no slot.
 
     Args:
         mask, segment_ids, reset_mask: `(b, t)` of the new tokens, or None; as in `MambaLayer`.
-        length: `(b,)` int32, tokens that the cache has seen in each row.
-        start, document: `(b,)` int32, the position at which the cache's last document began, and its id.
+        length: `(b,)` int32, the number of tokens that the cache has seen per row.
+        start: `(b,)` int32, the position at which the cache's last document began.
+        document: `(b,)` int32, the id of that document.
         shape: `(b, t)` of the new tokens.
     """
 
@@ -107,7 +109,7 @@ class CachedTokens:
         self.length, self.start, self.document = length, start, document
         self.documents = documents_of(segment_ids, reset_mask, mask, document)
         if self.documents is not None:
-            # A new document sees nothing of the cache.
+            # A new document does not see the cache.
             self.start = ops.where(self.documents.continues, start, length)
         self.padded = mask is not None
         self.mask = mask if self.padded else ops.ones((batch, tokens), "bool")
@@ -116,30 +118,29 @@ class CachedTokens:
         self.positions = length[:, None] + self.rank
 
     def fits(self, capacity):
-        """`(b,)` bool: whether a cache without a window has room for all tokens of each row's last document.
+        """Returns `(b,)` bool: whether a cache without a window can hold each row's last document.
 
         Raises:
-            ValueError: where the lengths can be looked at, and a row has no room.
+            ValueError: if the lengths are on the host and a document exceeds the capacity.
         """
         end, start, _ = self.next_counts()
         needed = _backend.tensors.concrete_numpy(end - start)
         if needed is not None and needed.max() > capacity:
             raise ValueError(
-                f"A cache must have room for all tokens, or for a whole window. Received: room for {capacity} "
-                f"tokens, {needed.max()} needed. Make it with a larger max_length, or set attention_window."
+                f"A cache must hold all tokens of a document, or a complete window. Received: a capacity of {capacity} "
+                f"tokens, {needed.max()} needed. Create it with a larger max_length, or set attention_window."
             )
         return end - start <= capacity
 
     def attend(self, query, key, value, buffers=None, window=None, causal=True):
-        """Attention of the new tokens to each other and to those of the cache.
+        """Computes attention of the new tokens to each other and to the tokens of the cache.
 
         Args:
             query: `(b, t, h, c)`.
             key, value: `(b, t, g, c)`.
             buffers: the cache's keys and values, `(b, s, g, c)` each, or None.
-            window: None, or how many tokens a token sees: itself and those before it, or on both sides unless
-                causal.
-            causal: whether a token sees only itself and the tokens before it.
+            window: None, or the window in tokens: a token sees tokens at a distance below `window`.
+            causal: whether a token sees only itself and earlier tokens.
 
         Returns:
             `(b, t, h, c)`.
@@ -153,7 +154,7 @@ class CachedTokens:
         return grouped_query_attention(query, key, value, mask=self._visible(capacity, window, causal))
 
     def _visible(self, capacity, window, causal):
-        """`(b, t, capacity + t)` bool: which new token sees which slot of the cache, and which new token."""
+        """Returns `(b, t, capacity + t)` bool: True where a new token sees a cache slot or a new token."""
         old = _slot_positions(self.length, capacity)
         documents = ops.logical_and(old >= 0, old >= self.start[:, None])[:, None, :]
         here = self.mask[:, None, :]
@@ -169,38 +170,38 @@ class CachedTokens:
         return allowed if window is None else ops.logical_and(allowed, ops.abs(distance) < window)
 
     def _attend_in_blocks(self, query, key, value, buffers, window, causal):
-        """`attend` in blocks of `window` tokens, each of which sees its neighbours alone: O(t * window)."""
+        """Computes `attend` in blocks of `window` tokens that see only neighbouring blocks: O(t * window)."""
         length = query.shape[1]
         blocks, sides = -(-length // window), 1 if causal else 2
-        # In a line without padding: a window of history, the new tokens, and what fills the last block.
+        # One sequence without padding: a window of history, the new tokens, and zeros that fill the last block.
         line = self._line(key, value, self._history(buffers, window, key))
         line = {name: _filled(x, (blocks + sides - 1) * window - length) for name, x in line.items()}
-        around = {name: _neighbours(x, blocks, window, 1 + sides) for name, x in line.items()}
+        nearby = {name: _neighbours(x, blocks, window, 1 + sides) for name, x in line.items()}
         distance = window + np.arange(window)[:, None] - np.arange((1 + sides) * window)
         near = (np.abs(distance) < window) & ((distance >= 0) | (not causal))
-        allowed = ops.logical_and(near[None], around["real"][:, None, :])
+        allowed = ops.logical_and(near[None], nearby["real"][:, None, :])
         if self.documents is not None:
             own = ops.reshape(line["document"][:, window : (1 + blocks) * window], (-1, window))
-            allowed = ops.logical_and(allowed, ops.equal(own[:, :, None], around["document"][:, None, :]))
+            allowed = ops.logical_and(allowed, ops.equal(own[:, :, None], nearby["document"][:, None, :]))
         query = _filled(self._packed(query), blocks * window - length)
         shape = ops.shape(query)
         query = ops.reshape(query, (-1, window, *shape[2:]))
-        mixed = grouped_query_attention(query, around["key"], around["value"], mask=allowed)
+        mixed = grouped_query_attention(query, nearby["key"], nearby["value"], mask=allowed)
         mixed = ops.reshape(mixed, (-1, *shape[1:]))
         return ops.take_along_axis(mixed, self.rank[:, :, None, None], axis=1) if self.padded else mixed[:, :length]
 
     def _line(self, key, value, history):
-        """The history and then the new tokens, without padding: `"key"`, `"value"`, `"real"` and `"document"`."""
+        """Returns the history and then the new tokens, packed: `"key"`, `"value"`, `"real"` and `"document"`."""
         new = dict(key=self._packed(key), value=self._packed(value))
         new["real"] = ops.arange(key.shape[1], dtype="int32")[None] < self.count[:, None]
         if self.documents is not None:
-            # The history is of the first document, which has the number 0.
+            # The history belongs to the first document, number 0.
             new["document"] = self._packed(self.documents.numbers)
             history = history | {"document": ops.zeros_like(history["real"], "int32")}
         return {name: ops.concatenate([history[name], x], axis=1) for name, x in new.items()}
 
     def _history(self, buffers, window, like):
-        """The `window` tokens before the new ones, `"key"` and `"value"`, and which may be seen, `"real"`."""
+        """Returns `"key"` and `"value"` of the `window` tokens before the new ones, and their visibility, `"real"`."""
         positions = self.length[:, None] - window + ops.arange(window, dtype="int32")[None]
         if buffers is None:
             nothing = ops.zeros((ops.shape(like)[0], window, *like.shape[2:]), like.dtype)
@@ -212,14 +213,20 @@ class CachedTokens:
         return dict(key=key, value=value, real=there)
 
     def _packed(self, x):
-        """`(b, t, ...)` with the real tokens of each row in front."""
+        """Returns `x (b, t, ...)` with the real tokens of each row first."""
         if not self.padded:
             return x
         order = ops.reshape(self.order, (*ops.shape(self.order), *(1 for _ in x.shape[2:])))
         return ops.take_along_axis(x, order, axis=1)
 
     def written(self, buffer, new, capacity):
-        """The slots with the new tokens: `(b, s, g, c)` or None, and `(b, t, g, c)`, to `(b, capacity, g, c)`."""
+        """Returns the cache `(b, capacity, g, c)` after the new tokens.
+
+        Args:
+            buffer: `(b, s, g, c)`, the slots before, or None.
+            new: `(b, t, g, c)`, keys or values of the new tokens.
+            capacity: the number of slots to return.
+        """
         slots = _slot_positions(self.length + self.count, capacity)
         index = slots - self.length[:, None]
         fresh = ops.take_along_axis(self.order, ops.clip(index, 0, ops.shape(new)[1] - 1), axis=1)
@@ -231,7 +238,7 @@ class CachedTokens:
         return ops.where((slots >= 0)[:, :, None, None], values, 0.0)
 
     def next_counts(self):
-        """length, start and document with the new tokens seen."""
+        """Returns `length`, `start` and `document` after the new tokens."""
         end, documents = self.length + self.count, self.documents
         if documents is None:
             return end, self.start, self.document
@@ -245,7 +252,10 @@ class CachedTokens:
 
 
 def resized(buffer, length, capacity):
-    """The newest tokens in `(b, s, g, c)` slots, of which each row has seen `length` `(b,)`, in `capacity` slots."""
+    """Returns the newest tokens of the cache `buffer (b, s, g, c)`, moved to `capacity` slots.
+
+    `length` `(b,)` is the number of tokens that each row has seen.
+    """
     slots = _slot_positions(length, capacity)
     values = ops.take_along_axis(buffer, ops.mod(ops.maximum(slots, 0), buffer.shape[1])[:, :, None, None], axis=1)
     there = ops.logical_and(slots >= 0, slots >= length[:, None] - buffer.shape[1])
@@ -253,19 +263,22 @@ def resized(buffer, length, capacity):
 
 
 def _filled(x, count):
-    """`(b, t, ...)` with so many zeros behind."""
+    """Returns `x (b, t, ...)` with `count` zero tokens appended."""
     return ops.pad(x, [(0, count) if axis == 1 else (0, 0) for axis in range(len(x.shape))])
 
 
 def _neighbours(x, blocks, size, count):
-    """`(b, (blocks + count - 1) * size, ...)` to `(b * blocks, count * size, ...)`: each block and those after it."""
+    """Returns `(b * blocks, count * size, ...)`: each block of `size` tokens with the `count - 1` blocks after it.
+
+    `x` has the shape `(b, (blocks + count - 1) * size, ...)`.
+    """
     x = ops.reshape(x, (-1, blocks + count - 1, size, *x.shape[2:]))
     x = ops.concatenate([x[:, i : i + blocks] for i in range(count)], axis=2)
     return ops.reshape(x, (-1, count * size, *x.shape[3:]))
 
 
 def _slot_positions(length, capacity):
-    """`(b, capacity)` int32: the newest position below `length` in each slot; negative where there is none."""
+    """Returns `(b, capacity)` int32: the newest position below `length` in each slot; negative for empty slots."""
     slot = ops.arange(capacity, dtype="int32")[None]
     newest = length[:, None] - 1
     return newest - ops.mod(newest - slot, ops.maximum(capacity, 1))

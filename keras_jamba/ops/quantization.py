@@ -1,4 +1,4 @@
-"""Matrices stored in eight or four bits, and products with them."""
+"""Quantized matrices, int8 or int4, and products with them."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops, quantizers
 
-# Rows of a matrix that share a scale in four bits.
+# Rows of an int4 matrix that share a scale.
 GROUP = 64
 _LEVELS = (-8, 7)
 
 
 class QuantizedTensor(NamedTuple):
-    """A matrix `(..., d, f)`, or a stack of them, in few bits.
+    """Quantized matrix `(d, f)`, or stack of matrices `(..., d, f)`.
 
     Attributes:
-        values: int8, `(..., d, f)`; in four bits `(..., d, ceil(f / 2))`, two columns a byte.
-        scale: float32. In eight bits `(..., f)`, one a column, by which the values are divided; in four
-            `(..., groups, f)`, by which they are multiplied.
-        zero: None; in four bits int8 `(..., groups, f)`, the value that stands for zero.
+        values: int8. For int8 `(..., d, f)`; for int4 `(..., d, ceil(f / 2))`, two columns per byte.
+        scale: float32. For int8 `(..., f)`, one divisor of the values per column; for int4 `(..., groups, f)`, one
+            factor per group of rows and column.
+        zero: None for int8. For int4 int8 `(..., groups, f)`, the value that represents zero.
     """
 
     values: Any
@@ -31,7 +31,7 @@ class QuantizedTensor(NamedTuple):
 
 
 def storage_specs(shape, mode):
-    """`{suffix: (shape, dtype)}` of the tensors that store a matrix of this shape."""
+    """Returns `{suffix: (shape, dtype)}` of the tensors that store a matrix of this shape; mode "int8" or "int4"."""
     *stack, rows, columns = shape
     if mode == "int8":
         return {"": (tuple(shape), "int8"), "_scale": ((*stack, columns), "float32")}
@@ -41,14 +41,14 @@ def storage_specs(shape, mode):
 
 
 def quantized(x, mode):
-    """NumPy arrays `{suffix: array}` that store a matrix or a stack of them, `(..., d, f)`, to the nearest level.
+    """Returns NumPy arrays `{suffix: array}` that store a matrix or a stack `(..., d, f)`, rounded to nearest.
 
-    Eight bits: each column has the levels -127 to 127 between its largest values. Four: each `GROUP` rows of a
-    column have 16 levels between their least and their largest value, zero among them.
+    int8: each column has levels -127 to 127, scaled to its largest absolute value. int4: each `GROUP` rows of a column
+    have 16 levels from their smallest to their largest value; zero is a level.
     """
     x = np.asarray(x, "float32")
     stack = x.reshape(-1, *x.shape[-2:])
-    # One after the other: rounding makes several copies of what it is given.
+    # One matrix at a time, because rounding makes several copies.
     found = [_rounded(matrix, mode) for matrix in stack]
     return {
         name: np.stack([each[name] for each in found]).reshape(*x.shape[:-2], *array.shape)
@@ -62,7 +62,7 @@ def _rounded(x, mode):
         return {"": _host(values), "_scale": _host(scale)[0]}
     found = quantizers.abs_max_quantize_grouped_with_zero_point(x, block_size=GROUP, value_range=_LEVELS, to_numpy=True)
     values, scale, zero = map(_host, found)
-    # Two columns a byte, the even one in the lower half.
+    # Two columns per byte, the even column in the lower half.
     values = np.pad(values, ((0, 0), (0, values.shape[-1] % 2)))
     return {"": ((values[:, ::2] & 15) | (values[:, 1::2] << 4)).astype("int8"), "_scale": scale, "_zero": zero}
 
@@ -72,7 +72,7 @@ def _host(x):
 
 
 def dequantized(x, dtype):
-    """The matrix that a `QuantizedTensor` stands for; another tensor as it is."""
+    """Returns the matrix of a `QuantizedTensor` in `dtype`; other tensors are returned unchanged."""
     if not isinstance(x, QuantizedTensor):
         return x
     if x.zero is None:
@@ -84,13 +84,13 @@ def dequantized(x, dtype):
 
 
 def _unpacked(values, columns):
-    # An arithmetic shift to the right brings the sign along.
+    # An arithmetic right shift extends the sign.
     halves = ops.stack([ops.right_shift(ops.left_shift(values, 4), 4), ops.right_shift(values, 4)], axis=-1)
     return ops.reshape(halves, (*values.shape[:-1], -1))[..., :columns]
 
 
 def picked(x, indices, dtype):
-    """Matrices of a stack by their numbers, as they are needed: the others stay in few bits."""
+    """Returns the matrices of a stack at `indices`, dequantized to `dtype`; the others stay quantized."""
     if not isinstance(x, QuantizedTensor):
         return ops.take(x, indices, axis=0)
     return dequantized(
@@ -99,9 +99,9 @@ def picked(x, indices, dtype):
 
 
 def product(x, matrix):
-    """`x @ matrix`, `(..., d)` by `(d, f)`, in the dtype of `x`.
+    """Returns `x @ matrix`, for `(..., d)` and `(d, f)`, in the dtype of `x`.
 
-    Only `x` has a gradient. Eight bits are not made floating-point numbers of whole: their scale is the product's.
+    Only `x` has a gradient if the matrix is quantized. For int8 the scale is applied to the product, not to the matrix.
     """
     if not isinstance(matrix, QuantizedTensor):
         return ops.matmul(x, matrix)

@@ -10,25 +10,26 @@ from keras_jamba.ops import _checks
 
 
 def rotary_embedding(x, positions=0, theta=10000.0, interleaved=True):
-    """Turns every pair of features by an angle that grows with the position.
+    """Rotates every pair of features by an angle proportional to the position.
 
-    Pair k of a head of width c at position m is the complex number that is multiplied by
-    `exp(i * m * theta ** (-2k / c))`. Angles are float32 whatever the dtype of x, and right to 1e-4 at
-    any position.
+    Pair p of a head of width c is a complex number. At position m it is multiplied by
+    `exp(i * m * theta ** (-2p / c))`. Angles are float32 for every dtype of x, and accurate to 1e-4 radians at any
+    position.
 
     Args:
         x: `(b, t, h, c)` queries or keys, c even.
-        positions: integers `(b, t)`, the position of each token, below 2^31; or one, that of the first token.
+        positions: integers `(b, t)`, the position of each token, below 2^31; or an integer, the position of the
+            first token.
         theta: base of the frequencies.
-        interleaved: whether a pair is two neighbours, features 2k and 2k + 1 (Su et al., the seed of
-            this project), or features k and k + c/2 (GPT-NeoX, Llama in transformers).
+        interleaved: True if pair p is features 2p and 2p + 1 (Su et al., the seed of this project). False if it is
+            features p and p + c/2 (GPT-NeoX, Llama in transformers).
 
     Returns:
         `(b, t, h, c)` in the dtype of x.
 
     Raises:
-        ValueError: if x is not a floating tensor of four axes with an even last one, or positions are not integers
-            `(b, t)`.
+        ValueError: if x is not a floating-point tensor of four axes with an even last axis, or if positions are
+            neither an integer nor integers `(b, t)`.
 
     Reference:
         [Su et al. (2021)](https://arxiv.org/abs/2104.09864), equation 34.
@@ -57,10 +58,10 @@ def rotary_embedding(x, positions=0, theta=10000.0, interleaved=True):
 
 
 def _angles(positions, theta, half):
-    """`(b, t, half)` float32: `positions * theta ** (-k / half)`, up to whole turns.
+    """Returns `(b, t, half)` float32: `positions * theta ** (-p / half)` for pair p, modulo 2 pi.
 
-    By the digits of the position to the base 256: the product itself loses the angle of late positions in
-    float32, 0.004 radians at 100,000, half a radian at 10 million.
+    The angle is summed over the base-256 digits of the position. The float32 product would be off by 0.004 radians at
+    position 100,000 and by half a radian at 10 million.
     """
     frequencies = float(theta) ** -(np.arange(half) / half)
     angles = 0.0

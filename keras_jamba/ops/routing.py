@@ -1,6 +1,6 @@
-"""Top-k routing of tokens to experts, and the losses that keep the routing healthy.
+"""Top-k routing of tokens to experts, and losses that balance and bound it.
 
-Where a function takes `mask`, `(tokens,)` bool or None, only the tokens where it is True count.
+Every `mask` argument is `(s,)` bool or None: only tokens where it is True count.
 """
 
 import math
@@ -11,16 +11,16 @@ from keras_jamba.ops import _checks
 
 
 def top_k_routing(logits, k, normalize=True):
-    """Chooses k experts a token.
+    """Chooses the k most probable experts per token.
 
     Args:
-        logits: `(tokens, x)`, any floating dtype; the softmax is float32.
-        k: experts a token, at most x.
-        normalize: whether the k weights of a token sum to 1.
+        logits: `(s, x)`, any floating dtype; the softmax is float32.
+        k: experts per token, at most x.
+        normalize: whether the k weights of each token are scaled to sum to 1.
 
     Returns:
-        `(weights, indices, probabilities)`: `(tokens, k)` float32, `(tokens, k)` int32, and the
-        softmax over all experts, `(tokens, x)` float32.
+        `(weights, indices, probabilities)`: the weights `(s, k)` float32, the expert indices `(s, k)` int32, and the
+        softmax over all experts `(s, x)` float32.
 
     Raises:
         ValueError: if k is not between 1 and x.
@@ -42,56 +42,58 @@ def top_k_routing(logits, k, normalize=True):
 
 
 def mean_over_tokens(x, mask=None):
-    """Mean over the first axis, of the tokens where `mask`, `(tokens,)` bool, is True; 0 where there are none."""
+    """Returns the mean over the first axis, of the tokens where `mask` `(s,)` is True; 0 if there are none."""
     if mask is None:
         return ops.mean(x, axis=0)
     real = ops.cast(mask, x.dtype)
-    # Not a product: what is not finite in the padding shall not reach the mean.
+    # `where`, because a product would carry NaN and infinity from padding into the mean.
     x = ops.where(ops.reshape(mask, (-1, *(1 for _ in x.shape[1:]))), x, 0.0)
     return ops.sum(x, axis=0) / ops.maximum(ops.sum(real), 1.0)
 
 
 def expert_share(indices, num_experts, mask=None):
-    """Share of all assignments that went to each expert, `(x,)` float32; sums to 1."""
-    # Not `ops.one_hot`: on PyTorch it is a scatter of 64-bit integers.
+    """Returns the share of all assignments that each expert receives, `(x,)` float32; the shares sum to 1."""
+    # `ops.one_hot` is avoided: on PyTorch it scatters 64-bit integers.
     chosen = ops.equal(indices[:, :, None], ops.arange(num_experts, dtype=indices.dtype))
     chosen = ops.cast(chosen, "float32")
     return ops.mean(chosen, axis=(0, 1)) if mask is None else mean_over_tokens(ops.mean(chosen, axis=1), mask)
 
 
 def max_load(share):
-    """Load of the busiest expert, from `(..., x)` shares: 1 when balanced, x when one expert gets everything."""
+    """Returns the load of the busiest expert, from `(..., x)` shares: 1 if balanced, x if one expert gets all."""
     return ops.max(share, axis=-1) * share.shape[-1]
 
 
 def share_entropy(share):
-    """Entropy of `(..., x)` shares: 1 when balanced, 0 when one expert gets everything."""
-    # x log x is 0 at 0; the logarithm of one expert's share is 0 however it is normalised. Not `ops.maximum`: on
-    # PyTorch that takes the number to the device and waits for it there.
+    """Returns the normalized entropy of `(..., x)` shares: 1 if balanced, 0 if one expert gets all."""
+    # The epsilon makes a zero share contribute 0. `ops.maximum` is avoided: on PyTorch it copies the number to the
+    # device and synchronises.
     return ops.sum(share * ops.log(share + 1e-9), axis=-1) / -math.log(max(share.shape[-1], 2))
 
 
 def drop_rate(kept, mask=None):
-    """Share of the assignments, of which `kept` `(tokens, k)` bool found room, that found none."""
+    """Returns the share of assignments that exceed an expert's capacity: those where `kept` `(s, k)` is False."""
     return mean_over_tokens(1.0 - ops.mean(ops.cast(kept, "float32"), axis=1), mask)
 
 
 def routing_statistics(indices, num_experts, mask=None, kept=None):
-    """How a routing spreads the tokens.
+    """Computes how a routing distributes tokens over experts.
 
     Args:
-        indices: `(tokens, k)`, the chosen experts.
-        num_experts: experts x.
-        mask: `(tokens,)` bool or None; True for the tokens that count.
-        kept: `(tokens, k)` bool or None; False for assignments that found no room.
+        indices: `(s, k)`, the chosen experts.
+        num_experts: the number of experts, x.
+        mask: `(s,)` bool or None; True for the tokens that count.
+        kept: `(s, k)` bool or None; False for assignments dropped by an expert's capacity.
 
     Returns:
-        A dict of float32: `"expert_share"` `(x,)`, the share of assignments each expert was given, those
-        without room included; `"entropy"`, `"max_load"`, see `share_entropy` and `max_load`; `"drop_rate"`, the
-        share of assignments without room. All are 0 where no token counts.
+        A dict of float32 tensors, all 0 if no token counts:
+
+        - `"expert_share"` `(x,)`: the share of assignments per expert, dropped ones included.
+        - `"entropy"` and `"max_load"`: see `share_entropy` and `max_load`.
+        - `"drop_rate"`: the share of dropped assignments.
 
     Raises:
-        ValueError: for shapes that do not fit together.
+        ValueError: if the shapes do not match.
     """
     tensors = {name: x for name, x in dict(indices=indices, mask=mask, kept=kept).items() if x is not None}
     _checks.check_shapes(tensors, {"indices": "sk", "mask": "s", "kept": "sk"})
@@ -101,15 +103,32 @@ def routing_statistics(indices, num_experts, mask=None, kept=None):
 
 
 def variance_balance_loss(probabilities, mask=None):
-    """`sum over experts of (usage - 1/x)^2`, usage being the mean probability; 0 when uniform."""
+    """Computes `sum over experts of (usage - 1/x)^2`, where usage is the mean probability; 0 if uniform.
+
+    Args:
+        probabilities: `(s, x)`.
+        mask: `(s,)` bool or None.
+
+    Returns:
+        A scalar.
+    """
     usage = mean_over_tokens(probabilities, mask)
     return ops.sum(ops.square(usage - 1.0 / probabilities.shape[-1]))
 
 
 def switch_balance_loss(probabilities, indices, mask=None):
-    """`x * sum over experts of f * P`; k when uniform.
+    """Computes `x * sum over experts of assigned * probability`; k if uniform.
 
-    f is the assignments an expert got by tokens, P its mean probability.
+    `assigned` is the number of an expert's assignments divided by the number of tokens, `probability` its mean
+    probability.
+
+    Args:
+        probabilities: `(s, x)`.
+        indices: `(s, k)`, the chosen experts.
+        mask: `(s,)` bool or None.
+
+    Returns:
+        A scalar.
 
     Reference:
         [Fedus et al. (2021)](https://arxiv.org/abs/2101.03961), equation 4.
@@ -120,9 +139,15 @@ def switch_balance_loss(probabilities, indices, mask=None):
 
 
 def router_z_loss(logits, squared=True, mask=None):
-    """Mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
+    """Computes the mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
 
-    `squared=False` is the form without the square, which has no lower bound.
+    Args:
+        logits: `(s, x)`, any floating dtype.
+        squared: False for the mean of `logsumexp(logits)`, which has no lower bound.
+        mask: `(s,)` bool or None.
+
+    Returns:
+        A float32 scalar.
 
     Reference:
         [Zoph et al. (2022)](https://arxiv.org/abs/2202.08906), equation 5.

@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""Tokenizers: text to token ids and back."""
 
 from keras_jamba.tokenizers.byte_tokenizer import ByteTokenizer
 from keras_jamba.tokenizers.files import load_tokenizer, save_tokenizer

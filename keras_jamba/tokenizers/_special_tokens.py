@@ -1,7 +1,7 @@
-"""Special tokens of a checkpoint: what its files name, as transformers reads them."""
+"""Special tokens that the files of a checkpoint name, read as transformers reads them."""
 
 NAMES = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-# The class of Mamba-1's tokenizers. It has names for special tokens of its own, and adds none of them to a text.
+# The tokenizer class of Mamba-1. It has its own default special tokens, and adds none of them to a text.
 GPT_NEOX = "GPTNeoXTokenizer"
 _OF_GPT_NEOX = {name: "<|endoftext|>" for name in ("unk_token", "bos_token", "eos_token")} | {
     "pad_token": "<|padding|>"
@@ -11,26 +11,29 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 def tokenizer_class(config, model_config):
-    """The class of transformers by which a tokenizer is read: it depends on the model beside it too."""
+    """Returns the transformers class that reads a tokenizer. It also depends on the model in the same folder."""
     found, model_type = config.get("tokenizer_class"), model_config.get("model_type")
     if found is None:
         return GPT_NEOX if model_type == "mamba" else None
     if found.removesuffix("Fast") != GPT_NEOX:
         return found
-    # Beside a Jamba this class is taken for a mistake.
+    # transformers treats this class in the folder of a Jamba model as a mistake, and replaces it.
     return "PreTrainedTokenizerFast" if model_type == "jamba" else GPT_NEOX
 
 
 def special_tokens(library, config, legacy):
-    """The tokens that are named, `{"bos_token": AddedToken of the library tokenizers, ...}`.
+    """Returns the named special tokens, `{"bos_token": AddedToken of the library tokenizers, ...}`.
 
     Args:
         library: the tokenizer of the library tokenizers.
-        config: tokenizer_config.json.
-        legacy: special_tokens_map.json, which counts before it where tokens are not listed there with their ids.
+        config: the fields of tokenizer_config.json.
+        legacy: the fields of special_tokens_map.json. They override `config` if it lists no tokens with their ids.
+
+    Raises:
+        ValueError: if a token is neither a string nor a dict with one as content.
     """
     named = config if "added_tokens_decoder" in config else config | legacy
-    # Others that end so are the model's own, for its template.
+    # Other names that end in `_token` are special tokens for the chat template.
     names = (*NAMES, *(name for name, x in named.items() if name.endswith("_token") and isinstance(x, str)))
     found = {name: named.get(name) for name in names}
     extra = named.get("extra_special_tokens")
@@ -43,11 +46,11 @@ def special_tokens(library, config, legacy):
 
 
 def add_special_tokens(library, config, special):
-    """Makes the library see special tokens as transformers does: each whole in a text, and left out when decoding.
+    """Adds special tokens to the library's tokenizer, which then never splits them and omits them when decoding.
 
     Args:
         library, config: see `special_tokens`.
-        special: what that returned.
+        special: the result of `special_tokens`.
     """
     from tokenizers import AddedToken, processors
 
@@ -68,7 +71,7 @@ def add_special_tokens(library, config, special):
 
 
 def _token(token):
-    """An AddedToken of what a file holds: the text, or a dict with how it is found in a text."""
+    """Returns the AddedToken of a file's entry: a string, or a dict with its content and matching flags."""
     from tokenizers import AddedToken
 
     if isinstance(token, str):

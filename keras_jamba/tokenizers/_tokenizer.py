@@ -1,4 +1,4 @@
-"""What models need of a tokenizer."""
+"""The base class of tokenizers."""
 
 import operator
 
@@ -8,11 +8,13 @@ from keras_jamba._padding import padded
 
 
 class Tokenizer:
-    """Text to ids and back; a subclass has `encode(text)`, `decode(ids)` and the ids of the special tokens.
+    """The base class of tokenizers, which map text to token ids and back.
+
+    A subclass defines `encode(text)`, `decode(ids)`, `vocab_size` and the ids of the special tokens.
 
     Attributes:
-        vocab_size: ids are below it.
-        bos_token_id, eos_token_id, pad_token_id: or None.
+        vocab_size: the number of ids. All ids are below it.
+        bos_token_id, eos_token_id, pad_token_id: int or None, the ids of the special tokens.
     """
 
     bos_token_id = eos_token_id = pad_token_id = None
@@ -21,11 +23,11 @@ class Tokenizer:
         """Encodes one text or a batch of texts.
 
         Args:
-            texts: a string, which gives one row, or a list of strings, which gives one row each.
+            texts: a string for one row, or a list of strings for one row per string.
 
         Returns:
             `{"token_ids": (b, t) int32, "padding_mask": (b, t) bool}`, NumPy arrays. Rows are padded on the left, so
-            that all end at the last place.
+            that all texts end in the last column.
 
         Raises:
             ValueError: for anything else.
@@ -39,32 +41,32 @@ class Tokenizer:
         if not isinstance(texts, (list, tuple, np.ndarray)) or np.ndim(texts) != 1 or not len(texts):
             raise ValueError(
                 "A tokenizer takes a string or a list of strings. Received: "
-                f"{_described(texts)}. Pass text; token ids go to decode, conversations to apply_chat_template."
+                f"{_described(texts)}. Pass text, or call decode for token ids and apply_chat_template for messages."
             )
         token_ids, mask = padded([self.encode(text) for text in texts], self.pad_token_id or 0)
         return {"token_ids": token_ids, "padding_mask": mask}
 
     def decode_with_special_tokens(self, ids):
-        """The text of ids with the text of special tokens, where special tokens have one."""
+        """Returns the text of ids, including special tokens that have a text."""
         return self.decode(ids)
 
 
 def checked_text(text):
-    """`text` as a str, or a ValueError."""
+    """Returns `text` as a str. Raises ValueError for any other type."""
     if not isinstance(text, str):
-        raise ValueError(f"encode takes a string. Received: {_described(text)}. For a list call tokenizer(texts).")
+        raise ValueError(f"encode takes a string. Received: {_described(text)}. For a list, call tokenizer(texts).")
     return str(text)
 
 
 def checked_ids(ids):
-    """`ids`, one id or a row of them, as a list of int, or a ValueError."""
+    """Returns `ids`, one id or a row of ids, as a list of int. Raises ValueError for anything else."""
     try:
         single = np.ndim(ids) == 0 and not isinstance(ids, (str, bytes))
         return [operator.index(i) for i in ([ids] if single else ids)]
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"decode takes a row of token ids, which are integers. Received: {_described(ids)}. For a batch call it "
-            "with each row."
+            f"decode takes a row of token ids, which are integers. Received: {_described(ids)}. For a batch, call "
+            "decode once per row."
         ) from error
 
 

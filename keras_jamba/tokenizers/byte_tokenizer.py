@@ -1,13 +1,13 @@
-"""A token a byte."""
+"""A tokenizer with one token per byte."""
 
 from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
 
 
 class ByteTokenizer(Tokenizer):
-    """The bytes of a text's UTF-8 as ids 0 to 255, and three special tokens.
+    """A tokenizer with one token per UTF-8 byte, ids 0 to 255, and three special tokens.
 
     Args:
-        add_bos: whether a text begins with the token for its beginning.
+        add_bos: whether `encode` prepends the BOS token.
 
     Example:
         >>> from keras_jamba.tokenizers import ByteTokenizer
@@ -23,9 +23,9 @@ class ByteTokenizer(Tokenizer):
         self.add_bos = bool(add_bos)
 
     def encode(self, text):
-        """The ids of a text."""
+        """Returns the ids of a text. Raises ValueError if it is not a string."""
         return [self.bos_token_id] * self.add_bos + list(checked_text(text).encode())
 
     def decode(self, ids):
-        """The text of ids, special ones left out; what is not UTF-8 becomes the replacement character."""
+        """Returns the text of ids without special tokens. Invalid UTF-8 becomes the replacement character."""
         return bytes(i for i in checked_ids(ids) if 0 <= i < 256).decode(errors="replace")

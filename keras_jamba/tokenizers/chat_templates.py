@@ -1,4 +1,4 @@
-"""Chat templates: conversations as the text that a model was trained on, rendered as transformers renders them."""
+"""Chat templates: rendering of conversations into a model's training format, as transformers renders them."""
 
 import dataclasses
 import functools
@@ -8,40 +8,41 @@ from datetime import datetime
 
 import numpy as np
 
-# Names under which a message may hold its reasoning; templates read the first.
+# Fields in which a message may hold its reasoning. Templates read the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-# Stands at the end of the message that the model goes on with, until the text is cut there.
+# Marks the end of the message that the model continues. The rendered text is cut there.
 _END_OF_MESSAGE = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 def render(template, messages, variables, continue_final_message=False):
-    """The text of one conversation.
+    """Returns the text of one conversation.
 
     Args:
         template: text of a Jinja template.
         messages: a list of messages, dicts with a role.
-        variables: what else the template sees: tools, documents, add_generation_prompt, special tokens.
-        continue_final_message: whether the text ends with the content of the last message; or the name of the field
-            of this message with which it ends.
+        variables: further variables of the template: tools, documents, add_generation_prompt, special tokens.
+        continue_final_message: whether the text ends with the content of the last message. A string names the field
+            of this message with which the text ends.
 
     Raises:
-        ValueError: if the template is no template, or fails with this conversation.
+        ValueError: if the template is not a Jinja template, or fails with this conversation.
+        ImportError: if jinja2 is not installed.
     """
     messages = [_with_reasoning(message) for message in _plain(_checked(messages))]
-    tagged = _tag(messages, template, continue_final_message) if continue_final_message else None
+    tagged = _mark_end(messages, template, continue_final_message) if continue_final_message else None
     compiled = _compiled(template)
     try:
         text = compiled.render(messages=messages, **{name: _plain(x) for name, x in variables.items()})
-    except Exception as error:  # a template is a program of the checkpoint's author: it may fail in any way
+    except Exception as error:  # a template is a program, which may raise any error
         raise ValueError(
-            f"The chat template cannot render this conversation. Received: {error}. Change the messages, or what "
-            "else was passed to apply_chat_template."
+            f"The chat template cannot render this conversation. Received: {error}. Change the messages, or the other "
+            "arguments of apply_chat_template."
         ) from error
     return text if tagged is None else _cut(text, tagged)
 
 
 def _checked(messages):
-    """Messages as dicts without what is None; templates expect a missing key there."""
+    """Returns messages as dicts without None values, because templates test for missing keys."""
     messages = getattr(messages, "messages", messages)
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(
@@ -59,7 +60,7 @@ def _checked(messages):
 
 
 def _as_dict(x):
-    """Dataclasses and Pydantic models, at any depth, as dicts."""
+    """Returns dataclasses and Pydantic models at any depth as dicts."""
     if isinstance(x, Mapping):
         return {key: _as_dict(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
@@ -70,7 +71,7 @@ def _as_dict(x):
 
 
 def _plain(x):
-    """Only JSON's own types, so that a template cannot call methods of anything else; other objects by their type."""
+    """Returns `x` with JSON types only, so that templates call no other methods. Other objects become type names."""
     if x is None or type(x) in (str, int, float, bool):
         return x
     for kind in (str, int, float):
@@ -89,8 +90,8 @@ def _with_reasoning(message):
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
-def _tag(messages, template, field):
-    """Marks the end of the last message; returns its text."""
+def _mark_end(messages, template, field):
+    """Marks the end of the last message, and returns its text."""
     field = field if isinstance(field, str) else "content"
     last, final = messages[-1], messages[-1].get(field)
     fields = [name for name in _REASONING if last.get(name) == final] if field in _REASONING else [field]
@@ -103,29 +104,29 @@ def _tag(messages, template, field):
         last.update({name: final + _END_OF_MESSAGE for name in fields})
     if not isinstance(final, str) or not any(name in template for name in fields):
         raise ValueError(
-            f"continue_final_message takes a last message with text in {field!r}, which the template reads. Received: "
+            f"continue_final_message needs a last message with text in {field!r}, which the template reads. Received: "
             f"{str(messages[-1])[:60]!r}. Pass add_generation_prompt=True instead, for a new message."
         )
     return final
 
 
 def _cut(text, final):
-    """The text up to the end of the last message."""
+    """Returns the text up to the end of the last message."""
     tag = _END_OF_MESSAGE.strip()
     if final.strip() not in text or tag not in text:
         raise ValueError(
-            "continue_final_message takes a template that renders the whole last message. Received: one that does "
+            "continue_final_message needs a template that renders the complete last message. Received: one that does "
             f"not render {final.strip()[:60]!r}. Pass add_generation_prompt=True instead, for a new message."
         )
     place = text.rindex(tag)
-    kept = text[place : place + len(_END_OF_MESSAGE)] == _END_OF_MESSAGE
-    # Where the template trims a message, it trims what the message ends with too.
-    return text[:place] if kept else text[:place].rstrip()
+    is_untrimmed = text[place : place + len(_END_OF_MESSAGE)] == _END_OF_MESSAGE
+    # A template that trims a message also trims the end of its text.
+    return text[:place] if is_untrimmed else text[:place].rstrip()
 
 
 @functools.lru_cache
 def _compiled(text):
-    """A compiled template."""
+    """Returns a compiled template."""
     try:
         import jinja2
     except ImportError as error:
@@ -137,18 +138,18 @@ def _compiled(text):
         return _environment(jinja2).from_string(text)
     except jinja2.TemplateError as error:
         raise ValueError(
-            f"A chat template must be a Jinja template. Received: {error}, in {text[:60]!r}. Set the tokenizer's "
-            "chat_template to one."
+            f"A chat template must be a Jinja template. Received: {error}, in {text[:60]!r}. Correct the "
+            "tokenizer's chat_template."
         ) from error
 
 
 def _environment(jinja2):
-    """Where templates are run: a sandbox, for they come from whoever made the checkpoint."""
+    """Returns a sandboxed environment, because templates in checkpoints are untrusted."""
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}` around what the assistant says: rendered as it stands."""
+        """The tag `{% generation %}` around an assistant's answer, which is rendered unchanged."""
 
         tags = {"generation"}
 
@@ -170,7 +171,7 @@ def _environment(jinja2):
             return dict.fromkeys(*args, **kwargs)
 
     class Namespace(jinja2.utils.Namespace):
-        """`namespace` without names that begin with an underscore, which could reach Python's own."""
+        """`namespace` without names that begin with an underscore, which could reach Python's internals."""
 
         def __init__(*args, **kwargs):
             self, args = args[0], args[1:]

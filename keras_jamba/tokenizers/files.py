@@ -1,4 +1,4 @@
-"""Tokenizers in folders."""
+"""Loading and saving of tokenizers in folders."""
 
 import json
 import tempfile
@@ -8,12 +8,12 @@ from keras_jamba import _files
 from keras_jamba.tokenizers.byte_tokenizer import ByteTokenizer
 from keras_jamba.tokenizers.jamba_tokenizer import TOKENIZER, JambaTokenizer
 
-# Beside a preset whose tokens are bytes: there is no file of another library that says so.
+# Marks a folder with a ByteTokenizer, for which no other library has a file format.
 BYTES = "byte_tokenizer.json"
 
 
 def load_tokenizer(folder):
-    """The tokenizer in a folder, or None."""
+    """Returns the tokenizer in a folder, or None."""
     folder = Path(folder)
     if (folder / BYTES).is_file():
         return ByteTokenizer(**json.loads((folder / BYTES).read_text("utf-8")))
@@ -21,7 +21,9 @@ def load_tokenizer(folder):
 
 
 def save_tokenizer(tokenizer, folder):
-    """Writes what `load_tokenizer` reads; each file appears whole, and none where not all can be written.
+    """Writes the files that `load_tokenizer` reads.
+
+    Each file is written atomically. No file appears if one of them cannot be written.
 
     Raises:
         ValueError: for a tokenizer of another class without `save(folder)`.
@@ -33,16 +35,16 @@ def save_tokenizer(tokenizer, folder):
         tokenizer.save(folder)
     else:
         raise ValueError(
-            "A tokenizer is saved by its save(folder). Received: "
-            f"{type(tokenizer).__name__} without one. Set the model's tokenizer to None, or write one."
+            "A tokenizer must have a method save(folder). Received: "
+            f"{type(tokenizer).__name__} without one. Set the model's tokenizer to None, or add the method."
         )
 
 
 def check_comes_back(tokenizer):
-    """Refuses a tokenizer that `load_tokenizer` would not return from what `save_tokenizer` writes; None is fine.
+    """Raises ValueError unless `load_tokenizer` restores the class of a saved tokenizer. None is allowed.
 
     Raises:
-        ValueError: for a tokenizer of another class that is not saved, or whose files another class reads.
+        ValueError: for a tokenizer of another class without `save(folder)`, or whose files load as another class.
     """
     if tokenizer is None or type(tokenizer) in (ByteTokenizer, JambaTokenizer):
         return
@@ -51,7 +53,7 @@ def check_comes_back(tokenizer):
         found = load_tokenizer(folder)
     if type(found) is not type(tokenizer):
         raise ValueError(
-            "A model is saved with a tokenizer that load_tokenizer returns: a ByteTokenizer or a JambaTokenizer. "
-            f"Received: a {type(tokenizer).__name__}, whose files are read as {type(found).__name__}. Set the model's "
+            "A saved tokenizer must be one that load_tokenizer returns: a ByteTokenizer or a JambaTokenizer. "
+            f"Received: a {type(tokenizer).__name__}, whose files load as {type(found).__name__}. Set the model's "
             "tokenizer to None before saving, and to this one after loading."
         )

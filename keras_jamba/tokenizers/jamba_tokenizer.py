@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints: tokenizer.json."""
+"""The tokenizer of a checkpoint with a tokenizer.json."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from keras_jamba.tokenizers._special_tokens import add_special_tokens, special_t
 from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
 
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-# A folder of further templates, each in a file with its name.
+# The folder of named templates, one per file.
 TEMPLATES = "additional_chat_templates"
-# What transformers' apply_chat_template takes besides, and what to do here instead.
+# Other arguments of transformers' apply_chat_template, and the remedy for each.
 _ELSEWHERE = {
     "return_tensors": "Pass the ids to keras.ops.convert_to_tensor",
     "return_dict": "Call tokenizer(text) for a dict",
@@ -25,25 +25,24 @@ _ELSEWHERE = {
 
 
 class JambaTokenizer(Tokenizer):
-    """The tokenizer of a checkpoint, by the library tokenizers; it encodes, decodes and renders as transformers does.
+    """The tokenizer of a checkpoint. It encodes, decodes and renders conversations as transformers does.
 
-    The post-processor in tokenizer.json decides whether a text begins with the token for the beginning or ends with
-    the one for the end. As in transformers, `add_bos_token` and `add_eos_token` in tokenizer_config.json change nothing
-    beside a tokenizer.json, and the class GPTNeoXTokenizer, which Mamba-1's checkpoints have, adds neither.
+    The post-processor in tokenizer.json adds the BOS and EOS tokens. As in transformers, `add_bos_token` and
+    `add_eos_token` in tokenizer_config.json have no effect if there is a tokenizer.json. The class GPTNeoXTokenizer of
+    Mamba-1 checkpoints adds neither token.
 
     Args:
-        folder: holds tokenizer.json, and where the checkpoint has them tokenizer_config.json and
-            special_tokens_map.json, which name the special tokens, chat_template.jinja and
-            additional_chat_templates/*.jinja.
+        folder: holds tokenizer.json. It may also hold tokenizer_config.json and special_tokens_map.json, which name
+            the special tokens, chat_template.jinja and additional_chat_templates/*.jinja.
 
     Attributes:
-        chat_template: text of a Jinja template, a dict of several by their names, or None.
+        chat_template: text of a Jinja template, a dict of named templates, or None.
         bos_token, eos_token, pad_token: the text of these tokens, or None.
         vocab_size, bos_token_id, eos_token_id, pad_token_id: see `Tokenizer`.
 
     Raises:
-        ValueError: if a file is damaged or names a token that the vocabulary does not have.
-        ImportError: without the library.
+        ValueError: if a file is damaged or names a token that is missing in the vocabulary.
+        ImportError: if the library tokenizers is not installed.
     """
 
     def __init__(self, folder):
@@ -60,7 +59,7 @@ class JambaTokenizer(Tokenizer):
             if token is not None and token_id is None:
                 raise ValueError(
                     f"The special tokens of {CONFIG} must be in {TOKENIZER}. Received: {kind}_token={token!r}, which "
-                    "is not. The two files are of different tokenizers."
+                    "is not. Use two files of the same tokenizer."
                 )
             setattr(self, f"{kind}_token", token)
             setattr(self, f"{kind}_token_id", token_id)
@@ -69,22 +68,22 @@ class JambaTokenizer(Tokenizer):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        # The library's own copies forget this one setting.
+        # Copies of the library's tokenizer lose this setting.
         self._tokenizer.encode_special_tokens = bool(self._config.get("split_special_tokens", False))
 
     def encode(self, text, add_special_tokens=True):
-        """The ids of a text.
+        """Returns the ids of a text.
 
         Args:
-            text: a string. Special tokens that are written in it are encoded as such.
-            add_special_tokens: whether the post-processor adds the tokens for the beginning and the end. Where the
-                text begins with the former, as a chat template writes it, it is not added again.
+            text: a string. Special tokens in the text are encoded as special tokens.
+            add_special_tokens: whether the post-processor adds its BOS and EOS tokens. BOS is not added again if the
+                text begins with it, as a rendered chat template does.
 
         Returns:
             A list of int.
 
         Raises:
-            ValueError: for anything but a string.
+            ValueError: if `text` is not a string.
         """
         text = checked_text(text)
         ids = self._tokenizer.encode(text, add_special_tokens=bool(add_special_tokens)).ids
@@ -92,15 +91,15 @@ class JambaTokenizer(Tokenizer):
         return ids[1:] if written and ids[:2] == [self.bos_token_id] * 2 else ids
 
     def decode(self, ids):
-        """The text of ids, special ones left out."""
+        """Returns the text of ids without special tokens."""
         return self._cleaned(self._tokenizer.decode(checked_ids(ids), skip_special_tokens=True))
 
     def decode_with_special_tokens(self, ids):
-        """The text of ids, with that of special ones."""
+        """Returns the text of ids, including special tokens."""
         return self._cleaned(self._tokenizer.decode(checked_ids(ids), skip_special_tokens=False))
 
     def _cleaned(self, text):
-        """Without spaces before punctuation where tokenizer_config.json says so; BPE writes spaces as they were."""
+        """Removes spaces before punctuation if tokenizer_config.json requests it. BPE restores spaces exactly."""
         if not self._config.get("clean_up_tokenization_spaces") or type(self._tokenizer.model).__name__ == "BPE":
             return text
         for mark in (".", "?", "!", ","):
@@ -121,27 +120,28 @@ class JambaTokenizer(Tokenizer):
         tokenize=False,
         **variables,
     ):
-        """Renders a conversation as the text that the model was trained on, as transformers renders it.
+        """Renders a conversation in the model's training format, as transformers renders it.
 
         Args:
-            messages: a list of `{"role": ..., "content": ...}`; or a list of such lists.
-            add_generation_prompt: whether the answer of the assistant begins at the end.
-            tools: a list of JSON schemas, dicts, of functions that the model may call; or None.
-            documents: a list of `{"title": ..., "text": ...}` that the model may read; or None.
-            chat_template: the name of one of several templates, or the text of another. None is the one named
-                "tool_use" where there are tools, else the one named "default".
-            continue_final_message: whether the text ends with the content of the last message, for the model to go on
-                with; or the name of the field of this message, such as "reasoning_content". Not together with
-                add_generation_prompt, which must be False.
-            tokenize: whether to return ids, to which no special tokens are added, for the template writes them.
+            messages: a list of `{"role": ..., "content": ...}`, or a list of such lists.
+            add_generation_prompt: whether the text ends with the start of an assistant's answer.
+            tools: a list of JSON schemas, dicts, of functions that the model may call, or None.
+            documents: a list of `{"title": ..., "text": ...}` that the model may read, or None.
+            chat_template: the name of one of several templates, or the text of another. None selects the template
+                named "tool_use" if there are tools, otherwise the one named "default".
+            continue_final_message: whether the text ends with the content of the last message, which the model
+                continues. A string names another field of this message, such as "reasoning_content". It requires
+                add_generation_prompt=False.
+            tokenize: whether to return ids. No special tokens are added, because the template writes them.
             **variables: further variables of the template.
 
         Returns:
-            A string, or a list of int with tokenize; for several conversations a list of these.
+            A string, or a list of int with `tokenize`. For several conversations, a list of these.
 
         Raises:
-            ValueError: if the checkpoint has no template, or the template fails with this conversation.
-            ImportError: without the library jinja2.
+            ValueError: if the checkpoint has no template, the template fails with this conversation, or an argument
+                is not supported.
+            ImportError: if jinja2 is not installed.
         """
         for name in variables.keys() & _ELSEWHERE.keys():
             raise ValueError(
@@ -150,13 +150,13 @@ class JambaTokenizer(Tokenizer):
             )
         if continue_final_message and add_generation_prompt:
             raise ValueError(
-                "A conversation ends with its last message or with the beginning of a new one. Received: "
+                "A conversation must end with its last message or with the start of a new one. Received: "
                 "continue_final_message and add_generation_prompt. Pass add_generation_prompt=False."
             )
         template = self._template(chat_template, tools)
         special = self._special | {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
         variables = {name: token for name, token in special.items() if token is not None} | variables
-        variables |= dict(tools=_dicts("tools", tools), documents=_dicts("documents", documents))
+        variables |= dict(tools=_checked_dicts("tools", tools), documents=_checked_dicts("documents", documents))
         variables |= dict(add_generation_prompt=add_generation_prompt)
         several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
         found = [
@@ -168,32 +168,32 @@ class JambaTokenizer(Tokenizer):
         return found if several else found[0]
 
     def _template(self, chosen, tools):
-        """The text of the template that applies."""
-        have = self.chat_template
-        if isinstance(have, dict):
+        """Returns the text of the chosen template."""
+        available = self.chat_template
+        if isinstance(available, dict):
             if chosen is None:
-                chosen = "tool_use" if tools is not None and "tool_use" in have else "default"
-                if chosen not in have:
+                chosen = "tool_use" if tools is not None and "tool_use" in available else "default"
+                if chosen not in available:
                     raise ValueError(
                         "One of several chat templates must be chosen. Received: templates named "
-                        f"{sorted(have)}, none of which is 'default'. Pass chat_template= and a name."
+                        f"{sorted(available)}, none of which is 'default'. Pass chat_template= and a name."
                     )
-            return have.get(chosen, chosen)
-        have = have if chosen is None else chosen
-        if not isinstance(have, str):
+            return available.get(chosen, chosen)
+        available = available if chosen is None else chosen
+        if not isinstance(available, str):
             raise ValueError(
                 f"A conversation needs a template. Received: a tokenizer without {TEMPLATE} and without chat_template "
                 f"in {CONFIG}. Set its chat_template, or write the prompt yourself."
             )
-        return have
+        return available
 
     def save(self, folder):
-        """Writes the files that this was made of, as transformers writes them.
+        """Writes the files of this tokenizer as transformers writes them.
 
-        Each appears whole, and none where not all can be written.
+        Each file is written atomically. No file appears if one of them cannot be written.
 
         Raises:
-            ValueError: for a chat template whose name is not that of a file.
+            ValueError: if the name of a chat template is not a valid file name.
         """
         with _files.atomic_files(folder) as staged:
             self._write(staged)
@@ -217,19 +217,19 @@ class JambaTokenizer(Tokenizer):
             file.write_text(text, "utf-8")
 
 
-def _dicts(name, given):
-    """Tools or documents, if they are dicts."""
+def _checked_dicts(name, given):
+    """Returns tools or documents. Raises ValueError if one of them is not a dict."""
     wrong = [each for each in given or () if not isinstance(each, dict)]
     if wrong:
         raise ValueError(
-            f"{name} must be a list of dicts. Received: {wrong[0]!r}. A tool is the JSON schema of a function, such as "
-            "transformers.utils.get_json_schema(function) returns; a document has a title and a text."
+            f"{name} must be a list of dicts. Received: {wrong[0]!r}. Pass tools as JSON schemas of functions, such as "
+            "transformers.utils.get_json_schema(function) returns, and documents with a title and a text."
         )
     return given
 
 
 def _templates(folder, configured):
-    """Chat templates of a folder: a text, a dict of several, or None. Files come before what the config holds."""
+    """Returns the chat template of a folder: a text, a dict of several, or None. Files override the config."""
     found = {}
     if (folder / TEMPLATE).is_file():
         found["default"] = (folder / TEMPLATE).read_text("utf-8")
@@ -259,9 +259,9 @@ def _tokenizer(file):
         ) from error
     try:
         library = Library.from_file(str(file))
-    except Exception as error:  # the library raises nothing more precise
+    except Exception as error:  # the library raises plain Exception
         raise ValueError(_damaged(file, error)) from error
-    # Texts stand as they are: models pad and cut.
+    # Models pad and truncate themselves.
     library.no_padding()
     library.no_truncation()
     return library

@@ -1,4 +1,4 @@
-"""The optimizer and the schedule that the architecture's authors advise."""
+"""The optimizer and the schedule that the architecture's authors recommend."""
 
 import re
 
@@ -12,30 +12,31 @@ from keras_jamba.ops import _checks
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class JambaAdamW(_keras_internals.AdamWHooks):
-    """AdamW that decays matrices only, and that keeps the norm of the last gradient.
+    """AdamW that decays matrices only, and keeps the norm of the last gradient.
 
-    What weight decay is for is marked where the variables of this package are made: expert banks and the kernels
-    of dense layers, but not A_log, D, the time step's bias, norms, biases, convolutions and routers. Of other
-    layers, variables that Keras calls `kernel` or `embeddings` decay. The rule is found anew wherever the optimizer
-    is built, so that a model loaded from a file trains on as it did: what
-    `AdamW.exclude_from_weight_decay` was told is not in such a file.
+    The layers of this package mark the variables that decay: expert banks and the kernels of dense layers. A_log, D,
+    the time step's bias, norms, biases, convolutions and routers do not decay. In other layers, variables named
+    `kernel` or `embeddings` decay.
+
+    `build` applies this rule each time. A model loaded from a file therefore trains on unchanged, although the file
+    does not hold the exclusions of `AdamW.exclude_from_weight_decay`.
 
     Args:
         learning_rate: a number or a schedule.
-        weight_decay: the share of a weight, times the learning rate, that a step takes away.
-        global_clipnorm: the norm of the whole gradient is scaled down to this where it is above it; over all
-            replicas, where there are several. None does not clip.
-        no_decay: regular expressions. A variable whose path one of them is found in does not decay either.
-        **kwargs: of `keras.optimizers.AdamW`: beta_1, beta_2, use_ema, gradient_accumulation_steps, ... Under
-            `use_ema=True` the average of the weights keeps `min(ema_momentum, n / (n + 9))` of itself in the update
-            after n others, so that a training of few steps does not end with its first weights.
+        weight_decay: the share of a weight, times the learning rate, that a step subtracts.
+        global_clipnorm: the largest norm of the complete gradient, over all replicas. A larger gradient is scaled down
+            to it. None does not clip.
+        no_decay: regular expressions. Variables whose path matches one of them (`re.search`) do not decay either.
+        **kwargs: arguments of `keras.optimizers.AdamW`: beta_1, beta_2, use_ema, gradient_accumulation_steps, ...
+            With `use_ema=True`, update n + 1 keeps `min(ema_momentum, n / (n + 9))` of the weights' average. A short
+            training thus does not end near its first weights.
 
     Attributes:
-        gradient_norm: a float32 variable, the norm of the last gradient before it was clipped. Where gradients
-            are accumulated, of their mean.
+        gradient_norm: a float32 variable, the norm of the last gradient before clipping. With gradient accumulation it
+            is the norm of the mean gradient.
 
     Reference:
-        [Loshchilov and Hutter (2019)](https://arxiv.org/abs/1711.05101); what does not decay:
+        [Loshchilov and Hutter (2019)](https://arxiv.org/abs/1711.05101); variables without decay:
         [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752), appendix E, and its authors' code; the momentum of
         averaged weights: `num_updates` of `tf.train.ExponentialMovingAverage`.
     """
@@ -59,14 +60,14 @@ class JambaAdamW(_keras_internals.AdamWHooks):
         return decays(variable) and not any(re.search(pattern, variable.path) for pattern in self.no_decay)
 
     def decayed(self, variables):
-        """Those of `variables` that decay."""
+        """Returns the members of `variables` that decay."""
         return [variable for variable in variables if self._decays(variable)]
 
     def _update_averages(self, trainable_variables):
-        # Keras' average begins with the weights after the first step, of which `ema_momentum**n` is left after n more.
+        # Keras starts the average at the weights after step one, and keeps `ema_momentum**n` of them after n more.
         updates = ops.cast(self.iterations, "float32")
         last = 1.0 - self.ema_momentum
-        # The larger of the two. Not `ops.maximum`, see `_clip_all`.
+        # The maximum of the two, without `ops.maximum`: see `_clip_all`.
         share = last + ops.relu(9.0 / (updates + 9.0) - last)
         for variable, average in zip(trainable_variables, self._averages(), strict=True):
             if average is not None:
@@ -75,8 +76,8 @@ class JambaAdamW(_keras_internals.AdamWHooks):
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)
         if self.use_ema:
-            # Keras gives the model the very arrays of the averages: on JAX a program that may overwrite the ones, in
-            # `predict` or a second `fit`, would free the others.
+            # Keras assigns the averages' own arrays to the model. On JAX `predict` or a second `fit` may donate these
+            # buffers, which would free the averages too.
             for variable in var_list:
                 variable.assign(ops.copy(variable))
 
@@ -96,7 +97,7 @@ class JambaAdamW(_keras_internals.AdamWHooks):
         schedule = self._given_learning_rate
         if self._step is None or not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             return super()._current_learning_rate()
-        # A schedule is many operations and looks at values: on a GPU each would be waited for.
+        # A schedule runs many operations and reads values. On a GPU each read would synchronise.
         with keras.device("cpu"):
             return schedule(ops.convert_to_tensor(self._step - 1, _keras_internals.step_counter(self).dtype))
 
@@ -122,19 +123,19 @@ class JambaAdamW(_keras_internals.AdamWHooks):
         )
 
     def _clip_all(self, grads):
-        # Keras' own takes the norm of each replica's part of the gradient by itself.
+        # Keras takes the norm of each replica's gradient separately.
         total = _backend.processes.all_reduce_sum([g for g in grads if g is not None])
         norm = _backend.optimizer.global_norm(total)
         self.gradient_norm.assign(norm)
         if not self.global_clipnorm:
             return super()._clip_all(grads)
-        # Like Keras: a gradient that is not finite becomes NaN as a whole, and is seen. Not `ops.maximum`: on PyTorch
-        # that takes the number to the device and waits for it there.
+        # Like Keras, a non-finite norm makes the complete gradient NaN. `ops.maximum` is avoided: on PyTorch it copies
+        # the number to the device and synchronises.
         scale = 1.0 / (1.0 + ops.relu(norm / self.global_clipnorm - 1.0)) + (norm - norm)
         return _backend.optimizer.scale_gradients(grads, scale)
 
     def _decay_all(self, variables):
-        # Keras' own fails on PyTorch where nothing decays. Weights that take a step together decay in it.
+        # Keras' method fails on PyTorch if no variable decays. The fused step applies decay itself.
         if self._step is None and any(self._decays_in_step(variable) for variable in variables):
             super()._decay_all(variables)
 
@@ -143,13 +144,13 @@ class JambaAdamW(_keras_internals.AdamWHooks):
 
 
 def schedule(steps, learning_rate=1e-4, warmup=0.1, final=0.0):
-    """A learning rate that rises from 0 in a straight line and falls along half a cosine.
+    """Returns a schedule with linear warm-up from 0 and half-cosine decay.
 
     Args:
-        steps: batches that the whole training consists of.
-        learning_rate: the peak.
-        warmup: the share of the steps in which it rises.
-        final: what it falls to, as a share of the peak.
+        steps: batches of the complete training.
+        learning_rate: the peak learning rate.
+        warmup: the share of the steps with a rising rate.
+        final: the last learning rate, as a share of the peak.
 
     Returns:
         A `keras.optimizers.schedules.CosineDecay`.
@@ -171,20 +172,20 @@ def schedule(steps, learning_rate=1e-4, warmup=0.1, final=0.0):
 
 
 def optimizer(model, steps, learning_rate=1e-4, warmup=0.1, final=0.0, weight_decay=0.1, global_clipnorm=1.0, **kwargs):
-    """The optimizer for a model: AdamW on matrices, clipping, warm-up and cosine decay.
+    """Returns the optimizer for a model: AdamW with decay of matrices, clipping, warm-up and cosine decay.
 
     Args:
-        model: a built model; looked at for what decays, and not changed.
-        steps: batches of the whole training, `epochs * steps_per_epoch`.
+        model: a built model. Its variables are checked for decay and not changed.
+        steps: batches of the complete training, `epochs * steps_per_epoch`.
         learning_rate, warmup, final: see `schedule`.
         weight_decay, global_clipnorm: see `JambaAdamW`.
-        **kwargs: of `JambaAdamW`: no_decay, gradient_accumulation_steps, use_ema, beta_2, ...
+        **kwargs: arguments of `JambaAdamW`: no_decay, gradient_accumulation_steps, use_ema, beta_2, ...
 
     Returns:
         A `JambaAdamW`, for `model.compile`.
 
     Raises:
-        ValueError: for numbers out of range, a model without weights, or one of whose weights none would decay.
+        ValueError: for numbers out of range, a model without weights, or a model in which no weight would decay.
 
     Example:
         >>> import keras_jamba
@@ -201,13 +202,13 @@ def optimizer(model, steps, learning_rate=1e-4, warmup=0.1, final=0.0, weight_de
     )
     if not model.trainable_variables:
         raise ValueError(
-            "An optimizer is made for a model that has weights to train. "
+            "An optimizer needs a model that has weights to train. "
             f"Received: {model.name!r}, built={model.built}. Build it, or call it on a batch, first."
         )
     if weight_decay and not made.decayed(model.trainable_variables):
         raise ValueError(
             "Weight decay must have something to act on. "
-            f"Received: weight_decay={weight_decay} for {model.name!r}, whose variables are all left out. "
+            f"Received: weight_decay={weight_decay} for {model.name!r}, none of whose variables decays. "
             "Pass weight_decay=None, or change no_decay."
         )
     return made

@@ -1,31 +1,30 @@
-"""Data parallel training on the engine that each backend has for it."""
+"""Data parallel training on each backend's own engine."""
 
 from keras_jamba import _backend
 
 
 class DataParallel:
-    """Every step's batch is shared among replicas of the model; gradients are averaged, weights stay the same.
+    """A context that splits each batch over replicas of the model, averages gradients and keeps the weights equal.
 
-    On JAX `keras.distribution.DataParallel` over the devices of this process, on TensorFlow
-    `tf.distribute.MirroredStrategy`, on PyTorch `DistributedDataParallel` in processes that torchrun starts, one a
-    device. Make and compile the model inside; `prepare` it; fit inside.
+    The engines are `keras.distribution.DataParallel` over the devices of this process on JAX,
+    `tf.distribute.MirroredStrategy` on TensorFlow, and `DistributedDataParallel` on PyTorch. On PyTorch torchrun starts
+    one process per device. Build, compile, `prepare` and fit the model inside the context.
 
-    On JAX a step is one program over the whole batch. On TensorFlow and PyTorch a replica sees its part alone:
-    batch norm, the auxiliary losses of experts and `capacity_factor` are about that part, as everywhere with these
-    engines; gradients are clipped as a whole by `JambaAdamW` on all three. The batch must be a multiple of the
-    replicas.
+    On JAX a step is one program over the full batch. On TensorFlow and PyTorch a replica sees only its part of the
+    batch. Batch norm, the experts' auxiliary losses and `capacity_factor` then apply to that part, as usual with these
+    engines. `JambaAdamW` clips the full gradient on all three. The batch size must be a multiple of the replicas.
 
     Args:
-        devices: names of devices, as `keras.distribution.list_devices()` on JAX and `"GPU:0"` on TensorFlow; None
-            for all of a kind. On PyTorch None: torchrun knows.
+        devices: device names, as in `keras.distribution.list_devices()` on JAX and `"GPU:0"` on TensorFlow. None uses
+            all devices of a kind. Must be None on PyTorch, where torchrun assigns devices.
 
-    Attributes, inside:
-        replicas: how many there are.
-        shard: `(number of this process, processes)`, for `Batches(..., shard=)`: on PyTorch each process reads its
-            part of each batch. `(0, 1)` on the others, where this process feeds all replicas.
+    Attributes (inside the context):
+        replicas: the number of replicas.
+        shard: `(index of this process, number of processes)`, for `Batches(..., shard=)`. On PyTorch each process reads
+            its part of each batch. Elsewhere it is `(0, 1)`: this process feeds all replicas.
 
     Raises:
-        ValueError: on PyTorch, for devices that are named; `prepare`, for a model that is not built or not made inside.
+        ValueError: on PyTorch, if `devices` is given. From `prepare`, if the model is not built or was made outside.
         RuntimeError: on PyTorch, outside of torchrun.
 
     Example:
@@ -49,7 +48,7 @@ class DataParallel:
         return self._engine.__exit__(*exception)
 
     def prepare(self, model):
-        """The model itself, made ready; on PyTorch its steps go through `DistributedDataParallel` from here on."""
+        """Prepares and returns the model. On PyTorch its steps then run through `DistributedDataParallel`."""
         if not model.built:
             raise ValueError(
                 "A model must have its variables before they are shared among replicas. "

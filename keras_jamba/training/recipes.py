@@ -1,4 +1,4 @@
-"""Recipes: all that a classifier of images or clips is trained with, under one name."""
+"""Recipes: named training settings for classifiers of images or clips."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from keras_jamba.training.adamw import optimizer
 from keras_jamba.training.data import Augmentation, Batches, RandomAffine
 from keras_jamba.training.data.augmentation import one_hot
 
-# Under a policy of mixed precision layers would compute positions of pixels in it too.
+# Pixel positions need float32, also under a mixed-precision policy.
 _EXACT = dict(dtype="float32")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: AdamW with warm-up and cosine decay, label smoothing, averaging, augmentation.
+    """Training settings of a classifier: AdamW, warm-up, cosine decay, label smoothing, averaging, augmentation.
 
     Args:
         epochs: passes over the data.
-        batch_size: examples b in a batch.
-        learning_rate: the peak.
+        batch_size: examples b per batch.
+        learning_rate: the peak learning rate.
         weight_decay, warmup: see `training.optimizer`.
-        ema_momentum: the share of the moving average of the weights that a step keeps, less in the first steps (see
-            `JambaAdamW`). `fit` ends with the average in the model. None for no averaging.
+        ema_momentum: the share of the weights' moving average that a step keeps. The first steps keep less (see
+            `JambaAdamW`). `fit` ends with the average in the model. None does not average.
         label_smoothing: the share of a label that is spread over all classes, from 0 to 1.
-        augmentation: a function of the number of classes that returns a new list of Keras layers, for
-            `Augmentation`; or None.
+        augmentation: a function of the number of classes that returns a new list of Keras layers for `Augmentation`.
+            None does not augment.
 
     Example:
         ```python
@@ -63,11 +63,11 @@ class Recipe:
             )
 
     def compile(self, model, steps):
-        """Compiles a built model, whose outputs are logits `(b, classes)`, for one-hot labels and a new optimizer.
+        """Compiles a built model with logits `(b, classes)` for one-hot labels and a new optimizer.
 
         Args:
             model: a Keras model.
-            steps: batches of the whole training.
+            steps: batches of the complete training.
 
         Raises:
             ValueError: see `training.optimizer`.
@@ -78,26 +78,26 @@ class Recipe:
         model.compile(made, loss, metrics=["accuracy"])
 
     def fit(self, model, images, labels, seed=0, validation_data=None, callbacks=(), verbose="auto", workers=1):
-        """Compiles a model anew and fits it on batches that seed and step decide.
+        """Compiles a model and fits it on batches that depend on seed and step only.
 
         Args:
             model: a built Keras model with outputs `(b, classes)`, logits.
-            images: `(n, h, w, c)`, or clips `(n, T, h, w, c)`: floats from 0 to 1, or with the `pixel_range` (0, 255)
-                of a `DHCJamba` values from 0 to 255. Augmentation gets values from 0 to 1 in both cases.
+            images: `(n, h, w, c)`, or clips `(n, T, h, w, c)`. Floats from 0 to 1, or values from 0 to 255 for a
+                `DHCJamba` with `pixel_range` (0, 255). Augmentation gets values from 0 to 1 in both cases.
             labels: `(n,)` integers.
-            seed: of order and augmentation; what the model draws, dropout for example, follows from
-                `keras.utils.set_random_seed`.
-            validation_data: `(images, labels)` as above, or None. The measures of an epoch are those of the weights
-                themselves, before any average.
-            callbacks, verbose: of `keras.Model.fit`.
-            workers: threads that make batches ahead, see `Batches`.
+            seed: seed of order and augmentation. `keras.utils.set_random_seed` seeds the model's own random numbers,
+                such as dropout.
+            validation_data: `(images, labels)` as above, or None. An epoch's metrics are those of the weights
+                themselves, not of their average.
+            callbacks, verbose: as in `keras.Model.fit`.
+            workers: threads that prefetch batches, see `Batches`.
 
         Returns:
             The `keras.callbacks.History`.
 
         Raises:
-            ValueError: for labels that are not integers below the number of classes, fewer examples than a batch, and
-                what `Augmentation` and `training.optimizer` refuse.
+            ValueError: for labels that are not integers below the number of classes, or fewer examples than a batch.
+                Also for arguments that `Augmentation` and `training.optimizer` refuse.
         """
         images = np.asarray(images)
         num_classes = model.compute_output_spec(keras.KerasTensor((self.batch_size, *images.shape[1:]))).shape[-1]
@@ -105,7 +105,7 @@ class Recipe:
         if self.augmentation is not None:
             transform = Augmentation(self.augmentation(num_classes), num_classes)
             if getattr(model, "pixel_range", None) == (0, 255):
-                transform = _of_bytes(transform)
+                transform = _for_byte_range(transform)
         data = (images, one_hot(labels, num_classes))
         batches = Batches(data, self.batch_size, seed, transform=transform, workers=workers)
         if validation_data is not None:
@@ -122,8 +122,8 @@ class Recipe:
         )
 
 
-def _of_bytes(augmentation):
-    """An augmentation of floats from 0 to 1 as one of values from 0 to 255."""
+def _for_byte_range(augmentation):
+    """Adapts an augmentation of floats from 0 to 1 to values from 0 to 255."""
 
     def transform(batch, rng):
         images, labels = augmentation((batch[0].astype("float32") / 255, batch[1]), rng)
@@ -132,21 +132,21 @@ def _of_bytes(augmentation):
     return transform
 
 
-def _slightly_moved(num_classes):
+def _digit_augmentation(num_classes):
     affine = RandomAffine(rotation=15.0, zoom=0.1, shear=0.1, translation=0.1, **_EXACT)
     return [affine, keras.layers.MixUp(alpha=0.3)]
 
 
-def _of_photographs(num_classes):
+def _photo_augmentation(num_classes):
     layers = keras.layers
     return [
-        # The usual crop out of a padded image; Keras' RandomCrop moves all images of a batch alike.
+        # The usual crop of a padded image. Keras' RandomCrop moves all images of a batch alike.
         layers.RandomTranslation(1 / 8, 1 / 8, "constant", interpolation="nearest", **_EXACT),
         layers.RandomFlip("horizontal", **_EXACT),
         layers.RandAugment(value_range=(0, 1), **_EXACT),
         layers.RandomErasing(value_range=(0, 1), **_EXACT),
-        # Others take one of the two for each batch, for which Keras has no layer. Here one comes after the other, and
-        # MixUp leaves two images of three as good as unmixed: their share is above 0.9 or below 0.1.
+        # Keras has no layer that picks one of the two per batch, so they run in sequence. MixUp hardly changes two
+        # images of three: their share is above 0.9 or below 0.1.
         layers.MixUp(alpha=0.2),
         layers.CutMix(),
     ]
@@ -158,7 +158,7 @@ DIGITS = Recipe(
     learning_rate=4e-3,
     ema_momentum=0.98,
     label_smoothing=0.1,
-    augmentation=_slightly_moved,
+    augmentation=_digit_augmentation,
 )
 
 CIFAR10 = Recipe(
@@ -167,5 +167,5 @@ CIFAR10 = Recipe(
     learning_rate=1e-3,
     ema_momentum=0.9995,
     label_smoothing=0.1,
-    augmentation=_of_photographs,
+    augmentation=_photo_augmentation,
 )

@@ -1,25 +1,24 @@
-"""Models whose weights are split among devices, through `keras.distribution.ModelParallel` on JAX."""
+"""Model parallelism: layouts that shard weights over a mesh, for `keras.distribution.ModelParallel` on JAX."""
 
 import keras
 
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 
-# What is split, by paths of variables: along "model" among the devices of the second axis, along "d_model" among those
-# of the first, where they share everything.
+# Sharded axes by variable path. "model" is the second mesh axis. "d_model" is the first, with `fully_sharded` only.
 _ALWAYS = {
-    # (v, d) and (d, v): words.
+    # (v, d) and (d, v): the vocabulary is split.
     r".*token_embedding/embeddings": ("model", "d_model"),
     r".*token_embedding/reverse_embeddings": ("d_model", "model"),
-    # Mamba: channels.
+    # Mamba: channels are split.
     r".*(ssm|conv)/(conv_kernel|dt_proj/kernel)": (None, "model"),
     r".*(ssm|conv)/(conv_bias|dt_bias|D)": ("model",),
     r".*ssm/(A_log|x_proj/kernel)": ("model", None),
-    # Experts: some for each device.
+    # Experts: each device holds some of them.
     r".*(gate|up)_bank": ("model", "d_model", None),
     r".*down_bank": ("model", None, "d_model"),
 }
-# Where all devices have all tokens, a product gives each its part of the channels, heads or hidden units.
+# Without `sequence_parallel` each device computes its own channels, heads or hidden units.
 _BY_CHANNELS = {
     r".*(in|q|k|v)_proj/kernel": ("d_model", "model"),
     r".*out_proj/kernel": ("model", "d_model"),
@@ -29,7 +28,7 @@ _BY_CHANNELS = {
 
 
 class _LayoutMap(keras.distribution.LayoutMap):
-    """With what operations that split tensors themselves have to know, as in `_backend.sharding.active_mesh()`."""
+    """A layout map that also carries the axes and options that `_backend.sharding.active_mesh()` returns."""
 
     def __init__(self, mesh, sequence_parallel, at_use):
         super().__init__(mesh)
@@ -37,37 +36,37 @@ class _LayoutMap(keras.distribution.LayoutMap):
 
 
 def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
-    """How the models of this package are split among the devices of a mesh, for `keras.distribution.ModelParallel`.
+    """Returns the layouts that shard a model of this package over a mesh, for `keras.distribution.ModelParallel`.
 
-    Rows of a batch go over the first axis of the mesh. Over the second go the vocabulary, the channels of Mamba layers,
-    the heads of attention, the hidden units of perceptrons, and the experts, to which tokens travel; an optimizer's
-    variables lie where their weights do. What no rule names, norms, routers and image encoders, every device has.
+    The first mesh axis splits the rows of a batch. The second splits the vocabulary, Mamba channels, attention heads,
+    hidden units of perceptrons, and experts. Tokens travel to the devices of their experts. An optimizer's variables
+    are sharded like their weights. All other weights are replicated: norms, routers and image encoders.
 
-    With `sequence_parallel` the tokens of a row go over the second axis, for contexts whose activations one device
-    could not hold. Scan and convolution need all tokens of a channel, attention all tokens of a head: there devices
-    exchange tokens for channels or heads. Projections and perceptrons, which see one token at a time, are then whole on
-    every device; experts are shared as ever.
+    `sequence_parallel` splits the tokens of a row over the second axis, for contexts whose activations exceed one
+    device. Scan and convolution need all tokens of a channel, and attention all tokens of a head. For these, devices
+    exchange tokens for channels or heads. Projections and perceptrons see one token at a time and are replicated.
+    Experts stay sharded.
 
-    With `fully_sharded` matrices are split over the first axis as well, along `d_model`, and with them their gradients
-    and the optimizer's variables: each device holds one part in as many as there are devices, and has a matrix from the
-    others when its block is computed. For models whose training state one row of the mesh could not hold.
+    `fully_sharded` also splits matrices over the first axis, along `d_model`, with their gradients and the optimizer's
+    variables. Each of N devices holds 1/N of a matrix, and gathers the rest when its block runs. It is for models whose
+    training state exceeds one row of the mesh.
 
-    In several processes `keras.distribution.initialize` comes first, `ModelParallel` takes `auto_shard_dataset=False`,
-    and `Batches` as `shard` the rows that the devices of this process have: all, (0, 1), where each process has some of
-    all parts of a batch.
+    In several processes, call `keras.distribution.initialize` first and pass `auto_shard_dataset=False` to
+    `ModelParallel`. Pass the rows of this process' devices to `Batches` as `shard`. That is (0, 1), all rows, if the
+    devices of each process cover all parts of a batch.
 
     Args:
-        mesh: a `keras.distribution.DeviceMesh` with two axes, whatever their names. The sizes that are split must be
-            multiples of the second; `d_model`, with `fully_sharded`, of the first.
-        sequence_parallel: whether tokens are split; a length that is no multiple of the second axis is not.
-            Of rows that `fit` gets without targets the length is one less.
-        fully_sharded: whether the devices of the first axis share matrices too.
+        mesh: a `keras.distribution.DeviceMesh` with two axes of any names. Split sizes must be multiples of the second
+            axis. With `fully_sharded`, `d_model` must be a multiple of the first.
+        sequence_parallel: whether tokens are split. A length that is no multiple of the second axis stays unsharded.
+            Rows that `fit` gets without targets count one token less.
+        fully_sharded: whether the first axis shards matrices too.
 
     Returns:
         A `keras.distribution.LayoutMap`.
 
     Raises:
-        ValueError: on other backends than JAX, or for a mesh without two axes. Building a layer raises one where a size
+        ValueError: on backends other than JAX, or for a mesh without two axes. Building a layer raises one if a size
             cannot be split.
 
     Example:
@@ -81,8 +80,8 @@ def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
     Reference:
         [Shoeybi et al. (2019)](https://arxiv.org/abs/1909.08053);
         experts: [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668);
-        tokens: [Jacobs et al. (2023)](https://arxiv.org/abs/2309.14509);
-        all of the state: [Rajbhandari et al. (2020)](https://arxiv.org/abs/1910.02054).
+        `sequence_parallel`: [Jacobs et al. (2023)](https://arxiv.org/abs/2309.14509);
+        `fully_sharded`: [Rajbhandari et al. (2020)](https://arxiv.org/abs/1910.02054).
     """
     if not _backend.sharding.supports_model_parallel():
         raise ValueError(
@@ -94,7 +93,7 @@ def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
     found = _LayoutMap(mesh, sequence_parallel, at_use)
     first, second = mesh.axis_names
     axes = {"model": second} | ({"d_model": first} if fully_sharded else {})
-    # Matrices that a product needs whole may be stored in parts nevertheless.
+    # `fully_sharded` stores matrices in shards even if a product needs them complete.
     by_channels = {} if sequence_parallel and not fully_sharded else _BY_CHANNELS
     for path, split in (_ALWAYS | by_channels).items():
         found[path] = tuple(axes.get(axis) for axis in split)

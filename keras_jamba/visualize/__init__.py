@@ -1,8 +1,8 @@
-"""What a `DHCJamba` looks at: each function computes a NumPy array, and its `draw_` makes a picture of it.
+"""Explanations of a `DHCJamba`: each function computes a NumPy array, and its `draw_` function draws it.
 
-A model is called as in inference, and nothing of it changes: neither weights nor statistics nor seeds. Pictures need
-matplotlib, `pip install 'keras-jamba[visualize]'`; a `draw_` returns a `matplotlib.figure.Figure`, and with `file=`
-writes it too.
+The model runs in inference mode. Its weights, statistics and seeds stay unchanged. Drawing needs matplotlib,
+`pip install 'keras-jamba[visualize]'`. A `draw_` function returns a `matplotlib.figure.Figure`, and writes it with
+`file=`.
 """
 
 from keras_jamba.visualize.importance import (

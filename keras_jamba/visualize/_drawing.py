@@ -1,4 +1,4 @@
-"""Pictures in rows of panels, with maps over them. matplotlib is imported only when something is drawn."""
+"""Figures of pictures and maps in rows of panels. matplotlib is imported only to draw."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ SIDE = 2.1
 
 
 class Scale:
-    """Colours for the values of some maps, and what their bar is called.
+    """A colour scale for the values of some maps, with the label of its colour bar.
 
     Args:
-        label: of the bar.
-        values: all that shall have a colour.
-        kind: "positive", from 0 up; "signed", with white at 0; or "logarithm", with white for 0 itself.
+        label: label of the bar.
+        values: all values that the scale must cover.
+        kind: "positive", from 0 up; "signed", with white at 0; or "logarithm", with white for exact zeros.
     """
 
     def __init__(self, label, values, kind):
@@ -39,18 +39,18 @@ class Scale:
 
 @dataclass
 class Strip:
-    """What is drawn of one image, a panel, or of a clip, a panel a frame: pictures, or maps of their place and size.
+    """The panels of one image (one panel) or clip (one panel per frame), which show pictures, maps or both.
 
     Args:
-        title: of the panel; of a clip's panels, at their left.
-        frames: `(T, H, W, C)`, or None where there are maps.
-        maps: `(T, H', W')`, or None.
+        title: title of the panel, or of a clip's panels at their left.
+        frames: pictures `(T, H, W, C)`, or None if there are maps.
+        maps: maps `(T, H', W')`, or None.
         scale: the maps' `Scale`.
-        size: `(h, w)`, pixels of a map's value.
-        shown: `(H, W)`, pixels of the image, where cells may reach beyond it.
-        boxes: `{frame: (top, left, height, width)}`, what is marked.
+        size: `(h, w)`, pixels per map value.
+        shown: `(H, W)`, pixels of the image, which crops cells that reach beyond it. None does not crop.
+        boxes: `{frame: (top, left, height, width)}`, marked rectangles.
         path: `{frame: (numbers, x, y)}`, points that are joined and numbered.
-        axes: the names of the two axes, which are else not drawn.
+        axes: the names of the two axes. None hides the axes.
     """
 
     title: str
@@ -68,6 +68,7 @@ class Strip:
 
 
 def needs_matplotlib():
+    """Raises an ImportError that names the extra if matplotlib is absent."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -78,7 +79,7 @@ def needs_matplotlib():
 
 
 def draw_strips(groups, file, side=SIDE):
-    """A Figure of groups of strips, a group an image: its strips side by side, or of clips one below the other."""
+    """Draws one group of strips per image: side by side for images, one below the other for clips."""
     clips = len(groups[0][0]) > 1
     rows = [[(strip, f) for f in range(len(strip))] for strips in groups for strip in strips]
     if not clips:
@@ -101,7 +102,7 @@ def draw_strips(groups, file, side=SIDE):
 
 
 def draw_bars(clips, values, titles, names, label, file):
-    """A Figure of the frames of each clip, and below them a bar a frame."""
+    """Draws the frames of each clip, with one bar per frame below them."""
     figure, panels = _panels(2 * len(clips), clips.shape[1], 0.65 * SIDE, Strip("", clips[0]))
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     margin = 0.05 * (high - low) or 1.0
@@ -123,17 +124,17 @@ def draw_bars(clips, values, titles, names, label, file):
 def _panels(rows, columns, side, strip):
     from matplotlib.figure import Figure
 
-    # Without pyplot, which would keep every figure until it is closed.
+    # Not pyplot, which keeps every figure until it is closed.
     height, width = strip.frames.shape[1:3] if strip.frames is not None else strip.maps.shape[1:]
     longer = max(height, width)
-    # Room for titles and bars; the layout takes away what is too much between panels of one shape.
+    # Leaves space for titles and bars. The layout removes surplus space between panels.
     size = (columns * side * width / longer + 2.4, rows * (side * height / longer + 0.35) + 0.3)
     figure = Figure(figsize=size, layout="compressed")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _draw_panel(axis, strip, frame, drawn):
-    """`drawn` is `{scale: (what its bar stands for, its axes)}`, and gets this one."""
+    """Draws one panel, and adds its map to `drawn`, `{scale: (image, axes)}`."""
     if strip.frames is not None:
         _draw_image(axis, strip.frames[frame])
     if strip.maps is not None:
@@ -153,7 +154,7 @@ def _draw_panel(axis, strip, frame, drawn):
     if frame in strip.path:
         _draw_path(axis, *strip.path[frame])
     if strip.shown is not None:
-        # A last cell may reach beyond the image.
+        # The last cells may reach beyond the image.
         height, width = strip.shown
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     if strip.axes is None:
@@ -185,7 +186,7 @@ def _draw_path(axis, numbers, x, y):
     for start, end in zip(zip(x, y, strict=True), zip(x[1:], y[1:], strict=False), strict=False):
         arrow = dict(arrowstyle="->", color="orange", linewidth=1.5, shrinkA=6, shrinkB=6)
         axis.annotate("", end, start, arrowprops=arrow)
-    # More numbers than that would hide the path.
+    # More numbers would hide the path.
     shown = range(len(numbers)) if len(numbers) <= 64 else (0, len(numbers) - 1)
     for i in shown:
         axis.text(x[i], y[i], numbers[i], color="white", fontsize=8, ha="center", va="center", path_effects=edge)
@@ -198,7 +199,7 @@ def _name_row(axis, name):
 def _finished(figure, file):
     if isinstance(file, (str, os.PathLike)):
         file = Path(file)
-        # As matplotlib names a file that has no ending.
+        # matplotlib appends this suffix to a name without one.
         if not file.suffix:
             file = file.with_name(f"{file.name.rstrip('.')}.{figure.canvas.get_default_filetype()}")
         with _files.atomic_file(file) as staged:

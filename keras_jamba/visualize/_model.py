@@ -1,4 +1,4 @@
-"""What all pictures need of a model, which stays as it is."""
+"""Checks of models and images, and calls of a model that leave it unchanged."""
 
 import keras
 import numpy as np
@@ -11,22 +11,22 @@ from keras_jamba.ops import _checks
 
 
 def checked_images(model, images):
-    """`images` as a float32 NumPy array, if the model takes them and there are any."""
+    """Checks model and images, and returns the images as a float32 NumPy array."""
     if not isinstance(model, DHCJamba):
         raise ValueError(
             f"model must be a keras_jamba.DHCJamba. Received: {type(model).__name__}. "
-            "Pass the model itself, not its backbone or what it was wrapped in."
+            "Pass the model itself, not its backbone or a wrapper."
         )
     if not isinstance(images, np.ndarray):
         images = ops.convert_to_numpy(images)
     model.check_images(images)
     if not len(images):
-        raise ValueError(f"There must be at least one image. Received: shape={images.shape}. Pass some.")
+        raise ValueError(f"There must be at least one image. Received: shape={images.shape}. Pass one or more.")
     return images.astype("float32")
 
 
 def frames_of(model, images):
-    """`(b, T, H, W, C)` with values from 0 to 1, to be drawn: an image is a clip of one frame."""
+    """Returns images as clips `(b, T, H, W, C)` with values from 0 to 1 for drawing. An image is a one-frame clip."""
     images = images if images.ndim == 5 else images[:, None]
     if model.pixel_range == (0, 255):
         return images / 255
@@ -37,12 +37,12 @@ def frames_of(model, images):
 
 
 def pure(model, function):
-    """`function`, tensors to a structure of tensors, on NumPy arrays; what layers assign in it is dropped."""
+    """Returns `function` as a compiled function of NumPy arrays that drops all assignments to the model's variables."""
     variables = model.variables
 
     @_backend.compilation.jit
     def run(values, arrays):
-        # Noise and windows leave the range of pixel values.
+        # Noise and fill colours may leave the range of pixel values.
         with unchecked_values(), keras.StatelessScope(list(zip(variables, values, strict=True))):
             return function(*arrays)
 
@@ -54,23 +54,23 @@ def pure(model, function):
 
 
 def in_batches(function, part, count, batch_size):
-    """`function(*part(index))` for indices 0 to count - 1, so many at a time, put together along the first axis."""
+    """Calls `function(*part(indices))` on batches of indices 0 to count - 1, and concatenates the results."""
     _checks.check_integer("batch_size", batch_size)
     size, results = min(batch_size, count), []
     for begin in range(0, count, size):
-        # The last batch is filled up: another shape would be compiled anew.
+        # Fills up the last batch: another shape would compile again.
         results.append(function(*part(np.minimum(np.arange(begin, begin + size), count - 1))))
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts)[:count], *results)
 
 
 def logits_of(model, images, batch_size):
-    """`(b, num_classes)`."""
+    """Returns the logits `(b, num_classes)`."""
     call = pure(model, lambda x: model(x, training=False))
     return in_batches(call, lambda i: (images[i],), len(images), batch_size)
 
 
 def checked_classes(model, images, classes, batch_size):
-    """`(b,)` int32: the predicted classes for None, one for all, or one for each."""
+    """Returns classes `(b,)` int32: the predicted ones for None, one for all images, or one per image."""
     count = model.get_config()["num_classes"]
     if classes is None:
         return logits_of(model, images, batch_size).argmax(axis=-1).astype("int32")

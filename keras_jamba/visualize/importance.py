@@ -1,4 +1,4 @@
-"""Which pixels and frames a class depends on: saliency by gradient and by occlusion."""
+"""Importance of pixels and frames for a class, by gradients and by occlusion."""
 
 import numpy as np
 from keras import ops
@@ -10,20 +10,20 @@ from keras_jamba.visualize._model import checked_classes, checked_images, frames
 
 
 def saliency(model, images, classes=None, samples=0, noise=0.15, seed=0, batch_size=32):
-    """How much the logit of a class moves with each pixel: its gradient's absolute value, summed over channels.
+    """Computes saliency: the absolute gradient of a class's logit with respect to each pixel, summed over channels.
 
     Args:
         model: a `DHCJamba`.
         images: `(b, H, W, C)` or `(b, T, H, W, C)`.
-        classes: an integer, or one for each image; None is what the model predicts.
-        samples: noisy copies of each image over which the gradient is averaged before its absolute value is taken
-            (SmoothGrad); 0 takes the image itself, whose gradient is often ragged.
-        noise: standard deviation of their noise, as a share of the image's range of values.
-        seed: of the noise, which is the same on every backend.
-        batch_size: images at a time.
+        classes: an integer, or one per image; None takes the predicted classes.
+        samples: noisy copies per image. Their gradients are averaged before the absolute value (SmoothGrad). 0 takes
+            the gradient of the image itself, which is often noisy.
+        noise: standard deviation of the noise, as a share of the image's range of values.
+        seed: seed of the noise, which is the same on every backend.
+        batch_size: images per call.
 
     Returns:
-        `(b, H, W)` or `(b, T, H, W)` float32, nowhere negative.
+        `(b, H, W)` or `(b, T, H, W)` float32, never negative.
 
     Raises:
         ValueError: for images that the model does not take, a class that it does not have, or numbers out of range.
@@ -53,22 +53,22 @@ def saliency(model, images, classes=None, samples=0, noise=0.15, seed=0, batch_s
 
 
 def occlusion(model, images, size, stride=None, classes=None, fill=None, score="probability", batch_size=32):
-    """How much the score of a class falls when a window that slides over the image is filled with one colour.
+    """Computes occlusion: the fall of a class's score if a sliding window over the image is filled with one colour.
 
     Args:
         model: a `DHCJamba`.
-        images: `(b, H, W, C)` or `(b, T, H, W, C)`. Of a clip one frame at a time has a window.
-        size: pixels along a side of the window, or `(height, width)`.
-        stride: pixels between two windows, at most size; None is size. The last window of a row or column ends with
-            the image, wherever that is.
-        classes: an integer, or one for each image; None is what the model predicts.
-        fill: the colour, a number or one for each channel; None is the mean colour of the image or clip.
+        images: `(b, H, W, C)` or `(b, T, H, W, C)`. In a clip the window covers one frame at a time.
+        size: side of the window in pixels, or `(height, width)`.
+        stride: pixels between two windows, at most size; None is size. The last window of a row or column ends at the
+            image's edge.
+        classes: an integer, or one per image; None takes the predicted classes.
+        fill: the colour, a number or one per channel; None is the mean colour of the image or clip.
         score: "probability" or "logit".
-        batch_size: filled images at a time.
+        batch_size: filled images per call.
 
     Returns:
-        `(b, H, W)` or `(b, T, H, W)` float32: for each pixel the mean fall over the windows that hold it. Negative
-        where the class gains.
+        `(b, H, W)` or `(b, T, H, W)` float32, the mean fall per pixel over the windows that contain it. It is negative
+        if the score rises.
 
     Raises:
         ValueError: for a window larger than the image, images that the model does not take, or a class that it does
@@ -95,21 +95,21 @@ def occlusion(model, images, size, stride=None, classes=None, fill=None, score="
 
 
 def frame_importance(model, clips, classes=None, fill=None, score="probability", batch_size=32):
-    """How much the score of a class falls when a whole frame is filled with one colour.
+    """Computes the fall of a class's score if a complete frame is filled with one colour.
 
     Args:
-        model: a `DHCJamba` of clips.
+        model: a `DHCJamba` for clips.
         clips: `(b, T, H, W, C)`.
         classes, fill, score, batch_size: see `occlusion`.
 
     Returns:
-        `(b, T)` float32, negative where the class gains.
+        `(b, T)` float32, negative if the score rises.
 
     Raises:
         ValueError: for a model of images, clips that the model does not take, or a class that it does not have.
 
     Example:
-        >>> keras_jamba.visualize.frame_importance(model, clips).argmax(axis=1)  # the frame that counts most
+        >>> keras_jamba.visualize.frame_importance(model, clips).argmax(axis=1)  # the most important frame
     """
     clips = checked_images(model, clips)
     if clips.ndim != 5:
@@ -121,13 +121,13 @@ def frame_importance(model, clips, classes=None, fill=None, score="probability",
 
 
 def draw_saliency(model, images, classes=None, names=None, file=None, **options):
-    """Draws `saliency` beside each image; of clips in a row below the frames.
+    """Draws `saliency` beside each image, or below the frames of each clip.
 
     Args:
         model, images, classes: see `saliency`.
-        names: what the classes are called; None is the model's class_names or else their numbers.
-        file: where to write the picture, or None.
-        **options: others of `saliency`.
+        names: names of the classes; None takes the model's class_names, else their numbers.
+        file: path or file of the picture, or None.
+        **options: other arguments of `saliency`.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -143,12 +143,12 @@ def draw_saliency(model, images, classes=None, names=None, file=None, **options)
 
 
 def draw_occlusion(model, images, size, classes=None, names=None, file=None, **options):
-    """Draws `occlusion` beside each image, red where the class needs the pixels; of clips in a row below the frames.
+    """Draws `occlusion` beside each image, or below the frames of each clip. Red pixels support the class.
 
     Args:
         model, images, size, classes: see `occlusion`.
         names, file: see `draw_saliency`.
-        **options: others of `occlusion`.
+        **options: other arguments of `occlusion`.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -170,7 +170,7 @@ def draw_frame_importance(model, clips, classes=None, names=None, file=None, **o
     Args:
         model, clips, classes: see `frame_importance`.
         names, file: see `draw_saliency`.
-        **options: others of `frame_importance`.
+        **options: other arguments of `frame_importance`.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -191,21 +191,21 @@ def draw_frame_importance(model, clips, classes=None, names=None, file=None, **o
 
 
 def _score(model, images, classes, score):
-    """`(b,)`: of the class of each image, as tensors."""
+    """Returns the score `(b,)` of each image's class as a tensor."""
     logits = model(images, training=False)
     values = ops.softmax(logits) if score == "probability" else logits
     return ops.sum(values * ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype), axis=-1)
 
 
 def _falls(model, images, windows, classes, fill, score, batch_size):
-    """`(b, windows)`: how much the class of each image loses with each window filled."""
+    """Returns `(b, windows)`, the fall of the score of each image's class per filled window."""
     _checks.check_choice("score", score, ("probability", "logit"))
     colours = _colours(images, fill)
     classes = checked_classes(model, images, classes, batch_size)
     call = pure(model, lambda x, c: _score(model, x, c, score))
 
     def filled(index):
-        # After each image with its windows comes the image itself.
+        # Per image: one copy per window, then the image itself.
         image, window = np.divmod(index, len(windows) + 1)
         copies = images[image]
         for copy, i, j in zip(copies, image, window, strict=True):
@@ -218,7 +218,7 @@ def _falls(model, images, windows, classes, fill, score, batch_size):
 
 
 def _colours(images, fill):
-    """`(b, C)`."""
+    """Returns the fill colour of each image, `(b, C)`."""
     if fill is None:
         return images.mean(axis=tuple(range(1, images.ndim - 1)))
     colour = np.asarray(fill)
@@ -232,7 +232,7 @@ def _colours(images, fill):
 
 
 def _windows(size, stride, sides):
-    """The windows along height and width, a list of slices each."""
+    """Returns the windows along height and along width, each a list of slices."""
     sizes = size if isinstance(size, (tuple, list)) else (size, size)
     if len(sizes) != 2:
         raise ValueError(f"size must be an integer or two. Received: size={size!r}. Pass size=4 or size=(4, 2).")
@@ -257,13 +257,15 @@ def _windows(size, stride, sides):
 
 
 def _titles(model, images, classes, names, options):
-    """The classes, what is predicted for each image, and the name of each image's class."""
+    """Returns the classes, the prediction of each image as text, and the name of each image's class."""
     count, batch_size = model.get_config()["num_classes"], options.get("batch_size", 32)
     if names is None:
         names = model.class_names or [f"class\xa0{i}" for i in range(count)]
     names = list(names)
     if len(names) != count:
-        raise ValueError(f"There must be a name for each of the {count} classes. Received: names={names}. Pass all.")
+        raise ValueError(
+            f"There must be a name for each of the {count} classes. Received: names={names}. Pass {count} names."
+        )
     logits = logits_of(model, images, batch_size)
     classes = logits.argmax(axis=-1) if classes is None else checked_classes(model, images, classes, batch_size)
     odds = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""What a token sees: its receptive field, and the attention of each head."""
+"""The receptive field of a token, and the attention weights of each head."""
 
 import numpy as np
 from keras import ops
@@ -11,24 +11,24 @@ from keras_jamba.visualize.tokens import Cells, checked_token
 
 
 def receptive_field(model, images, token=None, batch_size=32):
-    """How much each pixel moves one token after the backbone: the effective receptive field.
+    """Computes the effective receptive field of one token.
 
-    The gradient of the sum of the token's features, after the backbone's final norm; its absolute value, summed over
-    colours and averaged over the images.
+    This is the absolute gradient of the sum of the token's features after the backbone's final norm. It is summed over
+    channels and averaged over images.
 
     Args:
         model: a `DHCJamba`.
-        images: `(b, H, W, C)` or `(b, T, H, W, C)`; the more, the less a single one matters.
-        token: its number, negative ones from the end; `token_order` says which is which cell. None is the last one of
-            a causal model, which sees most, and the middle cell's of a bidirectional one.
-        batch_size: images at a time.
+        images: `(b, H, W, C)` or `(b, T, H, W, C)`. More images lower the influence of a single one.
+        token: index of the token, from the end if negative. `token_order` returns each token's cell. None takes the
+            last token of a causal model, which sees most, and the middle cell of a bidirectional one.
+        batch_size: images per call.
 
     Returns:
-        `(H, W)` or `(T, H, W)` float32, the largest 1. Exactly 0 where the token sees nothing: in a causal model the
-        pixels that only later tokens see.
+        `(H, W)` or `(T, H, W)` float32 with maximum 1. It is exactly 0 for pixels that the token does not see. In a
+        causal model these are the pixels that only later tokens see.
 
     Raises:
-        ValueError: for images that the model does not take or a token that they do not have.
+        ValueError: for images that the model does not take, or a token out of range.
 
     Example:
         >>> field = keras_jamba.visualize.receptive_field(model, images, token=12)
@@ -50,16 +50,16 @@ def receptive_field(model, images, token=None, batch_size=32):
 
 
 def attention_maps(model, images, batch_size=32):
-    """How much each token takes of each other, in every block with attention.
+    """Computes the attention weights between all tokens, in every block with attention.
 
     Args:
         model: a `DHCJamba`.
         images: `(b, H, W, C)` or `(b, T, H, W, C)`.
-        batch_size: images at a time.
+        batch_size: images per call.
 
     Returns:
-        `{"block_7": (b, h, t, t), ...}` float32, queries before keys: every row sums to 1. `token_order` says
-        which token is which cell.
+        `{"block_7": (b, h, t, t), ...}` float32, queries before keys: every row sums to 1. `token_order` returns each
+        token's cell.
 
     Raises:
         ValueError: for a model without attention or images that it does not take.
@@ -83,11 +83,11 @@ def attention_maps(model, images, batch_size=32):
 
 
 def draw_receptive_field(model, images, token=None, file=None, batch_size=32):
-    """Draws `receptive_field` beside the first image, once as it is and once as a logarithm, white where it is 0.
+    """Draws `receptive_field` beside the first image, on a linear and a logarithmic scale. On the latter 0 is white.
 
     Args:
-        model, images, token, batch_size: see `receptive_field`. A frame marks the token's cell.
-        file: where to write the picture, or None.
+        model, images, token, batch_size: see `receptive_field`. A box marks the token's cell.
+        file: path or file of the picture, or None.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -113,19 +113,19 @@ def draw_receptive_field(model, images, token=None, file=None, batch_size=32):
 
 
 def draw_attention(model, images, token=None, block=None, file=None, batch_size=32):
-    """Draws where a token looks, a map a head, laid back onto each image; of clips in rows below the frames.
+    """Draws the attention weights of one query on the grid, with one map per head, beside images or below clips.
 
     Args:
         model, images, batch_size: see `attention_maps`.
-        token: the query, framed; see `receptive_field`.
-        block: a name among those that `attention_maps` returns; None is the last.
-        file: where to write the picture, or None.
+        token: the query, marked by a box; see `receptive_field`.
+        block: a key of the dict that `attention_maps` returns; None is the last.
+        file: path or file of the picture, or None.
 
     Returns:
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: see `attention_maps`; for a token or a block that there is not.
+        ValueError: see `attention_maps`; for a token out of range or an unknown block.
         ImportError: without matplotlib.
 
     Example:
@@ -140,14 +140,14 @@ def draw_attention(model, images, token=None, block=None, file=None, batch_size=
         scale = _drawing.Scale(f"weight in {block}", heads, "positive")
         strips = [_drawing.Strip(f"query: {cells.name(token)}", frames, boxes=box)]
         for i, head in enumerate(heads):
-            laid = _drawing.Strip(f"head {i}", None, cells.laid(head), scale, cells.size, frames.shape[1:3], box)
-            strips.append(laid)
+            grid = cells.to_grid(head)
+            strips.append(_drawing.Strip(f"head {i}", None, grid, scale, cells.size, frames.shape[1:3], box))
         groups.append(strips)
     return _drawing.draw_strips(groups, file)
 
 
 def draw_attention_matrices(model, images, block=None, file=None, batch_size=32):
-    """Draws all weights of a block, a row an image and a matrix a head: the queries from top to bottom.
+    """Draws all attention weights of a block, one row per image and one matrix per head, queries from top to bottom.
 
     Args:
         model, images, block, file, batch_size: see `draw_attention`.
@@ -156,7 +156,7 @@ def draw_attention_matrices(model, images, block=None, file=None, batch_size=32)
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: see `attention_maps`; for a block that there is not.
+        ValueError: see `attention_maps`; for an unknown block.
         ImportError: without matplotlib.
 
     Example:

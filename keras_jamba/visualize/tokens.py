@@ -1,4 +1,4 @@
-"""Which token is which cell, and in which order they are read."""
+"""The cell of each token, and the order in which tokens are read."""
 
 import numpy as np
 from keras import ops
@@ -9,18 +9,18 @@ from keras_jamba.visualize._model import checked_images, frames_of
 
 
 def token_order(model, images):
-    """Which cell of the grid each token is, as the model's own layer reads them.
+    """Returns the grid cell of each token, in the order of the model's own layer.
 
     Args:
         model: a `DHCJamba`.
-        images: images or clips that it takes; their number and values have no part in it.
+        images: images or clips that the model takes. Their number and values have no effect.
 
     Returns:
-        `(t, 2)` integers, row and column of each token's cell; of clips `(t, 3)`, frame, row and column, or for
-        `tokens="frames"` `(t, 1)`, the frame.
+        `(t, 2)` integers, row and column of each token's cell. For clips `(t, 3)`, frame, row and column, or `(t, 1)`,
+        the frame, with `tokens="frames"`.
 
     Raises:
-        ValueError: for what is no `DHCJamba` or images of another shape.
+        ValueError: for a model that is no `DHCJamba`, or images of another shape.
 
     Example:
         >>> import numpy as np, keras_jamba
@@ -39,11 +39,11 @@ def token_order(model, images):
 
 
 def draw_token_order(model, images, file=None):
-    """Draws the path in which the cells are read, and the numbers of their tokens, over the first image or clip.
+    """Draws the reading order of the cells and their token indices over the first image or clip.
 
     Args:
         model, images: see `token_order`.
-        file: where to write the picture, or None.
+        file: path or file of the picture, or None.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -63,12 +63,12 @@ def draw_token_order(model, images, file=None):
 
 
 class Cells:
-    """Where the tokens of images lie in the frames.
+    """The cells of the tokens of images or clips.
 
     Attributes:
         places: `(t, 3)`, frame, row and column of each token's cell.
-        shape: the grid, `(T, H', W')`.
-        size: `(h, w)`, pixels of a cell.
+        shape: the shape of the grid, `(T, H', W')`.
+        size: `(h, w)`, pixels per cell.
     """
 
     def __init__(self, model, images):
@@ -79,27 +79,27 @@ class Cells:
         side = model.get_config()["downsample"]
         self.size = images.shape[-3:-1] if order.shape[1] == 1 else (side, side)
 
-    def laid(self, values):
-        """A value of each token, `(t,)`, laid back onto the grid `(T, H', W')`."""
+    def to_grid(self, values):
+        """Returns one value per token, `(t,)`, as a grid `(T, H', W')`."""
         grid = np.zeros(self.shape, values.dtype)
         grid[tuple(self.places.T)] = values
         return grid
 
     def box(self, token):
-        """`{frame: (top, left, height, width)}` in pixels."""
+        """Returns the token's cell in pixels, `{frame: (top, left, height, width)}`."""
         frame, row, column = (int(x) for x in self.places[token])
         height, width = self.size
         return {frame: (row * height, column * width, height, width)}
 
     def name(self, token):
-        """Of a token and its place, for a title."""
+        """Returns a title with the token and its cell."""
         frame, row, column = (int(x) for x in self.places[token])
         parts = [f"frame\xa0{frame}"] if self.shape[0] > 1 else []
         parts += [f"row\xa0{row}, column\xa0{column}"] if self.shape[1:] != (1, 1) else []
         return f"token\xa0{token}" + (f" ({', '.join(parts)})" if parts else "")
 
     def path(self):
-        """`{frame: (numbers, x, y)}` of the tokens in it, as they are read; x and y of their cells' middles."""
+        """Returns `{frame: (token indices, x, y)}` in reading order, with the centres of the cells in pixels."""
         height, width = self.size
         x, y = (self.places[:, 2] + 0.5) * width - 0.5, (self.places[:, 1] + 0.5) * height - 0.5
         inside = {frame: np.flatnonzero(self.places[:, 0] == frame) for frame in range(self.shape[0])}
@@ -107,7 +107,7 @@ class Cells:
 
 
 def checked_token(model, images, token):
-    """The number of a token, from 0; None is the last of a causal model, which sees most, else the middle cell's."""
+    """Returns a token's index from 0. None is the last of a causal model, which sees most, else the middle cell."""
     cells = Cells(model, images)
     count = len(cells.places)
     if token is None:
@@ -117,6 +117,6 @@ def checked_token(model, images, token):
     if not (integer and -count <= token < count):
         raise ValueError(
             f"token must be None or an integer from {-count} to {count - 1}: these images have {count} tokens. "
-            f"Received: token={token!r}. `token_order` says which token is which cell."
+            f"Received: token={token!r}. `token_order` returns the cell of each token."
         )
     return int(token) % count

@@ -8,7 +8,7 @@ import pytest
 from checks import full, numpy
 
 import keras_jamba
-from keras_jamba.generation.prompts import PromptState
+from keras_jamba.generation.prompt_state import PromptState
 from keras_jamba.tokenizers import ByteTokenizer
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22]]
@@ -245,16 +245,16 @@ def test_programs_are_few(model):
     assert set(model._decoders) == made
     assert model.generate([[1]], sampler=Last(seed=1), **given)[0].tolist() == [1] + [96] * 6
     assert len(set(model._decoders) - made) == 1
-    assert len({id(decoder._prefill) for decoder in model._decoders.values()}) == 1
+    assert len({id(decoder.compiled_step) for decoder in model._decoders.values()}) == 1
     seen = []
     decoder = next(iter(model._decoders.values()))
-    prefill, decoder._prefill = (
-        decoder._prefill,
+    prefill, decoder.compiled_step = (
+        decoder.compiled_step,
         lambda inputs, cache: seen.append(inputs["token_ids"].shape) or (prefill(inputs, cache)),
     )
     for length in (1, 7, 16):
         decoder.prefill(np.ones((1, length), "int32"), np.ones((1, length), bool), model.init_cache(1, 64), 512)
-    decoder._prefill = prefill
+    decoder.compiled_step = prefill
     assert keras.backend.backend() == "torch" or set(seen) == {(1, 16)}
 
 

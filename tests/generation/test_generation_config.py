@@ -14,6 +14,7 @@ from transformers import JambaConfig, JambaForCausalLM
 import keras_jamba
 from keras_jamba.generation import BeamSampler, Sampler
 from keras_jamba.generation.generation_config import sampler_of_config
+from keras_jamba.generation.request import make_request
 
 PROMPT = [1, 9, 17, 33]
 pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
@@ -233,22 +234,27 @@ def test_an_export_ends_where_the_model_ends(tmp_path):
         model.export_to_transformers(tmp_path / str(i))
         config = JambaForCausalLM.from_pretrained(tmp_path / str(i)).generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        assert tuple(i for i in ends if i is not None) == model._stops("auto") == ((5, 7), (11,), ())[i]
+        assert (
+            tuple(i for i in ends if i is not None) == make_request(model, [1]).stop_token_ids == ((5, 7), (11,), ())[i]
+        )
 
 
 def test_samplers_of_compile_come_before_the_file_and_the_default_of_compile_does_not():
     model = tiny()
     model.generation_config = {"do_sample": True, "top_k": 7}
-    assert model._sampler().top_k == 7
+    assert make_request(model, [1]).sampler.top_k == 7
     model.compile()
-    assert model._sampler().top_k == 7 and model.get_compile_config()["sampler"] == "auto"
+    assert make_request(model, [1]).sampler.top_k == 7 and model.get_compile_config()["sampler"] == "auto"
     model.compile(sampler="greedy")
-    assert model._sampler().temperature == 0 and model._sampler("top_k").top_k == 5
+    assert (
+        make_request(model, [1]).sampler.temperature == 0
+        and make_request(model, [1], sampler="top_k").sampler.top_k == 5
+    )
     model.generation_config = {"num_beams": 3}
     model.compile()
-    assert isinstance(model._sampler(), BeamSampler)
+    assert isinstance(make_request(model, [1]).sampler, BeamSampler)
     model.generation_config = None
-    assert model._sampler().temperature == 0
+    assert make_request(model, [1]).sampler.temperature == 0
 
 
 def test_samples_without_a_seed_repeat_after_set_random_seed_and_differ_otherwise(ours):

@@ -36,20 +36,20 @@ def assistants():
     return {"lookup": PromptLookup(4), "draft": DraftModel(tiny(4, noise=0.05), 2)}
 
 
-class Told(Assistant):
+class Oracle(Assistant):
     """Proposes what stands in given texts `(b, s)` behind what is there already; -1 for nothing."""
 
     def __init__(self, texts, num_tokens):
         super().__init__(num_tokens)
         self.texts = np.pad(texts, ((0, 0), (0, num_tokens + 1)), constant_values=-1)
 
-    kind, calls = "told", 0  # one program, whatever the texts
+    kind, calls = "oracle", 0  # one program, whatever the texts
 
-    def begin(self, token_ids, mask, room, piece):
+    def init_state(self, token_ids, mask, capacity, chunk_size):
         return {"texts": ops.convert_to_tensor(self.texts)}
 
     def propose(self, state, tokens, end):
-        Told.calls += 1
+        Oracle.calls += 1
         places = ops.minimum(end[:, None] + ops.arange(self.num_tokens, dtype="int32"), self.texts.shape[1] - 1)
         return ops.take_along_axis(state["texts"], places, axis=1), {}
 
@@ -145,16 +145,16 @@ def test_an_assistant_that_is_always_right_is_accepted_whole_and_one_that_errs_a
     wrong[2] = -1
     assert all(len(row) > len(prompt) + 3 for row, prompt in zip(plain, PROMPTS, strict=True))
     for text in (texts, wrong):
-        told = Told(text, 3)
-        assert lists(model.generate(PROMPTS, assistant=told, **given)) == plain
-        expected = counted(lambda i, have, text=text: told_after(text[i], len(have)), rows, NEW, stop)
-        assert told.statistics == expected
-        assert (told.acceptance_rate == 1) == (text is texts)
+        oracle = Oracle(text, 3)
+        assert lists(model.generate(PROMPTS, assistant=oracle, **given)) == plain
+        expected = counted(lambda i, have, text=text: oracle_after(text[i], len(have)), rows, NEW, stop)
+        assert oracle.statistics == expected
+        assert (oracle.acceptance_rate == 1) == (text is texts)
         # Written down or compiled once: no round runs Python.
-        assert Told.calls <= 2 < told.statistics["rounds"]
+        assert Oracle.calls <= 2 < oracle.statistics["rounds"]
 
 
-def told_after(text, length):
+def oracle_after(text, length):
     return [int(token) for token in text[length : length + 3] if token >= 0]
 
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, StoppingCriteriaList
 from transformers.generation import StopStringCriteria
 
 import keras_jamba
+from keras_jamba.generation.request import make_request
 from keras_jamba.tokenizers import ByteTokenizer, load_tokenizer
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<|start|>", "<|end|>"]
@@ -133,7 +134,7 @@ TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hi!
 def test_a_conversation_is_rendered_and_answered(model, folder):
     text = model.tokenizer.apply_chat_template(TALK)
     ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(TALK, add_generation_prompt=True)["input_ids"]
-    assert model._prompts(TALK).row(0).tolist() == ids and ids.count(1) == 1
+    assert make_request(model, TALK).prompts.row(0).tolist() == ids and ids.count(1) == 1
     given = dict(max_new_tokens=6, stop_token_ids=None)
     answer = model.generate(TALK, strip_prompt=True, **given)
     assert answer == model.generate(text, strip_prompt=True, **given)
@@ -185,4 +186,6 @@ def test_a_conversation_without_a_template_is_named(model):
 def test_a_batch_of_conversations_streams_nothing(model):
     with pytest.raises(ValueError, match="A stream goes on from one prompt"):
         model.stream([TALK, TALK])
-    np.testing.assert_array_equal(model._prompts([TALK, TALK]).token_ids[0], model._prompts(TALK).token_ids[0])
+    np.testing.assert_array_equal(
+        make_request(model, [TALK, TALK]).prompts.token_ids[0], make_request(model, TALK).prompts.token_ids[0]
+    )

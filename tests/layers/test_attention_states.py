@@ -178,7 +178,7 @@ def test_a_window_is_whole_however_little_was_seen_first(features):
     rest, _ = whole(layer.step)(features[:, 2:], state)
     outputs = np.concatenate([numpy(first), numpy(rest)], axis=1)
     np.testing.assert_allclose(outputs, numpy(whole(layer)(features)), atol=2e-5)
-    with pytest.raises(ValueError, match="or for a whole window. Received: room for 3 tokens, 9 needed"):
+    with pytest.raises(ValueError, match="or a complete window. Received: a capacity of 3 tokens, 9 needed"):
         layer.step(features, layer.init_cache(3, max_length=3))
 
 
@@ -194,11 +194,11 @@ def test_what_is_not_finite_in_the_padding_stays_there(layer, features):
 
 def test_a_full_cache_is_an_error(features):
     layer = AttentionLayer(8, num_heads=2)
-    with pytest.raises(ValueError, match="room for 4 tokens, 9 needed"):
+    with pytest.raises(ValueError, match="a capacity of 4 tokens, 9 needed"):
         layer.step(features, layer.init_cache(3, 4))
     mask = np.arange(LENGTH) < np.array([[4], [2], [4]])
     layer.step(features, layer.init_cache(3, 4), mask=mask)  # padding takes no room
-    with pytest.raises(ValueError, match="room for 3 tokens, 4 needed"):
+    with pytest.raises(ValueError, match="a capacity of 3 tokens, 4 needed"):
         layer.step(features, layer.init_cache(3, 3), mask=mask)
     with pytest.raises(ValueError, match="needs max_length.*Received"):
         layer.init_cache(3)

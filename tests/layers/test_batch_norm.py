@@ -7,8 +7,9 @@ from checks import close, full, gradients, numpy, torch_operations
 from keras import ops
 
 import keras_jamba
-from keras_jamba.layers import SpatialEncoder, spatial_encoder
+from keras_jamba.layers import SpatialEncoder
 from keras_jamba.layers._batch_norm import BatchNormalization
+from keras_jamba.layers.vision import spatial_encoder
 
 EPSILON, MOMENTUM = 1e-3, 0.8
 

@@ -133,7 +133,7 @@ def test_no_projection_runs_again(layer, found, monkeypatch):
         (None, [0, -1, 6, 1], "count must be from 0 to the 6 tokens"),
         (None, [0, 3], r"count must be integers of shape \(b,\) = \(4,\).*Received: shape=\(2,\)"),
         (None, [0.0] * 4, "count must be integers.*dtype=float32"),
-        ({"cache": {}}, COUNTS, "rollback_state must be what a step of this layer returned.*Received: dict"),
+        ({"cache": {}}, COUNTS, "rollback_state must come from a step of this layer.*Received: dict"),
         ({"cache": {}, "tokens": {"y": 0}}, COUNTS, r"Received: \['y'\]"),
         ([{"cache": {}, "tokens": {"x": 0}}, {}], COUNTS, r"must be of one kind. Received: \[\['x'\], None\]"),
     ],

@@ -131,7 +131,7 @@ IMAGES = [
     Mistake(
         "from_preset",
         "an unknown name",
-        "A preset is a built-in name",
+        "A preset must be a built-in name",
         lambda s: keras_jamba.DHCJamba.from_preset("tiny"),
     ),
     Mistake(

@@ -70,7 +70,7 @@ LAYERS = [
     Mistake(
         "AttentionLayer", "heads that do not divide", "must divide", lambda s: layers.AttentionLayer(8, num_heads=3)
     ),
-    Mistake("AttentionLayer", "more tokens than a cache holds", "room for", in_a_full_cache),
+    Mistake("AttentionLayer", "more tokens than a cache holds", "a capacity of", in_a_full_cache),
     Mistake(
         "Bidirectional",
         "a Mamba layer",

@@ -165,7 +165,7 @@ def test_keras_own_quantize_reaches_the_projections_of_our_layers():
 
 def test_what_cannot_be_quantized_is_refused():
     model = tiny(quantization="int8")
-    with pytest.raises(ValueError, match="is in .* already"):
+    with pytest.raises(ValueError, match="is quantized already"):
         model.quantize("int8")
     with pytest.raises(ValueError, match="Use bfloat16"):
         tiny(quantization="int8", dtype="mixed_float16")
@@ -297,7 +297,7 @@ def test_presets_and_checkpoints_of_transformers_hold_no_adapters(way, tmp_path)
 def test_a_preset_in_few_bits_is_not_loaded_in_others(tmp_path):
     tiny(quantization="int8").save_to_preset(tmp_path / "few")
     for other in (None, "int4"):
-        with pytest.raises(ValueError, match="A preset in few bits is loaded in these"):
+        with pytest.raises(ValueError, match="A quantized preset must be loaded with its own quantization"):
             keras_jamba.JambaCausalLM.from_preset(tmp_path / "few", quantization=other)
 
 
@@ -312,7 +312,7 @@ def test_all_layers_of_a_name_are_trained_whole_and_none_in_few_bits():
     whole = [v.path for v in model.trainable_weights if "_lora_" not in v.path]
     assert whole == ["backbone/block_0/mixer_norm/scale", "backbone/block_1/mixer_norm/scale"]
     few = tiny(quantization="int8")
-    with pytest.raises(ValueError, match="trained whole must be in floating point"):
+    with pytest.raises(ValueError, match="layers of also_train must be in floating point"):
         few.enable_lora(2, "mamba", also_train="q_proj")
     assert not [v for v in few.weights if "_lora_" in v.path]
 

@@ -144,5 +144,5 @@ def test_streams_that_cannot_be_are_refused():
         model.step(CLIPS[:1, 0], cache | {"readout": model.init_cache(2, max_frames=2)["readout"]})
     for t in range(2):
         _, cache = model.step(CLIPS[:1, t], cache)
-    with pytest.raises(ValueError, match="Received: room for 2 tokens, 3 needed"):
+    with pytest.raises(ValueError, match="Received: a capacity of 2 tokens, 3 needed"):
         model.step(CLIPS[:1, 2], cache)

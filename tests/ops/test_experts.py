@@ -92,7 +92,7 @@ def test_what_cannot_run_here_says_why():
     tensors, indices, _ = draw(4, 4, 2)
     given = dict(zip(NAMES, tensors, strict=True)) | {"indices": indices}
     if _backend.tensors.platform() == "cpu":
-        with pytest.raises(ValueError, match="'triton': it is for a GPU"):
+        with pytest.raises(ValueError, match="'triton': it requires a GPU"):
             expert_mlp(implementation="triton", **given)
     if keras.backend.backend() == "tensorflow":
         with pytest.raises(ValueError, match="'grouped': TensorFlow has no product"):
@@ -139,7 +139,7 @@ def test_a_capacity_drops_what_finds_no_room_and_no_more(factor, room):
 
 def test_a_form_that_drops_nothing_refuses_a_capacity():
     tensors, indices, _ = draw(4, 4, 2)
-    with pytest.raises(ValueError, match="it drops no token"):
+    with pytest.raises(ValueError, match="it does not support capacity_factor"):
         given = dict(indices=indices, capacity_factor=1.0, implementation="dense")
         expert_mlp(**dict(zip(NAMES, tensors, strict=True)), **given)
 
@@ -150,5 +150,5 @@ def test_banks_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"down_bank must have the shape \(x, f, d\).*Received: down_bank.shape"):
         expert_mlp(indices=indices, **dict(zip(NAMES, tensors, strict=True)))
     tensors, indices, _ = draw(4, 4, 2)
-    with pytest.raises(ValueError, match="Only with a capacity.*Received: a mask and capacity_factor=None"):
+    with pytest.raises(ValueError, match="mask requires a capacity_factor.*Received: a mask and capacity_factor=None"):
         expert_mlp(indices=indices, **dict(zip(NAMES, tensors, strict=True)), mask=np.ones(len(indices), bool))

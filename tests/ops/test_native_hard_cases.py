@@ -132,9 +132,9 @@ def test_a_library_of_another_version_is_not_called(monkeypatch):
 
 def test_what_has_no_size_and_numbers_that_do_not_fit_are_named():
     x, A = np.ones((1, 3, 2), "float32"), -np.ones((2, 0), "float32")
-    with pytest.raises(ValueError, match=r"kernel must reach over one token at least. Received: kernel.shape=\(0, 2\)"):
+    with pytest.raises(ValueError, match=r"kernel must cover at least one token. Received: kernel.shape=\(0, 2\)"):
         causal_depthwise_conv(x, np.ones((0, 2), "float32"))
-    with pytest.raises(ValueError, match=r"at least one state a channel. Received: A.shape=\(2, 0\)"):
+    with pytest.raises(ValueError, match=r"at least one state per channel. Received: A.shape=\(2, 0\)"):
         selective_scan(x, x, A, x[..., :0], x[..., :0])
 
 

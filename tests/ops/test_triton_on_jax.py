@@ -115,11 +115,11 @@ def test_where_there_is_no_gpu_it_refuses_and_says_why(monkeypatch):
     with pytest.raises(ValueError, match="must be one of.*'native'.*Received: implementation='triton'"):
         selective_scan(**tensors, implementation="triton")
     call = lambda **given: type("Call", (), dict(platform="gpu", shape=(1, 2, 3), states=4) | given)  # noqa: E731
-    assert triton.why_not(call(platform="cpu")) == "it is for a GPU"
+    assert triton.why_not(call(platform="cpu")) == "it requires a GPU"
     assert "jax-triton" in triton.why_not(call()) or "capability 8.0" in triton.why_not(call())
     monkeypatch.setattr(_backend.kernels, "why_no_triton_op", lambda shape: None)
-    assert triton.why_not(call(shape=(None, 2, 3))) == "it needs sizes that are known"
-    assert triton.why_not(call(states=65)) == "it holds 64 states a channel at most"
+    assert triton.why_not(call(shape=(None, 2, 3))) == "it requires static shapes"
+    assert triton.why_not(call(states=65)) == "it supports at most 64 states per channel"
 
 
 def test_it_works_inside_shard_map_over_rows_and_channels():

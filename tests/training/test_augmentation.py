@@ -223,8 +223,8 @@ class Mixing(keras.layers.MixUp):
     [
         ([abs], images(), "must be a Keras layer.*abs"),
         ([keras.layers.AugMix()], images(), "AugMix; it draws from Python's global"),
-        ([Mixing()], images(), "Mixing; .*only Keras' own"),
-        ([Unseeded()], images(), "Unseeded.*Keras' global one.*SeedGenerator"),
+        ([Mixing()], images(), "Mixing; .*keras.layers.MixUp or CutMix themselves"),
+        ([Unseeded()], images(), "Unseeded.*Keras' global generator.*SeedGenerator"),
         ([keras.layers.MixUp()], (images(), labels()), "num_classes=None.*Augmentation"),
         ([keras.layers.CutMix()], (images(), labels(), labels()), "sample_weight. Leave it out"),
         ([keras.layers.RandomFlip()], images()[0], r"b, h, w, c.*\(8, 6, 3\).*channels"),

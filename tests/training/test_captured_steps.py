@@ -52,9 +52,9 @@ def captures(monkeypatch):
             graph = type("Graph", (NotCaptured,), {"model": model})
             monkeypatch.setattr(captured, "Graph", lambda *given: made.append(graph(*given)) or made[-1])
             monkeypatch.setattr(captured, "_has_gpu", lambda: True)
-            monkeypatch.setattr(captured, "_another_stream", lambda: captured.contextlib.nullcontext())
-            monkeypatch.setattr(captured, "_waits", lambda: captured.contextlib.nullcontext([]))
-            monkeypatch.setattr(captured, "_not_watched", lambda function, *given: function(*given))
+            monkeypatch.setattr(captured, "_side_stream", lambda: captured.contextlib.nullcontext())
+            monkeypatch.setattr(captured, "_synchronizations", lambda: captured.contextlib.nullcontext([]))
+            monkeypatch.setattr(captured, "_without_sync_debug", lambda function, *given: function(*given))
         else:
             real = captured.Graph
             monkeypatch.setattr(captured, "Graph", lambda *given: made.append(real(*given)) or made[-1])
@@ -190,7 +190,7 @@ def test_a_wait_of_another_thread_is_none_of_the_step(monkeypatch):
 
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")
-        with captured._waits() as waits:
+        with captured._synchronizations() as waits:
             with ThreadPoolExecutor(1) as callbacks:
                 callbacks.submit(wait, "callback.py").result()
             warnings.warn("something else", UserWarning, stacklevel=1)

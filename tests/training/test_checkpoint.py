@@ -149,7 +149,7 @@ def test_a_part_of_an_array_is_put_together_from_its_pieces(tmp_path):
         bounds = [sorted(rng.choice(n + 1, 2, replace=False)) for n in x.shape]
         index = tuple(slice(int(a), int(b)) for a, b in bounds)
         np.testing.assert_array_equal(saved.read(index), x[index])
-    with pytest.raises(ValueError, match="must make up all of it. Received: step 1.*variable 0.*Remove this step"):
+    with pytest.raises(ValueError, match="must cover all of it. Received: step 1.*variable 0.*Remove this step"):
         _saves.read(folders[:1], 1, index=0)
 
 
@@ -226,7 +226,9 @@ def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
     data = tiny_run.batches()
     model.fit(data, epochs=1, verbose=0)
     assert steps_of(model) == 22
-    with pytest.raises(ValueError, match="has not gone further. Received: a model after 22 steps, and step 11"):
+    with pytest.raises(
+        ValueError, match="must not have trained beyond the save. Received: a model after 22 steps, and step 11"
+    ):
         fit(tmp_path / "first", model=model)
 
 
@@ -249,7 +251,7 @@ def test_weights_that_are_not_finite_do_not_take_the_place_of_a_save(tmp_path, c
 def test_halves_of_two_runs_are_no_save(tmp_path, caplog):
     for index, run in enumerate((3, 4)):
         _snapshots.write(tmp_path / f"process_{index}", 7, [], {"processes": 2, "run": run})
-    assert _saves.last(tmp_path, 2) is None and "begins anew" in caplog.text
+    assert _saves.last(tmp_path, 2) is None and "starts from the beginning" in caplog.text
 
 
 def test_processes_that_see_different_saves_say_so(tmp_path, monkeypatch):
@@ -267,7 +269,7 @@ def test_a_save_of_two_processes_goes_on_in_one_in_the_middle_of_an_epoch(tmp_pa
         fit(tmp_path, data=tiny_run.batches(shard=(i, 2)), every=4, callbacks=[Stops(5)])
         shutil.rmtree(_snapshots.place_of(tmp_path / f"process_{i}", 6))  # where it was stopped
     model = fit(tmp_path, after=[Stops(0)])
-    assert steps_of(model) == 5 and "save of 2 process(es) goes on in 1" in caplog.text
+    assert steps_of(model) == 5 and "save of 2 process(es) continues in 1" in caplog.text
     assert [len(_snapshots.steps(place)) for place in (tmp_path, tmp_path / "process_0")] == [1, 1]
 
 
@@ -316,7 +318,7 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(tmp_path):
     content = bytearray((save / _snapshots.ARRAYS).read_bytes())
     content[len(content) // 2] ^= 1
     (save / _snapshots.ARRAYS).write_bytes(content)
-    with pytest.raises(ValueError, match="as it was written.*Received.*step_00000011.*Remove it"):
+    with pytest.raises(ValueError, match="must match the sha256.*Received.*step_00000011.*Remove it"):
         fit(tmp_path)
 
 

@@ -134,8 +134,8 @@ def test_fit_learns_from_packed_text():
 @pytest.mark.parametrize(
     "documents, arguments, message",
     [
-        ([], {}, "There must be a token.*0 documents"),
-        ([[], []], {}, "There must be a token.*2 documents"),
+        ([], {}, "at least one token.*0 documents"),
+        ([[], []], {}, "at least one token.*2 documents"),
         ([[1], [1.5]], {}, r"integers.*documents\[1\].*float64"),
         ([[[1]]], {}, r"documents\[0\] with the shape \(1, 1\)"),
         ([[1]], {"length": 0}, "length must be an integer"),

@@ -1,1 +1,1 @@
-"""What two backends share."""
+"""Implementations that several backends share."""

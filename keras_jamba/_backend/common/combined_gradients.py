@@ -1,4 +1,4 @@
-"""Replicas whose gradients the backend combines before an optimizer sees them."""
+"""Reductions on backends that combine the replicas' gradients before the optimizer step."""
 
 
 def all_reduce_sum(tensors):

@@ -1,4 +1,4 @@
-"""What an optimizer does to all weights, where a compiler takes a step as a whole."""
+"""Optimizer functions for backends that compile the complete training step."""
 
 from keras import ops
 

@@ -1,4 +1,4 @@
-"""What two backends share of numerics."""
+"""Numerics that JAX and TensorFlow share."""
 
 import keras
 

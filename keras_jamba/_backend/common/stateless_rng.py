@@ -1,4 +1,4 @@
-"""Random generators on backends whose draws depend on seeds alone."""
+"""Random generator states on backends whose draws depend on seeds only."""
 
 
 def get_rng_states():

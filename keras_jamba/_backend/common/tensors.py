@@ -1,4 +1,4 @@
-"""What two backends share of tensors."""
+"""Tensor functions that several backends share."""
 
 
 def is_traced_by_torchscript():

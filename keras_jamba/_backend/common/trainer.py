@@ -1,4 +1,4 @@
-"""What two backends share of the trainer."""
+"""Trainer functions that several backends share."""
 
 import contextlib
 

@@ -1,13 +1,13 @@
-"""The error of a function that a backend cannot offer."""
+"""The error of a function that is unavailable on a backend."""
 
 
 def refuse(name, reason, ask):
-    """Raises the error of a function that was called where it is not available.
+    """Raises NotImplementedError for a function that is unavailable.
 
     Args:
-        name: of the function.
-        reason: why it is not available here.
-        ask: the function that tells beforehand.
+        name: name of the function.
+        reason: the reason why it is unavailable.
+        ask: the function that reports this before a call.
     """
     raise NotImplementedError(
         f"{name} is not available here. Received: a call of it, though {reason}. Ask {ask} first."

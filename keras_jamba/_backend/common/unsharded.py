@@ -1,4 +1,4 @@
-"""Sharding on backends where Keras splits no model, though a distribution asks for it."""
+"""Sharding on backends where Keras splits no tensors, even if a distribution is active."""
 
 import keras
 
@@ -20,7 +20,7 @@ def why_not_sharded(model):
     if distribution is None:
         return None
     backend = keras.backend.backend()
-    return f"a {type(distribution).__name__} is active, at which Keras does not look on {backend}, only on JAX"
+    return f"a {type(distribution).__name__} is active, which Keras ignores on {backend} and uses only on JAX"
 
 
 def shard_map(function, tensors, split, results):

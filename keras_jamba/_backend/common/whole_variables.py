@@ -1,4 +1,4 @@
-"""Variables that one process holds whole."""
+"""Saving and loading of variables that are not split among processes."""
 
 import keras
 

@@ -1,1 +1,1 @@
-"""The contract of `_backend` on JAX."""
+"""The implementation of the `_backend` contract on JAX."""

@@ -1,7 +1,7 @@
-"""Kernels of the C library on JAX: primitives that XLA's CPU compiler lowers to a call of the library.
+"""Kernels of the C library on JAX: primitives that are lowered to a call of the library on a CPU.
 
-On other devices, and in what is exported, a primitive is lowered to the portable form: whether there is a CPU to run
-on is known only then.
+On other devices and in exports, a primitive is lowered to the portable form, because only the lowering knows the
+platform.
 """
 
 import functools
@@ -23,16 +23,15 @@ def register():
 
 
 def differentiable(kernel, portable, lowered):
-    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
+    """Returns a kernel as a function `(tensors, options) -> outputs` with its gradient.
 
     Args:
-        kernel: of `keras_jamba._native` or `keras_jamba._triton`.
-        portable: the same function in operations of Keras, for all platforms but one and for exports.
-        lowered: `(kernel, backward, inputs, outputs)` to that platform and the rule by which a primitive is lowered
-            there.
+        kernel: a kernel of `keras_jamba._native` or `keras_jamba._triton`.
+        portable: the same function in Keras operations, for exports and all platforms except that of `lowered`.
+        lowered: `lowered(kernel, backward, inputs, outputs)` returns a platform and its lowering rule.
     """
-    shown = len(kernel.outputs) - kernel.num_residuals
-    residuals = kernel.outputs[shown:]
+    num_outputs = len(kernel.outputs) - kernel.num_residuals
+    residuals = kernel.outputs[num_outputs:]
 
     def outputs(tensors, options, train):
         shapes = {name: x.shape for name, x in zip(kernel.inputs, tensors, strict=True) if not _is_none(x)}
@@ -43,7 +42,7 @@ def differentiable(kernel, portable, lowered):
 
     def portable_forward(*tensors, options, train):
         found = portable(present(tensors), options)
-        specs = outputs(tensors, options, train)[shown:]
+        specs = outputs(tensors, options, train)[num_outputs:]
         return [*found, *(jnp.zeros(shape, dtype) for shape, dtype in specs)]
 
     def portable_backward(*tensors, options, train):
@@ -52,7 +51,7 @@ def differentiable(kernel, portable, lowered):
         _, pullback = jax.vjp(lambda *wanted: tuple(function(*wanted)), *tensors[: kernel.differentiable])
         return pullback(tuple(tensors[count + len(residuals) :]))
 
-    names = (*kernel.inputs, *residuals, *(f"grad_{name}" for name in kernel.outputs[:shown]))
+    names = (*kernel.inputs, *residuals, *(f"grad_{name}" for name in kernel.outputs[:num_outputs]))
     forward = _primitive(kernel, False, kernel.inputs, kernel.outputs, outputs, portable_forward, lowered)
     if kernel.backward:
         backward = _primitive(kernel, True, names, kernel.gradients, gradients, portable_backward, lowered).bind
@@ -61,27 +60,27 @@ def differentiable(kernel, portable, lowered):
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
     def function(tensors, options):
-        return tuple(forward.bind(*_filled(tensors), options=options, train=False)[:shown])
+        return tuple(forward.bind(*_without_none(tensors), options=options, train=False)[:num_outputs])
 
-    def remember(tensors, options):
-        found = forward.bind(*_filled(tensors), options=options, train=True)
-        return tuple(found[:shown]), (tensors, found[shown:])
+    def forward_rule(tensors, options):
+        found = forward.bind(*_without_none(tensors), options=options, train=True)
+        return tuple(found[:num_outputs]), (tensors, found[num_outputs:])
 
-    def pull_back(options, residuals, grads):
-        tensors, kept = residuals
-        found = backward(*_filled(tensors), *kept, *grads, options=options, train=True)
+    def backward_rule(options, residuals, grads):
+        tensors, kept_residuals = residuals
+        found = backward(*_without_none(tensors), *kept_residuals, *grads, options=options, train=True)
         found = [None if x is None else grad for x, grad in zip(tensors, found, strict=False)]
         return ((*found, *[None] * (len(tensors) - len(found))),)
 
-    function.defvjp(remember, pull_back)
+    function.defvjp(forward_rule, backward_rule)
     compiled = jax.jit(function, static_argnums=1)
-    return lambda tensors, options: compiled(_varying_alike(tensors), options)
+    return lambda tensors, options: compiled(_varying_over_same_axes(tensors), options)
 
 
-def _varying_alike(tensors):
-    """Inside a `shard_map` all of them differ over the axes over which one of them does.
+def _varying_over_same_axes(tensors):
+    """Returns tensors that all vary over the same mesh axes inside `shard_map`.
 
-    A tensor that is the same everywhere so gets the sum of its gradients.
+    A replicated tensor thus gets the sum of its gradients over the devices.
     """
     over = [frozenset() if x is None else _axes(x) for x in tensors]
     every = frozenset().union(*over)
@@ -91,12 +90,12 @@ def _varying_alike(tensors):
 
 def _axes(x):
     aval = jax.typeof(x)
-    # Their name in jax 0.10 and 0.11, and before.
+    # jax 0.10 and 0.11 have `mat`, earlier versions `vma`.
     return aval.mat.varying if hasattr(aval, "mat") else getattr(aval, "vma", frozenset())
 
 
-def _filled(tensors):
-    """A vector of no length in the place of each None."""
+def _without_none(tensors):
+    """Returns the tensors with an empty vector in place of each None."""
     return [jnp.zeros((0,), "float32") if x is None else x for x in tensors]
 
 
@@ -113,24 +112,24 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable, lowered):
     primitive.multiple_results = True
 
     def abstract(*tensors, options, train):
-        # Of the first, so that they vary over the same axes of a `shard_map`.
+        # An update of the first input keeps the mesh axes over which it varies inside `shard_map`.
         return [
             tensors[0].update(shape=shape, dtype=np.dtype(dtype), weak_type=False)
             for shape, dtype in specs(tensors, options, train)
         ]
 
-    platform, rule_there = lowered(kernel, backward, inputs, outputs)
+    platform, platform_rule = lowered(kernel, backward, inputs, outputs)
 
     def lower_portable(context, *operands, options, train):
-        return portable_rule(_bare(context), *operands, options=options, train=train)
+        return portable_rule(_without_mesh_axes(context), *operands, options=options, train=train)
 
     def lower(context, *operands, options, train):
         exported = context.module_context.lowering_parameters.for_export
-        rule = portable_rule if exported else rule_there
-        return rule(_bare(context), *operands, options=options, train=train)
+        rule = portable_rule if exported else platform_rule
+        return rule(_without_mesh_axes(context), *operands, options=options, train=train)
 
-    def over_rows(tensors, axes, options, train):
-        """Under `vmap` one element after the other; the kernel uses all cores for each."""
+    def batching_rule(tensors, axes, options, train):
+        """Runs `vmap` one element after the other. The kernel uses all cores for each."""
         mapped = [jnp.moveaxis(x, axis, 0) for x, axis in zip(tensors, axes, strict=True) if axis is not None]
 
         def one(slices):
@@ -149,7 +148,7 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable, lowered):
             return program(options, train)(*tensors)
 
     def differentiate(tensors, tangents, options, train):
-        """Second derivatives, by way of the portable form: `custom_vjp` has the first."""
+        """Computes second derivatives with the portable form. `custom_vjp` defines the first ones."""
         found = primitive.bind(*tensors, options=options, train=train)
         wanted = [i for i, x in enumerate(tangents) if type(x) is not ad.Zero]
 
@@ -168,12 +167,12 @@ def _primitive(kernel, backward, inputs, outputs, specs, portable, lowered):
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, lower_portable)
     mlir.register_lowering(primitive, lower, platform=platform)
-    batching.primitive_batchers[primitive] = over_rows
+    batching.primitive_batchers[primitive] = batching_rule
     return primitive
 
 
-def _bare(context):
-    """What a rule traces is inside a `shard_map` too a function of one device."""
+def _without_mesh_axes(context):
+    """Returns the context without mesh axes: inside `shard_map` a rule also traces a function of one device."""
     bare = lambda avals: [jax.core.ShapedArray(x.shape, x.dtype) for x in avals]  # noqa: E731
     return context.replace(avals_in=bare(context.avals_in), avals_out=bare(context.avals_out))
 
@@ -187,9 +186,9 @@ def lowered_on_cpu(kernel, backward, inputs, outputs):
 
 
 def _layout(kernel, backward, inputs, outputs, specs, options):
-    """What xla_ffi.h asks for."""
+    """Returns the integers of the call, in the order that xla_ffi.h defines."""
     sizes = kernel.sizes({name: x.shape for name, x in zip(inputs, specs, strict=True) if not _is_none(x)})
-    # XLA's own pool has a thread a core, too.
+    # XLA's own pool also has one thread per core.
     integers = [*sizes.values(), *options, _native.cores(), _native.instruction_set()]
     fields = [kernel.field(name) for name in (*inputs, *outputs)]
     codes = [2 * offset + is_tensor for offset, is_tensor in fields]

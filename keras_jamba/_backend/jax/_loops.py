@@ -1,9 +1,8 @@
 """The weights of a model on JAX while `fit`, `evaluate` and `predict` run.
 
-Keras takes the values out of the variables for each of these loops and gives their memory to the steps, so that a
-loop that ends early leaves a model without weights, and no other thread can read them. Here only steps of training
-take them, after the first batch has been checked. Whatever ends the loop, the newest values are put back. Other
-threads read copies of them.
+In each of these loops, Keras donates the values of the variables to the steps. A loop that ends early leaves a model
+without weights, and other threads cannot read them. Here only training steps take the values, after the first batch
+has been checked. The newest values are assigned back however the loop ends. Other threads read copies.
 """
 
 import contextlib
@@ -16,11 +15,11 @@ import keras
 from keras_jamba import _keras_internals
 
 _NAMES = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
-# Of the two below, and of variables while their values are taken out or read.
+# Guards the two names below, and variables while their values are taken or read.
 _lock = threading.Lock()
-# Loops whose steps have the values of variables.
+# Loops whose steps hold the values of variables.
 _training = []
-# How many readers may hold values that were read from variables.
+# The number of readers that may hold values of variables.
 _readers = 0
 
 
@@ -28,7 +27,7 @@ class Loop:
     def __init__(self, kind):
         self.kind, self.looked, self.begun = kind, False, False
         self.thread, self.lock = threading.get_ident(), threading.RLock()
-        # By name, as Keras passes them to its steps: variables, and their newest values.
+        # Variables and their newest values, by the names under which Keras passes them to its steps.
         self.variables, self.state, self.given, self.synced = {}, None, {}, True
         self._reading = contextlib.ExitStack()
 
@@ -43,13 +42,13 @@ class Loop:
         self._reading.close()
         if error is not None and kind.__name__ == "IndivisibleError":
             raise ValueError(
-                "The rows of every batch, the last one too, must be a multiple of the devices among which the mesh "
-                f"shares them. Received: {str(error).splitlines()[0]} Choose another batch_size, or leave out or fill "
-                "up what remains, as training.Batches does with drop_last=True and training.PackedText by itself."
+                "The rows of every batch, including the last one, must be a multiple of the devices among which the "
+                f"mesh splits them. Received: {str(error).splitlines()[0]} Choose another batch_size, or drop or pad "
+                "the last batch, as training.Batches does with drop_last=True and training.PackedText by default."
             ) from error
 
     def begin(self, model, names):
-        """The values for the first step of a loop, or for the next one after callbacks have read the variables."""
+        """Returns the values for the first step of a loop, or the first one after callbacks have read the variables."""
         self.variables = {
             name: list(model.optimizer.variables if name.startswith("optimizer") else getattr(model, name))
             for name in names
@@ -63,7 +62,7 @@ class Loop:
         return tuple(self.given.values())
 
     def take(self, state):
-        """The values for a step of training, which takes their memory; the variables have none from here on."""
+        """Returns the values for a training step, which takes their memory. The variables hold none until `sync`."""
         if self in _training:
             return state
         self._reading.close()
@@ -86,7 +85,7 @@ class Loop:
             taken = self in _training
             for name, variables in self.variables.items():
                 for variable, value, before in zip(variables, self.state[name], self.given[name], strict=True):
-                    # What only reads must not undo what other threads have assigned meanwhile.
+                    # A loop that only reads must not undo assignments of other threads.
                     if (taken or value is not before) and not value.is_deleted():
                         variable.assign(value)
             with _lock:
@@ -102,7 +101,7 @@ class Loop:
         return frozenset(map(id, self._flat_variables()))
 
     def copies(self):
-        """`{id(variable): a copy of its newest value}`; empty where the variables have them."""
+        """Returns `{id(variable): copy of its newest value}`. Empty if the variables hold their values."""
         with self.lock:
             if self not in _training:
                 return {}
@@ -180,7 +179,7 @@ class TrainerLoops(_keras_internals.JaxTrainerHooks):
             with loop.lock:
                 found = []
                 try:
-                    # An interrupt comes between two lines of Python code: by then the list has the result.
+                    # An interrupt arrives between two lines of Python code, when the list already has the result.
                     found.extend(map(step_function, (loop.take(state),), (data,)))
                 finally:
                     if found:
@@ -203,7 +202,7 @@ class TrainerLoops(_keras_internals.JaxTrainerHooks):
             self.predict_function = self._function_of_iterator(step, concatenate_outputs=True)
 
     def _reading_step(self, step, metrics):
-        """A compiled step that takes no memory from its state, and passes on what it does not change."""
+        """Returns a compiled step that does not donate its state, and returns unchanged values as they are."""
         if self.run_eagerly or not self.jit_compile:
             return step
         shardings = None

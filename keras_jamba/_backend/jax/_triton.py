@@ -1,4 +1,4 @@
-"""Kernels in Triton on JAX: primitives that XLA's GPU compiler lowers to calls of jax-triton."""
+"""Triton kernels on JAX: primitives that are lowered to calls of jax-triton on a GPU."""
 
 import concurrent.futures
 import contextlib
@@ -23,7 +23,7 @@ def lowered_on_gpu(program, backward, inputs, outputs):
             found = program.backward(launcher(), tensors, options)
         else:
             found = program.forward(launcher(), tensors, options, train)
-        # In the place of None a vector of no length, as primitives have it.
+        # A primitive returns an empty vector in place of None.
         return [jnp.zeros((0,), "float32") if x is None else x for x in found]
 
     rule = mlir.lower_fun(run, multiple_results=True)
@@ -37,7 +37,7 @@ def lowered_on_gpu(program, backward, inputs, outputs):
 
 @contextlib.contextmanager
 def _registers(limit):
-    """How many registers a thread of the kernels compiled inside may use. jax-triton 0.3.1 has no option for it."""
+    """A context that limits the registers per thread of compiled kernels. jax-triton 0.3.1 has no option for it."""
     if limit is None:
         yield
         return
@@ -53,11 +53,11 @@ def _registers(limit):
 
 @functools.cache
 def why_not_here():
-    """None, or why no kernel in Triton runs on this machine."""
+    """Returns None, or the reason why no Triton kernel runs on this machine."""
     if any(importlib.util.find_spec(name) is None for name in ("triton", "jax_triton")):
         return "Triton and jax-triton are not both installed"
     if jax.default_backend() != "gpu" or float(getattr(jax.devices()[0], "compute_capability", 0)) < 8:
-        return "Triton's kernels are for an NVIDIA GPU of capability 8.0 or more"
+        return "Triton kernels need an NVIDIA GPU of capability 8.0 or more"
     return None
 
 
@@ -69,7 +69,7 @@ def launcher():
 
 
 def _clock(specs, run):
-    # A plan is asked for while a program is traced, and everything in this thread would become part of that.
+    # Plans are timed while a program is traced. In this thread, the timed code would become part of that program.
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         return threads.submit(_seconds, specs, run).result()
 
@@ -85,7 +85,7 @@ def _seconds(specs, run):
             jax.block_until_ready(run(arrays))
             times.append(time.perf_counter() - begun)
     except Exception as error:
-        # Memory may be there another time; a multiprocessor with more than this one has, never.
+        # Device memory may be free later. The resources of a multiprocessor never grow.
         return None if "RESOURCE_EXHAUSTED" in str(error) and "shared memory" not in str(error) else math.inf
     return sorted(times[2:])[2]
 
@@ -97,7 +97,7 @@ def _filled(shape, dtype, value):
 
 
 def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):
-    # Only here: where there is no GPU it cannot be imported.
+    # Without a GPU it cannot be imported.
     import jax_triton
 
     specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]

@@ -8,9 +8,9 @@ def custom_gradient(forward, backward, plain=None):
     def function(*tensors):
         return plain(*tensors) if plain else forward(*tensors)[0]
 
-    # The compiler leaves out the gradients that nobody wants.
+    # The compiler removes unused gradients.
     function.defvjp(forward, lambda *given: tuple(g() if callable(g) else g for g in backward(*given)))
-    # Outside of a caller's jit the loops would be traced anew at every call.
+    # Without this jit, an eager caller would trace the loops again at every call.
     return jax.jit(function)
 
 

@@ -1,4 +1,4 @@
-"""Kernels of the C library and in Triton, on JAX."""
+"""Kernels of the C library and Triton kernels, on JAX."""
 
 from keras_jamba._backend.jax import _c_kernels, _triton
 
@@ -10,7 +10,7 @@ def c_kernel_op(kernel, portable):
 
 
 def why_no_c_kernel(shape):
-    # What is lowered for another device, or to be exported, takes the portable form by itself.
+    # For other devices and exports, the lowering selects the portable form.
     return None if all(isinstance(size, int) for size in shape) else "it needs sizes that are known"
 
 

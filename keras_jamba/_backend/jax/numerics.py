@@ -1,4 +1,4 @@
-"""Products and norms with the precision of the device, on JAX."""
+"""Matrix products and norms, on JAX."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""What an optimizer does to all weights, on JAX: XLA compiles a step as a whole."""
+"""Optimizer functions on JAX, which compiles the complete training step."""
 
 from keras_jamba._backend.common.compiled_optimizer import (  # noqa: F401
     HostStepCounter,

@@ -1,4 +1,4 @@
-"""Processes and replicas that train together, on JAX: one program over arrays that are split among devices."""
+"""Processes and replicas on JAX: one program over arrays that are split among devices."""
 
 import jax
 import keras
@@ -26,8 +26,8 @@ def all_gather_int(number):
 def local_shards(variable):
     for shard in variable.value.addressable_shards:
         if shard.replica_id == 0:
-            # An array of an accelerator keeps its copy on the host, and the variable keeps its shards: hence another
-            # array of the same memory.
+            # An array caches its copy on the host, and the variable keeps its shards alive. A new array of the same
+            # device memory avoids that.
             data = jax.make_array_from_single_device_arrays(shard.data.shape, shard.data.sharding, [shard.data])
             yield tuple(s.start or 0 for s in shard.index), np.asarray(data)
 

@@ -1,4 +1,4 @@
-"""Operations on each device's part of their tensors, on JAX, where XLA does not know how to split them itself."""
+"""Meshes, local shards and collectives, on JAX."""
 
 import jax
 import keras
@@ -18,13 +18,13 @@ def active_mesh():
     axes = getattr(layout_map(distribution), "parts", None)
     if isinstance(distribution, keras.distribution.DataParallel):
         axes = distribution.batch_dim_name, None, False, None
-    # Inside of a `shard_map` every tensor is a part already.
+    # Inside `shard_map` every tensor is a local shard already.
     if axes is None or jax.sharding.get_abstract_mesh().manual_axes:
         return None
     if distribution.batch_dim_name != axes[0]:
         raise ValueError(
-            "Rows go over the first axis of the mesh of training.layout_map. Received: "
-            f"batch_dim_name={distribution.batch_dim_name!r} and a mesh with {axes[:2]}. Leave it out."
+            "The first axis of the mesh of training.layout_map must split the rows. Received: "
+            f"batch_dim_name={distribution.batch_dim_name!r} and a mesh with {axes[:2]}. Leave out batch_dim_name."
         )
     return ActiveMesh(distribution.device_mesh.backend_mesh, *axes)
 
@@ -36,7 +36,7 @@ def why_not_sharded(model):
 def shard_map(function, tensors, split, results):
     given = {name: PartitionSpec(*axes) for name, axes in split.items()}
     found = tuple(PartitionSpec(*axes) for axes in results)
-    # Loops of Keras begin with zeros, which do not say over which axes they vary.
+    # Without check_vma, because loops of Keras start with zeros, which declare no mesh axes that they vary over.
     return jax.shard_map(function, mesh=active_mesh().mesh, in_specs=(given,), out_specs=found, check_vma=False)(
         tensors
     )
@@ -51,7 +51,7 @@ def all_gather_weight(variable):
     if mesh is None or mesh.layouts_at_use is None:
         return keras.ops.convert_to_tensor(variable)
     layout = mesh.layouts_at_use[variable.path]
-    # First as it is stored, or XLA would fetch the parts before they are rounded to what is computed with.
+    # The stored layout first: otherwise XLA would gather the shards before rounding them to the compute dtype.
     stored = keras.distribution.distribution().get_variable_layout(variable)
     x = with_sharding_constraint(keras.ops.convert_to_tensor(variable), stored.axes)
     return with_sharding_constraint(x, layout.axes if layout else ())

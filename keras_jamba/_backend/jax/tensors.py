@@ -1,4 +1,4 @@
-"""Where tensors lie, what they hold, and what a compiler needs of them, on JAX."""
+"""Platforms, values and shapes of tensors, on JAX."""
 
 import jax
 import numpy as np
@@ -23,12 +23,12 @@ def concrete_numpy(x):
 
 
 def needs_static_shapes():
-    # Eager JAX compiles too, operation by operation.
+    # Eager JAX also compiles, one operation at a time.
     return True
 
 
 def why_no_split_rows():
-    return "its shapes depend on the routing, which a compiler does not allow"
+    return "its shapes depend on the routing, but a compiler needs static shapes"
 
 
 def split_rows(x, counts):

@@ -1,4 +1,4 @@
-"""What Keras' trainer does differently on JAX."""
+"""Trainer functions on JAX."""
 
 import itertools
 

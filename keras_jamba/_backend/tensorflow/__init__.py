@@ -1,1 +1,1 @@
-"""The contract of `_backend` on TensorFlow."""
+"""The implementation of the `_backend` contract on TensorFlow."""

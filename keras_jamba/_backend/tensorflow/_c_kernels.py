@@ -1,4 +1,4 @@
-"""Kernels of the C library on TensorFlow: Python functions inside graphs, on memory that NumPy shares with tensors."""
+"""Kernels of the C library on TensorFlow: `tf.numpy_function` calls them on memory shared with NumPy."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ from keras_jamba._keras_internals import is_keras_export
 
 
 def is_being_exported():
-    """Whether what traces this graph is an export. Nothing but the stack tells."""
+    """Returns whether an export traces this graph, which TensorFlow shows in the call stack only."""
     frame = sys._getframe()
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -22,12 +22,12 @@ def is_being_exported():
 
 
 def differentiable(kernel, portable):
-    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
+    """Returns a kernel as a function `(tensors, options) -> outputs` with its gradient.
 
-    `portable`, the same function in operations of Keras, is needed where the library has no backward function.
+    `portable`, the same function in Keras operations, gives the gradient if the library has no backward function.
     """
-    shown = len(kernel.outputs) - kernel.num_residuals
-    names = (*kernel.inputs, *kernel.outputs[shown:], *(f"grad_{name}" for name in kernel.outputs[:shown]))
+    num_outputs = len(kernel.outputs) - kernel.num_residuals
+    names = (*kernel.inputs, *kernel.outputs[num_outputs:], *(f"grad_{name}" for name in kernel.outputs[:num_outputs]))
 
     def forward(tensors, options, train):
         def outputs(arrays):
@@ -39,11 +39,11 @@ def differentiable(kernel, portable):
             kernel, False, dict(zip(kernel.inputs, tensors, strict=True)), kernel.outputs, outputs, types, options
         )
 
-    def backward(tensors, kept, grads, options):
+    def backward(tensors, residuals, grads, options):
         wanted = [
             name for name, x in zip(kernel.inputs[: kernel.differentiable], tensors, strict=False) if x is not None
         ]
-        given = dict(zip(names, (*tensors, *kept, *grads), strict=True))
+        given = dict(zip(names, (*tensors, *residuals, *grads), strict=True))
         outputs = lambda arrays: [(arrays[name].shape, arrays[name].dtype) for name in wanted]  # noqa: E731
         types = [given[name].dtype for name in wanted]
         found = _call(kernel, True, given, [f"grad_{name}" for name in wanted], outputs, types, options)
@@ -54,33 +54,34 @@ def differentiable(kernel, portable):
 
         @tf.custom_gradient
         def on_tensors(*present):
-            there = iter(present)
-            tensors_now = [None if x is None else next(there) for x in tensors]
-            found = forward(tensors_now, options, True)
-            kept = found[shown:]
+            remaining = iter(present)
+            arguments = [None if x is None else next(remaining) for x in tensors]
+            found = forward(arguments, options, True)
+            residuals = found[num_outputs:]
 
-            def pull_back(*grads):
+            def vjp(*grads):
                 if not kernel.backward:
                     with tf.GradientTape() as tape:
                         tape.watch(present)
-                        outputs = portable(tensors_now, options)
+                        outputs = portable(arguments, options)
                     return tape.gradient(outputs, present, grads)
-                grads = _once(kernel, lambda *grads: backward(tensors_now, kept, grads, options), present, grads)
+                gradient = lambda *grads: backward(arguments, residuals, grads, options)  # noqa: E731
+                grads = _without_second_derivative(kernel, gradient, present, grads)
                 return [*grads, *[None] * (len(present) - len(grads))]
 
-            return found[:shown], pull_back
+            return found[:num_outputs], vjp
 
-        # A variable among the inputs would be taken for one that the function has caught.
+        # `tf.custom_gradient` would treat a variable among the inputs as captured.
         outputs = on_tensors(*map(tf.convert_to_tensor, present))
-        return [tf.ensure_shape(x, spec) for x, spec in zip(outputs, _static(kernel, tensors), strict=False)]
+        return [tf.ensure_shape(x, spec) for x, spec in zip(outputs, _static_shapes(kernel, tensors), strict=False)]
 
     return function
 
 
-def _once(kernel, gradient, present, grads):
-    """`gradient(*grads)`, whose own gradient is an error: TensorFlow would take it for zero.
+def _without_second_derivative(kernel, gradient, present, grads):
+    """Returns `gradient(*grads)`, whose own gradient raises RuntimeError. TensorFlow would use zeros.
 
-    It depends on `present`, the inputs, too.
+    `present` are the inputs, on which the gradient also depends.
     """
 
     @tf.custom_gradient
@@ -93,13 +94,13 @@ def _once(kernel, gradient, present, grads):
     return function(*present, *grads)
 
 
-def _static(kernel, tensors):
+def _static_shapes(kernel, tensors):
     first, second = tensors[0].shape, [x for x, name in zip(tensors, kernel.inputs, strict=True) if name == "A"]
     return [first] + [(first[0], *x.shape) for x in second]
 
 
 def _call(kernel, backward, tensors, output_names, output_specs, types, options):
-    """The kernel as an operation. `output_specs`: NumPy arrays of the inputs to `[(shape, dtype)]`."""
+    """Calls the kernel as an operation. `output_specs(arrays)` returns `[(shape, dtype)]` for NumPy inputs."""
     tensors = {name: x for name, x in tensors.items() if x is not None}
 
     def run(*arrays):
@@ -116,7 +117,7 @@ def _call(kernel, backward, tensors, output_names, output_specs, types, options)
 
 
 def _empty(shape, dtype):
-    """Memory that TensorFlow takes over as it is: what does not begin at a multiple of 64 bytes it copies."""
+    """Returns an empty array aligned to 64 bytes. TensorFlow would copy an unaligned one."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 63, "uint8")

@@ -5,17 +5,17 @@ import tensorflow as tf
 
 
 def custom_gradient(forward, backward, plain=None):
-    # On a CPU Keras runs TensorFlow without XLA; these loops are an order of magnitude slower there.
+    # On a CPU Keras runs TensorFlow without XLA, where these loops are ten times slower.
     forward = tf.function(forward, jit_compile=True, autograph=False)
     backward = tf.function(backward, jit_compile=True, autograph=False)
 
     @tf.custom_gradient
     def function(*tensors):
-        # A tape that follows the inputs would differentiate the compiled loops too, which it cannot.
+        # A tape that watches the inputs cannot differentiate the compiled loops.
         outputs, residuals = forward(*map(tf.stop_gradient, tensors))
         return outputs, lambda *gradients: backward(residuals, tf.nest.pack_sequence_as(outputs, gradients))
 
-    # A variable among the inputs would be taken for one that the function has caught.
+    # `tf.custom_gradient` would treat a variable among the inputs as captured.
     return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
 
 
@@ -24,12 +24,12 @@ def can_trace_custom_gradient():
 
 
 def remat(function):
-    # Eagerly, Keras 3.15's gives the weights no gradient.
+    # Eager `keras.remat` of Keras 3.15 gives the weights no gradient.
     if tf.executing_eagerly():
         return function
 
     def run(*tensors):
-        # Masks and ids are no arguments: TensorFlow gives each a gradient of its own dtype, and cannot add booleans.
+        # Masks and ids are not arguments: TensorFlow adds gradients in the dtype of each, and cannot add booleans.
         tensors = [tf.convert_to_tensor(x) for x in tensors]
         places = [i for i, x in enumerate(tensors) if x.dtype.is_floating]
 

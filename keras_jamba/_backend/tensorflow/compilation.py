@@ -1,6 +1,6 @@
 """Graphs and loops, on TensorFlow.
 
-`keras.ops.scan` cannot train under XLA, hence a loop of our own: its loop has no bound, and its outputs must have the
+`scan` replaces `keras.ops.scan`, which cannot train under XLA: its loop has no bound, and its outputs must have the
 shapes of its carry.
 """
 
@@ -21,12 +21,12 @@ def jit_inference(function, variables):
     return _traced(function)
 
 
-# Threads that want the same program trace it once. A traced function may call another.
+# Threads trace a shared program once. The lock is reentrant, because a traced function may call another.
 _tracing = threading.RLock()
 
 
 def _traced(function, jit_compile=None):
-    # One for each kind of arguments: TensorFlow warns where one function is traced for many shapes.
+    # One function per structure, shape and dtype: TensorFlow warns if one is traced for many shapes.
     traced = {}
 
     def run(*args):
@@ -47,7 +47,7 @@ def compiled_while_loop(body, variables):
     def run(going, state):
         return tf.while_loop(lambda going, state: going, lambda going, state: body(state), (going, state))[1]
 
-    # Thousands of small operations: without XLA most of the time is spent between them.
+    # Without XLA, launching thousands of small operations takes most of the time.
     return _traced(run, jit_compile=True)
 
 
@@ -80,10 +80,10 @@ def scan(body, carry, inputs, reverse=False):
 
 
 def _output_specs(body, carry, inputs):
-    """Shapes and dtypes of what one turn of the loop puts out, from a graph that is thrown away."""
+    """Returns the shapes and dtypes of the outputs of one loop step, from a temporary graph."""
     spec_of = lambda x: tf.TensorSpec(x.shape, x.dtype)  # noqa: E731
-    turn = tf.function(lambda carry, slices: body(carry, slices)[1], autograph=False)
+    step = tf.function(lambda carry, slices: body(carry, slices)[1], autograph=False)
     carry_specs = tf.nest.map_structure(spec_of, carry)
     slice_specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs)
-    graph = turn.get_concrete_function(carry_specs, slice_specs)
+    graph = step.get_concrete_function(carry_specs, slice_specs)
     return tf.nest.map_structure(spec_of, graph.structured_outputs)

@@ -1,4 +1,4 @@
-"""Kernels of the C library, on TensorFlow; kernels in Triton are not available."""
+"""Kernels of the C library, on TensorFlow. Triton kernels are unavailable."""
 
 import tensorflow as tf
 
@@ -6,7 +6,7 @@ from keras_jamba._backend.common.unavailable import refuse
 from keras_jamba._backend.tensorflow import _c_kernels
 from keras_jamba._backend.tensorflow.tensors import needs_static_shapes
 
-_NO_TRITON = "its kernels run on JAX and PyTorch"
+_NO_TRITON = "Triton kernels run on JAX and PyTorch only"
 
 
 def c_kernel_op(kernel, portable):
@@ -15,9 +15,9 @@ def c_kernel_op(kernel, portable):
 
 def why_no_c_kernel(shape):
     if needs_static_shapes():
-        return "XLA compiles this graph and cannot call it"
+        return "XLA compiles this graph and cannot call the C library"
     if not tf.executing_eagerly() and _c_kernels.is_being_exported():
-        return "an exported graph must run where the library is not"
+        return "an exported graph must run without the C library"
     return None
 
 

@@ -1,11 +1,11 @@
-"""Products and norms with the precision of the device, on TensorFlow."""
+"""Matrix products and norms, on TensorFlow."""
 
 import tensorflow as tf
 
 from keras_jamba._backend.common.numerics import rms_norm  # noqa: F401
 from keras_jamba._backend.common.unavailable import refuse
 
-_NO_GROUPED_MATMUL = "TensorFlow has no product of rows with the matrix of their group"
+_NO_GROUPED_MATMUL = "TensorFlow has no grouped matrix product"
 
 
 def matmul_in_float32(x, y):

@@ -1,4 +1,4 @@
-"""What an optimizer does to all weights, on TensorFlow: a graph holds a step as a whole."""
+"""Optimizer functions on TensorFlow, which compiles the complete training step into a graph."""
 
 from keras_jamba._backend.common.compiled_optimizer import (  # noqa: F401
     HostStepCounter,

@@ -1,4 +1,4 @@
-"""Processes and replicas that train together, on TensorFlow: variables that are mirrored on devices."""
+"""Processes and replicas on TensorFlow, which mirrors variables on the devices."""
 
 import tensorflow as tf
 
@@ -43,7 +43,7 @@ class DataParallel:
         first = model.variables[0].value
         if not isinstance(first, tf.distribute.DistributedValues):
             raise ValueError(
-                "The variables of a model must be mirrored where they are made. Received: "
+                "The variables of a model must be mirrored when they are made. Received: "
                 f"{model.name!r}, made outside. Make it inside of `with DataParallel()`."
             )
         return model

@@ -1,4 +1,4 @@
-"""Sharding on TensorFlow, where Keras splits no model."""
+"""Sharding on TensorFlow, where Keras splits no tensors."""
 
 from keras_jamba._backend.common.unsharded import (  # noqa: F401
     active_mesh,

@@ -1,8 +1,8 @@
-"""Where tensors lie, what they hold, and what a compiler needs of them, on TensorFlow."""
+"""Platforms, values and shapes of tensors, on TensorFlow."""
 
 import tensorflow as tf
 
-# Public TensorFlow does not say whether XLA will compile the graph that is being traced.
+# No public function of TensorFlow tells whether XLA will compile the graph being traced.
 from tensorflow.python.ops import control_flow_util
 
 from keras_jamba._backend.common.tensors import can_log, is_traced_by_torchscript  # noqa: F401
@@ -28,7 +28,7 @@ def ensure_shape(x, shape):
 
 def why_no_split_rows():
     if needs_static_shapes():
-        return "its shapes depend on the routing, which a compiler does not allow"
+        return "its shapes depend on the routing, but a compiler needs static shapes"
     return None
 
 

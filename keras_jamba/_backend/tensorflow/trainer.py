@@ -1,4 +1,4 @@
-"""What Keras' trainer does differently on TensorFlow, where its functions take batches out of iterators themselves."""
+"""Trainer functions on TensorFlow, where Keras' step functions read batches from iterators."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ def runs_step_without_data():
 
 class TrainerLoops(TensorFlowReplicasHook):
     def _replicas_data(self, iterator):
-        # No batch of several replicas can be given back to its iterator, but this one, with which none has begun.
+        # `first_batch` cannot return a batch of replicas to its iterator. This hook can, because no step has started.
         iterator = self._symbolic_build_data(iterator)
         self._this_loop().looked = True
         return iterator
@@ -37,15 +37,15 @@ def first_batch(given, look, steps):
     look(first)
     if not _is_iterator_of_tensors(data):
         return (itertools.chain([first], data),)
-    # The function is traced for an iterator with these specifications, and another kind would be traced anew. A dataset
-    # out of a Python generator would do, but all steps of a function that first ran on one are a quarter slower.
+    # The same element specs and the same kind of iterator avoid a second trace of the step function. A dataset from a
+    # Python generator would also do, but makes all later steps a quarter slower.
     batches = [first, *itertools.islice(data, steps - 1)]
     datasets = [_dataset(batch, data.element_spec) for batch in batches]
     return (iter(functools.reduce(tf.data.Dataset.concatenate, datasets)),)
 
 
 def _dataset(batch, specs):
-    """One batch as a dataset whose shapes are as static as `specs`."""
+    """Returns one batch as a dataset, whose shapes are unknown wherever those of `specs` are."""
 
     def relaxed(*tensors):
         flat = zip(tf.nest.flatten(tensors), tf.nest.flatten(specs), strict=True)

@@ -1,1 +1,1 @@
-"""The contract of `_backend` on PyTorch."""
+"""The implementation of the `_backend` contract on PyTorch."""

@@ -1,4 +1,4 @@
-"""Kernels of the C library on PyTorch: registered operators, which `torch.compile` takes as they are."""
+"""Kernels of the C library on PyTorch: registered operators, which `torch.compile` does not trace into."""
 
 import ctypes
 import functools
@@ -9,25 +9,25 @@ from keras_jamba._native import Array
 
 
 def differentiable(kernel, portable, operator):
-    """The function `(tensors, options) -> outputs` that a kernel is, with its gradient.
+    """Returns a kernel as a function `(tensors, options) -> outputs` with its gradient.
 
-    `portable`, the same function in operations of Keras, is needed where there is no backward function.
-    `operator` makes an operator of each direction.
+    `portable`, the same function in Keras operations, gives the gradient if there is no backward function.
+    `operator(kernel, backward)` creates the operator of one direction.
     """
     forward = operator(kernel, False)
     backward = operator(kernel, True) if kernel.backward else None
-    count, shown = len(kernel.inputs), len(kernel.outputs) - kernel.num_residuals
+    count, num_outputs = len(kernel.inputs), len(kernel.outputs) - kernel.num_residuals
 
     def setup(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:count], *_listed(output)[shown:])
+        ctx.save_for_backward(*inputs[:count], *_as_list(output)[num_outputs:])
         ctx.options = inputs[count:]
         ctx.set_materialize_grads(False)
 
     def gradient(ctx, *grads):
         saved = ctx.saved_tensors
         first = torch.zeros_like(saved[0]) if grads[0] is None else grads[0]
-        found = backward.registered(*saved, first, *grads[1:shown], *ctx.options)
-        found = [None if x is None else grad for x, grad in zip(saved, _listed(found), strict=False)]
+        found = backward.registered(*saved, first, *grads[1:num_outputs], *ctx.options)
+        found = [None if x is None else grad for x, grad in zip(saved, _as_list(found), strict=False)]
         return (*found, *[None] * (count + len(ctx.options) - len(found)))
 
     def portable_gradient(ctx, *grads):
@@ -50,20 +50,23 @@ def differentiable(kernel, portable, operator):
 
     def function(tensors, options):
         train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        return _listed(forward.registered(*tensors, *options, int(train)))[:shown]
+        return _as_list(forward.registered(*tensors, *options, int(train)))[:num_outputs]
 
     return function
 
 
 class Operator:
-    """One direction of a kernel, registered: its tensors, any of them None, then its options, then `train`."""
+    """One direction of a kernel as a registered operator.
+
+    Its arguments are the tensors, any of which may be None, the options and `train`.
+    """
 
     def __init__(self, kernel, backward):
         self.kernel, self.backward = kernel, backward
         self.inputs, self.outputs = kernel.inputs, kernel.outputs
         if backward:
-            shown = kernel.outputs[: len(kernel.outputs) - kernel.num_residuals]
-            self.inputs += (*kernel.outputs[len(shown) :], *(f"grad_{name}" for name in shown))
+            num_outputs = kernel.outputs[: len(kernel.outputs) - kernel.num_residuals]
+            self.inputs += (*kernel.outputs[len(num_outputs) :], *(f"grad_{name}" for name in num_outputs))
             self.outputs = kernel.gradients
         tensors = ", ".join(f"Tensor? {name}" for name in self.inputs)
         integers = ", ".join(f"int {name}" for name in (*kernel.options, "train"))
@@ -80,7 +83,7 @@ class Operator:
         return dict(zip(self.inputs, arguments, strict=False)), arguments[len(self.inputs) :]
 
     def empty(self, *arguments):
-        """Outputs of the right shapes and dtypes. An operator cannot return None: what is not there is empty."""
+        """Returns uninitialised outputs. An operator cannot return None, so absent outputs are empty tensors."""
         tensors, (*_, train) = self._named(arguments)
         first = arguments[0]
         if self.backward:
@@ -89,34 +92,34 @@ class Operator:
         else:
             shapes = {name: x.shape for name, x in tensors.items() if x is not None}
             specs = self.kernel.output_specs(shapes, first.dtype, train)
-        return _unlisted([first.new_empty(shape, dtype=_DTYPES.get(dtype, dtype)) for shape, dtype in specs])
+        return _from_list([first.new_empty(shape, dtype=_DTYPES.get(dtype, dtype)) for shape, dtype in specs])
 
     def run(self, *arguments):
         if 0 in arguments[0].shape:
-            return _unlisted([torch.zeros_like(x) for x in _listed(self.empty(*arguments))])
+            return _from_list([torch.zeros_like(x) for x in _as_list(self.empty(*arguments))])
         tensors, (*options, train) = self._named(arguments)
         return self.computed(tensors, dict(zip(self.kernel.options, options, strict=True)), train, arguments)
 
     def computed(self, tensors, options, train, arguments):
         outputs = self.empty(*arguments)
-        # Named, so that copies live as long as the call.
+        # The dict keeps copies alive during the call.
         tensors = {name: self._readable(name, x) for name, x in tensors.items() if x is not None and 0 not in x.shape}
-        made = {name: x for name, x in zip(self.outputs, _listed(outputs), strict=True) if 0 not in x.shape}
+        made = {name: x for name, x in zip(self.outputs, _as_list(outputs), strict=True) if 0 not in x.shape}
         arrays = {name: _array(x) for name, x in (tensors | made).items()}
         self.kernel.run(self.backward, arrays, options, torch.get_num_threads(), _openmp())
         return outputs
 
     def _readable(self, name, x):
-        """`x` itself where the library can read it, else a copy without gaps."""
+        """Returns `x` itself if the library can read it, otherwise a contiguous copy."""
         _, with_rows = self.kernel.field(name)
         return x if with_rows and row_step(x) is not None else x.contiguous()
 
 
 @functools.cache
 def _openmp():
-    """The address of `GOMP_parallel` in the OpenMP that PyTorch brought, or None.
+    """Returns the address of `GOMP_parallel` in PyTorch's own OpenMP, or None.
 
-    Its threads keep their cores busy for a while after each operation, so others on the same cores would wait.
+    Its threads keep their cores busy after each operation, and would delay other threads on these cores.
     """
     try:
         return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
@@ -127,16 +130,16 @@ def _openmp():
 _DTYPES = {"float32": torch.float32}
 
 
-def _listed(x):
+def _as_list(x):
     return [x] if isinstance(x, torch.Tensor) else list(x)
 
 
-def _unlisted(x):
+def _from_list(x):
     return x[0] if len(x) == 1 else tuple(x)
 
 
 def row_step(x):
-    """The one step from each token to the next, over rows too; None if there is none, or gaps between channels."""
+    """Returns the constant stride between tokens, also across rows. None if it varies or channels have gaps."""
     batch, length, channels = x.shape
     if channels > 1 and x.stride(2) != 1:
         return None
@@ -149,5 +152,5 @@ def row_step(x):
 
 def _array(x):
     row = row_step(x) if x.dim() == 3 else 0
-    # What is without gaps may still have any stride where there is one step or none.
+    # A contiguous tensor may have any stride along an axis of size 0 or 1.
     return Array(x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch."), x.shape[-1] if row is None else row)

@@ -1,8 +1,8 @@
-"""Training steps on PyTorch that are captured as a CUDA graph, and launched at once.
+"""Training steps on PyTorch, captured as CUDA graphs and replayed with one launch.
 
-A step of a small model is thousands of kernels, each of which takes longer to launch than to run. Captured are the
-forward pass, the loss, the metrics and the backward pass, all that Keras' own `train_step` does but for the optimizer's
-part, which is few kernels and counts its steps in Python.
+A step of a small model has thousands of kernels, and each takes longer to launch than to run. The graph contains the
+forward pass, the loss, the metrics and the backward pass of Keras' `train_step`. The optimizer's update runs outside
+the graph: it has few kernels and counts its steps in Python.
 """
 
 import contextlib
@@ -21,30 +21,30 @@ from torch.utils import _pytree
 from keras_jamba import _keras_internals
 
 _logger = logging.getLogger("keras_jamba")
-# Steps with inputs of a kind before one is captured: until then what is made once has been made.
-_BEFORE = 3
-# What a step calls of a model, and may be set on the model itself.
+# Steps per kind of input before the capture. They create all objects that are created once.
+_WARMUP_STEPS = 3
+# Methods that a step calls and that may be overridden on the instance.
 _METHODS = ("train_step", "compute_loss", "compute_metrics", "call")
 _HOST_VALUES = (bool, int, float, tuple, list, np.ndarray)
-# Each keeps all that a step has in memory at once, but for what programs share.
-_MOST = 8
+# Each graph keeps all memory of a step, except the memory pool that graphs share.
+_MAX_GRAPHS = 8
 
 
-# How often some layer has got other variables.
+# The number of times that variables of any layer have been replaced.
 _changes = 0
 
 
 def on_weights_replaced(layer):
     global _changes
     _changes += 1
-    # Modules would keep, and give to `parameters()`, what was there before.
+    # Otherwise modules would keep the old variables and return them from `parameters()`.
     _keras_internals.track_torch_parameters(layer)
 
 
 def with_cuda_graph(model, step):
     reason = _why_not(model)
     if reason is None:
-        return _Captured(model, step)
+        return _CapturedStep(model, step)
     _logger.debug("Training steps are not captured: %s", reason)
     return step
 
@@ -53,21 +53,21 @@ def _why_not(model):
     if not _has_gpu():
         return "there is no CUDA device"
     if model.run_eagerly or model.jit_compile:
-        return "compile(run_eagerly=True) or jit_compile=True asks for something else"
+        return "compile was called with run_eagerly=True or jit_compile=True"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return "the processes of a group talk to each other in their steps"
+        return "the processes of a group communicate in their steps"
     if type(model).train_step is not keras.Model.train_step or not vars(model).keys().isdisjoint(_METHODS):
-        return "it is not Keras' own step"
-    # Python code that is not known may do something else at each step, or only look as if it did.
-    unknown = [x for x in _parts(model) if not _module(x).startswith(("keras.", "keras_jamba."))]
-    return f"{unknown[0]!r} is neither Keras' nor ours" if unknown else None
+        return "the model overrides Keras' train_step or a method that it calls"
+    # Unknown Python code may behave differently at each step. A replay would not repeat that.
+    unknown = [x for x in _layers_and_losses(model) if not _module(x).startswith(("keras.", "keras_jamba."))]
+    return f"{unknown[0]!r} belongs neither to Keras nor to keras_jamba" if unknown else None
 
 
 def _has_gpu():
     return torch.cuda.is_available()
 
 
-def _parts(model):
+def _layers_and_losses(model):
     layers = [type(layer) for layer in _keras_internals.sublayers(model)]
     return layers + _keras_internals.given_to_compile(model)
 
@@ -76,7 +76,7 @@ def _module(x):
     return getattr(x, "__module__", type(x).__module__)
 
 
-class _Captured:
+class _CapturedStep:
     def __init__(self, model, step):
         self.model, self.step = model, step
         self.seen, self.programs = {}, {}
@@ -92,47 +92,47 @@ class _Captured:
         elif program:
             return program(leaves)
         self.seen[kind] = seen = self.seen.get(kind, 0) + 1
-        if kind is None or seen < _BEFORE or kind in self.programs:
+        if kind is None or seen < _WARMUP_STEPS or kind in self.programs:
             return self.step(data)
-        if seen == _BEFORE:
-            return self._rehearsed(kind, leaves, structure)
+        if seen == _WARMUP_STEPS:
+            return self._warmed_up(kind, leaves, structure)
         self.programs[kind] = self._program(leaves, structure)
-        if len(self.programs) > _MOST:
+        if len(self.programs) > _MAX_GRAPHS:
             del self.programs[next(iter(self.programs))]
         return self(data)
 
     def _kind(self, leaves, structure):
-        """What a program is for, or None if there can be none."""
+        """Returns the key of the graph for these inputs, or None if they cannot be captured."""
         if not all(x is None or isinstance(x, torch.Tensor) or _is_numbers(x) for x in leaves):
             return None
         weights = *map(id, self.model.trainable_variables), id(self.model.optimizer), _changes
         return structure, weights, *((None, None) if x is None else (tuple(x.shape), str(x.dtype)) for x in leaves)
 
-    def _rehearsed(self, kind, leaves, structure):
-        """A step as PyTorch wants one before it captures, so that nothing is made for the first time in that."""
+    def _warmed_up(self, kind, leaves, structure):
+        """Runs the warm-up step on a side stream that PyTorch requires before a capture."""
         leaves = [None if x is None else keras.ops.convert_to_tensor(x) for x in leaves]
         data = _pytree.tree_unflatten(leaves, structure)
-        with _another_stream(), _waits() as waits, self.constants.kept(), self._without_old_losses():
-            with _optimizer_of(self.model, lambda apply, *given: _not_watched(apply, *given)):
+        with _side_stream(), _synchronizations() as waits, self.constants.recording(), self._without_old_graphs():
+            with _replaced_apply(self.model, lambda apply, *given: _without_sync_debug(apply, *given)):
                 logs = self.step([data])
         if waits:
-            _logger.info("Training steps are not captured, since they wait for the device: %s", waits[0])
+            _logger.info("Training steps are not captured, because they wait for the device: %s", waits[0])
             self.programs[kind] = None
         return logs
 
     def _program(self, leaves, structure):
         pool = next((program.graph.pool for program in self.programs.values() if program), None)
         try:
-            with self.constants.taken(), self._without_old_losses():
-                return _Program(self.model, leaves, structure, pool)
+            with self.constants.replaying(), self._without_old_graphs():
+                return _GraphedStep(self.model, leaves, structure, pool)
         except Exception as error:
-            # Whatever it is: the step works as it is, and if it does not, says so itself.
-            _logger.info("Training steps go on uncaptured: %s", error)
+            # The uncaptured step still works. If it does not, it raises its own error.
+            _logger.info("Training steps are not captured: %s", error)
             return None
 
     @contextlib.contextmanager
-    def _without_old_losses(self):
-        # They, and what only waits to be collected, keep parts of a step's autograd graph, which belong to its stream.
+    def _without_old_graphs(self):
+        # Losses and uncollected garbage keep parts of old autograd graphs, which belong to other streams.
         _keras_internals.clear_losses(self.model)
         gc.collect()
         try:
@@ -147,7 +147,7 @@ def _is_numbers(x):
 
 
 @contextlib.contextmanager
-def _another_stream():
+def _side_stream():
     stream, before = torch.cuda.Stream(), torch.cuda.current_stream()
     stream.wait_stream(before)
     try:
@@ -158,19 +158,19 @@ def _another_stream():
 
 
 @contextlib.contextmanager
-def _waits():
-    """The list of what is said about operations that wait for the device, which no graph can hold."""
+def _synchronizations():
+    """A context with the list of operations that wait for the device. No graph can contain them."""
     found, others, owner = [], [], threading.current_thread()
 
     def show(message, category, filename, lineno, file=None, line=None):
         if "Synchronization debug mode" in str(message):
             return
-        if "synchronizing CUDA operation" in str(message) and _is_part_of(owner):
+        if "synchronizing CUDA operation" in str(message) and _runs_step_of(owner):
             found.append(f"{filename}:{lineno}")
         else:
             others.append((message, category, filename, lineno))
 
-    # All threads of a process show what they have to say in one place.
+    # Warning filters are shared by all threads of the process.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = show
@@ -184,14 +184,14 @@ def _waits():
         warnings.warn_explicit(*each)
 
 
-def _is_part_of(owner):
-    """Whether this thread works for the owner's step. Keras reads the logs of the step before in one of its own."""
+def _runs_step_of(owner):
+    """Returns whether this thread runs the owner's step. Keras reads the logs of the last step in another thread."""
     thread = threading.current_thread()
-    # As which Python knows threads that it has not started, such as those in which PyTorch computes gradients.
+    # Threads that Python did not start, such as those of PyTorch's autograd, are dummy threads.
     return thread is owner or isinstance(thread, threading._DummyThread)
 
 
-def _not_watched(function, *given):
+def _without_sync_debug(function, *given):
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("default")
     try:
@@ -201,8 +201,8 @@ def _not_watched(function, *given):
 
 
 @contextlib.contextmanager
-def _optimizer_of(model, instead):
-    """`instead(apply, *given)` for the optimizer's `apply(*given)`."""
+def _replaced_apply(model, instead):
+    """A context that replaces the optimizer's `apply(*given)` by `instead(apply, *given)`."""
     optimizer, own = model.optimizer, vars(model.optimizer).get("apply")
     apply = optimizer.apply
     optimizer.apply = lambda *given: instead(apply, *given)
@@ -214,8 +214,8 @@ def _optimizer_of(model, instead):
             optimizer.apply = own
 
 
-class _Program:
-    """A step for inputs of one kind: they are copied to where the graph reads them."""
+class _GraphedStep:
+    """A captured step for inputs of one kind. Each call copies its inputs into the tensors that the graph reads."""
 
     def __init__(self, model, leaves, structure, pool):
         self.optimizer, self.weights = model.optimizer, model.weights
@@ -225,7 +225,7 @@ class _Program:
 
         def step():
             updates = []
-            with _optimizer_of(model, lambda apply, *given: updates.append(given)):
+            with _replaced_apply(model, lambda apply, *given: updates.append(given)):
                 return model.train_step(data), updates
 
         self.graph = Graph(step, pool)
@@ -234,35 +234,35 @@ class _Program:
         return [_keras_internals.stored_tensor(variable).data_ptr() for variable in self.weights]
 
     def is_stale(self):
-        """Whether weights lie elsewhere by now, as after `model.cpu()` and `model.cuda()`."""
+        """Returns whether weights have moved in memory, as after `model.cpu()` and `model.cuda()`."""
         return self.places != self._places()
 
     def __call__(self, leaves):
         for place, x in zip(self.inputs, leaves, strict=True):
             if place is not None:
                 x = _tensor(x)
-                # What is pinned may be filled again by whoever owns it before it has been read.
+                # The owner of pinned memory may overwrite it before an asynchronous copy has read it.
                 place.copy_(x, non_blocking=not x.is_pinned())
         self.graph.replay()
         logs, updates = self.graph.outputs
         with torch.no_grad():
             for given in updates:
                 self.optimizer.apply(*given)
-        # The next step writes into the same places.
+        # The next replay overwrites the outputs.
         return {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in logs.items()}
 
 
 class Graph:
-    """What a function does on the device. While it is captured nothing is computed: its outputs are places so far."""
+    """The device operations of a function. The capture computes nothing, and each replay fills `outputs`."""
 
     def __init__(self, function, pool):
         self.graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Other threads, that load data, may do what they like.
+            # Other threads may load data meanwhile.
             with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.outputs = function()
         finally:
-            # PyTorch stays on the other stream where a capture fails.
+            # PyTorch stays on the capture stream if the capture fails.
             torch.cuda.set_stream(before)
         self.pool, self.replay = self.graph.pool(), self.graph.replay
 
@@ -275,17 +275,17 @@ def _tensor(x):
 
 
 class _Constants(TorchFunctionMode):
-    """What is taken from the host to the device: a rehearsal keeps it, while a graph is captured nothing can be."""
+    """Constants that a step copies from host to device. The warm-up step caches them for the capture."""
 
     def __init__(self):
         super().__init__()
         self.found, self.complete = {}, False
 
-    def kept(self):
+    def recording(self):
         self.complete = False
         return self
 
-    def taken(self):
+    def replaying(self):
         self.complete = True
         return self
 
@@ -298,6 +298,6 @@ class _Constants(TorchFunctionMode):
         if key not in self.found:
             if self.complete:
                 return function(*args, **kwargs)
-            self.found[key] = _not_watched(functools.partial(function, *args, **kwargs))
-        # A copy, for whoever writes into it.
+            self.found[key] = _without_sync_debug(functools.partial(function, *args, **kwargs))
+        # A copy, because the caller may write into it.
         return self.found[key].clone()

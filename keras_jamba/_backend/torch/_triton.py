@@ -1,4 +1,4 @@
-"""Kernels in Triton on PyTorch: registered operators, which `torch.compile` takes as they are."""
+"""Triton kernels on PyTorch: registered operators, which `torch.compile` does not trace into."""
 
 import contextlib
 import functools
@@ -31,11 +31,11 @@ class LaunchedOperator(Operator):
 
 @functools.cache
 def why_not_here():
-    """None, or why no kernel in Triton runs on this machine."""
+    """Returns None, or the reason why no Triton kernel runs on this machine."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if not torch.cuda.is_available() or torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
-        return "Triton's kernels are for an NVIDIA GPU of capability 8.0 or more"
+        return "Triton kernels need an NVIDIA GPU of capability 8.0 or more"
     return None
 
 
@@ -46,7 +46,7 @@ def _gpu(launch=None):
 
 @functools.cache
 def _device():
-    # In Triton's interpreter there is none.
+    # Triton's interpreter runs without a GPU.
     if not torch.cuda.is_available():
         return 132, "", True, None
     properties = torch.cuda.get_device_properties()
@@ -70,7 +70,7 @@ def _clock(specs, run):
                 times.append(start.elapsed_time(end) / 1e3)
     except torch.OutOfMemoryError:
         return None
-    except Exception:  # it asks for more than a multiprocessor has
+    except Exception:  # the plan exceeds the resources of a multiprocessor
         return math.inf
     return sorted(times)[2]
 
@@ -90,7 +90,7 @@ def _launched(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=
         make[i in zeroed](shape, dtype=_DTYPES.get(dtype, dtype), device=device)
         for i, (shape, dtype) in enumerate(outputs)
     ]
-    if device.type == "meta":  # on which Keras finds out shapes
+    if device.type == "meta":  # Keras computes shapes on it
         return made
     limit = {} if registers is None else {"maxnreg": registers}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
@@ -105,22 +105,22 @@ def why_not_triton():
     if why_not_here():
         return why_not_here()
     if is_tracing() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "a traced or compiled function has no place for such a kernel"
-    # Where an operator has no rule for it, PyTorch takes the derivative for zero.
+        return "a traced or compiled function cannot contain such a kernel"
+    # Without a rule, PyTorch would return a zero forward-mode derivative.
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"
     return None
 
 
 def launcher():
-    return _gpu(_guarded)
+    return _gpu(_launched_without_gradient)
 
 
-def _guarded(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3):
+def _launched_without_gradient(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3):
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         raise ValueError(
-            "A kernel in Triton has no gradient of its own. Received: tensors that ask for one, as in a gradient of a "
-            "gradient. Compute it with another implementation of the op."
+            "A Triton kernel without an op has no gradient of its own. Received: tensors that require a gradient, as "
+            "in a gradient of a gradient. Compute it with another implementation of the op."
         )
     inputs = [x.contiguous() for x in inputs]
     return _launched(kernel, grid, inputs, outputs, constants, num_warps, num_stages)

@@ -37,8 +37,8 @@ def can_trace_custom_gradient():
 
 def remat(function):
     def run(*tensors):
-        # Stopped early, the second run ends with an exception, whose frames keep all that it has computed until Python
-        # collects its garbage.
+        # Early stopping ends the second run with an exception, whose frames keep all results until Python collects
+        # garbage.
         with set_checkpoint_early_stop(False):
             return checkpoint(function, *tensors, use_reentrant=False)
 
@@ -46,7 +46,7 @@ def remat(function):
 
 
 def input_gradient(function, x):
-    # Whatever context the caller is in; the weights' own gradients stay as they are.
+    # The caller may have disabled gradients. `torch.autograd.grad` leaves `.grad` of the weights unchanged.
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         return torch.autograd.grad(function(x), x, materialize_grads=True)[0]

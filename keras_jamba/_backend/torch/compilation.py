@@ -1,4 +1,4 @@
-"""Loops, eager or traced once, on PyTorch, where eager code needs no compiler."""
+"""Eager functions and loops with a body traced once, on PyTorch."""
 
 import torch
 from torch.utils import _pytree
@@ -11,7 +11,7 @@ def has_jit():
 
 
 def jit(function):
-    # torch.compile takes many seconds, and does not know Keras' scopes.
+    # torch.compile takes many seconds and does not support Keras' scopes.
     return function
 
 

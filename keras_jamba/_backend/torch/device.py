@@ -35,7 +35,7 @@ def is_out_of_memory(error):
 
 
 def get_rng_states():
-    # Keras' dropout draws from these, whatever seed it is given.
+    # Keras' dropout draws from these generators, regardless of its seed.
     return [torch.get_rng_state().numpy(), *(state.numpy() for state in torch.cuda.get_rng_state_all())]
 
 

@@ -1,4 +1,4 @@
-"""Kernels of the C library and in Triton, on PyTorch."""
+"""Kernels of the C library and Triton kernels, on PyTorch."""
 
 import torch
 
@@ -12,10 +12,10 @@ def c_kernel_op(kernel, portable):
 
 def why_no_c_kernel(shape):
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return "an exported graph must run where the library is not"
+        return "an exported graph must run without the C library"
     if is_tracing() and len(shape) == 3 and shape[1] == 1:
-        return "in a traced decoding step one token takes PyTorch's own operations"
-    # Where an operator has no rule for it, PyTorch takes the derivative for zero.
+        return "a traced decoding step of one token uses PyTorch's own operations"
+    # Without a rule, PyTorch would return a zero forward-mode derivative.
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"
     return None

@@ -1,4 +1,4 @@
-"""Products and norms with the precision of the device, on PyTorch."""
+"""Matrix products and norms, on PyTorch."""
 
 import torch
 from torch.nn import functional
@@ -9,7 +9,7 @@ def matmul_in_float32(x, y):
 
 
 def rms_norm(x, scale, epsilon):
-    # Keras' own makes a copy of x in float32 first, in which PyTorch's computes anyway, and casts the result back.
+    # Keras' own copies x to float32 and casts back. PyTorch's function computes in float32 without the copy.
     return functional.rms_norm(x, x.shape[-1:], scale.to(x.dtype), epsilon)
 
 
@@ -24,9 +24,9 @@ def grouped_matmul_weight_grad(a, b, counts):
 def why_no_grouped_matmul(platform, dtype, sizes):
     size = torch.finfo(getattr(torch, dtype)).bits // 8
     if any(each * size % 16 for each in sizes):
-        return f"PyTorch wants rows of a multiple of 16 bytes, and these have {' and '.join(map(str, sizes))} {dtype}"
+        return f"PyTorch needs rows of a multiple of 16 bytes, and these have {' and '.join(map(str, sizes))} {dtype}"
     if platform == "gpu" and (dtype != "bfloat16" or torch.cuda.get_device_capability()[0] not in (9, 10)):
-        return "but for bfloat16 on a GPU of capability 9 or 10 PyTorch waits for the counts, as 'split' does"
+        return "PyTorch waits for the counts, as 'split' does, except for bfloat16 on a GPU of capability 9 or 10"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer does to all weights, in few launches: each weight by itself, hundreds of them take milliseconds."""
+"""Optimizer functions on PyTorch in few launches. One launch per weight would take milliseconds for hundreds."""
 
 import torch
 from torch.optim.adamw import adamw
@@ -20,15 +20,15 @@ def has_fused_adamw():
 
 class HostStepCounter:
     def __init__(self):
-        self._seen = None, None, None
+        self._cached = None, None, None
 
     def read(self, variable):
-        tensor, version, value = self._seen
+        tensor, version, value = self._cached
         same = tensor is variable.value and version == tensor._version
         return value if same else int(variable.value)
 
     def keep(self, variable, value):
-        self._seen = variable.value, variable.value._version, value
+        self._cached = variable.value, variable.value._version, value
 
 
 @torch.no_grad()
@@ -36,11 +36,11 @@ def fused_adamw(weights, gradients, momentums, velocities, maxima, *, step, rate
     rate = getattr(rate, "value", rate)
     rate = float(rate) if not torch.is_tensor(rate) or rate.device.type == "cpu" else rate
     weights, momentums, velocities = ([v.value for v in each] for each in (weights, momentums, velocities))
-    # PyTorch's step counts itself. Its epsilon is added after the bias of the velocity is taken out, Keras' before.
+    # PyTorch increments the step. It adds epsilon after the bias correction of the velocity, Keras before.
     steps = torch.full((len(weights),), step - 1.0, device=weights[0].device).unbind()
     adamw(
         weights,
-        [_laid_out_as(w, g) for w, g in zip(weights, gradients, strict=True)],
+        [_with_layout_of(w, g) for w, g in zip(weights, gradients, strict=True)],
         momentums,
         velocities,
         [v.value for v in maxima],
@@ -56,7 +56,7 @@ def fused_adamw(weights, gradients, momentums, velocities, maxima, *, step, rate
     )
 
 
-def _laid_out_as(weight, gradient):
+def _with_layout_of(weight, gradient):
     if gradient.dtype == weight.dtype and gradient.stride() == weight.stride():
         return gradient
     return torch.empty_like(weight).copy_(gradient)

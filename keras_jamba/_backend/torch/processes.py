@@ -1,4 +1,4 @@
-"""Processes that train together, on PyTorch: torchrun starts them, DistributedDataParallel is around a Keras model."""
+"""Processes and replicas on PyTorch: torchrun starts them, and DistributedDataParallel wraps a Keras model."""
 
 import os
 
@@ -27,17 +27,17 @@ class DataParallel:
     def __init__(self, devices):
         if devices is not None:
             raise ValueError(
-                "On PyTorch torchrun gives each process its device. "
-                f"Received: devices={devices!r}. Leave it out, and say torchrun --nproc-per-node N program.py."
+                "On PyTorch, torchrun assigns a device to each process. "
+                f"Received: devices={devices!r}. Leave it out, and start with torchrun --nproc-per-node N program.py."
             )
         missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing and not torch.distributed.is_initialized():
             raise RuntimeError(
-                "On PyTorch replicas are processes that know each other. "
+                "On PyTorch, replicas are processes of one group, which torchrun starts. "
                 f"Received: an environment without {missing}. Start with torchrun --nproc-per-node N program.py."
             )
-        self._begun_here = not torch.distributed.is_initialized()
-        if self._begun_here:
+        self._initialized_here = not torch.distributed.is_initialized()
+        if self._initialized_here:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
             torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -48,18 +48,18 @@ class DataParallel:
         pass
 
     def __exit__(self, *exception):
-        if self._begun_here:
+        if self._initialized_here:
             torch.distributed.destroy_process_group()
 
     def prepare(self, model):
-        shared = torch.nn.parallel.DistributedDataParallel(_Called(model))
-        stand_in = _StandIn(model, shared)
-        model.train_step = lambda data: type(model).train_step(stand_in, data)
+        shared = torch.nn.parallel.DistributedDataParallel(_CalledModel(model))
+        proxy = _ModelProxy(model, shared)
+        model.train_step = lambda data: type(model).train_step(proxy, data)
         return model
 
 
-class _Called(torch.nn.Module):
-    """The model as Keras calls it: its own `forward` leaves out what Keras does around a call."""
+class _CalledModel(torch.nn.Module):
+    """A module that calls the model. The model's own `forward` skips `__call__` of Keras."""
 
     def __init__(self, model):
         super().__init__()
@@ -69,8 +69,8 @@ class _Called(torch.nn.Module):
         return self.model(*args, **kwargs)
 
 
-class _StandIn:
-    """The model, but for its call, which goes through DistributedDataParallel: what Keras' own step sees as `self`."""
+class _ModelProxy:
+    """A proxy of the model for `train_step`, whose calls go through DistributedDataParallel."""
 
     def __init__(self, model, shared):
         self._model, self._shared = model, shared

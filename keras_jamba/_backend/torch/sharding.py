@@ -1,4 +1,4 @@
-"""Sharding on PyTorch, where Keras splits no model."""
+"""Sharding on PyTorch, where Keras splits no tensors."""
 
 import torch
 
@@ -22,5 +22,5 @@ def why_not_sharded(model):
         from torch.distributed.fsdp import FSDPModule
 
         if any(isinstance(module, FSDPModule) for module in model.modules()):
-            return "fully_shard splits parameters of modules, and Keras' variables stay whole and get no gradient"
+            return "fully_shard splits the modules' parameters, and Keras' variables stay unsharded and get no gradient"
     return unsharded.why_not_sharded(model)

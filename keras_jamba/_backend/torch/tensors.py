@@ -1,4 +1,4 @@
-"""Where tensors lie, what they hold, and what a compiler needs of them, on PyTorch."""
+"""Platforms, values and shapes of tensors, on PyTorch."""
 
 import torch
 
@@ -30,13 +30,13 @@ def is_traced_by_torchscript():
 
 
 def can_log():
-    # A line of the log would break the graph in two.
+    # Logging would split the compiled graph.
     return not torch.compiler.is_compiling()
 
 
 def why_no_split_rows():
     if needs_static_shapes():
-        return "its shapes depend on the routing, which a compiler does not allow"
+        return "its shapes depend on the routing, but a compiler needs static shapes"
     return None
 
 

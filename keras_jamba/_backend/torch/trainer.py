@@ -1,4 +1,4 @@
-"""What Keras' trainer does differently on PyTorch."""
+"""Trainer functions on PyTorch."""
 
 import torch
 
@@ -12,7 +12,7 @@ class TrainerLoops:
 
 
 def can_bypass_layer_call(layer, x):
-    # Subclasses of tensors are none of Keras' own; hooks are called by Module.__call__ alone, and see only that.
+    # Tensor subclasses may override operations. Only `Module.__call__` runs hooks.
     return (
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and layer.built

@@ -1,4 +1,4 @@
-"""What encoders of images have in common."""
+"""The base class of image encoders."""
 
 import keras
 from keras import ops
@@ -8,9 +8,9 @@ from keras_jamba.ops import _checks
 
 
 class GridEncoder(KeepsTrainable, keras.layers.Layer):
-    """Images `(b, H, W, C)` to a grid of features `(b, H', W', d)`, or frames of clips, all in one batch.
+    """Encoder of images `(b, H, W, C)` to grids of features `(b, H', W', d)`; it encodes frames of clips as a batch.
 
-    A subclass has `build_for_images(shape)` and `encode(images, training)`, both for four axes.
+    A subclass defines `build_for_images(shape)` and `encode(images, training)`, both for four axes.
 
     Args:
         d_model: width of the features.
@@ -28,7 +28,7 @@ class GridEncoder(KeepsTrainable, keras.layers.Layer):
         if len(input_shape) not in (4, 5):
             raise ValueError(
                 f"The input of {type(self).__name__} must have the shape (b, H, W, C), or (b, T, H, W, C) for clips. "
-                f"Received: shape={tuple(input_shape)}. Add the axis that is missing."
+                f"Received: shape={tuple(input_shape)}. Add the missing axis."
             )
         self.build_for_images((None, *input_shape[-3:]))
 

@@ -1,4 +1,4 @@
-"""From an image to a grid of feature vectors, by cutting it up."""
+"""Encoder of images to grids of features by patches."""
 
 import keras
 
@@ -9,9 +9,9 @@ from keras_jamba.ops import _checks
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class PatchEncoder(GridEncoder):
-    """Patches that do not overlap, each projected to a vector, and an RMSNorm: the stem of vision transformers.
+    """Projection of each non-overlapping patch to a vector, then an RMSNorm: the stem of vision transformers.
 
-    What the image lacks to whole patches is filled up with zeros.
+    Zero padding completes the patches at the borders.
 
     Args:
         d_model: width of the features.
@@ -24,7 +24,7 @@ class PatchEncoder(GridEncoder):
         `(b, H', W', d)` or `(b, T, H', W', d)` with `H' = ceil(H / downsample)`, `W' = ceil(W / downsample)`.
 
     Raises:
-        ValueError: for arguments out of range or inputs of another number of axes.
+        ValueError: if an argument is out of range or the inputs have another number of axes.
 
     Reference:
         [Dosovitskiy et al. (2021)](https://arxiv.org/abs/2010.11929).

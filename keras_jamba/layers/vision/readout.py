@@ -1,4 +1,4 @@
-"""From a sequence to the one vector that is classified, at once or token by token."""
+"""Readouts: a sequence to one vector, in one call or token by token."""
 
 import keras
 from keras import ops
@@ -7,14 +7,14 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
 
-_NEVER = -1e30  # a score that weighs nothing
+_LEAST_SCORE = -1e30  # a score with weight 0
 
 
 class _Readout(KeepsTrainable, keras.layers.Layer):
-    """Call arguments and state of all readouts; a subclass has `_specs(batch_size, d_model)` of its state."""
+    """The base class of readouts; a subclass defines `_specs(batch_size, d_model)` of its state."""
 
     def __init__(self, **kwargs):
-        # No autocast: it would round the float32 state to the compute dtype on its way in.
+        # Autocast would round the float32 state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
 
@@ -22,15 +22,15 @@ class _Readout(KeepsTrainable, keras.layers.Layer):
         if len(input_shape) != 3:
             raise ValueError(
                 f"The input of {type(self).__name__} must have the shape (b, t, d). Received: shape="
-                f"{tuple(input_shape)}. Add the axis that is missing."
+                f"{tuple(input_shape)}. Add the missing axis."
             )
 
     def compute_mask(self, inputs, mask=None):
         return None
 
     def init_cache(self, batch_size, d_model):
-        """The state before the first token of width d."""
-        fill = {"largest": _NEVER}
+        """Returns the state before the first token."""
+        fill = {"largest": _LEAST_SCORE}
         specs = self._specs(batch_size, d_model)
         return {name: ops.full(spec.shape, fill.get(name, 0.0), "float32") for name, spec in specs.items()}
 
@@ -42,13 +42,13 @@ class _Readout(KeepsTrainable, keras.layers.Layer):
 
 
 class _WeightedMean(_Readout):
-    """The mean of the tokens with weights `exp(score)`; a subclass has `scores(inputs)`, `(b, t)` float32."""
+    """The mean of the tokens with weights `exp(score)`; a subclass defines `scores(inputs)`, `(b, t)` float32."""
 
     def call(self, inputs, mask=None):
         scores, mask = self.scores(inputs), mask_of(inputs, mask)
         if mask is not None:
-            # Not even what is not finite in the padding shall reach the others.
-            scores, inputs = ops.where(mask, scores, _NEVER), ops.where(mask[..., None], inputs, 0.0)
+            # Products with NaN or infinity would spread from the padding to other tokens.
+            scores, inputs = ops.where(mask, scores, _LEAST_SCORE), ops.where(mask[..., None], inputs, 0.0)
         weights = ops.exp(scores - ops.max(scores, axis=1, keepdims=True))
         return _mean(inputs, weights, ops.sum(weights, axis=1))
 
@@ -57,10 +57,10 @@ class _WeightedMean(_Readout):
         return wide | {name: keras.KerasTensor((batch_size,), "float32") for name in ("total", "total_lost", "largest")}
 
     def step(self, inputs, cache):
-        """Some more tokens `(b, t, d)`; `((b, d) of all so far, cache)`.
+        """Returns `((b, d), cache)`, the mean of all tokens so far, after `(b, t, d)` more tokens.
 
-        Weights are relative to the largest score so far, and both sums carry what rounding lost: after a hundred
-        million tokens one more still counts.
+        Weights are relative to the largest score so far. Both sums carry their rounding errors, so that one more token
+        counts even after a hundred million tokens.
         """
         cache = self._checked(inputs, cache)
         scores = self.scores(inputs)
@@ -81,7 +81,7 @@ def _mean(inputs, weights, total):
 
 
 def _add(value, lost, increment):
-    """`value + increment`, and what rounding lost of it (Kahan 1965)."""
+    """Returns `value + increment` and its rounding error; `lost` is the earlier error (Kahan 1965)."""
     increment = increment - lost
     result = value + increment
     return result, (result - value) - increment
@@ -93,10 +93,10 @@ class MeanReadout(_WeightedMean):
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not count.
+        mask: `(b, t)` bool or None, the Keras mask. The mean ignores tokens where it is False.
 
     Returns:
-        `(b, d)` float32 under every dtype policy: a sum of many.
+        `(b, d)` float32 under every dtype policy, because it is a sum of many terms.
     """
 
     def scores(self, inputs):
@@ -105,14 +105,14 @@ class MeanReadout(_WeightedMean):
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class SequencePooling(_WeightedMean):
-    """The mean of all tokens, weighted by the softmax over time of a score that a dense layer gives each.
+    """The mean of all tokens, weighted by the softmax over time of their scores. A dense layer computes the scores.
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask: `(b, t)` bool or None, Keras' own. Tokens where it is False do not count.
+        mask: `(b, t)` bool or None, the Keras mask. The mean ignores tokens where it is False.
 
     Returns:
-        `(b, d)` float32 under every dtype policy: a sum of many.
+        `(b, d)` float32 under every dtype policy, because it is a sum of many terms.
 
     Reference:
         [Hassani et al. (2021)](https://arxiv.org/abs/2104.05704).
@@ -120,7 +120,7 @@ class SequencePooling(_WeightedMean):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        # Zeros: it begins as the plain mean.
+        # Zeros: the initial readout is the plain mean.
         self.score = keras.layers.Dense(
             1, use_bias=False, kernel_initializer="zeros", name="score", dtype=self.dtype_policy
         )
@@ -135,11 +135,11 @@ class SequencePooling(_WeightedMean):
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class LastReadout(_Readout):
-    """The last token, which has seen all others.
+    """The last token, whose features depend on all tokens.
 
     Call arguments:
         inputs: `(b, t, d)`.
-        mask: `(b, t)` bool or None, Keras' own. The last token is the last where it is True.
+        mask: `(b, t)` bool or None, the Keras mask. The readout is the last token where it is True.
 
     Returns:
         `(b, d)` float32.
@@ -149,13 +149,13 @@ class LastReadout(_Readout):
         mask = mask_of(inputs, mask)
         if mask is None:
             return ops.cast(inputs[:, -1], "float32")
-        places = ops.arange(ops.shape(inputs)[1], dtype="int32")
-        last = ops.max(ops.where(mask, places, 0), axis=1)
+        positions = ops.arange(ops.shape(inputs)[1], dtype="int32")
+        last = ops.max(ops.where(mask, positions, 0), axis=1)
         return ops.cast(ops.take_along_axis(inputs, last[:, None, None], axis=1)[:, 0], "float32")
 
     def _specs(self, batch_size, d_model):
         return {}
 
     def step(self, inputs, cache):
-        """The last of some more tokens, `((b, d), cache)`: nothing has to be remembered."""
+        """Returns `((b, d), cache)`, the last of `(b, t, d)` more tokens; the cache is empty."""
         return self(inputs), self._checked(inputs, cache)

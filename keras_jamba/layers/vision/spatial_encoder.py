@@ -1,4 +1,4 @@
-"""From an image to a grid of feature vectors."""
+"""Encoder of images to grids of features by convolutions."""
 
 import keras
 from keras import ops
@@ -12,33 +12,33 @@ from keras_jamba.ops import _checks
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class SpatialEncoder(GridEncoder):
-    """A small CNN, O(HW): 3x3 convolutions, each with a batch norm and a SiLU.
+    """Small CNN, O(HW): 3x3 convolutions, each with a batch norm and a SiLU.
 
-    Four of them, or two more than there are halvings of height and width. The first and the last keep
-    height and width, and the halvings come as late as they can: what lies between two pixels is seen
-    before it is thrown away. The first two have half the width, but 32 channels at least.
+    The CNN has four convolutions, or two more than the number of halvings of height and width if that is larger. The
+    first and the last convolution keep height and width. The halvings come as late as possible, so that
+    convolutions read all pixels before a stride drops some. The first two convolutions have half the width, but at
+    least 32 channels.
 
-    In training a batch norm uses the statistics of the batch, in inference moving ones. The first batch sets these, and
-    later ones are averaged with momentum 0.8, so that inference is right after the first epoch of a short training too.
-    Statistics begin with the first batch as in Adam, whose averages are free of their initial values
-    ([Kingma and Ba (2015)](https://arxiv.org/abs/1412.6980), section 3). Alternatives were compared in
-    `benchmarks/short_training.py`. Under `trainable=False` the moving statistics stay as they are, and are used in
-    training too.
+    In training, a batch norm uses the batch statistics; in inference, the moving statistics. The first batch sets the
+    moving statistics, and later batches update them with momentum 0.8. Inference is therefore right after one epoch of
+    a short training. Adam's averages are free of their initial values in the same way
+    ([Kingma and Ba (2015)](https://arxiv.org/abs/1412.6980), section 3). `benchmarks/short_training.py` compares
+    alternatives. With `trainable=False`, training also uses the moving statistics and does not update them.
 
     Args:
         d_model: width of the features; even.
         downsample: pixels along one side of a grid cell: 1, 2, 4, 8, ...
 
     Call arguments:
-        inputs: `(b, H, W, C)`, or `(b, T, H, W, C)`, frames that are encoded like as many images; channels last
-            whatever Keras' image data format is.
-        training: whether batch norms use the statistics of this batch and update the moving ones.
+        inputs: `(b, H, W, C)`, or `(b, T, H, W, C)` with frames encoded as single images. Channels are last,
+            independent of Keras' image data format.
+        training: whether batch norms use the batch statistics and update the moving statistics.
 
     Returns:
         `(b, H', W', d)` or `(b, T, H', W', d)` with `H' = ceil(H / downsample)`, `W' = ceil(W / downsample)`.
 
     Raises:
-        ValueError: for arguments out of range or inputs of another number of axes.
+        ValueError: if an argument is out of range or the inputs have another number of axes.
     """
 
     @_checks.python_numbers

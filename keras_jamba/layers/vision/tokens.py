@@ -1,4 +1,4 @@
-"""From grids of features to the tokens of a sequence."""
+"""Tokens from grids of features."""
 
 import keras
 from keras import ops
@@ -10,20 +10,20 @@ from keras_jamba.ops import _checks
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class GridTokens(KeepsTrainable, keras.layers.Layer):
-    """Every cell of a grid is a token: row after row, and frame after frame.
+    """One token per grid cell, row after row and frame after frame.
 
     Args:
         scan_order: "row", each row from left to right; or "snake", every other row from right to left, so that
             neighbours in the sequence are neighbours in the grid ([Yang et al., 2024](https://arxiv.org/abs/2403.17695)).
 
     Call arguments:
-        inputs: `(b, H', W', d)`, or `(b, T, H', W', d)` of clips.
+        inputs: `(b, H', W', d)`, or `(b, T, H', W', d)` for clips.
 
     Returns:
         `(b, H' * W', d)` or `(b, T * H' * W', d)`.
 
     Raises:
-        ValueError: for an unknown order, or inputs of another number of axes.
+        ValueError: if the order is unknown or the inputs have another number of axes.
     """
 
     def __init__(self, scan_order="row", **kwargs):
@@ -50,10 +50,11 @@ class GridTokens(KeepsTrainable, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class FrameTokens(KeepsTrainable, keras.layers.Layer):
-    """Every frame is a token: the mean over its cells of what a dense layer makes of features and place.
+    """One token per frame: the mean over its cells of a dense layer applied to features and coordinates.
 
-    The place of a cell, -1 to 1 from top to bottom and from left to right, goes in beside its features: a mean of
-    features alone would not know where they were. Works for grids of any size.
+    The dense layer concatenates the coordinates of a cell to its features. Without coordinates the mean would lose the
+    positions of features. Coordinates run from -1 to 1, from top to bottom and from left to right. Grids may have any
+    size.
 
     Args:
         d_model: width d of a token.
@@ -65,10 +66,10 @@ class FrameTokens(KeepsTrainable, keras.layers.Layer):
         `(b, T, d)`.
 
     Raises:
-        ValueError: for inputs of another number of axes.
+        ValueError: if the inputs have another number of axes.
 
     Reference:
-        The places: [Liu et al. (2018)](https://arxiv.org/abs/1807.03247).
+        The coordinates: [Liu et al. (2018)](https://arxiv.org/abs/1807.03247).
     """
 
     @_checks.python_numbers
@@ -86,10 +87,10 @@ class FrameTokens(KeepsTrainable, keras.layers.Layer):
 
     def call(self, inputs):
         _, _, height, width, _ = shape = ops.shape(inputs)
-        places = ops.meshgrid(_places(height), _places(width), indexing="ij")
-        places = ops.cast(ops.stack(places, axis=-1), inputs.dtype)
-        places = ops.broadcast_to(places[None, None], (*shape[:-1], 2))
-        return ops.mean(ops.silu(self.projection(ops.concatenate([inputs, places], axis=-1))), axis=(2, 3))
+        coordinates = ops.meshgrid(_coordinates(height), _coordinates(width), indexing="ij")
+        coordinates = ops.cast(ops.stack(coordinates, axis=-1), inputs.dtype)
+        coordinates = ops.broadcast_to(coordinates[None, None], (*shape[:-1], 2))
+        return ops.mean(ops.silu(self.projection(ops.concatenate([inputs, coordinates], axis=-1))), axis=(2, 3))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:2], self.d_model)
@@ -102,12 +103,12 @@ def _check_axes(layer, shape, known):
     if len(shape) not in known:
         raise ValueError(
             f"The input of {layer} must have the shape {' or '.join(known.values())}. Received: shape={tuple(shape)}. "
-            "Pass what SpatialEncoder or PatchEncoder returns."
+            "Pass the outputs of SpatialEncoder or PatchEncoder."
         )
 
 
-def _places(count):
-    """`(count,)` from -1 to 1, the middles of as many equal parts."""
+def _coordinates(count):
+    """Returns `(count,)` float32, the centres of `count` equal intervals between -1 and 1."""
     steps = ops.arange(count, dtype="float32")
     return (2 * steps + 1) / ops.cast(count, "float32") - 1
 

@@ -1,4 +1,4 @@
-"""The causal depthwise convolution in front of the scan: one contract, several implementations."""
+"""The causal depthwise convolution before the scan: one function, several implementations."""
 
 from dataclasses import dataclass
 
@@ -18,12 +18,12 @@ _FASTEST_FIRST = {
 }
 
 
-_SHAPES = {"x": "bte", "kernel": "ke", "bias": "e", "initial_state": "bse"}
+_SHAPES = {"x": "bte", "kernel": "we", "bias": "e", "initial_state": "bse"}
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What an implementation may look at before it refuses: where it runs, (b, t, e), and k."""
+    """Properties of a call that `why_not` reads: the platform, the shape (b, t, e) and the kernel width."""
 
     platform: str
     shape: tuple
@@ -42,32 +42,33 @@ def causal_depthwise_conv(
     activation=None,
     implementation=None,
 ):
-    """Every channel convolved with its own kernel over the present and the k - 1 tokens before it.
+    """Convolves every channel with its own kernel over the current token and the w - 1 tokens before it.
 
-    `y_t = bias + sum over i of kernel[i] * x_{t - (k - 1) + i}`, the initial state before the first token:
-    the last row of the kernel meets the present token (a cross-correlation, as in PyTorch's `conv1d`).
+    `y_t = bias + sum over i of kernel[i] * x_{t - (w - 1) + i}`. The last row of the kernel multiplies the current
+    token: a cross-correlation, as in PyTorch's `conv1d`. The initial state precedes the first token.
 
     Args:
         x: `(b, t, e)`.
-        kernel: `(k, e)`.
+        kernel: `(w, e)`.
         bias: `(e,)` or None.
-        initial_state: `(b, k - 1, e)`, the inputs before the first token; None is zeros.
-        return_last_state: whether to return the last k - 1 inputs too.
-        mask: `(b, t)` bool or None. Tokens where it is False do not exist for the others: windows reach
-            over them to the real ones before, and the last state is that of the last real ones. The
-            output there is zero.
+        initial_state: `(b, w - 1, e)`, the inputs before the first token; None for zeros.
+        return_last_state: whether to also return the last w - 1 inputs.
+        mask: `(b, t)` bool or None, False for padding. Windows and the last state skip padding and use the real
+            tokens before it. The output of padding is zero.
         segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
-            0 1 0 are three. Windows never reach into the document before. The initial state belongs to the first.
-        activation: None or "silu", of the output.
+            0 1 0 are three documents. Windows never reach into an earlier document. The initial state belongs to the
+            first document.
+        activation: None or "silu", applied to the output.
         implementation: None for the fastest that can run, "native" (the C library, on a CPU), "triton" (on a GPU) or
             "portable".
 
     Returns:
-        `(b, t, e)` in the dtype of `x`, or that and the last state `(b, k - 1, e)` in the same dtype.
+        `(b, t, e)` in the dtype of `x`. With `return_last_state`, that and the last state `(b, w - 1, e)` in the
+        same dtype.
 
     Raises:
-        ValueError: for shapes that do not fit together or dtypes that are not floating, or an implementation that is
-            unknown or cannot run.
+        ValueError: if shapes do not match, if a dtype is not floating-point, or if the implementation is unknown or
+            cannot run.
     """
     tensors = {"x": x, "kernel": kernel, "bias": bias, "initial_state": initial_state}
     tensors = {name: x if x is None else ops.convert_to_tensor(x) for name, x in tensors.items()}
@@ -91,19 +92,19 @@ def _check(tensors):
     state, width = tensors["initial_state"], present["kernel"].shape[0]
     if state is not None and (len(state.shape) != 3 or state.shape[1] != width - 1):
         raise ValueError(
-            f"initial_state must have the shape (b, k - 1, e) with k={width}. Received: initial_state.shape="
-            f"{tuple(state.shape)}. Pass the last state that a kernel of the same width returned."
+            f"initial_state must have the shape (b, w - 1, e) with w={width}. Received: initial_state.shape="
+            f"{tuple(state.shape)}. Pass the last state of a call with the same kernel width."
         )
     if width == 0:
         raise ValueError(
-            f"kernel must reach over one token at least. Received: kernel.shape={tuple(present['kernel'].shape)}. "
-            "Give it the shape (k, e)."
+            f"kernel must cover at least one token. Received: kernel.shape={tuple(present['kernel'].shape)}. "
+            "Give it the shape (w, e)."
         )
     _checks.check_shapes(present, _SHAPES)
 
 
 def last_inputs(x, initial_state, mask, segment_ids, width):
-    """The state after a convolution of this width: the last k - 1 real inputs, zeros for those of other documents."""
+    """Returns the state after a convolution: the last w - 1 real inputs, zeros in place of other documents."""
     if width == 1:
         return x[:, :0]
     if initial_state is None:
@@ -115,7 +116,7 @@ def last_inputs(x, initial_state, mask, segment_ids, width):
         mask = ops.ones_like(segment_ids, "bool")
     order, _ = compaction(mask)
     count = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
-    # Numbers of real tokens; those below 0 lie before the row.
+    # Indices among the real tokens; negative ones lie before the row.
     number = count + ops.arange(1 - width, 0, dtype="int32")[None]
     inside = number >= 0
     index = ops.take_along_axis(order, ops.maximum(number, 0), axis=1)
@@ -127,7 +128,7 @@ def last_inputs(x, initial_state, mask, segment_ids, width):
     )
     if segment_ids is None:
         return state
-    # The tokens before the row are of its first document.
+    # The tokens before the row belong to its first document.
     numbers = ops.take_along_axis(document_numbers(segment_ids, mask), index, axis=1)
     numbers = ops.where(inside, numbers, 0)
     return ops.where(ops.equal(numbers, numbers[:, -1:])[..., None], state, 0.0)

@@ -1,4 +1,4 @@
-"""The convolution as the C library does it, on a CPU."""
+"""The convolution in the C library, on a CPU."""
 
 from keras import ops
 

@@ -1,6 +1,6 @@
-"""The convolution as k shifted multiply-adds, which compilers fuse.
+"""The convolution as w shifted multiply-adds, which compilers fuse.
 
-The grouped convolutions of the three backends take up to twice a whole training step longer on a CPU.
+On a CPU, the grouped convolutions of the three backends are slower by up to twice the time of a training step.
 """
 
 from keras import ops
@@ -20,7 +20,7 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
         order, rank = compaction(mask)
         tokens = ops.take_along_axis(x, order[..., None], axis=1)
         segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
-    # In the order of the real tokens: equal numbers are one document.
+    # The real tokens are in order here, so equal numbers mean the same document.
     numbers = None if segment_ids is None else document_numbers(segment_ids, None)
     if initial_state is None:
         window = ops.pad(tokens, ((0, 0), (width - 1, 0), (0, 0)))
@@ -38,7 +38,7 @@ def _shifted_sum(window, kernel, numbers):
     width = kernel.shape[0]
     length = ops.shape(window)[1] - (width - 1)
     if numbers is not None:
-        # What comes before the row is of its first document.
+        # The tokens before the row belong to its first document.
         before = ops.repeat(numbers[:, :1], width - 1, axis=1)
         documents = ops.concatenate([before, numbers], axis=1)
     y = kernel[-1] * window[:, width - 1 :]

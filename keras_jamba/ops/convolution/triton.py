@@ -1,4 +1,4 @@
-"""The convolution in Triton: for a GPU."""
+"""The convolution in Triton, on a GPU."""
 
 from keras import ops
 
@@ -19,13 +19,13 @@ _function = _backend.kernels.triton_op(kernels.CONVOLUTION, _portable)
 
 def why_not(call):
     if call.platform != "gpu":
-        return "it is for a GPU"
+        return "it requires a GPU"
     if reason := _backend.kernels.why_no_triton_op(call.shape):
         return reason
     if not all(isinstance(size, int) for size in call.shape):
-        return "it needs sizes that are known"
+        return "it requires static shapes"
     if call.width > kernels.WIDEST:
-        return f"a window holds {kernels.WIDEST} tokens at most"
+        return f"it supports kernels of at most {kernels.WIDEST} tokens"
     return None
 
 
@@ -46,7 +46,10 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
 
 
 def _reach(numbers, width):
-    """How many of the k - 1 tokens before it are of a token's document; those before the row are of the first."""
+    """Returns `(b, t)`: how many of the w - 1 tokens before each token belong to its document.
+
+    The tokens before the row belong to its first document.
+    """
     length = numbers.shape[1]
     before = ops.repeat(numbers[:, :1], width - 1, axis=1)
     documents = ops.concatenate([before, numbers], axis=1)

@@ -1,4 +1,4 @@
-"""Perceptrons that each see only the tokens that were routed to them: one contract, several implementations."""
+"""The expert perceptrons of a mixture of experts: one function, several implementations."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from keras_jamba.ops._implementations import choose
 from keras_jamba.ops.experts import blocks, capacity, dense, grouped, loop, native, parallel, split, triton
 from keras_jamba.ops.quantization import QuantizedTensor, dequantized
 
-# The others are given what the bits stand for.
-_READS_FEW_BITS = (split, blocks)
-# Fastest first on a CPU, where it can run.
+# These read quantized banks; the others get dequantized banks.
+_READS_QUANTIZED = (split, blocks)
+# Fastest first on a CPU, among those that can run.
 _TABLE = {
     "native": native,
     "split": split,
@@ -23,24 +23,23 @@ _TABLE = {
     "grouped": grouped,
     "triton": triton,
 }
-# Those that let an index be the number of experts, for none; the others would look behind a bank.
-_KNOW_NONE, _KNOW_NONE_ON_CPU = ("triton", "grouped", "dense"), ("loop", "blocks", "dense")
-# On a GPU these go before the others, but for few bits: the others need not make all of a bank floating point at once.
+# These accept the index x, for no expert; the others would read past the end of a bank.
+_ACCEPTS_NO_EXPERT, _ACCEPTS_NO_EXPERT_ON_CPU = ("triton", "grouped", "dense"), ("loop", "blocks", "dense")
+# On a GPU these come first, except for quantized banks, which the others need not dequantize all at once.
 _FIRST_ON_GPU = ("triton", "grouped")
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What an implementation may look at before it refuses."""
+    """Properties of a call that `why_not` reads."""
 
     experts: int
     per_token: int
     limited: bool = False
     platform: str = "cpu"
     tokens: int | None = None
-    # Whether the banks are in few bits.
     is_quantized: bool = False
-    # What is computed in, and (d, f), where they matter.
+    # The dtype of the products, and (d, f).
     dtype: str = "float32"
     sizes: tuple = ()
 
@@ -63,39 +62,41 @@ def expert_mlp(
     mask=None,
     implementation=None,
 ):
-    """Sends every token through its k experts and sums what they make of it, weighted.
+    """Computes the weighted sum of k expert perceptrons per token.
 
     An expert is `down(silu(gate(token)) * up(token))` with a gate bank (SwiGLU), else `down(gelu(up(token)))`.
+    Differentiable in all tensors except the indices.
 
     Args:
         tokens: `(s, d)`.
         weights: `(s, k)`, the weight of each chosen expert.
-        indices: `(s, k)` integers from 0 to x - 1, the chosen experts, different in a row.
-        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None. Tensors, or all `ops.quantization.Quantized`, which have
-            no gradient.
-        down_bank: `(x, f, d)`.
-        capacity_factor: None, and no token is dropped; or how many tokens an expert has room for, as a
-            multiple of `s * k / x`. First choices come before second ones, earlier tokens before later ones.
-        mask: `(s,)` bool or None, with a capacity: tokens where it is False take no room and get zeros.
-        implementation: None for the fastest that can run, or a name.
-            `"dense"`: every expert on every token, the definition.
-            `"native"`: the chosen experts in C, 16 tokens at most, the steps of decoding for example; a CPU.
-            `"split"`: tokens sorted by expert and split, as many products as there are experts; PyTorch, and
-            TensorFlow without XLA.
-            `"loop"`: tokens sorted by expert, in blocks of one expert each, block after block; JAX on a CPU.
-            `"blocks"`: the same blocks side by side, in static shapes; JAX, TensorFlow, and on PyTorch a few tokens
-            through banks in few bits.
-            `"capacity"`: as many rows for each expert; with a capacity it is the only one.
-            `"grouped"`: tokens sorted by expert, and the backend's own product of rows with the matrix of their
-            group; JAX and PyTorch, and a GPU's choice.
-            `"triton"`: the same with kernels in Triton; a GPU, JAX (with jax-triton) and PyTorch.
+        indices: `(s, k)` integers from 0 to x - 1, the chosen experts, distinct per token.
+        up_bank, gate_bank: `(x, d, f)`; gate_bank may be None. Tensors, or all `ops.quantization.QuantizedTensor`,
+            which have no gradient.
+        down_bank: `(x, f, d)`, as up_bank.
+        capacity_factor: None to drop no token, or the capacity of each expert as a multiple of `s * k / x`
+            assignments. First choices precede second choices, then earlier tokens precede later ones.
+        mask: `(s,)` bool or None, only with `capacity_factor`. Tokens where it is False use no capacity and get zeros.
+        implementation: None for the fastest that can run, or a name:
+
+            - `"dense"`: applies every expert to every token, as defined.
+            - `"native"`: the chosen experts in C, for at most 16 tokens, as in decoding; on a CPU.
+            - `"split"`: sorts tokens by expert and multiplies once per expert; PyTorch, and TensorFlow without XLA.
+            - `"loop"`: sorts tokens by expert into blocks of one expert, and loops over the blocks; JAX on a CPU.
+            - `"blocks"`: multiplies the same blocks in one batch of static shape; JAX and TensorFlow, and on PyTorch
+              a few tokens with quantized banks.
+            - `"capacity"`: the same number of rows per expert; the only one that supports `capacity_factor`.
+            - `"grouped"`: sorts tokens by expert and uses the backend's grouped matrix product; JAX and PyTorch,
+              preferred on a GPU.
+            - `"triton"`: as `"grouped"`, with Triton kernels; on a GPU, JAX (with jax-triton) and PyTorch.
 
     Returns:
-        `(s, d)` in the dtype of `tokens`; with a capacity, also `(s, k)` bool, which assignments found
-        room. Differentiable in all but the indices.
+        `(s, d)` in the dtype of `tokens`. With `capacity_factor`, that and `(s, k)` bool: whether each assignment
+        was within its expert's capacity.
 
     Raises:
-        ValueError: for shapes that do not fit together, or an implementation that is unknown or cannot run.
+        ValueError: if shapes do not match, if `mask` lacks a `capacity_factor`, or if the implementation is unknown
+            or cannot run.
 
     Reference:
         [Shazeer et al. (2017)](https://arxiv.org/abs/1701.06538); blocks of one expert each:
@@ -104,16 +105,17 @@ def expert_mlp(
     """
     tensors = dict(tokens=tokens, weights=weights, up_bank=up_bank, down_bank=down_bank)
     tensors |= {} if gate_bank is None else {"gate_bank": gate_bank}
-    few = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
-    tensors = {name: x if name in few else ops.convert_to_tensor(x) for name, x in tensors.items()}
-    _checks.check_floating({name: x for name, x in tensors.items() if name not in few})
+    quantized = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
+    tensors = {name: x if name in quantized else ops.convert_to_tensor(x) for name, x in tensors.items()}
+    _checks.check_floating({name: x for name, x in tensors.items() if name not in quantized})
     indices = ops.convert_to_tensor(indices)
     others = {"indices": indices} | ({} if mask is None else {"mask": mask})
     shapes = {"tokens": "sd", "weights": "sk", "indices": "sk", "up_bank": "xdf", "down_bank": "xfd", "mask": "s"}
     _checks.check_shapes(tensors | others, shapes | {"gate_bank": "xdf"})
     if mask is not None and capacity_factor is None:
         raise ValueError(
-            "Only with a capacity does a mask change anything. Received: a mask and capacity_factor=None. Leave it out."
+            "mask requires a capacity_factor. Received: a mask and capacity_factor=None. Remove the mask: without a "
+            "capacity it has no effect."
         )
     limits = {}
     if capacity_factor is not None:
@@ -122,31 +124,32 @@ def expert_mlp(
     if not limits and implementation is None and parallel.devices(tokens.shape[0], up_bank.shape[0]):
         banks = {name: tensors.pop(name) for name in list(tensors) if name.endswith("bank")}
         return parallel.run(_own_experts, **tensors, indices=indices, banks=banks)
-    call = _call(tensors, indices, few, bool(limits))
+    call = _call(tensors, indices, quantized, bool(limits))
     return _chosen(_fastest_first(call), implementation, call, tensors, indices, limits)
 
 
 def _chosen(table, implementation, call, tensors, indices, limits):
     chosen = choose("expert_mlp", table, implementation, call)
-    if chosen not in _READS_FEW_BITS:
-        few = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
-        tensors = tensors | {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in few}
+    if chosen not in _READS_QUANTIZED:
+        quantized = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
+        tensors = tensors | {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in quantized}
     return chosen.run(indices=indices, **{"gate_bank": None} | tensors, **limits)
 
 
-def _call(tensors, indices, few=(), limited=False):
+def _call(tensors, indices, quantized=(), limited=False):
     platform, count = _backend.tensors.platform(tensors["tokens"]), tensors["tokens"].shape[0]
-    (experts, d, f), dtype = tensors["up_bank"].shape, _dtype(tensors, few)
-    return _Call(experts, indices.shape[1], limited, platform, count, bool(few), dtype, (d, f))
+    (experts, d, f), dtype = tensors["up_bank"].shape, _dtype(tensors, quantized)
+    return _Call(experts, indices.shape[1], limited, platform, count, bool(quantized), dtype, (d, f))
 
 
 def _own_experts(indices, **tensors):
-    """The part of some experts, where an index that is their number stands for none of them."""
+    """Computes the contribution of one device's experts; the index x of a local bank means no expert."""
     call = _call(tensors, indices, {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)})
-    table = {name: _TABLE[name] for name in (_KNOW_NONE_ON_CPU if call.platform == "cpu" else _KNOW_NONE)}
+    names = _ACCEPTS_NO_EXPERT_ON_CPU if call.platform == "cpu" else _ACCEPTS_NO_EXPERT
+    table = {name: _TABLE[name] for name in names}
     return _chosen(table, None, call, tensors, indices, {})
 
 
-def _dtype(tensors, few):
-    """What the products are computed in: few bits become what the tokens are."""
-    return backend.result_type(*(x.dtype for name, x in tensors.items() if name not in {*few, "weights"}))
+def _dtype(tensors, quantized):
+    """Returns the dtype of the products; quantized banks take the dtype of the tokens."""
+    return backend.result_type(*(x.dtype for name, x in tensors.items() if name not in {*quantized, "weights"}))

@@ -1,7 +1,7 @@
-"""Rows that move to other places by gathers, backwards too.
+"""Row permutations by gathers, whose gradients are gathers too.
 
-The gradient of a gather is a scatter, which compilers run row by row on a CPU; but where every row goes to
-one place at most, it is the gather with the inverse index.
+The gradient of a gather is a scatter, which compilers run row by row on a CPU. If every row moves to at most one
+place, the gradient is also the gather with the inverse index.
 """
 
 from keras import ops
@@ -10,7 +10,7 @@ from keras_jamba import _backend
 
 
 def gathered(x, index):
-    """Rows of `x`; zeros where the index is one past the end."""
+    """Returns the rows of `x` at `index`; zeros where the index is one past the end."""
     return ops.take(ops.pad(x, ((0, 1), (0, 0))), index, axis=0)
 
 
@@ -26,5 +26,5 @@ _moved = _backend.autodiff.custom_gradient(_forward, _backward)
 
 
 def moved(x, index, inverse):
-    """`gathered(x, index)`, where `inverse` says where each row of `x` went, or one past the end."""
+    """Returns `gathered(x, index)`. `inverse` is the place of each row of `x` in the result, or one past the end."""
     return _moved(x, index, inverse) if _backend.compilation.has_jit() else gathered(x, index)

@@ -1,4 +1,4 @@
-"""Assignments sorted by expert: where each comes from and goes to, in arrays that never leave the device."""
+"""Assignments sorted by expert, as index arrays that stay on the device."""
 
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ from keras_jamba import _backend
 
 
 class Sorted(NamedTuple):
-    """The rows of a mixture: all assignments of tokens to experts, those of the first expert first. All int32.
+    """Assignments of tokens to experts as rows sorted by expert, all int32.
 
     Attributes:
-        order: `(s * k,)`, of each row its assignment: k of the first token, k of the second, ...
-        source: `(s * k,)`, of each row its token.
-        place: `(s, k)`, of each assignment its row.
-        counts: `(x,)`, how many rows each expert has.
+        order: `(s * k,)`, the assignment of each row; token i has the assignments `i * k` to `i * k + k - 1`.
+        source: `(s * k,)`, the token of each row.
+        place: `(s, k)`, the row of each assignment.
+        counts: `(x,)`, the number of rows per expert.
     """
 
     order: Any
@@ -25,12 +25,13 @@ class Sorted(NamedTuple):
 
 
 def in_one_dtype(*tensors):
-    """The tensors, any of which may be None, in the dtype that a product of all of them has."""
+    """Returns the tensors, any of which may be None, in the result dtype of their product."""
     dtype = keras.backend.result_type(*(x.dtype for x in tensors if x is not None))
     return [None if x is None else ops.cast(x, dtype) for x in tensors]
 
 
 def sorted_by_expert(indices, experts):
+    """Returns `indices` `(s, k)` as `Sorted` rows; `experts` is the number of experts."""
     expert = ops.cast(ops.reshape(indices, (-1,)), "int32")
     order = ops.cast(ops.argsort(expert), "int32")
     place = ops.cast(ops.argsort(order), "int32")
@@ -52,9 +53,9 @@ _taken = _backend.autodiff.custom_gradient(_forward, _backward)
 
 
 def taken(x, index, inverse):
-    """Rows of `x`; the gradient is a gather too, and no sum over rows in any order.
+    """Returns the rows of `x` at `index`. The gradient is a gather too, and sums rows in a fixed order.
 
-    `inverse` `(rows of x, n)` says in which n places each row of `x` is in the result.
+    `inverse` `(rows of x, copies)` lists the places of each row of `x` in the result.
     """
     if not _backend.autodiff.can_trace_custom_gradient():
         return ops.take(x, index, axis=0)

@@ -1,7 +1,7 @@
-"""Tokens sorted by expert, in blocks of a few tokens of one expert each: batched products of static shape.
+"""Tokens sorted by expert into blocks of one expert each: batched products of static shape.
 
-An expert's last block is filled up with zero rows. The number of blocks is the most that any routing can
-need, so nothing is dropped and no shape depends on the routing.
+Zero rows fill an expert's last block. The number of blocks suffices for any routing, so no token is dropped and no
+shape depends on the routing.
 """
 
 from keras import ops
@@ -14,20 +14,21 @@ from keras_jamba.ops.quantization import QuantizedTensor, picked
 
 def why_not(call):
     if call.limited:
-        return "it drops no token"
-    few = call.tokens is not None and call.tokens <= FEW
-    if not _backend.compilation.has_jit() and not (few and call.is_quantized):
-        return "PyTorch runs eagerly, where 'split' does the same without padding"
-    if few and call.tokens * call.per_token >= call.experts or 2 * call.per_token >= call.experts:
-        return "half of the experts are chosen or more, or all by few tokens, where 'dense' does as little work"
+        return "it does not support capacity_factor"
+    few_tokens = call.tokens is not None and call.tokens <= FEW
+    if not _backend.compilation.has_jit() and not (few_tokens and call.is_quantized):
+        return "on eager PyTorch, 'split' does the same without padding"
+    if few_tokens and call.tokens * call.per_token >= call.experts or 2 * call.per_token >= call.experts:
+        return "each token chooses at least half of the experts, or a few tokens choose all: 'dense' does no more work"
     return None
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     def perceptrons(x, expert_of_block, used):
         def through(x, bank):
-            few = isinstance(bank, QuantizedTensor)
-            return ops.matmul(x, picked(bank, expert_of_block, x.dtype) if few else _picked(bank, expert_of_block))
+            is_quantized = isinstance(bank, QuantizedTensor)
+            matrices = picked(bank, expert_of_block, x.dtype) if is_quantized else _picked(bank, expert_of_block)
+            return ops.matmul(x, matrices)
 
         gate = None if gate_bank is None else through(x, gate_bank)
         return through(activation(through(x, up_bank), gate), down_bank)
@@ -37,10 +38,10 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
 
 
 def through_blocks(perceptrons, size, tokens, weights, indices, experts):
-    """Sorts tokens into blocks of `size`, and sums, weighted, what `perceptrons` makes of them.
+    """Sorts tokens into blocks of `size` and returns the weighted sum of the outputs of `perceptrons`, `(s, d)`.
 
-    `perceptrons(x, expert_of_block, used)` maps `(blocks, size, d)` to the same shape; what the blocks behind the
-    first `used` hold does not matter.
+    `perceptrons(x, expert_of_block, used)` maps `(blocks, size, d)` to the same shape. The first `used` blocks hold
+    tokens; the content of the others is ignored.
     """
     k, d = indices.shape[1], tokens.shape[1]
     to_slot, to_assignment, expert_of_block, used = _layout(indices, experts, size)
@@ -52,7 +53,7 @@ def through_blocks(perceptrons, size, tokens, weights, indices, experts):
 
 
 def _block_size(tokens, k, experts):
-    """A power of two: large blocks waste rows, small ones copy an expert's weights more often."""
+    """Returns a power of two: large blocks waste rows, small blocks copy an expert's weights more often."""
     if tokens is None:
         return 32
     even = max(1, tokens * k // experts)
@@ -63,13 +64,17 @@ def _block_size(tokens, k, experts):
 
 
 def _layout(indices, experts, size):
-    """Where each assignment goes.
+    """Computes the place of each assignment in the blocks.
+
+    The index `experts` means no expert.
 
     Returns:
-        `to_slot` `(s * k,)`, the row of the blocks that each assignment goes to, or their number for one to no
-        expert, whose index is `experts`; `to_assignment`, of every
-        row of the blocks, the assignment that is there, or s * k for none; `expert_of_block`; and how many
-        blocks, the first ones, are in use.
+        `(to_slot, to_assignment, expert_of_block, used)`:
+
+        - `to_slot` `(s * k,)`: the row in the blocks of each assignment, or the number of rows for no expert.
+        - `to_assignment`: the assignment of each row in the blocks, or s * k for none.
+        - `expert_of_block`: the expert of each block.
+        - `used`: the number of leading blocks that hold tokens.
     """
     expert = ops.cast(ops.reshape(indices, (-1,)), "int32")
     total = ops.shape(expert)[0]
@@ -81,7 +86,7 @@ def _layout(indices, experts, size):
     first_row, first_rank = (block_end - blocks) * size, ops.cumsum(counts) - counts
     to_slot = ops.take(first_row, expert) + rank - ops.take(first_rank, expert)
 
-    # No routing needs more: one block an assignment, or full blocks and one more for each expert.
+    # The most that any routing needs: one block per assignment, or full blocks and one more per expert.
     most = total // size + experts
     most = min(most, total) if isinstance(most, int) else ops.minimum(most, total)
     block = ops.arange(most, dtype="int32")

@@ -1,16 +1,16 @@
-"""Every expert on every token: the definition, and the fastest form where most experts are chosen anyway."""
+"""Every expert on every token: the definition, and the fastest form if each token chooses most experts."""
 
 import math
 
 from keras import ops
 
-# With so few tokens or fewer it takes longer to bring the banks into another order than to multiply by them.
+# Up to this number of tokens, transposing the banks takes longer than multiplying by them.
 FEW = 16
 
 
 def why_not(call):
     if call.limited:
-        return "it drops no token"
+        return "it does not support capacity_factor"
     return None
 
 
@@ -20,7 +20,7 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     gates = ops.cast(ops.sum(chosen * weights[..., None], axis=1), tokens.dtype)
     if tokens.shape[0] is not None and tokens.shape[0] <= FEW:
         return _expert_by_expert(tokens, gates, up_bank, down_bank, gate_bank)
-    # All experts side by side are one wide perceptron: plain matrix products.
+    # All experts together are one wide perceptron: plain matrix products.
     wide = lambda bank: ops.reshape(ops.transpose(bank, (1, 0, 2)), (d, experts * f))  # noqa: E731
     up = ops.matmul(tokens, wide(up_bank))
     gate = None if gate_bank is None else ops.matmul(tokens, wide(gate_bank))
@@ -36,12 +36,12 @@ def _expert_by_expert(tokens, gates, up_bank, down_bank, gate_bank):
 
 
 def activation(up, gate=None):
-    """Between an expert's two layers: SwiGLU, or GELU where there is no gate."""
+    """Computes the activation between an expert's two layers: SwiGLU, or GELU without a gate."""
     return ops.gelu(up, approximate=False) if gate is None else ops.silu(gate) * up
 
 
 def activation_gradient(gradient, up, gate=None):
-    """Gradients for `up`, or for `up` and `gate`, from the one for `activation(up, gate)`."""
+    """Returns `[grad_up]`, or `[grad_up, grad_gate]` with a gate, from the gradient of `activation(up, gate)`."""
     if gate is None:
         density = ops.exp(-0.5 * ops.square(up)) * (2 * math.pi) ** -0.5
         return [gradient * (0.5 * (1 + ops.erf(up * 0.5**0.5)) + up * density)]

@@ -1,4 +1,4 @@
-"""Tokens sorted by expert, and the backend's own product of rows with the matrix of their group: for accelerators."""
+"""Tokens sorted by expert, and the backend's grouped matrix product, for accelerators."""
 
 from keras import ops
 
@@ -9,10 +9,10 @@ from keras_jamba.ops.experts.dense import activation
 
 def why_not(call):
     if call.limited:
-        return "it drops no token"
+        return "it does not support capacity_factor"
     if reason := _backend.numerics.why_no_grouped_matmul(call.platform, call.dtype, call.sizes):
         return reason
-    return "there is no token" if call.tokens == 0 else None
+    return "it requires at least one token" if call.tokens == 0 else None
 
 
 def run(tokens, weights, indices, up_bank, down_bank, gate_bank):

@@ -1,7 +1,7 @@
-"""Tokens sorted by expert, in blocks of one expert each, one block after the other: for JAX on a CPU.
+"""Tokens sorted by expert into blocks of one expert each, and a loop over the blocks: for JAX on a CPU.
 
-The layout of `blocks`, but no block's weights are copied, and blocks that no token needs are not computed. The
-gradient is written by hand, since a loop whose length depends on the routing has none.
+The layout is that of `blocks`, but the loop copies no weights and skips empty blocks. The gradient is written by
+hand, because JAX cannot differentiate a loop whose length depends on the routing.
 """
 
 from keras import ops
@@ -13,11 +13,11 @@ from keras_jamba.ops.experts.dense import activation, activation_gradient
 
 def why_not(call):
     if call.limited:
-        return "it drops no token"
+        return "it does not support capacity_factor"
     if not _backend.compilation.has_fast_dynamic_loop():
-        return "it is for JAX on a CPU: elsewhere one block after the other is slow"
+        return "it requires JAX on a CPU: a loop over blocks is slow elsewhere"
     if 2 * call.per_token >= call.experts:
-        return "half of the experts are chosen or more, where 'dense' does as little work"
+        return "each token chooses at least half of the experts: 'dense' does no more work"
     return None
 
 
@@ -32,7 +32,7 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
 
 
 def _block_size(tokens, k, experts):
-    """About half of an even share, a power of two from 16 to 128."""
+    """Returns a power of two from 16 to 128, about half of the tokens per expert of an even routing."""
     if tokens is None:
         return 64
     size = 16
@@ -42,7 +42,7 @@ def _block_size(tokens, k, experts):
 
 
 def _forward(x, expert_of_block, used, down_bank, *first_banks):
-    """From blocks `(blocks, size, d)`; what lies behind the first `used` stays zero."""
+    """Computes the outputs of blocks `(blocks, size, d)`; those after the first `used` stay zero."""
     wide = (*x.shape[:2], down_bank.shape[1])
 
     def block(i, carry):

@@ -1,4 +1,4 @@
-"""The chosen experts of a few tokens as the C library computes them: the weights are read once, where they lie."""
+"""The chosen experts of a few tokens in the C library, which reads the weights once and in place."""
 
 from keras import ops
 
@@ -17,13 +17,13 @@ _function = _backend.kernels.c_kernel_op(_native.EXPERTS, _portable)
 
 def why_not(call):
     if call.limited:
-        return "it drops no token"
+        return "it does not support capacity_factor"
     if call.platform != "cpu":
-        return "it is for a CPU"
+        return "it requires a CPU"
     if call.tokens is None or call.tokens > dense.FEW:
-        return f"it is for {dense.FEW} tokens at most, a number known beforehand"
+        return f"it requires a static number of at most {dense.FEW} tokens"
     if call.is_quantized:
-        return "it reads banks in floating point"
+        return "it does not support quantized banks"
     return _native.why_not() or _backend.kernels.why_no_c_kernel((call.tokens, call.per_token))
 
 

@@ -1,10 +1,10 @@
-"""Experts of several devices: each device has some of them, tokens go to those that they chose and come back; or all.
+"""Expert parallelism: the model axis shards the experts, and devices exchange tokens and outputs.
 
-A token goes to a device once, however many of its experts are there, and what these make of it comes back as one sum.
-Devices send each other as many rows, room for some more than an even routing needs. Where a routing needs more, which
-all devices find out together, there is room for all tokens: none is dropped, and nothing depends on the room but the
-time. Tokens that are no multiple of the devices, as in a step of decoding, are filled up with ones that go nowhere:
-otherwise every device would fetch the experts of all.
+A device receives a token once for all of its experts that the token chose, and returns one sum. Every pair of devices
+exchanges the same number of rows, `SLACK` times those of an even routing. If any device needs more, all devices use a
+capacity for all tokens instead. So no token is dropped, and the capacity affects only the time. Tokens without an
+expert pad the number of tokens, for example in decoding, to a multiple of the number of devices. Without this padding
+every device would fetch all experts.
 """
 
 import math
@@ -14,12 +14,12 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops._sharding import divides
 
-# Room for this many times the rows of an even routing.
+# Capacity as a multiple of the rows of an even routing.
 SLACK = 1.5
 
 
 def devices(tokens, experts):
-    """How many devices share the experts, and how many tokens each has; None where neither can be shared."""
+    """Returns `(devices that share the experts, tokens per device)`, or None if neither can be sharded."""
     mesh = _backend.sharding.active_mesh()
     if mesh is None or not isinstance(tokens, int) or not divides(mesh.count(mesh.model), experts):
         return None
@@ -27,35 +27,36 @@ def devices(tokens, experts):
     return (count, -(-tokens // across)) if across > 1 else None
 
 
-def room_for(tokens, per_token, count):
-    """Rows that each of `count` devices sends to each, of its so many tokens."""
+def capacity_for(tokens, per_token, count):
+    """Returns the number of rows that each of `count` devices sends to each other one, of its `tokens` tokens."""
     return min(tokens, math.ceil(SLACK * tokens * per_token / count))
 
 
 def run(mixture, tokens, weights, indices, banks):
-    """As `expert_mlp`; `mixture(tokens, weights, indices, **banks)` is that of a device's own experts.
+    """Computes `expert_mlp` with sharded experts.
 
-    Its indices go up to their number, which is none of them.
+    `mixture(tokens, weights, indices, **banks)` computes the contribution of a device's own experts. Its indices are
+    local, and the number of local experts means no expert.
     """
     mesh = _backend.sharding.active_mesh()
     number, experts = tokens.shape[0], banks["up_bank"].shape[0]
     count, own = devices(number, experts)
     local = experts // count
-    room = room_for(own, indices.shape[1], count)
+    capacity = capacity_for(own, indices.shape[1], count)
 
     def on_a_device(given):
         if count == 1:
             return (mixture(**given),)
         tokens, weights, indices = (given[name] for name in ("tokens", "weights", "indices"))
         device = indices // local
-        # (s, devices): whether a token goes there, and as which row.
+        # (s, devices): whether a token is sent to a device, and as which row.
         goes = ops.any(device[:, None] == ops.arange(count, dtype=device.dtype)[None, :, None], axis=-1)
         place = ops.cumsum(ops.cast(goes, "int32"), axis=0) - 1
-        there = lambda room: _there_and_back(mixture, given, device, goes, place, room, local, mesh.model)  # noqa: E731
-        if room == own:
+        there = lambda capacity: _there_and_back(mixture, given, device, goes, place, capacity, local, mesh.model)  # noqa: E731
+        if capacity == own:
             return (there(own),)
         most = _backend.sharding.pmax(ops.max(place) + 1, (mesh.batch, mesh.model))
-        return (ops.cond(most <= room, lambda: there(room), lambda: there(own)),)
+        return (ops.cond(most <= capacity, lambda: there(capacity), lambda: there(own)),)
 
     rows = (tuple(axis for axis in (mesh.batch, mesh.model) if axis), None)
     fill = {"tokens": 0, "weights": 0, "indices": experts}
@@ -68,18 +69,18 @@ def run(mixture, tokens, weights, indices, banks):
     return found[:number] if more else found
 
 
-def _there_and_back(mixture, given, device, goes, place, room, local, axis):
+def _there_and_back(mixture, given, device, goes, place, capacity, local, axis):
     tokens, weights, indices = (given[name] for name in ("tokens", "weights", "indices"))
     own, count = goes.shape
-    # Row `place` of the rows for a device; what does not go there goes nowhere.
-    to = ops.where(goes, ops.arange(count, dtype="int32")[None] * room + place, count * room)
+    # Row `place` of the rows for a device; one past the end if the token is not sent there.
+    to = ops.where(goes, ops.arange(count, dtype="int32")[None] * capacity + place, count * capacity)
     source = ops.scatter(
-        ops.reshape(to, (-1, 1)), ops.repeat(ops.arange(1, own + 1, dtype="int32"), count), (count * room + 1,)
+        ops.reshape(to, (-1, 1)), ops.repeat(ops.arange(1, own + 1, dtype="int32"), count), (count * capacity + 1,)
     )
-    source = source[:-1] - 1  # of each row its token, or -1
+    source = source[:-1] - 1  # the token of each row, or -1
     there = source >= 0
     source = ops.maximum(source, 0)
-    peer = ops.repeat(ops.arange(count, dtype=device.dtype), room)
+    peer = ops.repeat(ops.arange(count, dtype=device.dtype), capacity)
     mine = there[:, None] & (ops.take(device, source, axis=0) == peer[:, None])
     sent = {
         "tokens": ops.where(there[:, None], ops.take(tokens, source, axis=0), 0),
@@ -89,12 +90,12 @@ def _there_and_back(mixture, given, device, goes, place, room, local, axis):
     received = {name: _exchanged(x, count, axis) for name, x in sent.items()}
     banks = {name: x for name, x in given.items() if name.endswith("bank")}
     made = _exchanged(mixture(**received, **banks), count, axis)
-    # Of each token what comes back from every device, zeros from those where it was not.
+    # The outputs of every device per token; zeros from devices that did not receive the token.
     made = ops.concatenate([made, ops.zeros((1, made.shape[1]), made.dtype)], axis=0)
     return ops.sum(ops.reshape(ops.take(made, ops.reshape(to, (-1,)), axis=0), (own, count, -1)), axis=1)
 
 
 def _exchanged(x, count, axis):
-    """Rows for each device, to those of each device."""
+    """Exchanges rows: takes the rows for each device, and returns the rows from each device."""
     by_device = ops.reshape(x, (count, -1, *x.shape[1:]))
     return ops.reshape(_backend.sharding.all_to_all(by_device, axis), x.shape)

@@ -1,4 +1,4 @@
-"""Tokens sorted by expert and split: as many plain products as there are experts, where shapes need not be known."""
+"""Tokens sorted by expert and split: one matrix product per expert, for backends with dynamic shapes."""
 
 from keras import ops
 
@@ -9,7 +9,7 @@ from keras_jamba.ops.quantization import QuantizedTensor, picked
 
 def why_not(call):
     if call.limited:
-        return "it drops no token"
+        return "it does not support capacity_factor"
     return _backend.tensors.why_no_split_rows()
 
 
@@ -34,5 +34,5 @@ def _one_by_one(bank, experts, dtype):
         return [None] * experts
     if isinstance(bank, QuantizedTensor):
         return (picked(bank, i, dtype) for i in range(experts))
-    # Unstacked: the gradient of bank[i] would be as large as the bank, for every i.
+    # Unstacked, because the gradient of every bank[i] would be as large as the bank.
     return ops.unstack(bank, experts)

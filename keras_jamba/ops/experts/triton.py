@@ -1,8 +1,8 @@
-"""Tokens sorted by expert, and kernels in Triton for what lies between products, or for these too: for a GPU.
+"""Tokens sorted by expert, with Triton kernels for the matrix products or only for the steps between them, on a GPU.
 
-Rows are gathered and put back where they are multiplied, the activation and the weights of the experts are part of a
-pass that there is anyway, and for the gradient only the products of the first layer are kept. With products in Triton
-an index may be the number of experts, for none; the gradient of its weight is then undefined.
+Triton products gather and scatter rows themselves, and fuse the activation and the experts' weights. The only residuals
+are the products of the first layer. With Triton products the index x means no expert; the gradient of its weight is
+undefined.
 """
 
 import keras
@@ -13,21 +13,21 @@ from keras_jamba._triton import grouped as kernels
 from keras_jamba.ops.experts._sorting import Sorted, in_one_dtype, sorted_by_expert
 
 _launcher = _backend.kernels.triton_launcher
-# What multiplies where nobody says: "triton", or the backend's own "library" where that can.
+# The default for matrix products: "triton", or the backend's own "library" if the backend prefers it.
 PRODUCTS = "library" if _backend.numerics.prefers_grouped_matmul() else "triton"
 
 
 def why_not(call):
     if call.limited:
-        return "it drops no token"
+        return "it does not support capacity_factor"
     if call.platform != "gpu":
-        return "it is for a GPU"
+        return "it requires a GPU"
     if reason := _backend.kernels.why_no_triton():
         return reason
     if not isinstance(call.tokens, int) or call.tokens == 0:
-        return "it is for a number of tokens that is known beforehand, and not zero"
+        return "it requires a static number of tokens above zero"
     if call.dtype not in ("bfloat16", "float16", "float32"):
-        return f"it computes in bfloat16, float16 or float32, and this is {call.dtype}"
+        return f"it supports bfloat16, float16 and float32, not {call.dtype}"
     return None
 
 
@@ -45,7 +45,7 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank, products=None):
 
 
 class _Kernels:
-    """Products in Triton, which gather and scatter on the way."""
+    """Matrix products in Triton, which gather and scatter rows themselves."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -73,8 +73,8 @@ class _Kernels:
         )
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
-        """Functions of nothing: for the last layer's bank, and for the first layer's, one for each of `grads`."""
-        # A gather within the sum over rows would wait for what names the rows.
+        """Returns functions without arguments: for the gradient of down_bank, then one per element of `grads`."""
+        # Gathering first is faster: a gather inside the sum over rows would wait for the row indices.
         given = lambda x: ops.take(x, self.rows.source, axis=0)  # noqa: E731
         bank = lambda a, b: kernels.bank_gradient(_launcher(), a, b, self.rows.counts)  # noqa: E731
         first = lambda grad: lambda: bank(given(tokens), grad)  # noqa: E731
@@ -82,13 +82,13 @@ class _Kernels:
 
     def _summed(self, y):
         y = ops.reshape(y, (*self.rows.place.shape, y.shape[-1]))
-        # The rows of no expert come last, and nothing has written what became of them.
+        # Rows without an expert come last, and the kernel has not written their outputs.
         written = self.rows.place < ops.sum(self.rows.counts)
         return ops.sum(ops.where(written[..., None], y, ops.zeros((), y.dtype)), axis=1)
 
 
 class _Library:
-    """Products of the backend's own; what lies between them in Triton."""
+    """Matrix products of the backend, with the steps between them in Triton."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -127,28 +127,28 @@ class _Library:
 
 
 def _mixture(products):
-    """The function of `(tokens, weights, *rows, down_bank, up_bank[, gate_bank])`, with its gradient."""
+    """Returns the function of `(tokens, weights, *rows, down_bank, up_bank[, gate_bank])`, with its gradient."""
 
-    def parts(tensors):
+    def unpacked(tensors):
         tokens, weights, *rest = tensors
         count = len(Sorted._fields)
         down_bank, up_bank, *gate_bank = rest[count:]
         return tokens, weights, products(Sorted(*rest[:count])), down_bank, up_bank, *(gate_bank or [None])
 
     def plain(*tensors):
-        tokens, weights, steps, down_bank, up_bank, gate_bank = parts(tensors)
+        tokens, weights, steps, down_bank, up_bank, gate_bank = unpacked(tensors)
         return steps.outputs(steps.hidden(tokens, up_bank, gate_bank, keep=False), down_bank, weights)
 
     def forward(*tensors):
-        tokens, weights, steps, down_bank, up_bank, gate_bank = parts(tensors)
+        tokens, weights, steps, down_bank, up_bank, gate_bank = unpacked(tensors)
         hidden, up, gate = steps.hidden(tokens, up_bank, gate_bank, keep=True)
         return steps.outputs(hidden, down_bank, weights), (tensors, up, gate)
 
     def backward(residuals, gradient):
         tensors, up, gate = residuals
-        tokens, weights, steps, down_bank, up_bank, gate_bank = parts(tensors)
+        tokens, weights, steps, down_bank, up_bank, gate_bank = unpacked(tensors)
         grad_hidden = steps.hidden_gradient(gradient, down_bank)
-        # With the weight on this side of the last product, that one's result is not needed again.
+        # The weight is applied before the last product, so its output is not a residual.
         grad_up, grad_gate, grad_weights, hidden = kernels.activation_gradient(
             _launcher(), grad_hidden, up, gate, weights, steps.rows.order
         )

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba: one contract, several implementations."""
+"""The selective scan of Mamba: one function, several implementations."""
 
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _BY_NAME = {
     "associative": associative,
     "reference": reference,
 }
-# A time loop wins on a CPU (benchmarks/results); on an accelerator the tree, which has few steps, goes first.
+# A loop over tokens is fastest on a CPU (benchmarks/results); on an accelerator the tree, which has few steps, is.
 _FASTEST_FIRST = {
     "cpu": ("native", "portable", "associative", "reference"),
     "gpu": ("triton", "associative", "portable", "reference"),
@@ -28,7 +28,7 @@ _FASTEST_FIRST = {
 
 @dataclass(frozen=True)
 class _Call:
-    """What an implementation may look at before it refuses: where it runs, (b, t, e), and n; None where unknown."""
+    """Properties of a call that `why_not` reads: the platform, the shape (b, t, e) and n; None for unknown sizes."""
 
     platform: str
     shape: tuple
@@ -56,16 +56,16 @@ def selective_scan(
     segment_ids=None,
     implementation=None,
 ):
-    """The selective state-space recurrence of Mamba.
+    """Computes the selective state-space recurrence of Mamba.
 
-    For every row, channel and state, with `delta' = softplus(delta + delta_bias)` (the bias and the
-    softplus where asked for):
+    For every row, channel and state, with `delta' = softplus(delta + delta_bias)` (the bias and the softplus are
+    optional):
 
         h_t = exp(delta'_t * A) * h_{t-1} + delta'_t * B_t * u_t
         y_t = (sum over n of C_t * h_t + D * u_t) * silu(z_t)
 
-    The state and all arithmetic are float32 whatever the inputs are. Differentiable in every tensor,
-    the initial and the last state included.
+    The state and all arithmetic are float32 for every input dtype. Differentiable in every tensor, including the
+    initial and the last state.
 
     Args:
         u: `(b, t, e)`, the input.
@@ -76,21 +76,22 @@ def selective_scan(
         D: `(e,)` or None, the skip connection.
         z: `(b, t, e)` or None, the gate.
         delta_bias: `(e,)` or None.
-        delta_softplus: whether delta goes through a softplus, after the bias.
-        initial_state: `(b, e, n)`, h before the first token; None is zeros.
-        return_last_state: whether to return h after the last token too.
-        mask: `(b, t)` bool or None. Where it is False the state is held and the output is zero.
+        delta_softplus: whether to apply softplus to delta, after the bias.
+        initial_state: `(b, e, n)`, h before the first token; None for zeros.
+        return_last_state: whether to also return h after the last token.
+        mask: `(b, t)` bool or None, False for padding. Padding keeps the state and has zero output.
         segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
-            0 1 0 are three. Each begins with a state of zeros; the first begins with the initial state.
-        implementation: None for the fastest that can run, or one of the names of `implementations()`,
-            which then must run. The environment variable `KERAS_JAMBA_SCAN` names one where this is None.
+            0 1 0 are three documents. The first begins with the initial state, every other one with zeros.
+        implementation: None for the fastest that can run, or a name of `implementations()`. If None, the environment
+            variable `KERAS_JAMBA_SCAN` can name one.
 
     Returns:
-        y `(b, t, e)` in the dtype of `u`, or `(y, last_state)` with a float32 `(b, e, n)`.
+        y `(b, t, e)` in the dtype of `u`. With `return_last_state`, `(y, last_state)`, where last_state is `(b, e, n)`
+        float32.
 
     Raises:
-        ValueError: for shapes that do not fit together, dtypes that are not floating, or an
-            implementation that is unknown or cannot run.
+        ValueError: if shapes do not match, if a dtype is not floating-point, or if the implementation is unknown or
+            cannot run.
 
     Reference:
         [Gu and Dao (2023)](https://arxiv.org/abs/2312.00752), section 3 and algorithm 2.
@@ -122,7 +123,11 @@ def selective_scan(
 
 
 def implementations():
-    """What `selective_scan` can run as here: `{name: None, or the reason why it cannot}`, fastest first."""
+    """Returns the implementations of `selective_scan` on this platform, fastest first.
+
+    Returns:
+        `{name: None, or the reason why the implementation cannot run}`.
+    """
     platform = _backend.tensors.platform()
     call = _Call(platform, shape=(1, 1, 1), states=1)
     return {name: _BY_NAME[name].why_not(call) for name in _FASTEST_FIRST[platform]}
@@ -147,6 +152,6 @@ def _check(tensors):
     _checks.check_shapes(present, _SHAPES)
     if present["A"].shape[1] == 0:
         raise ValueError(
-            f"There must be at least one state a channel. Received: A.shape={tuple(present['A'].shape)}. "
+            f"There must be at least one state per channel. Received: A.shape={tuple(present['A'].shape)}. "
             "Give A the shape (e, n), B and C the shape (b, t, n)."
         )

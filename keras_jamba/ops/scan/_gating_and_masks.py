@@ -1,4 +1,4 @@
-"""What surrounds the bare recurrence in every implementation: softplus, mask, documents, skip and gate, in float32."""
+"""Softplus, mask, documents, skip and gate around the recurrence of every implementation, in float32."""
 
 from keras import ops
 
@@ -7,25 +7,25 @@ from keras_jamba.ops._tokens import begins_document
 
 
 def why_not_traced(call):
-    """None, or why a trace of this call is wrong for other lengths."""
+    """Returns None, or the reason why a trace of this call is wrong for other lengths."""
     if _backend.tensors.is_traced_by_torchscript() and int(call.length) == 1:
         return (
-            "TorchScript, with which torch.onnx traces too, keeps the length of its example, and the length 1 stands "
-            "for an open one: fix the length with keras.Input((t, d)), or export on TensorFlow"
+            "TorchScript, which torch.onnx also uses, keeps the length of its example, and length 1 means an unknown "
+            "length: fix the length with keras.Input((t, d)), or export on TensorFlow"
         )
     return None
 
 
 def with_gating_and_masks(recurrence):
-    """Makes the whole op from a bare recurrence.
+    """Returns the complete op of a recurrence.
 
     Args:
         recurrence: `(u, delta, A, B, C, initial_state, reset) -> (y, last_state)`, all float32, with
-            `h_t = (1 - reset_t) exp(delta_t A) h_{t-1} + delta_t B_t u_t` and `y_t = C_t h_t`; `reset`,
-            `(b, t)`, is 1 at the first token of a document and 0 elsewhere, or None where all are 0.
+            `h_t = (1 - reset_t) exp(delta_t A) h_{t-1} + delta_t B_t u_t` and `y_t = C_t h_t`. `reset` `(b, t)` is
+            1 at the first token of a document and 0 elsewhere, or None if all are 0.
 
     Returns:
-        `run` with the signature that every implementation has.
+        `run`, with the signature of every implementation.
     """
 
     def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask, segment_ids):
@@ -37,7 +37,7 @@ def with_gating_and_masks(recurrence):
         if delta_softplus:
             delta = ops.softplus(delta)
         if mask is not None:
-            # With delta = 0 the decay is 1 and nothing enters: the state is held exactly.
+            # With delta = 0 the decay is 1 and the input is 0: the state stays exactly the same.
             delta = ops.where(mask[..., None], delta, 0.0)
         if initial_state is None:
             initial_state = ops.zeros((ops.shape(u)[0], *A.shape), "float32")
@@ -55,6 +55,6 @@ def with_gating_and_masks(recurrence):
 
 
 def decay(delta, A, reset):
-    """`(1 - reset) exp(delta A)` of all tokens, `(b, t, e, n)`."""
+    """Returns `(1 - reset) exp(delta A)` of all tokens, `(b, t, e, n)`."""
     factors = ops.exp(delta[..., None] * A)
     return factors if reset is None else factors * (1.0 - reset)[:, :, None, None]

@@ -1,9 +1,9 @@
-"""The selective scan as a parallel tree: few, wide operations, which is what an accelerator likes.
+"""The selective scan as a parallel tree of few, wide operations, for accelerators.
 
-The states of all tokens are held at once (b * t * e * n floats), in the backward pass several times.
-Blelloch (1990), "Prefix sums and their applications": pairs are combined, the half as long problem is
-solved, and the tokens between are filled in. Our own, because `keras.ops.associative_scan` returns
-float32 on the default device whatever it got on PyTorch and fails in `fit` on TensorFlow.
+The states of all tokens are in memory at once (b * t * e * n floats), several times in the backward pass. Blelloch
+(1990), "Prefix sums and their applications": the scan combines pairs, solves the problem of half the length, and fills
+in the tokens between. `keras.ops.associative_scan` is not used: on PyTorch it always returns float32 on the default
+device, and on TensorFlow it fails in `fit`.
 """
 
 from keras import ops
@@ -13,7 +13,7 @@ from keras_jamba.ops.scan._gating_and_masks import decay, why_not_traced, with_g
 
 def why_not(call):
     if call.length is None:
-        return "the tree is laid out when it is traced and needs a static length"
+        return "tracing builds the tree and requires a static length"
     return why_not_traced(call)
 
 
@@ -26,7 +26,7 @@ def _recurrence(u, delta, A, B, C, state, reset):
 
 
 def _prefix(decay, inputs):
-    """All h_t of h_t = decay_t h_{t-1} + inputs_t with h_{-1} = 0, along axis 1."""
+    """Computes all h_t of h_t = decay_t h_{t-1} + inputs_t with h_{-1} = 0, along axis 1."""
     length = inputs.shape[1]
     if length == 1:
         return inputs

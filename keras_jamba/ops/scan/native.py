@@ -1,4 +1,4 @@
-"""The selective scan as the C library does it, on a CPU."""
+"""The selective scan in the C library, on a CPU."""
 
 from keras import ops
 

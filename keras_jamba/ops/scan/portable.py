@@ -1,4 +1,4 @@
-"""The selective scan that trains fast without native code: chunks of tokens, a gradient written by hand."""
+"""The selective scan for fast training without native code: chunks of tokens and a hand-written gradient."""
 
 from keras_jamba import _backend
 from keras_jamba.ops.scan._gating_and_masks import with_gating_and_masks
@@ -11,7 +11,7 @@ else:
 
 def why_not(call):
     if _backend.tensors.is_traced_by_torchscript():
-        return "what TorchScript traces of it, for torch.onnx too, loses the state"
+        return "a TorchScript trace of it, which torch.onnx also uses, loses the state"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The selective scan as it is defined, one token at a time, differentiated by the backend.
+"""The selective scan by its definition, one token at a time; the backend computes the gradient.
 
 Gu and Dao (2023), "Mamba", arXiv:2312.00752, section 3.2 and algorithm 2: zero-order hold for A,
 Euler's rule for B.
@@ -11,7 +11,7 @@ from keras_jamba.ops.scan._gating_and_masks import decay, why_not_traced, with_g
 
 def why_not(call):
     if call.length is None:
-        return "it is a Python loop over the tokens and needs a static length"
+        return "it is a Python loop over tokens and requires a static length"
     return why_not_traced(call)
 
 

@@ -1,9 +1,9 @@
-"""The recurrence for PyTorch's eager mode: everything but one fused multiply-add a token runs a chunk at a time.
+"""The recurrence for PyTorch's eager mode, in chunks of tokens, with one fused multiply-add per token.
 
-The gradient is written by hand: the forward pass keeps one state a chunk, the backward pass runs a
-chunk's states again, so nothing of tokens x channels x state is ever held.  Chunks are as long as fits
-a core's cache.  Layout: (token, row, state, channel), channels innermost, where every operation is
-contiguous or a broadcast over whole rows; the sums over state and channels are batched products.
+The gradient is written by hand. The forward pass keeps one state per chunk, and the backward pass recomputes the
+states of a chunk, so no tensor of size tokens x channels x state exists. A chunk fits into a core's cache. The layout
+is (token, row, state, channel): with channels innermost, every operation is contiguous or broadcasts over complete
+rows. The sums over state and channels are batched matrix products.
 """
 
 import torch
@@ -12,7 +12,7 @@ _CACHED_FLOATS = 1 << 19
 
 
 def recurrence(u, delta, A, B, C, initial_state, reset):
-    """What `around` asks for."""
+    """Computes the recurrence that `with_gating_and_masks` requires."""
     return _Recurrence.apply(u, delta, A, B, C, initial_state, reset)
 
 
@@ -57,12 +57,12 @@ def _spans(u, A):
 
 
 def _chunk(span, *tensors):
-    """(b, t, any) to contiguous (token, b, any) of one chunk."""
+    """Returns one chunk of `(b, t, any)` tensors as contiguous `(token, b, any)`."""
     return tuple(x[:, span].transpose(0, 1).contiguous() for x in tensors)
 
 
 def _kept(span, reset):
-    """(token, b, 1, 1), 0 where a document begins; or None."""
+    """Returns `(token, b, 1, 1)`, 0 where a document begins and 1 elsewhere; None without `reset`."""
     return None if reset is None else (1 - _chunk(span, reset)[0])[:, :, None, None]
 
 
@@ -99,10 +99,10 @@ def _chunk_gradient(tokens, rates, first, grad_state, kept):
 
 
 def _over_state(weights, x):
-    """Sum over n of weights (token, b, n) times x (token, b, n, e)."""
+    """Computes the sum over n of weights `(token, b, n)` times x `(token, b, n, e)`."""
     return torch.matmul(weights.unsqueeze(2), x).squeeze(2)
 
 
 def _over_channels(x, weights):
-    """Sum over e of x (token, b, n, e) times weights (token, b, e)."""
+    """Computes the sum over e of x `(token, b, n, e)` times weights `(token, b, e)`."""
     return torch.matmul(x, weights.unsqueeze(3)).squeeze(3)

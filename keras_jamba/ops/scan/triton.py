@@ -1,4 +1,4 @@
-"""The selective scan in Triton: for a GPU."""
+"""The selective scan in Triton, on a GPU."""
 
 from keras import ops
 
@@ -20,13 +20,13 @@ _function = _backend.kernels.triton_op(kernels.SCAN, _portable)
 
 def why_not(call):
     if call.platform != "gpu":
-        return "it is for a GPU"
+        return "it requires a GPU"
     if reason := portable.why_not(call) or _backend.kernels.why_no_triton_op(call.shape):
         return reason
     if not all(isinstance(size, int) for size in (*call.shape, call.states)):
-        return "it needs sizes that are known"
+        return "it requires static shapes"
     if call.states > kernels.MOST_STATES:
-        return f"it holds {kernels.MOST_STATES} states a channel at most"
+        return f"it supports at most {kernels.MOST_STATES} states per channel"
     return None
 
 
@@ -42,7 +42,7 @@ def run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, mask
 
 
 def _flags(mask, segment_ids):
-    """`(b, t)` int8, of each token whether it is real, and whether it begins a document; None where all just go on."""
+    """Returns `(b, t)` int8 flags: 1 for a real token, RESET for one that begins a document; None without any."""
     if mask is None and segment_ids is None:
         return None
     real = ops.ones_like(segment_ids, "int8") if mask is None else ops.cast(mask, "int8")

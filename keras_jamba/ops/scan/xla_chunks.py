@@ -1,9 +1,9 @@
-"""The recurrence for compilers (jax and tensorflow): a loop over tokens inside a loop over chunks.
+"""The recurrence for compiled backends (JAX and TensorFlow): a loop over tokens inside a loop over chunks.
 
-The gradient is written by hand: the forward pass keeps one state a chunk, the backward pass runs a
-chunk's states again and then its gradient back through them, so nothing of tokens x channels x state
-is ever held.  The layout puts channels innermost (state, rows, channels): there the compiler
-vectorises the exponentials, and the sum over the state is n plain additions of whole slices.
+The gradient is written by hand. The forward pass keeps one state per chunk. The backward pass recomputes the states of
+a chunk and then its gradient in reverse, so no tensor of size tokens x channels x state exists. The layout is (state,
+rows, channels): with channels innermost the compiler vectorises the exponentials, and the sum over the state is n
+additions of complete slices.
 """
 
 from keras import ops
@@ -14,7 +14,7 @@ _LONGEST_CHUNK = 64
 
 
 def recurrence(u, delta, A, B, C, initial_state, reset):
-    """What `around` asks for."""
+    """Computes the recurrence that `with_gating_and_masks` requires."""
     resets = () if reset is None else (reset[:, :, None],)
     return _differentiable(u, delta, A, B, C, initial_state, *resets)
 
@@ -85,7 +85,7 @@ _differentiable = _backend.autodiff.custom_gradient(_forward, _backward)
 
 
 def _sum_state(x):
-    """Sum over the leading axis, pair by pair: up to ten times faster here than a reduction on a CPU."""
+    """Computes the sum over the leading axis pair by pair: up to ten times faster here than a reduction on a CPU."""
     parts = [x[i] for i in range(x.shape[0])]
     while len(parts) > 1:
         rest = parts[-1:] if len(parts) % 2 else []
@@ -94,10 +94,10 @@ def _sum_state(x):
 
 
 class _Layout:
-    """Moves between the op's layout and the loops': tokens (chunk, token, row, channel), states (n, row, channel).
+    """Conversions between the layouts of the op and of the loops.
 
-    Rows are the batch. A batch of one is laid out as two rows of half the channels each: XLA drops an
-    axis of length one and then, on a CPU, takes twice the time.
+    The loops use tokens `(chunk, token, row, channel)` and states `(n, row, channel)`. Rows are the batch. A batch of
+    one becomes two rows of half the channels: XLA drops an axis of length one and then takes twice the time on a CPU.
     """
 
     def __init__(self, u, A):
@@ -109,43 +109,43 @@ class _Layout:
         self.size = (self.length + self.count - 1) // self.count
 
     def chunks(self, x):
-        """(b, t, any) to (chunk, token, b, any). Tokens added at the end have delta = 0: they hold the state."""
+        """Returns `x (b, t, any)` as `(chunk, token, b, any)`. Padding has delta = 0, which keeps the state."""
         x = ops.pad(x, ((0, 0), (0, self.count * self.size - self.length), (0, 0)))
         x = ops.transpose(x, (1, 0, 2))
         return ops.reshape(x, (self.count, self.size, self.batch, x.shape[-1]))
 
     def channel_chunks(self, x):
-        """(b, t, e) to (chunk, token, row, channel)."""
+        """Returns `x (b, t, e)` as `(chunk, token, row, channel)`."""
         return ops.reshape(self.chunks(x), (self.count, self.size, *self.rows))
 
     def unchunk(self, x, width):
-        """The way back of `chunks` and of `channel_chunks`: (b, t, width)."""
+        """Inverts `chunks` and `channel_chunks`: returns `(b, t, width)`."""
         x = ops.reshape(x, (self.count * self.size, self.batch, width))
         return ops.transpose(x[: self.length], (1, 0, 2))
 
     def state(self, x):
-        """(b or 1, e, n) to (n, row or 1, channel)."""
+        """Returns `x (b or 1, e, n)` as `(n, row or 1, channel)`."""
         x = ops.transpose(x, (2, 0, 1))
         return ops.reshape(x, (self.state_size, *self.rows)) if self.split else x
 
     def unstate(self, x):
-        """The way back of `state`."""
+        """Inverts `state`: returns `(b, e, n)`."""
         x = ops.reshape(x, (self.state_size, self.batch, self.channels))
         return ops.transpose(x, (1, 2, 0))
 
     def decay(self, delta, rates, resets):
-        """What one token leaves of the state: `exp(delta A)`, or nothing where a document begins."""
+        """Returns the factor of the previous state at one token: `exp(delta A)`, or 0 where a document begins."""
         factors = ops.exp(delta[None] * rates)
         return factors * (1.0 - self.over_channels(resets[0])) if resets else factors
 
     def over_channels(self, x):
-        """B or C of one token, (b, n), or its reset, (b, 1), to a shape that broadcasts against a state."""
+        """Returns B or C `(b, n)`, or the reset `(b, 1)`, of one token in a shape that broadcasts against a state."""
         return ops.transpose(x)[:, :, None]
 
     def sum_channels(self, x):
-        """Sum of a state-like (n, row, channel) over what B and C of one token, (b, n), are shared by."""
+        """Computes the sum over channels of `x (n, row, channel)`, as `(b, n)`: the shape of one token's B and C."""
         if _backend.tensors.platform() == "cpu":
-            # XLA adds along the innermost axis one by one on a CPU, and its matrix product does not.
+            # On a CPU, XLA sums the innermost axis one element at a time; its matrix product is vectorised.
             x = ops.matmul(x, ops.ones((x.shape[2],), x.dtype))
         else:
             x = ops.sum(x, axis=2)

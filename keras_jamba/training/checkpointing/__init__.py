@@ -1,1 +1,1 @@
-"""Saving a training run and resuming it: `Checkpoint`."""
+"""Saving and resuming a training run: `Checkpoint`."""

@@ -1,11 +1,11 @@
-"""Arrays in pieces and a little JSON in a folder that appears whole or not at all: what one process saves."""
+"""Snapshots: arrays in chunks and a JSON state that one process writes to a folder atomically."""
 
 import hashlib
 import json
 import math
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401, tells NumPy what "bfloat16" is
+import ml_dtypes  # noqa: F401, registers "bfloat16" with NumPy
 import numpy as np
 
 from keras_jamba import _files
@@ -13,64 +13,66 @@ from keras_jamba import _files
 ARRAYS, STATE = "arrays.bin", "state.json"
 FORMAT = 2
 _PREFIX = "step_"
-# Of version 1: whole arrays.
+# Format 1 stores complete arrays.
 _NPZ = "arrays.npz"
 _ALIGNMENT = 64
 
 
 class Saved:
-    """An array that lies on the disk in pieces, and is read where it is asked for.
+    """An array stored in chunks, which reads any part of itself on request.
 
     Args:
-        shape: of the whole.
-        pieces: `(start, array)` of each: where it begins along each axis, and a NumPy array, mapped or in memory.
+        shape: the shape of the complete array.
+        chunks: a list of `(start, array)`: the chunk's first index along each axis, and a NumPy array, which may be
+            memory-mapped.
     """
 
-    def __init__(self, shape, pieces):
-        self.shape, self.pieces = tuple(shape), pieces
+    def __init__(self, shape, chunks):
+        self.shape, self.chunks = tuple(shape), chunks
 
     @property
-    def is_whole(self):
-        """Whether the pieces, of which those that begin alike are copies, make up all of it."""
-        sizes = {start: piece.size for start, piece in self.pieces}
+    def is_complete(self):
+        """Whether the chunks cover the complete array. Chunks with the same start are copies."""
+        sizes = {start: chunk.size for start, chunk in self.chunks}
         return bool(sizes) and sum(sizes.values()) >= math.prod(self.shape)
 
     def read(self, index=None):
-        """A part of it as a NumPy array of its own.
+        """Returns a part of the array as a new NumPy array.
 
         Args:
-            index: a slice without a step for each axis; None for all of it.
+            index: one slice without a step per axis; None for the complete array.
         """
         index = (slice(None),) * len(self.shape) if index is None else index
         bounds = [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
         begin, end = [a for a, _ in bounds], [b for _, b in bounds]
         found = None
-        for start, piece in self.pieces:
+        for start, chunk in self.chunks:
             low = [max(*pair) for pair in zip(begin, start, strict=True)]
-            high = [min(e, s + n) for e, s, n in zip(end, start, piece.shape, strict=True)]
-            of_piece = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
+            high = [min(e, s + n) for e, s, n in zip(end, start, chunk.shape, strict=True)]
+            in_chunk = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
             if low == begin and high == end:
-                return np.array(piece[of_piece])
+                return np.array(chunk[in_chunk])
             if all(a < b for a, b in zip(low, high, strict=True)):
                 if found is None:
-                    found = np.empty([b - a for a, b in bounds], piece.dtype)
-                found[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, begin, strict=True))] = piece[of_piece]
+                    found = np.empty([b - a for a, b in bounds], chunk.dtype)
+                found[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, begin, strict=True))] = chunk[in_chunk]
         return found
 
 
 def as_single_shard(x):
-    """A NumPy array as what `write` takes."""
+    """Returns a NumPy array in the form that `write` takes, `(shape, chunks)` with one chunk."""
     return x.shape, [((0,) * x.ndim, x)]
 
 
 def steps(folder):
-    """The steps that snapshots were taken at, in order."""
+    """Returns the steps of all snapshots in ascending order."""
     _files.restore(folder)
     found = (path.parent.name.removeprefix(_PREFIX) for path in Path(folder).glob(f"{_PREFIX}*/{STATE}"))
     return sorted(int(step) for step in found if step.isdigit())
 
 
 def place_of(folder, step):
+    """Returns the folder of the snapshot of a step."""
     return Path(folder) / f"{_PREFIX}{step:08d}"
 
 
@@ -78,13 +80,13 @@ def write(folder, step, arrays, state):
     """Writes a snapshot.
 
     Args:
-        folder: made where it is not there.
-        step: names the snapshot.
-        arrays: `(shape, pieces)` of each, where `pieces` are `(start, array)`: where each begins along each axis, and
-            a NumPy array of any dtype. One piece after the other is asked for and written, none is kept.
-        state: what JSON can hold.
+        folder: a folder, created if absent.
+        step: the step, which names the snapshot.
+        arrays: an iterable of `(shape, chunks)`. `chunks` yields `(start, array)`: the chunk's first index along each
+            axis, and a NumPy array of any dtype. Chunks are written one by one and not kept in memory.
+        state: a dict that JSON can hold.
     """
-    # One is there when a step is saved again, or of a run whose later steps were thrown away.
+    # Replaces the snapshot if a step is saved again, such as after resuming from an earlier step.
     with _files.atomic_folder(place_of(folder, step), replaces=True, flushes=True) as staged:
         with open(staged / ARRAYS, "wb") as file:
             sha256, places = _write_arrays(file, arrays)
@@ -93,13 +95,13 @@ def write(folder, step, arrays, state):
 
 
 def _write_arrays(file, arrays):
-    """Returns the sha256 of all, and of each array `[shape, [[start, shape, dtype, offset], ...]]`."""
+    """Returns the sha256 of the file, and `[shape, [[start, shape, dtype, offset], ...]]` per array."""
     hashed, places, offset = hashlib.sha256(), [], 0
-    for shape, pieces in arrays:
+    for shape, chunks in arrays:
         found = []
-        for start, x in pieces:
+        for start, x in chunks:
             found.append([list(start), list(x.shape), x.dtype.name, offset])
-            # bfloat16 is none of NumPy's own types, which alone can be written.
+            # NumPy writes only its own types, and bfloat16 is not one.
             content = np.ascontiguousarray(x).reshape(-1).view("uint8")
             for part in (content, bytes(-content.size % _ALIGNMENT)):
                 file.write(part)
@@ -110,23 +112,23 @@ def _write_arrays(file, arrays):
 
 
 def read_state(folder, step):
-    """What was given to `write` as state, and a little more.
+    """Returns the state given to `write`, with the format, the sha256 and the layout of the arrays.
 
     Raises:
-        ValueError: if it was written by another version.
+        ValueError: if another version wrote the snapshot.
     """
     place = place_of(folder, step)
     state = json.loads((place / STATE).read_text(encoding="utf-8"))
     if state.get("format") not in (1, FORMAT):
         raise ValueError(
             f"A snapshot must have a format from 1 to {FORMAT}. Received: format={state.get('format')!r} in "
-            f"{str(place)!r}. Go on with the version that wrote it, or remove it to begin anew."
+            f"{str(place)!r}. Use the version that wrote it, or remove it to start from the beginning."
         )
     return state
 
 
 def is_as_written(folder, step):
-    """Whether the arrays of a snapshot have not changed since."""
+    """Checks whether the arrays of a snapshot still match their sha256."""
     state, place = read_state(folder, step), place_of(folder, step)
     file = place / (_NPZ if state["format"] == 1 else ARRAYS)
     if not file.is_file():
@@ -136,10 +138,10 @@ def is_as_written(folder, step):
 
 
 def read(folder, step):
-    """`(arrays, state)` of the snapshot of a step: `Saved` arrays, some of which may have no pieces here, and a dict.
+    """Returns `(arrays, state)` of a snapshot: `Saved` arrays, which may have no chunks here, and a dict.
 
     Raises:
-        ValueError: if it was written by another version.
+        ValueError: if another version wrote the snapshot.
     """
     state, place = read_state(folder, step), place_of(folder, step)
     if state["format"] == 1:
@@ -147,11 +149,11 @@ def read(folder, step):
     file = place / ARRAYS
     content = np.memmap(file, "uint8", "r") if file.stat().st_size else np.empty(0, "uint8")
 
-    def piece(start, shape, dtype, offset):
+    def chunk(start, shape, dtype, offset):
         size = math.prod(shape) * np.dtype(dtype).itemsize
         return tuple(start), content[offset : offset + size].view(dtype).reshape(shape)
 
-    return [Saved(shape, [piece(*stored) for stored in pieces]) for shape, pieces in state["arrays"]], state
+    return [Saved(shape, [chunk(*stored) for stored in chunks]) for shape, chunks in state["arrays"]], state
 
 
 def _read_npz(file, places):
@@ -164,9 +166,9 @@ def _read_npz(file, places):
 
 
 def remove_before(folder, step):
-    """Removes the snapshots of earlier steps, and what was left of any that were not finished."""
+    """Removes the snapshots of earlier steps and the remains of unfinished ones."""
     for earlier in (found for found in steps(folder) if found < step):
         _files.remove_folder(place_of(folder, earlier))
-    # Earlier versions gave what they had begun eight characters as its name.
+    # Earlier versions gave unfinished folders random names of eight characters.
     for names in (f"{_PREFIX}*", "?" * 8):
         _files.remove_leftovers(folder, names)

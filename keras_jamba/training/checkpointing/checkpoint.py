@@ -1,4 +1,4 @@
-"""Saving a training every so many steps, and going on from the last save in the middle of an epoch."""
+"""A callback that saves a training at regular steps, and resumes it within an epoch."""
 
 import itertools
 import logging
@@ -18,39 +18,43 @@ _logger = logging.getLogger("keras_jamba")
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves everything that a model's training consists of every so many steps, and goes on from the last save.
+    """A callback that saves the complete state of a training at regular steps, and resumes from the last save.
 
-    Pass it to `fit` and, after a crash, run the same program again: `fit` then begins at the step that was saved last,
-    in the middle of its epoch, and ends with the weights of a run that was never broken, bit for bit where the
-    backend's own arithmetic is reproducible. A program that had come to its end, or that a callback had stopped, does
-    nothing more.
+    Pass it to `fit`. After a crash, run the same program again: `fit` then starts at the last saved step, within its
+    epoch. It ends with the weights of an uninterrupted run, bit for bit if the backend's arithmetic is reproducible.
+    A finished training, or one that a callback had stopped, does not train further.
 
-    A save holds the model's variables (states of random generators and statistics of routers among them), the
-    optimizer's with its step, on which the schedule depends, the metrics' so far, the place in the data, and the
-    states of the global random generators of Python, NumPy and PyTorch. What other callbacks remember is theirs. A
-    save appears whole or not at all: it is written beside its place, flushed to the disk and renamed. Weights that are
-    not finite are not saved.
+    A save holds these parts:
 
-    Where processes train together each has a folder of its own in `folder`, which all must see, and writes the pieces
-    of variables that its devices have, one after the other; a save that not all have written does not count. Pieces
-    are put together for any other mesh, number of devices and number of processes: weights and the optimizer go on as
-    they were, and so does the place in the data, whose batches have the same examples for any `Batches(shard=)` of
-    the same `batch_size`. What belongs to one process, the states of Python's, NumPy's and PyTorch's generators, comes
-    back only where as many processes go on; other numbers begin with what the program has seeded. Metrics of the
-    epoch, and weights like batch norm's that differ among processes of PyTorch, are then those of process 0.
+    - the model's variables, including states of random generators and statistics of routers;
+    - the optimizer's variables, including the step, which the schedule needs;
+    - the metrics' variables, and the position in the data;
+    - the states of the global random generators of Python, NumPy and PyTorch.
+
+    A save does not hold the state of other callbacks. Saves are atomic: each is written to a temporary folder, flushed
+    to disk and renamed. Weights that are not finite are not saved.
+
+    With several processes, each writes the local shards of its devices, one by one, to its own folder in `folder`. All
+    processes must see `folder`. A save that lacks a process does not count. Saves load into any other mesh, number of
+    devices and number of processes: weights, optimizer and position in the data continue unchanged. Batches have the
+    same examples for any `Batches(shard=)` of the same `batch_size`.
+
+    The states of Python's, NumPy's and PyTorch's generators belong to one process. They are restored only if the number
+    of processes is the same; otherwise the program's own seeds apply. In that case metrics of the epoch come from
+    process 0. So do weights that differ among PyTorch processes, such as batch norm's.
 
     Args:
-        folder: where saves are kept, `step_00001200` and so on.
-        data: the `keras_jamba.training.Batches` that `fit` is given. Its order is a function of the step alone;
-            other data could not be gone on with in the middle of an epoch.
-        every: steps between two saves. What ends an epoch is saved when the epoch, with its validation, has ended;
-            the last one always.
-        keep: how many saves are kept.
+        folder: the folder of the saves, `step_00001200` and so on.
+        data: the `keras_jamba.training.Batches` that is passed to `fit`. Its order is a function of the step alone,
+            which resuming within an epoch requires.
+        every: steps between two saves. A save due at the last step of an epoch follows its validation. The last epoch
+            is always saved.
+        keep: the number of saves to keep.
 
     Raises:
-        ValueError: for arguments out of range; in `fit`, for a model that is not built, not the one that was saved, or
-            further than what was saved; for other data, a `batch_size` for another number of processes included; for a
-            save that was damaged later; and where processes see different saves.
+        ValueError: for arguments out of range. In `fit`, for a model that is not built, differs from the saved one, or
+            has trained beyond the save. Also for other data, including a `batch_size` for another number of processes;
+            for a damaged save; and if processes see different saves.
 
     Example:
         >>> batches = keras_jamba.training.Batches((images, labels), batch_size=64)
@@ -69,16 +73,16 @@ class Checkpoint(keras.callbacks.Callback):
             )
         self.data, self.every, self.keep = data, every, keep
         self.folder = Path(folder)
-        # Models are split among processes that may all read the same batches.
+        # With model parallelism all processes may read the same batches, so `data.shard` does not count them.
         place = (_backend.processes.process_index(), _backend.processes.process_count())
         self._index, self._count = place if place[1] > 1 else data.shard
         self._quiet = None
         self._begin(epoch=0, step_in_epoch=0)
 
     def _begin(self, epoch, step_in_epoch, metrics=None, generators=None):
-        """Where the epoch that comes starts: after so many of its steps, with the metrics so far.
+        """Sets where the next epoch starts: after `step_in_epoch` steps, with `metrics` so far.
 
-        `generators` are states of the backend's own for its first step.
+        `generators` are the states of the backend's random generators for its first step.
         """
         self._epoch, self._skipped, self._done = epoch, step_in_epoch, step_in_epoch
         self._metrics, self._generators, self._held = metrics, generators, None
@@ -90,7 +94,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         self._end_quiet()
-        _keras_internals.set_initial_epoch(model, None)  # of a fit that found nothing to do
+        _keras_internals.set_initial_epoch(model, None)  # left by a fit that had nothing to do
         if not model.built:
             raise ValueError(
                 "A model must have its variables before a checkpoint is loaded into them. "
@@ -100,7 +104,7 @@ class Checkpoint(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
         self._begin(epoch=0, step_in_epoch=0)
         self._saved_as_stopped = False
-        # Pieces of two runs that come to the same step are not mixed.
+        # Identifies the run: shards that two runs wrote for one step are never mixed.
         self._run = (
             _backend.processes.all_gather_int(secrets.randbelow(2**31))[0]
             if _backend.processes.process_count() > 1
@@ -117,7 +121,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._load(step, _saves.folders(self.folder, processes))
 
     def on_epoch_begin(self, epoch, logs=None):
-        _keras_internals.set_initial_epoch(self.model, None)  # Keras would keep it for the next fit
+        _keras_internals.set_initial_epoch(self.model, None)  # else Keras keeps it for the next fit
         if epoch != self._epoch:
             self._begin(epoch, step_in_epoch=0)
         self.data.begin_epoch(epoch, self._skipped)
@@ -125,14 +129,14 @@ class Checkpoint(keras.callbacks.Callback):
         if self._skipped:
             for variable, saved in zip(self.model.metrics_variables, self._metrics, strict=True):
                 _backend.processes.assign_from_shards(variable, saved.read)
-            self._metrics = None  # keeps a file open, whose room on the disk would not be free when it is removed
-            # The rest of an epoch is shorter than Keras was told.
+            self._metrics = None  # closes the file, so that removing it frees disk space
+            # The resumed epoch is shorter than Keras expects.
             self._quiet = warnings.catch_warnings()
             self._quiet.__enter__()
             warnings.filterwarnings("ignore", message="Your input ran out of data")
 
     def on_train_batch_begin(self, batch, logs=None):
-        # Between two epochs PyTorch's loaders draw numbers, and how many depends on how an epoch ended.
+        # PyTorch's loaders draw numbers between epochs. Their count depends on how the epoch ended.
         if self._generators:
             _backend.device.set_rng_states(self._generators)
         self._generators = None
@@ -163,15 +167,16 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._end_quiet()
         _keras_internals.set_initial_epoch(self.model, None)
-        # Callbacks that come later in the list stop a training after this one has seen the epoch's end.
+        # Later callbacks in the list may stop the training after this one's on_epoch_end.
         if self.model.stop_training and not self._saved_as_stopped:
             self._save()
 
     def _undo_broken_step(self, logs=None):
-        """Keras finds the end of a shorter epoch by a step without data.
+        """Restores the variables that Keras' step without data at the end of a resumed epoch has changed.
 
-        In a graph of TensorFlow what does not depend on the data has been done by then: seeds move on, weights decay,
-        metrics count. Validation needs the model, the end of the epoch also its metrics, in its logs.
+        In a TensorFlow graph such a step runs all operations that do not depend on the data: seeds advance, weights
+        decay, metrics count. Validation needs the model restored. The end of the epoch also needs its metrics, in
+        `logs`.
         """
         if self._held is None:
             return
@@ -195,7 +200,7 @@ class Checkpoint(keras.callbacks.Callback):
         return self._step(self._done) // self.every > self._last // self.every
 
     def _variables(self):
-        # Metrics apart: an epoch begins by setting them back.
+        # Metrics are separate because Keras resets them at the start of an epoch.
         model = self.model
         return [*model.variables, *model.optimizer.variables], list(model.metrics_variables)
 
@@ -203,7 +208,7 @@ class Checkpoint(keras.callbacks.Callback):
         variables, metrics = self._variables()
         # All processes write, or none.
         if not all(_backend.processes.all_gather_int(all(map(_is_finite, self.model.trainable_variables)))):
-            _logger.warning("Checkpoint keeps the save before: the weights are not finite.")
+            _logger.warning("Checkpoint keeps the previous save: the weights are not finite.")
             return
         step = self._last = self._step(self._done)
         self._saved_as_stopped = bool(self.model.stop_training)
@@ -223,7 +228,7 @@ class Checkpoint(keras.callbacks.Callback):
         generators = map(_snapshots.as_single_shard, self._generators or _backend.device.get_rng_states())
         place = _saves.folders(self.folder, self._count)[self._index]
         _snapshots.write(place, step, itertools.chain(arrays, generators), state)
-        _backend.processes.all_gather_int(step)  # the save before stays until all have written this one
+        _backend.processes.all_gather_int(step)  # keeps the previous save until all have written this one
         _saves.remove_old(self.folder, self._count, self._index, step, self.keep)
 
     def _load(self, step, places):
@@ -231,7 +236,7 @@ class Checkpoint(keras.callbacks.Callback):
         arrays, generators, state = _saves.read(places, step, self._index)
         variables, metrics = self._variables()
         if len(variables) + len(metrics) < len(arrays):
-            # On TensorFlow metrics have no variables before the first step.
+            # On TensorFlow the first step creates the metrics' variables.
             x, y, weight = keras.utils.unpack_x_y_sample_weight(self.data.batch(0))
             self.model.test_on_batch(x, y, weight)
             variables, metrics = self._variables()
@@ -252,23 +257,23 @@ class Checkpoint(keras.callbacks.Callback):
             np.random.set_state(tuple(state["numpy"]))
         else:
             _logger.warning(
-                "Checkpoint: a save of %d process(es) goes on in %d. Random generators are as the program has seeded "
-                "them; what each process had of its own, metrics of this epoch, is that of process 0.",
+                "Checkpoint: a save of %d process(es) continues in %d. Random generators keep the program's seeds. "
+                "State that each process had of its own, such as metrics of this epoch, comes from process 0.",
                 len(places),
                 self._count,
             )
-        # As Keras' own BackupAndRestore has it.
+        # As in Keras' BackupAndRestore.
         epoch = self.params["epochs"] if state["stopped"] else state["epoch"]
         _keras_internals.set_initial_epoch(self.model, epoch)
 
     def _check_as_written(self, step, places):
-        """Each process reads its share of the files, and all know before any of them has loaded anything."""
+        """Checks the sha256 of all files, which processes share, before any process loads a variable."""
         found = _saves.damaged(places[_backend.processes.process_index() :: _backend.processes.process_count()], step)
         if any(_backend.processes.all_gather_int(found is not None)):
             raise ValueError(
-                "A save must be as it was written, by its sha256. Received: "
-                f"step {step}, which is not, in {str(found or self.folder)!r}. Remove it: the one before it, if there "
-                "is one, is taken then."
+                "A save must match the sha256 in its state. Received: "
+                f"step {step}, which does not, in {str(found or self.folder)!r}. Remove it: training then resumes from "
+                "the previous save, if there is one."
             )
 
     def _check(self, arrays, variables, state):
@@ -278,28 +283,28 @@ class Checkpoint(keras.callbacks.Callback):
             pairs = zip(variables, have, saved, strict=False)
             differ = [f"{variable.path} {shape}" for variable, shape, other in pairs if shape != other]
             raise ValueError(
-                "A training goes on with the model, the optimizer and the metrics that it was saved with. Received: "
+                "A training resumes with the model, the optimizer and the metrics that it was saved with. Received: "
                 f"{len(have)} variables where {len(saved)} were saved in {str(self.folder)!r}; "
-                f"{'the first that differs: ' + differ[0] if differ else 'those there fit'}. "
+                f"{'the first that differs: ' + differ[0] if differ else 'the common ones match'}. "
                 "Make them as they were, or save into another folder."
             )
         if state["data"] != self._data_signature():
             raise ValueError(
-                "A training goes on with the data that it was saved with. Received: "
+                "A training resumes with the data that it was saved with. Received: "
                 f"{self._data_signature()} where {state['data']} was saved in {str(self.folder)!r}. "
-                "Make the batches as they were, or save into another folder; batch_size, that of all processes "
-                "together, is the same for any number of them."
+                "Make the batches as they were, or save into another folder. batch_size counts the examples of all "
+                "processes together."
             )
 
     def _check_not_further(self, variables, arrays, step):
-        """Training between two fits with a checkpoint would be lost without a word."""
+        """Checks that loading the save does not discard later training, such as a fit without checkpoint."""
         iterations = _keras_internals.step_counter(self.model.optimizer)
         place = next(i for i, variable in enumerate(variables) if variable is iterations)
         if int(keras.ops.convert_to_numpy(iterations)) > int(arrays[place].read()):
             raise ValueError(
-                "A save is loaded into a model that has not gone further. Received: a model after "
+                "The model must not have trained beyond the save. Received: a model after "
                 f"{int(keras.ops.convert_to_numpy(iterations))} steps, and step {step} in {str(self.folder)!r}. "
-                "Give this fit a folder of its own, or make the model anew."
+                "Use another folder for this fit, or build a new model."
             )
 
     def _data_signature(self):
@@ -313,7 +318,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def _is_finite(variable):
-    return all(np.isfinite(piece).all() for _, piece in _backend.processes.local_shards(variable))
+    return all(np.isfinite(shard).all() for _, shard in _backend.processes.local_shards(variable))
 
 
 def _copies(variables):

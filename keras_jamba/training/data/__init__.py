@@ -1,4 +1,4 @@
-"""Data that is a pure function of seed and step: batches of arrays, packed text, pictures, clips; augmentation."""
+"""Data as a pure function of seed and step: batches of arrays, packed text, pictures, clips, and augmentation."""
 
 from keras_jamba.training.data.augmentation import Augmentation
 from keras_jamba.training.data.batches import Batches

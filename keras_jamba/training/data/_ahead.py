@@ -1,19 +1,19 @@
-"""What is made before it is asked for, and what is made once an epoch."""
+"""Prefetching of batches, and values computed once per epoch."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 
-class Ahead:
-    """Batches that threads make before they are asked for.
+class Prefetcher:
+    """A prefetcher whose threads make batches ahead of their step.
 
-    Keras' own queue hands what a pass that was broken off has left over to the next one. Here a batch is found by
-    its step, so that nothing can be handed out in the place of another.
+    Keras' queue hands leftovers of an interrupted pass to the next one. This prefetcher looks batches up by step, so
+    a pass never gets another's batch.
 
     Args:
-        make: a function from a step to its batch, for several threads at a time.
+        make: a thread-safe function from a step to its batch.
         workers: threads.
-        depth: batches that may be held or in the making.
+        depth: batches that may be held or in progress.
     """
 
     def __init__(self, make, workers, depth):
@@ -22,7 +22,7 @@ class Ahead:
         self._futures, self._lock = {}, threading.Lock()
 
     def batch(self, step, end):
-        """The batch of `step`; those up to `end`, exclusive, are begun."""
+        """Returns the batch of `step`, and starts later ones up to `depth` in all and before `end`."""
         wanted = range(step, min(step + self._depth, end))
         with self._lock:
             for other in [other for other in self._futures if other not in wanted]:
@@ -34,8 +34,8 @@ class Ahead:
         return future.result()
 
 
-class Latest:
-    """`make(epoch)`, of which the latest is kept; for several threads at a time."""
+class EpochCache:
+    """A thread-safe cache of `make(epoch)` for the latest epoch."""
 
     def __init__(self, make):
         self._make, self._held = make, (None, None)

@@ -1,4 +1,4 @@
-"""Pictures and clips on disk: which there are, and their pixels."""
+"""Pictures and clips on disk: their paths, labels and pixels."""
 
 import copy
 import re
@@ -12,14 +12,14 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class Pictures:
-    """One example for an integer: `(pixels, label)`.
+    """A sequence of examples `(pixels, label)`, read on access.
 
     Args:
-        paths: of picture files or, for clips, folders of frames or animated files.
-        labels: an integer for each.
+        paths: picture files or, for clips, folders of frames or animated files.
+        labels: one integer per path.
         image_size: `(h, w)` in pixels.
         channels: 1 or 3.
-        frames: T of a clip; None for pictures.
+        frames: frames T of a clip; None for pictures.
     """
 
     def __init__(self, paths, labels, image_size, channels, frames):
@@ -34,13 +34,13 @@ class Pictures:
         return self._pixels_of(path).astype("float32") / 255, self._labels[index]
 
     def only(self, indices):
-        """The examples at some places, as a new object."""
+        """Returns a new object with the examples at `indices` only."""
         chosen = copy.copy(self)
         chosen._paths, chosen._labels = [self._paths[i] for i in indices], self._labels[indices]
         return chosen
 
     def unreadable(self):
-        """`{index: error}` of the examples that cannot be read; reads every one of them."""
+        """Reads every example and returns `{index: error}` of the unreadable ones."""
 
         def errors_from(begin):
             errors = {}
@@ -75,11 +75,11 @@ class Pictures:
             return np.stack(frames)
 
     def _pixels(self, image):
-        """`(h, w, channels)` uint8, stretched to the size, turned as the camera was held."""
+        """Returns `(h, w, channels)` uint8 pixels, rotated as EXIF says and stretched to the image size."""
         from PIL import Image, ImageOps
 
         if image.mode.startswith(("I", "F")):
-            raise ValueError(f"the pixels are of mode {image.mode}, not 8 bits a channel")
+            raise ValueError(f"the pixels are of mode {image.mode}, not 8 bits per channel")
         height, width = self._size
         image = ImageOps.exif_transpose(image).convert(self._mode)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
@@ -88,7 +88,7 @@ class Pictures:
 
 @contextmanager
 def opened(path):
-    """An open picture whose errors name its file."""
+    """Opens a picture and adds its path to errors."""
     from PIL import Image
 
     try:
@@ -96,7 +96,7 @@ def opened(path):
             yield image
     except Exception as error:  # pillow's decoders raise errors of many kinds
         raise ValueError(
-            f"Each picture must be a file that pillow reads, of 8 bits a channel. Received: {str(path)!r}, "
+            f"Each picture must be a file that pillow reads, of 8 bits per channel. Received: {str(path)!r}, "
             f"{type(error).__name__}: {error}. Replace or remove the file, or pass skip_unreadable=True to ImageFolder."
         ) from error
 
@@ -115,17 +115,17 @@ def is_picture(path):
 
 
 def is_clip(path):
-    """A folder with a picture, or a file."""
+    """Checks whether the path is a picture file, or a folder with a picture."""
     if path.is_dir():
         return not path.name.startswith(".") and any(is_picture(file) for file in path.iterdir())
     return is_picture(path)
 
 
 def _evenly(count, frames):
-    """The middle frame of each of `frames` equal parts; some more than once where there are fewer."""
+    """Returns the middle index of each of `frames` equal parts. Indices repeat if `count` is smaller than `frames`."""
     return ((2 * np.arange(frames) + 1) * count) // (2 * frames)
 
 
 def _by_number(path):
-    """`frame_2` before `frame_10`."""
+    """Returns a sort key that puts `frame_2` before `frame_10`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

@@ -1,4 +1,4 @@
-"""Augmentation from Keras' preprocessing layers, as a pure function of a batch and a random generator."""
+"""Augmentation with Keras' preprocessing layers, as a pure function of a batch and a random generator."""
 
 import threading
 from contextlib import nullcontext
@@ -9,7 +9,7 @@ import numpy as np
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
 
-# Keras is not made for several threads that build or trace one layer. Of all objects: they may share layers.
+# Keras layers are not thread-safe while they build or trace. The lock is global because objects may share layers.
 _TRACING = threading.Lock()
 
 _REFUSED = {
@@ -19,37 +19,36 @@ _REFUSED = {
 
 
 class Augmentation:
-    """What Keras' preprocessing layers make of a batch: a pure function of it and a random generator.
+    """Augmentation by Keras' preprocessing layers: a pure function of a batch and a random generator.
 
-    The layers are called with `training=True` on the CPU, and all that they draw follows from seeds that are drawn
-    from the generator: what their own generators and the global ones have drawn before has no part in it. They are
-    compiled where the backend does that; what cannot be compiled, `RandomCrop` on JAX, is called as it is. The frames
-    of a clip are given to the layers one after the other with the same seeds, so that all frames are turned,
-    mirrored and coloured alike.
+    The layers run with `training=True` on the CPU. Their random numbers follow only from seeds drawn from the given
+    generator. Earlier draws from the layers' own generators and the global ones have no effect. The layers are compiled
+    if the backend compiles. Layers that cannot be compiled, such as `RandomCrop` on JAX, run eagerly. All frames of a
+    clip use the same seeds and thus are rotated, mirrored and coloured alike.
 
-    `MixUp` and `CutMix` mix each image with another of the batch, and their labels by the share of the pixels; clips
-    are mixed as wholes. Their numbers have the distributions of Keras' layers, but are drawn and used in NumPy, alike
-    on every backend. `RandomCrop` makes images smaller; after `ZeroPadding2D(4)` it shifts them by up to 4 pixels, all
-    of a batch alike.
+    `MixUp` and `CutMix` mix each image with another of the batch, and their labels by the share of the pixels. All
+    frames of a clip are mixed alike. Their random numbers have the distributions of Keras' layers, but NumPy draws and
+    applies them, alike on every backend. `RandomCrop` makes images smaller. After `ZeroPadding2D(4)` it shifts all
+    images of a batch alike by up to 4 pixels.
 
     Args:
-        layers: a Keras layer or a list of layers; a `Sequential`, a `Pipeline` and an `Augmentation` stand for
-            theirs. Layers with a `value_range` must be told (0, 1), and a `Dropout` needs a seed: without one it
-            draws from the global generator on PyTorch.
-        num_classes: classes of integer labels, for `MixUp` and `CutMix`; None where labels are one-hot.
+        layers: a Keras layer or a list of layers. A `Sequential`, a `Pipeline` and an `Augmentation` are replaced by
+            their layers. Layers with a `value_range` need (0, 1). A `Dropout` needs a seed: without one it draws from
+            the global generator on PyTorch.
+        num_classes: classes of integer labels, for `MixUp` and `CutMix`; None if labels are one-hot.
 
     Call arguments:
-        batch: images, `(images, labels)` or `(images, labels, sample_weight)`, NumPy arrays. Images `(b, h, w, c)` or
-            clips `(b, T, h, w, c)` of floats from 0 to 1; labels of any kind without `MixUp` and `CutMix`, with them
-            `(b,)` integers or `(b, num_classes)` floats.
+        batch: images, `(images, labels)` or `(images, labels, sample_weight)`, NumPy arrays. Images are `(b, h, w, c)`,
+            or clips `(b, T, h, w, c)`, of floats from 0 to 1. Labels are `(b,)` integers or `(b, num_classes)` floats
+            with `MixUp` or `CutMix`, and of any kind without.
         rng: a `numpy.random.Generator`.
 
     Returns:
-        The batch. Images float32; labels `(b, num_classes)` float32 with `MixUp` or `CutMix`, else as they were.
+        The batch. Images are float32. Labels are `(b, num_classes)` float32 with `MixUp` or `CutMix`, else unchanged.
 
     Raises:
-        ValueError: for what is no layer or draws from other generators than its own, and for a batch that is not
-            as described or, with `MixUp` or `CutMix`, has weights.
+        ValueError: for an object that is no layer, a layer that draws from generators other than its own, or a batch
+            that is not as described. With `MixUp` or `CutMix`, also for a batch with weights.
 
     Example:
         >>> import keras, numpy as np
@@ -75,7 +74,7 @@ class Augmentation:
         if self._mixes:
             labels = self._checked_labels(labels, weights)
         frames = [images] if images.ndim == 4 else list(np.moveaxis(images, 1, 0))
-        with keras.device("cpu:0"):  # the accelerator trains meanwhile
+        with keras.device("cpu:0"):  # leaves the accelerator to training
             for step in self._steps:
                 frames, labels = step(frames, labels, rng)
             frames = [np.asarray(keras.ops.convert_to_numpy(frame), "float32") for frame in frames]
@@ -83,11 +82,11 @@ class Augmentation:
         return (images, labels, *weights)[: len(parts)] if isinstance(batch, tuple) else images
 
     def _checked_labels(self, labels, weights):
-        """`(b, num_classes)` float32, or None."""
+        """Returns labels as `(b, num_classes)` float32, or None."""
         if weights:
             raise ValueError(
-                "MixUp and CutMix do not know what the weight of a mixed example is. Received: a batch with a "
-                "sample_weight. Leave it out, or leave the two layers out."
+                "MixUp and CutMix do not support sample weights. Received: a batch with a sample_weight. Leave it out, "
+                "or leave the two layers out."
             )
         if labels is None:
             return None
@@ -101,18 +100,18 @@ class Augmentation:
             return labels.astype("float32")
         if self.num_classes is None:
             raise ValueError(
-                "MixUp and CutMix mix labels of shape (b, num_classes), floats, or (b,), integers of which num_classes "
-                f"is known. Received: labels of shape {labels.shape}, {labels.dtype}, and num_classes=None. "
+                "MixUp and CutMix need float labels of shape (b, num_classes), or integer labels of shape (b,) and "
+                f"num_classes. Received: labels of shape {labels.shape}, {labels.dtype}, and num_classes=None. "
                 "Pass Augmentation(layers, num_classes), or one-hot labels."
             )
         return one_hot(labels, self.num_classes)
 
 
 def one_hot(labels, num_classes):
-    """Integer labels `(b,)` as `(b, num_classes)` float32.
+    """Returns integer labels `(b,)` as one-hot `(b, num_classes)` float32.
 
     Raises:
-        ValueError: for labels that are not such integers.
+        ValueError: for labels that are not integers `(b,)` from 0 to `num_classes - 1`.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -129,25 +128,25 @@ def one_hot(labels, num_classes):
 
 
 class _Pure:
-    """A layer as a step that depends on nothing but images and generator."""
+    """An augmentation step that calls a layer with seeds from the given generator alone."""
 
     def __init__(self, layer):
         self._layer, self._compiled = layer, _backend.compilation.jit(self._called)
-        # For each shape that came, the function that takes it.
+        # `{shape: function}`: compiled, or eager if compilation failed.
         self._functions = {}
 
     def __call__(self, frames, labels, rng):
         shape = tuple(frames[0].shape)
         with nullcontext() if self._functions.get(shape) is self._compiled else _TRACING:
             if not self._layer.built:
-                self._layer(frames[0], training=False)  # it may make its generators only now
+                self._layer(frames[0], training=False)  # layers may create generators while they build
             values = self._values(rng)
             if shape not in self._functions:
                 self._functions[shape] = self._found(frames[0], values)
             return [self._functions[shape](frame, values) for frame in frames], labels
 
     def _values(self, rng):
-        """Of all variables of the layer; those that are no weights are states of random generators."""
+        """Returns a value per variable: weights unchanged, and new seeds for the states of random generators."""
         weights = {id(weight) for weight in self._layer.weights}
         return [
             keras.ops.convert_to_numpy(variable)
@@ -159,7 +158,7 @@ class _Pure:
     def _found(self, images, values):
         try:
             self._compiled(images, values)
-        except Exception:  # whatever a tracer does not let a layer do; an error of the layer's own comes again
+        except Exception:  # tracers raise many types; the eager call repeats an error of the layer itself
             return self._called
         return self._compiled
 
@@ -169,17 +168,17 @@ class _Pure:
             images = self._layer(images, training=True)
         if scope.state_mapping.keys() - {id(variable) for variable in variables}:
             raise ValueError(
-                "Layers must draw from generators of their own, in which the seed of a step can be set. Received: "
-                f"{self._layer!r}, which draws from Keras' global one. Give it a keras.random.SeedGenerator as an "
-                "attribute, and its random functions that as seed."
+                "Layers must draw from their own generators, whose seeds are set per step. Received: "
+                f"{self._layer!r}, which draws from Keras' global generator. Give it a keras.random.SeedGenerator as "
+                "an attribute, and pass that as seed to its random functions."
             )
         return images
 
 
-# Not by calling the layers: on PyTorch these seed the global generators, from which a model draws at the same time, and
-# leave CUDA's so. And the label of Keras' CutMix gives the image less than its pixels do, by 0.05 on average for 8 x 8.
+# On PyTorch Keras' own layers reseed the global generators that a model draws from, and never restore CUDA's. Keras'
+# CutMix also underrates the image in its label, by 0.05 on average for 8 x 8 pixels.
 class _Mixing:
-    """MixUp or CutMix as such a step."""
+    """An augmentation step for MixUp or CutMix, in NumPy."""
 
     def __init__(self, layer):
         self._layer, self._kept = layer, _KEPT[type(layer)]
@@ -198,12 +197,12 @@ def _mixed(x, other, share):
 
 
 def _kept_by_mix_up(layer, shape, rng):
-    """`(b, 1, 1)`: what is kept of each image."""
+    """Returns the share of each image that is kept, `(b, 1, 1)`."""
     return rng.beta(layer.alpha, layer.alpha, (shape[0], 1, 1))
 
 
 def _kept_by_cut_mix(layer, shape, rng):
-    """`(b, h, w)`: 0 in a rectangle of each image, else 1."""
+    """Returns `(b, h, w)`: 0 inside a random rectangle of each image, else 1."""
     kept = np.ones(shape)
     spread = rng.uniform(*layer.factor) + 1e-6  # as in Keras
     for image, share in zip(kept, rng.beta(spread, spread, shape[0]), strict=True):
@@ -227,7 +226,7 @@ def _checked_images(images):
 
 
 def _checked_layers(given):
-    """The layers, those of what is a list of layers itself one by one."""
+    """Yields the layers in order, with containers replaced by their layers."""
     for layer in given if isinstance(given, (list, tuple)) else [given]:
         if isinstance(layer, (keras.Sequential, keras.layers.Pipeline, Augmentation)):
             yield from _checked_layers(list(layer.layers))
@@ -241,15 +240,15 @@ def _checked_layers(given):
             name = type(part).__name__
             reason = _REFUSED.get(name)
             if isinstance(part, tuple(_KEPT)) and not (part is layer and type(part) in _KEPT):
-                reason = "of what mixes, only Keras' own layers and those by themselves can be given labels"
+                reason = "layers that mix must be keras.layers.MixUp or CutMix themselves, outside of other layers"
             if reason:
                 raise ValueError(
-                    "An augmentation must be layers all of whose numbers follow from seeds. Received: "
+                    "Augmentation layers must draw all random numbers from their seeds. Received: "
                     f"{name}; {reason}. Use RandAugment for example, or a transform."
                 )
             if tuple(getattr(part, "value_range", None) or (0, 1)) != (0, 1):
                 raise ValueError(
-                    "Layers with a value_range must be told that pixels are from 0 to 1. Received: "
+                    "value_range must be (0, 1): augmentation gets pixels from 0 to 1. Received: "
                     f"{name} with value_range={part.value_range}. Pass {name}(..., value_range=(0, 1))."
                 )
         yield layer

@@ -1,4 +1,4 @@
-"""Batches of arrays, or of whatever can be indexed, in an order that seed and step decide."""
+"""Batches of arrays or indexable objects, in an order that depends on seed and epoch only."""
 
 import warnings
 
@@ -7,51 +7,51 @@ import numpy as np
 
 from keras_jamba import _keras_internals
 from keras_jamba.ops import _checks
-from keras_jamba.training.data._ahead import Ahead, Latest
+from keras_jamba.training.data._ahead import EpochCache, Prefetcher
 
-# What random numbers are drawn for: each purpose has a stream of its own.
+# Purposes of random numbers. Each has its own stream.
 ORDER, TRANSFORM, AUGMENTATION = range(3)
 
 
 class Batches(keras.utils.PyDataset):
-    """Shuffled batches for `fit`, `evaluate` and loops of one's own, a pure function of seed and step.
+    """Shuffled batches for `fit`, `evaluate` and custom loops, a pure function of seed and step.
 
-    `batch(step)` is that function: nothing drawn or made before has a part in it, on no backend and with no number
-    of workers. Pass number `epoch` takes the steps from `epoch * steps_per_epoch`, in which every example comes once,
-    in an order that seed and epoch decide. `fit` gets exactly these batches one after the other: its `shuffle=True`,
-    which would reorder them with Python's global generator, does nothing here.
+    `batch(step)` is that function. Earlier draws and batches, the backend and the number of workers have no effect.
+    The pass of epoch `epoch` takes `steps_per_epoch` steps from `epoch * steps_per_epoch`. It yields each example once,
+    in an order that depends on seed and epoch. `fit` gets exactly these batches in sequence. `fit(shuffle=True)` has no
+    effect: it would reorder them with Python's global generator.
 
-    A pass that ends is followed by that of the next epoch, without any callback. What resumes a training calls
-    `begin_epoch(epoch, step_in_epoch)`, at the latest in `on_epoch_begin` of a callback: the pass that is to come is
-    then number `epoch`, its first `step_in_epoch` batches are left out, and the passes after it are whole.
-    `len` is always `steps_per_epoch`, and so are the steps that Keras expects: in a shorter pass it warns that the
-    input ran out of data, and goes on with the next epoch.
+    The pass of the next epoch follows without any callback. To resume a training, call
+    `begin_epoch(epoch, step_in_epoch)`, at the latest in a callback's `on_epoch_begin`. The next pass then belongs to
+    `epoch` and skips its first `step_in_epoch` batches. Later passes are complete. `len` is always `steps_per_epoch`,
+    and Keras expects this number of steps. In a shorter pass Keras warns that the input ran out of data, and continues
+    with the next epoch.
 
-    An object serves one `fit` at a time; leave the `steps_per_epoch` of `fit` away.
+    An object serves one `fit` at a time. Do not pass `steps_per_epoch` to `fit`.
 
-    Where the data object has `class_names`, so has this one, and `DHCJamba.fit` takes them over.
+    `class_names` of the data object are kept, and `DHCJamba.fit` adopts them.
 
     Args:
-        data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, each an array or nested dicts and tuples of arrays
-            whose first axis, the examples, is equally long; arrays that are not NumPy's are converted. Or an object
-            with a length that gives one example for an integer, a list for example: arrays, numbers or nested
-            structures of them, which are stacked.
-        batch_size: examples in a batch.
+        data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`. Each is an array, or nested dicts and tuples of arrays,
+            with one first axis of examples; other arrays are converted to NumPy. Or an object with a length that
+            returns one example per integer, such as a list. Examples are arrays, numbers or nested structures of them,
+            which are stacked.
+        batch_size: examples per batch.
         seed: integer, 0 or more.
-        shuffle: whether each epoch has an order of its own; otherwise all have that of the data.
-        transform: a function of a batch and a `numpy.random.Generator`, itself a pure function of seed and step,
-            that returns the batch that is handed out; or None. With several workers it runs in several threads.
-        drop_last: whether the examples that do not fill a batch are left out, each epoch others; all batches then
-            have one shape, which is compiled once. Pass False to evaluate on all there are.
-        workers: threads that make batches ahead; 0 and 1 make each when it is asked for. Processes are not used:
-            NumPy and pillow let other threads run.
+        shuffle: whether each epoch has its own order. False keeps the order of the data.
+        transform: a function of a batch and a `numpy.random.Generator` that returns the batch to use, or None. The
+            generator depends on seed and step only. With several workers the function runs in several threads.
+        drop_last: whether an epoch leaves out its last, incomplete batch. With shuffling the dropped examples differ
+            per epoch. All batches then have one shape, which is compiled once. Pass False to evaluate on all examples.
+        workers: threads that prefetch batches. 0 and 1 make each batch on request. Threads suffice, because NumPy and
+            pillow release the interpreter lock.
         max_queue_size: batches that several workers may hold.
-        shard: `(index, count)` where `count` processes train together and each reads its part of each batch, as
-            `DataParallel` says: every `count`-th example from number `index` on. batch_size is that of the whole, and
-            all batches are whole ones.
+        shard: `(index, count)` of this process if `count` processes train together, as in `DataParallel.shard`. The
+            process reads every `count`-th example of each batch, from number `index` on. batch_size then is that of all
+            processes together, and all batches are complete.
 
     Raises:
-        ValueError: for arguments out of range, arrays of different lengths, and less data than a batch.
+        ValueError: for arguments out of range, arrays of different lengths, and less data than one batch.
 
     Example:
         >>> import numpy as np
@@ -61,7 +61,7 @@ class Batches(keras.utils.PyDataset):
         (2, (4,))
     """
 
-    # Whether a subclass fills the last batch up by itself.
+    # Whether a subclass completes the last batch itself.
     _fills = False
 
     def __init__(
@@ -91,22 +91,22 @@ class Batches(keras.utils.PyDataset):
         self.num_examples, self._take = _reader(data)
         self.class_names = getattr(data, "class_names", None)
         self.steps_per_epoch = _steps(self.num_examples, self.batch_size, drop_last)
-        self._order = Latest(self._ordered)
-        self._ahead = Ahead(self.batch, workers, max_queue_size) if workers > 1 else None
+        self._order = EpochCache(self._ordered)
+        self._ahead = Prefetcher(self.batch, workers, max_queue_size) if workers > 1 else None
         self._pass = (0, 0)
         self._phase, self._adapter_known = "idle", False
 
     def batch(self, step):
-        """The batch of a step counted from the beginning of training: a pure function of it and the seed.
+        """Returns the batch of a step, a pure function of step and seed.
 
         Args:
-            step: integer, 0 or more; of the epoch `step // steps_per_epoch`.
+            step: integer, 0 or more, counted from the start of training. Its epoch is `step // steps_per_epoch`.
 
         Returns:
-            The structure of the data, NumPy arrays whose first axis is the batch.
+            The structure of the data, with NumPy arrays whose first axis is the batch.
 
         Raises:
-            ValueError: if step is not such an integer.
+            ValueError: if step is not an integer of 0 or more.
         """
         _checks.check_integer("step", step, at_least=0)
         epoch, place = divmod(int(step), self.steps_per_epoch)
@@ -115,10 +115,11 @@ class Batches(keras.utils.PyDataset):
         return self._transformed(self._examples(chosen, epoch), int(step))
 
     def begin_epoch(self, epoch, step_in_epoch=0):
-        """Makes the pass that is to come number `epoch`, without its first `step_in_epoch` batches.
+        """Sets the epoch of the next pass, and skips its first `step_in_epoch` batches.
 
         Raises:
-            ValueError: if epoch is not an integer of 0 or more, or step_in_epoch is none below `steps_per_epoch`.
+            ValueError: if epoch is not an integer of 0 or more, or step_in_epoch is not an integer from 0 to
+                `steps_per_epoch - 1`.
         """
         for name, value in dict(epoch=epoch, step_in_epoch=step_in_epoch).items():
             _checks.check_integer(name, value, at_least=0)
@@ -133,7 +134,7 @@ class Batches(keras.utils.PyDataset):
         return self.steps_per_epoch
 
     def __getitem__(self, index):
-        """The batch at place `index` of the pass that is under way or to come, those left out not counted.
+        """Returns the batch at `index` of the current or next pass. Skipped batches do not count.
 
         Raises:
             IndexError: after the last batch of the pass.
@@ -141,7 +142,7 @@ class Batches(keras.utils.PyDataset):
         epoch, left_out = self._coming()
         if not 0 <= index < self.steps_per_epoch - left_out:
             raise IndexError(
-                f"A batch of this pass has a place from 0 to {self.steps_per_epoch - left_out - 1}. "
+                f"The index of a batch in this pass must be from 0 to {self.steps_per_epoch - left_out - 1}. "
                 f"Received: {index}. For any step of the training call batch(step)."
             )
         step = epoch * self.steps_per_epoch + left_out + int(index)
@@ -149,8 +150,8 @@ class Batches(keras.utils.PyDataset):
             return self.batch(step)
         return self._ahead.batch(step, end=(epoch + 1) * self.steps_per_epoch)
 
-    # From here to on_epoch_end: what Keras' adapter asks and says. A fit makes an adapter, may take a batch to build
-    # the model, and resets the adapter, which says on_epoch_end; only then come the passes.
+    # Keras' data adapter uses the members down to on_epoch_end. `fit` creates the adapter, may take a batch to build
+    # the model, and resets the adapter, which calls on_epoch_end. The passes come after that.
 
     @property
     def num_batches(self):
@@ -158,10 +159,10 @@ class Batches(keras.utils.PyDataset):
 
     @property
     def workers(self):
-        """Threads that make batches ahead.
+        """Threads that prefetch batches.
 
-        Keras' adapter, which asks while it is made, is told 0, because its own queue mixes up passes; and it is where
-        the `shuffle` of `fit` arrives, of which there is no other way to hear.
+        Keras' adapter reads this property while it is created and gets 0, because its own queue mixes passes. The
+        adapter also holds the `shuffle` of `fit`, which this property switches off: no other hook reaches it.
         """
         adapter = _keras_internals.asking_adapter(self, depth=1)
         if adapter is None:
@@ -188,9 +189,9 @@ class Batches(keras.utils.PyDataset):
         self._phase = "idle"
 
     def _coming(self):
-        """The number of the pass, and how many of its batches are left out.
+        """Returns the epoch of the next pass, and the number of skipped batches.
 
-        While an adapter arrives these are none: how many batches it then counts is how many each pass has for it.
+        While an adapter is created the latter is 0: the adapter counts the batches once, for all passes.
         """
         epoch, left_out = self._pass
         return epoch, 0 if self._phase == "arriving" else left_out
@@ -204,7 +205,7 @@ class Batches(keras.utils.PyDataset):
         return self._random(ORDER, epoch).permutation(self.num_examples)
 
     def _examples(self, chosen, epoch):
-        """The batch of the examples at the places `chosen` in an epoch; for subclasses too."""
+        """Returns the batch of the examples with indices `chosen`. Subclasses may override it."""
         return self._take(chosen)
 
     def _transformed(self, batch, step):
@@ -236,15 +237,15 @@ def _steps(num_examples, batch_size, drop_last):
     steps = num_examples // batch_size if drop_last else -(-num_examples // batch_size)
     if steps == 0:
         raise ValueError(
-            "The data must fill a batch at least. Received: "
+            "The data must fill a batch. Received: "
             f"{num_examples} examples, batch_size={batch_size}, drop_last={drop_last}. "
-            "Lower batch_size, or pass drop_last=False where there is any data."
+            "Lower batch_size, or pass drop_last=False if there is any data."
         )
     return steps
 
 
 def _reader(data):
-    """`(count, take)`: how many examples there are, and a function from their places to a batch."""
+    """Returns `(count, take)`: the number of examples, and a function from indices to a batch."""
     if not isinstance(data, (tuple, dict)) and not hasattr(data, "shape"):
         return _reader_of_examples(data)
     if isinstance(data, tuple) and len(data) not in (1, 2, 3):
@@ -258,7 +259,7 @@ def _reader(data):
         raise ValueError(
             "The data must be arrays with a first axis of examples. Received: "
             f"{', '.join(wrong) or 'none'} among {len(leaves)} parts. Convert lists with numpy.asarray, and leave "
-            "out what is None."
+            "out None values."
         )
     lengths = [len(x) for x in leaves]
     if len(set(lengths)) > 1:
@@ -273,8 +274,8 @@ def _reader(data):
 def _reader_of_examples(data):
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise ValueError(
-            "The data must be arrays, or an object with a length that gives an example for an integer. "
-            f"Received: data={data!r}. Make a list of what comes one by one, or give it __len__ and __getitem__."
+            "The data must be arrays, or an object with a length that returns an example per integer. "
+            f"Received: data={data!r}. Convert an iterator to a list, or implement __len__ and __getitem__."
         )
 
     def take(chosen):

@@ -1,4 +1,4 @@
-"""A folder of pictures or clips, one subfolder a class."""
+"""Labelled pictures or clips from a folder with one subfolder per class."""
 
 import logging
 from pathlib import Path
@@ -14,43 +14,43 @@ _logger = logging.getLogger("keras_jamba")
 
 
 class ImageFolder(Batches):
-    """Labelled pictures or clips from a folder with one subfolder a class, read when their batch is made.
+    """Labelled pictures or clips from a folder with one subfolder per class, read when their batch is made.
 
-    A picture is stretched to `image_size`. A clip is a folder of pictures, in the order of their names with
-    numbers by value, or an animated GIF or WebP; of it T frames are taken, the middle one of each of T equal parts.
-    Files that are no pictures by their suffix, and those whose name begins with a dot, are passed over.
+    A picture is stretched to `image_size`. A clip is an animated GIF or WebP, or a folder of pictures, sorted by name
+    with numbers by value. Its T frames are the middle frames of T equal parts. Files without a picture suffix, and
+    names that begin with a dot, are skipped.
 
-    Augmentation is a pure function of seed and step too, on one backend and machine: see `Augmentation`.
+    Augmentation is also a pure function of seed and step, on one backend and machine: see `Augmentation`.
 
     Args:
-        folder: path; the sorted names of its subfolders are the classes.
+        folder: a path. The sorted names of its subfolders are the classes.
         image_size: `(h, w)` in pixels.
-        batch_size: pictures or clips b in a batch.
-        channels: 3 for colours or 1 for grey.
+        batch_size: pictures or clips b per batch.
+        channels: 3 for colour or 1 for grey.
         frames: frames T of a clip, or None for pictures.
-        augmentation: an `Augmentation`, or what it is made of: a Keras layer or a list of layers, `MixUp` and `CutMix`
-            among them. None for no augmentation.
-        split: `(low, high)`, shares from 0 to 1: of each class the examples from one to the other, in an order of
-            its own that no argument changes; `(0, 0.8)` for training and `(0.8, 1)` for validation. None for all.
-        skip_unreadable: whether files that cannot be read are left out, as if they were not in the folder. For this
-            every file is read once when the object is made, by several threads. Batches then depend on seed, step and
-            the readable files. False raises an error when the batch of such a file is made.
-        seed, shuffle, transform, drop_last, workers, max_queue_size, shard: see `Batches`. The transform comes after
-            the augmentation.
+        augmentation: an `Augmentation`, a Keras layer or a list of layers, including `MixUp` and `CutMix`. None does
+            not augment.
+        split: `(low, high)`, shares from 0 to 1 of each class' examples, in a fixed order that no argument changes. Use
+            `(0, 0.8)` for training and `(0.8, 1)` for validation. None takes all examples.
+        skip_unreadable: whether unreadable files are left out. If so, several threads read every file once when the
+            object is made, and batches depend on seed, step and the readable files. False raises an error when the
+            batch of an unreadable file is made.
+        seed, shuffle, transform, drop_last, workers, max_queue_size, shard: see `Batches`. The transform follows the
+            augmentation.
 
     Attributes:
-        class_names: names of the classes; label i is that of the i-th. `DHCJamba.fit` takes them over.
-        unreadable: paths of the files that `skip_unreadable` left out, of clips their files or folders.
+        class_names: names of the classes, in the order of the labels. `DHCJamba.fit` adopts them.
+        unreadable: paths that `skip_unreadable` left out: files, or folders of clips.
 
     Returns:
-        From `batch`: `(pixels, labels)`; pixels `(b, h, w, channels)`, or `(b, T, h, w, channels)` of clips, float32
-        from 0 to 1; labels `(b,)` int32, or with `MixUp` or `CutMix` `(b, classes)` float32.
+        From `batch`: `(pixels, labels)`. pixels are `(b, h, w, channels)`, or `(b, T, h, w, channels)` for clips,
+        float32 from 0 to 1. labels are `(b,)` int32, or `(b, classes)` float32 with `MixUp` or `CutMix`.
 
     Raises:
         ImportError: without pillow.
-        ValueError: for arguments out of range, a folder without such subfolders, layers that cannot be used here
-            and, when a batch is made, a file that cannot be read; with `skip_unreadable`, a class of which no file can
-            be read.
+        ValueError: for arguments out of range, a folder without class subfolders, or layers that `Augmentation`
+            refuses. When a batch is made, for an unreadable file. With `skip_unreadable`, for a class without any
+            readable file.
 
     Example:
         ```python
@@ -114,10 +114,10 @@ def _checked_size(image_size):
 
 
 def _found(folder, wanted, split):
-    """`(class names, paths, labels)`."""
+    """Returns `(class names, paths, labels)`."""
     low, high = _checked_split(split)
     if not folder.is_dir():
-        raise ValueError(f"folder must be a folder. Received: {str(folder)!r}, which is none. Check the path.")
+        raise ValueError(f"folder must be a folder. Received: {str(folder)!r}, which is not one. Check the path.")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     paths, labels = [], []
     for label, name in enumerate(names):
@@ -127,14 +127,14 @@ def _found(folder, wanted, split):
                 "Each class must have a picture or, with frames, a clip. Received: "
                 f"{str(folder / name)!r}, which has none. Remove the folder, or fill it."
             )
-        # Neighbours by name are often alike.
+        # A random order, because pictures with similar names are often alike.
         order = np.random.default_rng(label).permutation(len(found))
         part = sorted(order[round(low * len(found)) : round(high * len(found))])
         paths += [found[i] for i in part]
         labels += [label] * len(part)
     if not paths:
         raise ValueError(
-            "The folder must hold one folder a class, with pictures. Received: "
+            "The folder must hold one folder per class, with pictures. Received: "
             f"{str(folder)!r} with {len(names)} folders and split={split!r}. Sort the files into folders, "
             "or widen split."
         )
@@ -142,7 +142,7 @@ def _found(folder, wanted, split):
 
 
 def _readable(pictures, paths, labels, names):
-    """`(pictures, unreadable)`: those that can be read, and the paths of the others, which are logged."""
+    """Returns `(pictures, unreadable)`: the readable pictures, and the paths of the others, which are logged."""
     errors = pictures.unreadable()
     unreadable = tuple(paths[i] for i in errors)
     kept = [i for i in range(len(paths)) if i not in errors]
@@ -150,7 +150,7 @@ def _readable(pictures, paths, labels, names):
     if without:
         first = next(error for i, error in errors.items() if labels[i] == without[0])
         raise ValueError(
-            f"Each class must have a file that can be read. Received: class {names[without[0]]!r} with none of them. "
+            f"Each class must have a file that can be read. Received: class {names[without[0]]!r} with none. "
             f"Replace the files. The first error: {first}"
         ) from first
     if errors:

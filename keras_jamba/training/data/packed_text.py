@@ -1,43 +1,45 @@
-"""Documents packed into rows of one length."""
+"""Documents packed into rows of equal length."""
 
 from bisect import bisect_left, insort
 
 import numpy as np
 
 from keras_jamba.ops import _checks
-from keras_jamba.training.data._ahead import Latest
+from keras_jamba.training.data._ahead import EpochCache
 from keras_jamba.training.data.batches import ORDER, Batches
 
 
 class PackedText(Batches):
-    """Documents of tokens, several to a row, that do not see each other: next-token prediction without padding.
+    """Packed documents for next-token prediction: several isolated documents share a row, with little padding.
 
-    A document longer than a row is cut into pieces of the row's length and a rest. Pieces, longest first, go each to
-    the fullest row that has room ("best fit decreasing"); in each epoch pieces of equal length change places, and the
-    rows are shuffled, so that the number of rows is the same in all. Every token of every document is an input exactly
-    once an epoch. Its target is the token after it in its document, at the end of a piece too; the last of a document
-    is to predict `eos_id`, or has weight 0. A piece does not see the one before it.
+    A document longer than a row is cut into chunks of the row's length and a remainder. Each chunk, longest first, goes
+    to the fullest row with enough capacity ("best fit decreasing"). In each epoch chunks of equal length are exchanged
+    and rows are shuffled, so that all epochs have the same number of rows.
 
-    What is left of a row has token 0, target 0, weight 0 and no padding_mask. The last batch is filled up with
-    such rows: all batches have one shape. Compile with a loss that divides by the weights, such as
+    Every token of every document is an input exactly once per epoch. Its target is the next token of its document, also
+    at the end of a chunk. The last token of a document has the target `eos_id`, or weight 0. A chunk does not see the
+    previous one.
+
+    The rest of a row is padding: token 0, target 0, weight 0 and padding_mask False. Rows of padding fill up the last
+    batch, so that all batches have one shape. Compile with a loss that divides by the weights, such as
     `SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")`.
 
     Args:
-        documents: a list of arrays of integers; or, with `boundaries`, one array of all tokens, which may be a
-            `numpy.memmap`: it is read where it lies. Documents without tokens are left out.
-        length: tokens t in a row.
-        batch_size: rows b in a batch.
-        boundaries: where documents begin and end in the one array: 0, the end of the first, ..., its length.
-        eos_id: the target of a document's last token. None: it has weight 0. As an input it does not occur.
+        documents: a list of arrays of integers; or, with `boundaries`, one array of all tokens. The latter may be a
+            `numpy.memmap`, which stays on disk. Documents without tokens are left out.
+        length: tokens t per row.
+        batch_size: rows b per batch.
+        boundaries: the document boundaries in the one array: 0, the end of the first document, ..., the array's length.
+        eos_id: the target of a document's last token. It is never an input. None gives that token weight 0.
         seed, shuffle, transform, workers, max_queue_size, shard: see `Batches`.
 
     Returns:
-        From `batch`: `({"token_ids", "segment_ids", "padding_mask"}, targets, sample_weight)`, all `(b, t)`;
-        padding_mask bool, sample_weight float32, the others int32. The segments of a row are numbered 0, 1, ...
-        and its padding is the last.
+        From `batch`: `({"token_ids", "segment_ids", "padding_mask"}, targets, sample_weight)`, all `(b, t)`.
+        padding_mask is bool, sample_weight float32, the others int32. The segments of a row are numbered 0, 1, ...
+        and its padding is the last segment.
 
     Raises:
-        ValueError: for arguments out of range, documents that are not integers, or none.
+        ValueError: for arguments out of range, documents that are not integers, or documents without any token.
 
     Example:
         >>> from keras_jamba.training.data import PackedText
@@ -47,10 +49,10 @@ class PackedText(Batches):
         ([[5, 6, 7, 8, 9]], [[6, 7, 1, 9, 1]], [[0, 0, 0, 1, 1]])
 
     Reference:
-        [Ding et al. (2024)](https://arxiv.org/abs/2404.10830), of which the pieces and the best fit are.
+        [Ding et al. (2024)](https://arxiv.org/abs/2404.10830): chunks and best-fit packing.
     """
 
-    _fills = True  # with rows of padding alone
+    _fills = True  # with rows of padding
 
     def __init__(
         self,
@@ -71,27 +73,27 @@ class PackedText(Batches):
             _checks.check_integer("eos_id", eos_id, at_least=0)
         self.length, self.eos_id = int(length), eos_id
         self._tokens, boundaries = _one_array(documents, boundaries)
-        begins, sizes, final = _pieces(boundaries, self.length)
+        begins, sizes, final = _chunks(boundaries, self.length)
         falling = np.argsort(-sizes, kind="stable")
         self._begins, self._sizes, self._final = begins[falling], sizes[falling], final[falling]
         rows, count = _best_fit(self._sizes, self.length)
-        # Row r has the places from _starts[r] to _starts[r + 1] of _places, and a place gets a piece in each epoch.
+        # Row r holds the slots _places[_starts[r] : _starts[r + 1]]. `_exchanged` assigns them chunks per epoch.
         self._places = np.argsort(rows, kind="stable")
         self._starts = np.searchsorted(rows[self._places], np.arange(count + 1))
-        self._assigned = Latest(self._exchanged)
+        self._assigned = EpochCache(self._exchanged)
         super().__init__(range(count), batch_size, seed, shuffle, transform, False, workers, max_queue_size, shard)
 
     @property
     def utilisation(self):
-        """The share of the tokens of all batches that are real."""
+        """The share of token positions in all batches that hold a token of a document."""
         return int(self._sizes.sum()) / (self.steps_per_epoch * self.batch_size * self.length)
 
     def _exchanged(self, epoch):
-        """The piece that each place gets, one of the length for which it was made."""
-        pieces = np.arange(len(self._sizes))
+        """Returns the chunk of each slot in an epoch, always one of the slot's size."""
+        chunks = np.arange(len(self._sizes))
         if self.shuffle:
-            pieces = self._random(ORDER, epoch).permuted(pieces)
-        return pieces[np.argsort(-self._sizes[pieces], kind="stable")]
+            chunks = self._random(ORDER, epoch).permuted(chunks)
+        return chunks[np.argsort(-self._sizes[chunks], kind="stable")]
 
     def _examples(self, chosen, epoch):
         shape = (self.batch_size // self.shard[1], self.length)
@@ -102,19 +104,19 @@ class PackedText(Batches):
         for r, row in enumerate(chosen):
             places = self._places[self._starts[row] : self._starts[row + 1]]
             at = 0
-            for piece in assigned[places]:
-                tokens, following = self._piece(piece)
+            for chunk in assigned[places]:
+                tokens, following = self._chunk(chunk)
                 here, known = slice(at, at + len(tokens)), slice(at, at + len(following))
                 inputs["token_ids"][r, here], inputs["padding_mask"][r, here] = tokens, True
                 targets[r, known], weight[r, known] = following, 1.0
                 at = here.stop
-                # All that comes after, until the next piece says otherwise.
+                # The rest of the row is the next segment, until another chunk follows.
                 inputs["segment_ids"][r, at:] += 1
         return inputs, targets, weight
 
-    def _piece(self, piece):
-        """Its tokens and, one each but for a document's end without `eos_id`, their targets."""
-        begin, size, final = self._begins[piece], self._sizes[piece], self._final[piece]
+    def _chunk(self, chunk):
+        """Returns a chunk's tokens and targets. Without `eos_id` a document's last token has no target."""
+        begin, size, final = self._begins[chunk], self._sizes[chunk], self._final[chunk]
         tokens = self._tokens[begin : begin + size + (not final)]
         if not final:
             return tokens[:-1], tokens[1:]
@@ -122,7 +124,7 @@ class PackedText(Batches):
 
 
 def _one_array(documents, boundaries):
-    """All tokens one after the other, and where documents begin and end."""
+    """Returns `(tokens, boundaries)`: all tokens in one array, and the document boundaries in it."""
     if boundaries is None:
         arrays = [np.asarray(document) for document in documents]
         bad = [i for i, x in enumerate(arrays) if x.ndim != 1 or (x.size and not np.issubdtype(x.dtype, np.integer))]
@@ -144,7 +146,8 @@ def _one_array(documents, boundaries):
         _check_boundaries(boundaries, len(tokens))
     if not len(tokens):
         raise ValueError(
-            f"There must be a token. Received: {len(boundaries) - 1} documents without one. Check the text."
+            f"documents must have at least one token. Received: {len(boundaries) - 1} documents without tokens. "
+            "Check the text."
         )
     return tokens, boundaries.astype("int64")
 
@@ -158,34 +161,34 @@ def _check_boundaries(boundaries, end):
         )
 
 
-def _pieces(boundaries, length):
-    """`(begins, sizes, final)` of the pieces of all documents; final ones are the last of their document."""
+def _chunks(boundaries, length):
+    """Returns `(begins, sizes, final)` of all chunks. `final` marks the last chunk of each document."""
     begins, ends = boundaries[:-1], boundaries[1:]
     counts = -(-(ends - begins) // length)
     document = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    piece_begins = begins[document] + number * length
-    piece_ends = np.minimum(piece_begins + length, ends[document])
-    return piece_begins, piece_ends - piece_begins, piece_ends == ends[document]
+    chunk_begins = begins[document] + number * length
+    chunk_ends = np.minimum(chunk_begins + length, ends[document])
+    return chunk_begins, chunk_ends - chunk_begins, chunk_ends == ends[document]
 
 
 def _best_fit(sizes, length):
-    """The row of each piece, and how many rows there are."""
+    """Returns the row of each chunk, and the number of rows."""
     rows, count = np.empty(len(sizes), "int64"), 0
-    with_room = [[] for _ in range(length + 1)]  # rows by the tokens for which they have room
-    rooms = []  # those of which there are rows, rising
+    rows_with = [[] for _ in range(length + 1)]  # rows by free capacity in tokens
+    capacities = []  # capacities of existing rows, ascending
     for i, size in enumerate(sizes.tolist()):
-        place = bisect_left(rooms, size)
-        if place == len(rooms):
-            row, room, count = count, length, count + 1
+        place = bisect_left(capacities, size)
+        if place == len(capacities):
+            row, capacity, count = count, length, count + 1
         else:
-            room = rooms[place]
-            row = with_room[room].pop()
-            if not with_room[room]:
-                del rooms[place]
-        rows[i], room = row, room - size
-        if room:
-            if not with_room[room]:
-                insort(rooms, room)
-            with_room[room].append(row)
+            capacity = capacities[place]
+            row = rows_with[capacity].pop()
+            if not rows_with[capacity]:
+                del capacities[place]
+        rows[i], capacity = row, capacity - size
+        if capacity:
+            if not rows_with[capacity]:
+                insort(capacities, capacity)
+            rows_with[capacity].append(row)
     return rows, count

@@ -10,28 +10,28 @@ from keras_jamba.ops import _checks
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class RandomAffine(keras.layers.Layer):
-    """Turns, scales, slants and moves each image by amounts of its own; what comes in at the edges is empty.
+    """A layer that rotates, scales, shears and translates each image by random amounts. Pixels from outside are 0.
 
-    What Keras' `RandomRotation`, `RandomZoom`, `RandomShear` and `RandomTranslation` do one after the other, with one
-    interpolation instead of four: each blurs, and a classifier of small images that has seen only blurred ones is
-    worse on sharp ones.
+    It combines Keras' `RandomRotation`, `RandomZoom`, `RandomShear` and `RandomTranslation` with one interpolation
+    instead of four. Each interpolation blurs, and a classifier of small images trained only on blurred ones is worse on
+    sharp ones.
 
     Args:
-        rotation: degrees to either side at most.
-        zoom: share of the size by which height and width, each by itself, grow or shrink at most.
-        shear: pixels by which a row is pushed against the one above it at most.
-        translation: share of height and width by which the image is moved at most.
-        seed: of the random numbers.
+        rotation: the largest rotation to either side, in degrees.
+        zoom: the largest relative change of height and width, which are drawn independently.
+        shear: the largest shift of a row against the row above it, in pixels.
+        translation: the largest shift of the image, as a share of height and width.
+        seed: seed of the random numbers.
 
     Call arguments:
         images: `(b, h, w, c)` floats.
-        training: whether to change anything.
+        training: whether images are transformed. Otherwise they are returned unchanged.
 
     Returns:
         Images of the same shape, interpolated bilinearly.
 
     Raises:
-        ValueError: for amounts that are negative, and a zoom of 1 or more.
+        ValueError: for negative amounts, and a zoom above 0.99.
     """
 
     def __init__(self, rotation=0.0, zoom=0.0, shear=0.0, translation=0.0, seed=None, **kwargs):
@@ -46,14 +46,14 @@ class RandomAffine(keras.layers.Layer):
     def build(self, input_shape):
         if len(input_shape) != 4:
             raise ValueError(
-                f"Images must have the shape (b, h, w, c). Received: shape={tuple(input_shape)}. Add the axis that is "
-                "missing; clips go frame by frame, as `Augmentation` gives them."
+                f"Images must have the shape (b, h, w, c). Received: shape={tuple(input_shape)}. Add the missing "
+                "axis. Pass clips frame by frame, as `Augmentation` does."
             )
 
     def call(self, images, training=None):
         if not training:
             return images
-        # Positions of pixels, which half precision would round.
+        # Half precision would round pixel positions.
         images = ops.cast(images, "float32")
         shape = ops.shape(images)
         changed = ops.image.affine_transform(
@@ -63,7 +63,7 @@ class RandomAffine(keras.layers.Layer):
         return ops.cast(changed, self.compute_dtype)
 
     def _transforms(self, count, height, width):
-        """`(b, 8)`: from the place `(x, y)` of a pixel to where in the image it comes from."""
+        """Returns `(b, 8)` transforms from an output pixel `(x, y)` to its position in the input image."""
         draw = keras.random.uniform((count, 6), -1.0, 1.0, dtype="float32", seed=self.generator)
         angle, shear = draw[:, 0] * math.radians(self.rotation), draw[:, 1] * self.shear
         scale = 1.0 + self.zoom * draw[:, 2:4]

@@ -1,1 +1,1 @@
-"""Watching a training run: `Monitor` and its probes, `Profile`, and the largest batch that fits."""
+"""Monitoring of a training run: `Monitor` and its probes, `Profile`, and the largest batch that fits."""

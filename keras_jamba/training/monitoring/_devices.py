@@ -1,4 +1,4 @@
-"""What devices can do: peak rates from their makers' data sheets, or measured; and the memory of this process."""
+"""Peak rates of devices, from data sheets or measured, and the memory of this process."""
 
 import os
 import statistics
@@ -8,8 +8,8 @@ import keras
 
 from keras_jamba import _backend
 
-# 1e12 FLOPs a second of matrix products without sparsity: (bfloat16 or, where there is none, float16; float32 without
-# TF32). A part of the device's name, the more special one first. NVIDIA's and Google's data sheets.
+# Part of the device's name, then 1e12 FLOPs per second of dense products, from NVIDIA's and Google's data sheets:
+# bfloat16 (float16 if unsupported), and float32 without TF32. More specific names come first.
 _PEAKS = (
     ("B200", 2250, 75),
     ("H200", 989, 67),
@@ -31,7 +31,7 @@ _PEAKS = (
 
 
 def peak_flops(peak):
-    """FLOPs a second of one device: a number as it is, a dtype's entry in the table, or "measured"."""
+    """Returns the FLOPs per second of one device: `peak` if a number, the table's entry for a dtype, or measured."""
     if isinstance(peak, (int, float)) and not isinstance(peak, bool) and peak > 0:
         return peak
     if peak == "measured":
@@ -39,21 +39,21 @@ def peak_flops(peak):
     column = {"bfloat16": 1, "float16": 1, "float32": 2}.get(peak)
     if column is None:
         raise ValueError(
-            "peak must be a positive number of FLOPs a second, 'bfloat16', 'float16', 'float32' or 'measured'. "
+            "peak must be a positive number of FLOPs per second, 'bfloat16', 'float16', 'float32' or 'measured'. "
             f"Received: peak={peak!r}. Pass one of these."
         )
     name = _backend.device.device_name()
     found = next((row[column] for row in _PEAKS if row[0].lower() in name.lower()), None)
     if found is None:
         raise ValueError(
-            f"The table of devices must know this one in {peak}. Received: {name!r}. "
-            "Pass peak as a number of FLOPs a second, or peak='measured'."
+            f"The table of peak rates must have a {peak} entry for the device. Received: {name!r}. "
+            "Pass peak as a number of FLOPs per second, or peak='measured'."
         )
     return found * 1e12
 
 
 def _measured(times=7):
-    """FLOPs a second of a product of square float32 matrices, so large that a product takes some milliseconds."""
+    """Measures the FLOPs per second of a product of square float32 matrices that takes at least 5 ms if possible."""
     size, seconds = 512, 0.0
     while seconds < 5e-3 and size < 16384:
         size *= 2
@@ -70,7 +70,7 @@ def _timed_product(x):
 
 
 def process_memory():
-    """`{"process_memory": bytes}` that are resident, where the system tells."""
+    """Returns `{"process_memory": bytes}`, the resident memory; an empty dict without /proc/self/statm."""
     try:
         with open("/proc/self/statm") as file:
             return {"process_memory": int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")}
@@ -79,9 +79,10 @@ def process_memory():
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak`: afterwards `peak.bytes`, the most that this process had resident meanwhile.
+    """A context that measures the peak resident memory of this process, as `bytes` after it ends.
 
-    Only Linux can forget an earlier peak. Elsewhere it is an error where it is `needed`, and else 0.
+    Only Linux can reset an earlier peak. Elsewhere `__enter__` raises a ValueError if `needed`. Without `needed`,
+    `bytes` is 0.
     """
 
     def __init__(self, needed):
@@ -94,7 +95,7 @@ class PeakMemory:
                     file.write("5")
             except OSError as error:
                 raise ValueError(
-                    "A bound for the process needs a system that tells its peak of memory, Linux. "
+                    "memory needs Linux, which reports the peak memory of a process. "
                     f"Received: {error}. Leave memory out."
                 ) from error
         return self

@@ -10,7 +10,7 @@ _logger = logging.getLogger("keras_jamba")
 
 
 class Table:
-    """Rows of a CSV file, each written out at once."""
+    """A CSV file whose rows are flushed one by one."""
 
     def __init__(self, file):
         self.file, self._stream = Path(file), None
@@ -29,9 +29,9 @@ class Table:
             number += 1
             file = self.file.with_stem(f"{self.file.stem}-{number}")
         if number:
-            _logger.warning("Monitor writes to %s: what is in %s has other columns.", file, self.file)
+            _logger.warning("Monitor writes to %s: %s has other columns.", file, self.file)
         self._stream = open(file, "a", newline="", encoding="utf-8")
-        # Later rows may lack a column; one that the first did not have is left out.
+        # Later rows may lack columns. Columns that the first row lacks are dropped.
         self._writer = csv.DictWriter(self._stream, have or columns, restval="", extrasaction="ignore")
         if have is None:
             self._writer.writeheader()
@@ -43,7 +43,7 @@ class Table:
 
 
 def _columns(file):
-    """Of a CSV file; None where there is nothing in it."""
+    """Returns the column names of a CSV file, or None if it is absent or empty."""
     if not file.exists():
         return None
     with open(file, newline="", encoding="utf-8") as stream:
@@ -51,6 +51,8 @@ def _columns(file):
 
 
 class Board:
+    """A TensorBoard folder, written by tensorboardX."""
+
     def __init__(self, folder):
         self._writer = imported("tensorboardX", "tensorboardX", "tensorboard=").SummaryWriter(str(folder))
 

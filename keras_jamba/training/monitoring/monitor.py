@@ -1,4 +1,4 @@
-"""The callback that measures probes and writes the numbers down."""
+"""The callback that measures probes and writes their numbers."""
 
 import time
 
@@ -12,24 +12,25 @@ from keras_jamba.training.monitoring._writers import Board, Table
 
 
 class Monitor(keras.callbacks.Callback):
-    """Measures something every so many steps, and writes it down.
+    """A callback that measures probes at regular steps and writes their values.
 
-    The probes are asked all at once, so that the device is waited for once; the last values of an epoch stand among
-    its logs too, where `History` and Keras' own callbacks find them. The first step of all, which is compiled, is not
-    timed, and neither is validation. Where processes train together the first one writes.
+    All probes are measured together, so that the device synchronises once. The last values of an epoch also enter its
+    logs, for `History` and Keras' callbacks. The first step, which includes compilation, is not timed. Validation is
+    not timed either. With several processes only the first one writes.
 
     Args:
-        probes: any of `ExpertUsage`, `Throughput`, `Utilisation`, `Memory`, `GradientNorm`, `LearningRate`, or
-            objects of your own with `begin(model)`, and `measure(model, steps, seconds)`, which returns
-            `{name: number}` for the steps since the last time, always the same names.
+        probes: any of `ExpertUsage`, `Throughput`, `Utilisation`, `Memory`, `GradientNorm`, `LearningRate`, or custom
+            objects. A custom probe has `begin(model)` and `measure(model, steps, seconds)`. The latter returns
+            `{name: number}` for the steps since the last measurement, always with the same names.
         every: steps between two measurements.
-        csv: a file that gets one row a measurement, with its step (batches, whatever gradients are accumulated),
-            epoch and the model's own logs. One of the same columns is gone on with; beside one of others, another is
-            begun, `log-1.csv`. Steps that a resumed training took twice stand there twice.
+        csv: a file that gets one row per measurement: step, epoch, the model's own logs and the probes' values. Steps
+            count batches, with and without gradient accumulation. A file with the same columns is extended. If the
+            columns differ, a new file is started beside it, `log-1.csv`. Steps that a resumed training repeats appear
+            twice.
         tensorboard: a folder for TensorBoard, written by tensorboardX, of the extra `monitoring`.
 
     Raises:
-        ValueError: for arguments out of range; in `fit`, for a probe that the model has nothing for.
+        ValueError: for arguments out of range; in `fit`, for a probe that the model does not support.
         ImportError: for `tensorboard` without tensorboardX.
 
     Example:
@@ -54,7 +55,7 @@ class Monitor(keras.callbacks.Callback):
         self._count, self._compiled = None, False
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._count is None:  # after all callbacks have loaded what they load
+        if self._count is None:  # after all callbacks have restored their state
             self._count = self._wait() * (self.model.optimizer.gradient_accumulation_steps or 1)
         self._epoch, self._before, self._values, self._logs = epoch, self._count, {}, {}
         self._restart(0)
@@ -64,7 +65,7 @@ class Monitor(keras.callbacks.Callback):
         done = batch + 1 if self.params["steps"] is None else min(batch + 1, self.params["steps"])
         self._count, self._logs = self._before + done, logs or {}
         if not self._compiled:
-            # The first step of all is compiled: the clock starts when it has ended.
+            # The first step includes compilation: the clock starts after it.
             self._compiled = True
             self._wait()
             self._restart(self._count - self._before)
@@ -82,11 +83,11 @@ class Monitor(keras.callbacks.Callback):
             sink.close()
 
     def _restart(self, timed_from):
-        """The clock, after so many steps of the epoch."""
+        """Restarts the clock after `timed_from` steps of the epoch."""
         self._timed_from, self._started = timed_from, time.perf_counter()
 
     def _wait(self):
-        """Until the steps have been computed: the optimizer's own, where a model that a callback sees is up to date."""
+        """Synchronises with the device and returns the optimizer's step counter, which callbacks see up to date."""
         return int(numbers(self.model.optimizer.iterations))
 
     def _measure(self):
@@ -102,7 +103,7 @@ class Monitor(keras.callbacks.Callback):
 
 
 def _scalars(logs):
-    """What the model logs, as numbers; those of a metric with several have one after their name."""
+    """Returns the model's logs as floats. A metric with several values gives `name_0`, `name_1`, ..."""
     row = {}
     for name, value in logs.items():
         values = np.ravel(numbers(value))

@@ -1,4 +1,4 @@
-"""Probes of `Monitor`: experts, speed, memory, gradients and learning rate."""
+"""Probes for `Monitor`: experts, speed, memory, gradients and learning rate."""
 
 import math
 
@@ -15,17 +15,21 @@ from keras_jamba.training.monitoring._values import imported, natural_key, numbe
 
 
 class ExpertUsage:
-    """How tokens are shared among the experts of each layer, in the last step before a measurement.
+    """A probe of the expert load of each MoE layer, in the last step before a measurement.
 
-    Per layer with experts, `NAME/expert_3` for the share of assignments each expert got; `NAME/entropy`, 1 when all
-    get as much, 0 when one gets everything; `NAME/max_load`, the load of the busiest as a multiple of an even
-    share; `NAME/drop_rate`; `NAME/dead`, how many got less than `dead_below` of an even share.
+    Values per MoE layer:
+
+    - `NAME/expert_3`: the share of assignments of expert 3.
+    - `NAME/entropy`: 1 if all experts get equal shares, 0 if one expert gets everything.
+    - `NAME/max_load`: the largest load as a multiple of an even share.
+    - `NAME/drop_rate`: the layer's drop rate.
+    - `NAME/dead`: the number of experts with less than `dead_below` of an even share.
 
     Args:
-        dead_below: a share of an even share.
+        dead_below: the threshold for dead experts, as a fraction of an even share.
 
     Attributes:
-        history: `{layer: [shares]}`, a `(num_experts,)` array a measurement.
+        history: `{layer: [shares]}`, one `(num_experts,)` array per measurement.
     """
 
     def __init__(self, dead_below=0.01):
@@ -37,7 +41,7 @@ class ExpertUsage:
         self._layers = {name: layers[name] for name in sorted(layers, key=natural_key)}
         if not self._layers:
             raise ValueError(
-                f"ExpertUsage is for a model with experts. Received: {model.name!r}, which has no MoELayer. "
+                f"ExpertUsage needs a model with experts. Received: {model.name!r}, which has no MoELayer. "
                 "Leave the probe out."
             )
 
@@ -55,15 +59,15 @@ class ExpertUsage:
         return values
 
     def heat_map(self, file):
-        """Draws the load of each expert over time, a panel a layer, to a picture.
+        """Draws the load of each expert over time to an image file, with one panel per layer.
 
         Raises:
-            ValueError: where nothing was measured yet.
+            ValueError: if nothing was measured yet.
             ImportError: without matplotlib, of the extra `monitoring`.
         """
         if not self.history:
             raise ValueError(
-                "There must be something to draw. Received: a probe that has measured nothing. Fit with it first."
+                "heat_map needs at least one measurement. Received: a probe without any. Pass the probe to fit first."
             )
         pyplot = imported("matplotlib.pyplot", "matplotlib", "heat_map")
         figure, panels = pyplot.subplots(
@@ -84,11 +88,11 @@ class ExpertUsage:
 
 
 class Throughput:
-    """`steps_per_second`, and `examples_per_second` and `tokens_per_second` of those sizes.
+    """A probe of speed: `steps_per_second`, `examples_per_second` and, with `tokens`, `tokens_per_second`.
 
     Args:
-        batch_size: examples a step.
-        tokens: tokens an example, or None.
+        batch_size: examples per step.
+        tokens: tokens per example, or None.
     """
 
     def __init__(self, batch_size, tokens=None):
@@ -107,19 +111,19 @@ class Throughput:
 
 
 class Utilisation:
-    """`model_flops_utilisation`: what the model needs a second, as a share of what the devices can do.
+    """A probe of `model_flops_utilisation`: the model's FLOPs per second as a share of the devices' peak.
 
-    What gradient checkpointing computes again does not count (Chowdhery et al. 2022, appendix B).
+    Recomputation by gradient checkpointing does not count (Chowdhery et al. 2022, appendix B).
 
     Args:
-        flops_per_step: of forward and backward, such as `model_report(...).flops_per_step`.
-        peak: FLOPs a second of a device; a dtype, "bfloat16", "float16" or "float32", for what the table of devices
-            says of matrices in it, without TF32, which JAX and TensorFlow use for float32 by themselves; or "measured",
-            for a product of large float32 matrices here.
-        devices: how many of them share a step.
+        flops_per_step: FLOPs of forward and backward pass, such as `model_report(...).flops_per_step`.
+        peak: FLOPs per second of one device; a dtype, "bfloat16", "float16" or "float32", for its entry in the table of
+            data sheets; or "measured", for a product of large float32 matrices on this device. The float32 entries are
+            without TF32, which JAX and TensorFlow use for float32 by default.
+        devices: the number of devices that share a step.
 
     Raises:
-        ValueError: for a device that the table does not have, or arguments out of range.
+        ValueError: for a device without an entry in the table, or arguments out of range.
 
     Reference:
         [Chowdhery et al. (2022)](https://arxiv.org/abs/2204.02311).
@@ -139,7 +143,7 @@ class Utilisation:
 
 
 class Memory:
-    """`process_memory`, resident, and on an accelerator `device_memory` and its peak, in MiB."""
+    """A probe of memory in MiB: resident `process_memory` and, on an accelerator, `device_memory` and its peak."""
 
     def begin(self, model):
         pass
@@ -151,13 +155,13 @@ class Memory:
 
 
 class GradientNorm:
-    """`gradient_norm`, before clipping, that a `JambaAdamW` keeps: of the last update, 0 before the first."""
+    """A probe of `gradient_norm`, which `JambaAdamW` keeps: the last update's before clipping, 0 before the first."""
 
     def begin(self, model):
         self._optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         if not isinstance(self._optimizer, JambaAdamW):
             raise ValueError(
-                "GradientNorm is for an optimizer that keeps the norm. "
+                "GradientNorm needs an optimizer that keeps the norm. "
                 f"Received: {type(self._optimizer).__name__}. Compile with keras_jamba.training.optimizer(...)."
             )
 
@@ -166,7 +170,7 @@ class GradientNorm:
 
 
 class LearningRate:
-    """`learning_rate` of the step to come."""
+    """A probe of `learning_rate`, that of the next step."""
 
     def begin(self, model):
         pass
@@ -176,6 +180,6 @@ class LearningRate:
 
 
 def _name(layer):
-    """The last two names of the layer's path, `block_1/feed_forward`, without the model's."""
+    """Returns the last two names of the layer's path, such as `block_1/feed_forward`."""
     parts = [part for part in layer.path.split("/") if part]
     return "/".join(parts[-2:]) if len(parts) > 1 else parts[-1]

@@ -1,4 +1,4 @@
-"""Where the time goes, and how large a batch may be."""
+"""Traces of training steps, and the search for the largest batch."""
 
 import logging
 from pathlib import Path
@@ -14,15 +14,15 @@ _logger = logging.getLogger("keras_jamba")
 
 
 class Profile(keras.callbacks.Callback):
-    """Writes the backend's own trace of some steps of `fit`.
+    """A callback that writes the backend's own trace of some steps of `fit`.
 
-    On JAX and TensorFlow a profile for XProf and TensorBoard, on PyTorch `trace.json` for https://ui.perfetto.dev and
-    chrome://tracing.
+    JAX and TensorFlow write a profile for XProf and TensorBoard. PyTorch writes `trace.json` for
+    https://ui.perfetto.dev and chrome://tracing.
 
     Args:
-        folder: where it is written.
-        first: the first step that is recorded; the ones before it compile and warm up.
-        steps: how many are.
+        folder: the folder of the trace.
+        first: the first step that is recorded. Earlier steps compile and warm up.
+        steps: the number of recorded steps.
 
     Raises:
         ValueError: for arguments out of range.
@@ -36,7 +36,7 @@ class Profile(keras.callbacks.Callback):
         self._seen, self._stop = 0, None
 
     def on_train_begin(self, logs=None):
-        if self._stop is not None:  # a fit that was broken off
+        if self._stop is not None:  # an earlier fit was interrupted
             self._end()
         self._seen = 0
 
@@ -62,41 +62,43 @@ class Profile(keras.callbacks.Callback):
         self._stop = None
 
     def _wait(self):
-        # Work that was begun before belongs to the steps before.
+        # Waits for earlier steps, so that the trace excludes them.
         keras.ops.convert_to_numpy(self.model.optimizer.iterations)
 
 
 def largest_batch(model, example, at_most=4096, memory=None):
-    """The largest batch that a step of training has memory for.
+    """Returns the largest batch size whose training step fits into memory.
 
-    Doubles the batch until memory runs out, then halves the gap. Each size is a step of training of its own, compiled
-    where the backend compiles. Weights, optimizer, metrics and random generators wait in the host's memory, and are put
-    back after each try.
+    The search doubles the batch until memory runs out, then bisects the gap. Each size runs one training step, compiled
+    if the backend compiles. Weights, optimizer, metrics and random generators are copied to the host's memory and
+    restored after each size.
 
     Args:
-        model: compiled.
-        example: one example as `fit` takes a batch, `(x, y)` or `(x, y, weight)`, nested dicts of arrays whose
-            first axis has the size 1.
-        at_most: where the search ends.
-        memory: bytes that the process may use at its peak, on a CPU, where the system may end a process that asks for
-            more than there is instead of saying so. None is what there is. An accelerator knows its own.
+        model: a compiled model.
+        example: a batch of one example as `fit` takes it: `(x, y)` or `(x, y, weight)`, nested dicts of arrays whose
+            first axis has size 1.
+        at_most: the largest size that is tried.
+        memory: on a CPU, the largest peak memory of the process, in bytes. It is useful because the system may kill a
+            process that exhausts memory, without an error. None sets no bound. Must be None on an accelerator.
 
     Returns:
-        The size, found to within an eighth; 0 where not even one example fits.
+        The size, accurate to one eighth; 0 if not even one example fits.
 
     Raises:
-        ValueError: for a model that is not compiled, arguments out of range, or a bound that cannot be watched here.
+        ValueError: for a model that is not compiled, arguments out of range, `memory` on an accelerator, or `memory`
+            on a system other than Linux.
     """
     _checks.check_integer("at_most", at_most)
     if not model.compiled:
         raise ValueError(
-            f"The batch is found with steps of training. Received: {model.name!r}, which is not compiled. Compile it."
+            f"largest_batch runs training steps of a compiled model. Received: {model.name!r}, which is not compiled. "
+            "Call compile first."
         )
     if memory is not None and _backend.device.device_memory():
         raise ValueError(
-            "A bound for the process says nothing of an accelerator's memory. "
+            "memory must be None on an accelerator: it bounds the memory of the process alone. "
             f"Received: memory={memory} on {_backend.device.device_name()}. "
-            "Leave it out: what does not fit there is an error."
+            "Leave it out: the accelerator reports that its memory is exhausted."
         )
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
@@ -124,7 +126,7 @@ def _fits(model, example, size, memory):
             return False
         raise
     finally:
-        # What ran out of memory may have given away the arrays of the variables.
+        # A step that ran out of memory may have donated the variables' arrays.
         for variable, value in zip(variables, kept, strict=True):
             variable.assign(value)
         if generators:

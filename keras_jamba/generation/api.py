@@ -1,0 +1,117 @@
+"""`generate`, `stream` and `prefill` of a language model."""
+
+import keras
+from keras import ops
+
+from keras_jamba._padding import padded
+from keras_jamba.generation.decoder_cache import decoder_for
+from keras_jamba.generation.decoding import rounded_capacity
+from keras_jamba.generation.output import GeneratedRows
+from keras_jamba.generation.prompt_state import PromptState
+from keras_jamba.generation.prompts import prompts_of
+from keras_jamba.generation.request import make_request, pad_token_id
+from keras_jamba.generation.samplers import BeamSampler, sampler_of
+from keras_jamba.ops import _checks
+
+# New tokens between two checks of the text for stop strings.
+STOP_CHECK_INTERVAL = 16
+
+
+def generate(model, inputs, strip_prompt, prefill_chunk_size, **options):
+    """See `JambaCausalLM.generate`; `model` is a `LanguageModel`."""
+    request = make_request(model, inputs, **options)
+    rows = GeneratedRows(request, model.tokenizer)
+    interval = STOP_CHECK_INTERVAL if request.stop_strings else request.max_new_tokens
+    for chunk in decode(model, request, prefill_chunk_size, interval):
+        rows.append(chunk)
+        if all(rows.ended):
+            break
+    return rows.result(strip_prompt)
+
+
+def stream(model, inputs, prefill_chunk_size, **options):
+    """See `JambaCausalLM.stream`; `model` is a `LanguageModel`."""
+    request = make_request(model, inputs, **options)
+    if not request.prompts.is_single:
+        raise ValueError(
+            "A stream goes on from one prompt. Received: a batch. Pass one string or one list of ids, or call generate."
+        )
+    if isinstance(request.sampler, BeamSampler):
+        raise ValueError(
+            "A stream gives each token when it is chosen, of beams the best is known at the end. Received: "
+            f"BeamSampler(num_beams={request.sampler.num_beams}). Call generate, or pass sampler='greedy'."
+        )
+    return _pieces(model, request, prefill_chunk_size)
+
+
+def _pieces(model, request, prefill_chunk_size):
+    """Yields ids, or pieces of text that no later token can change."""
+    rows, count = GeneratedRows(request, model.tokenizer), 0
+    for chunk in decode(model, request, prefill_chunk_size, 1):
+        rows.append(chunk)
+        found = rows.settled_text() if request.prompts.is_text else rows.tokens[0]
+        if request.prompts.is_text and len(found) > count:
+            yield found[count:]
+        elif not request.prompts.is_text:
+            yield from found[count:]
+        count = max(count, len(found))
+        if all(rows.ended):
+            break
+
+
+def prefill(model, inputs, prefill_chunk_size):
+    """See `JambaCausalLM.prefill`; `model` is a `LanguageModel`."""
+    vocab_size = model.constructor_arguments()["vocab_size"]
+    prompts = prompts_of(inputs, model.tokenizer, pad_token_id(model), vocab_size)
+    if not prompts.is_single:
+        raise ValueError("The state of one prompt is kept. Received: a batch. Pass one string or one list of ids.")
+    cache = model.init_cache(1, rounded_capacity(prompts.token_ids.shape[1]))
+    decoder = decoder_for(model, sampler_of("greedy"), (), pad_token_id(model))
+    logits, cache = decoder.prefill(prompts.token_ids, prompts.mask, cache, prefill_chunk_size)
+    return PromptState(prompts.token_ids[0], cache, logits, model._fingerprint())
+
+
+def decode(model, request, prefill_chunk_size, interval):
+    """Yields the new tokens of each row, after every `interval` of them; rows may end earlier.
+
+    Args:
+        model: a `LanguageModel`.
+        request: a `GenerationRequest`.
+        prefill_chunk_size: tokens of the prompts that are read at a time.
+        interval: tokens per chunk.
+    """
+    if request.assistant is not None:
+        request.assistant.reset()
+    if not request.max_new_tokens:
+        return
+    _checks.check_integer("prefill_chunk_size", prefill_chunk_size)
+    decoder = decoder_for(model, request.sampler, request.stop_token_ids, request.pad_token_id, request.assistant)
+    prompts, given = request.prompts, {}
+    rows, length = prompts.token_ids.shape
+    capacity = rounded_capacity(length + request.max_new_tokens + decoder.extra_capacity)
+    logits, cache = _prefilled(model, request, decoder, capacity, prefill_chunk_size)
+    if request.assistant is not None:
+        state = request.assistant.init_state(prompts.token_ids, prompts.mask, capacity, prefill_chunk_size)
+        given = dict(assistant=request.assistant, assistant_state=state, capacity=capacity)
+    uniforms = request.sampler.uniforms(request.max_new_tokens, rows)
+    yield from decoder.decode(logits, cache, prompts, uniforms, request.limits, interval, **given)
+
+
+def _prefilled(model, request, decoder, capacity, chunk_size):
+    """Returns `(logits (b, v), cache)` after the prompts."""
+    prompts, state = request.prompts, request.state
+    rows = len(prompts.token_ids)
+    if state is None:
+        return decoder.prefill(prompts.token_ids, prompts.mask, model.init_cache(rows, capacity), chunk_size)
+    # Files store bfloat16 as float32.
+    like = model.init_cache(1, rounded_capacity(1))
+    repeated = lambda x, y: ops.repeat(ops.cast(x, y.dtype), rows, axis=0)  # noqa: E731
+    cache = model.backbone.with_room(keras.tree.map_structure(repeated, state.cache, like), capacity)
+    logits = ops.repeat(state.logits, rows, axis=0)
+    rest = [prompts.row(i)[len(state.token_ids) :].tolist() for i in range(rows)]
+    if not any(rest):
+        return logits, cache
+    token_ids, mask = padded(rest)
+    found, cache = decoder.prefill(token_ids, mask, cache, chunk_size)
+    # In a row without more tokens, the state holds the last logits.
+    return ops.where(mask.any(axis=1)[:, None], found, logits), cache

@@ -1,0 +1,153 @@
+"""The constructor arguments of `JambaBackbone`, and the layers that they ask for."""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, MambaLayer, MoELayer, Router
+from keras_jamba.layers.quantization import QUANTIZATIONS
+from keras_jamba.models._pattern import block_pattern
+from keras_jamba.ops import _checks
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """The constructor arguments of `JambaBackbone` without dtype and name; see there."""
+
+    d_model: Any
+    num_layers: Any
+    mamba_ratio: Any
+    attention_offset: Any
+    moe_frequency: Any
+    moe_offset: Any
+    num_experts: Any
+    num_experts_per_token: Any
+    d_ff: Any
+    use_swiglu: Any
+    num_heads: Any
+    num_kv_heads: Any
+    use_rope: Any
+    rope_theta: Any
+    rope_interleaved: Any
+    attention_window: Any
+    direction: Any
+    mixer: Any
+    d_state: Any
+    d_conv: Any
+    expand: Any
+    dt_rank: Any
+    conv_bias: Any
+    proj_bias: Any
+    mixer_rms_norm: Any
+    normalize_top_k: Any
+    balance_loss: Any
+    balance_coefficient: Any
+    squared_z_loss: Any
+    z_coefficient: Any
+    capacity_factor: Any
+    balance_over: Any
+    router: Any
+    dropout: Any
+    drop_path: Any
+    epsilon: Any
+    quantization: Any
+    gradient_checkpointing: Any
+
+    def __post_init__(self):
+        _checks.check_integer("d_model", self.d_model)
+        _checks.check_choice("direction", self.direction, ("causal", "bidirectional"))
+        _checks.check_choice("balance_over", self.balance_over, ("layer", "model"))
+        _checks.check_choice("quantization", self.quantization, (None, *QUANTIZATIONS))
+        if isinstance(self.router, Router):
+            object.__setattr__(self, "router", keras.saving.serialize_keras_object(self.router))
+
+    def arguments(self):
+        """Returns `{name: value}`."""
+        return {name: getattr(self, name) for name in BACKBONE_ARGUMENTS}
+
+    @property
+    def block_pattern(self):
+        """A tuple of `(mixer, feed_forward)` per block."""
+        return block_pattern(
+            num_layers=self.num_layers,
+            mamba_ratio=self.mamba_ratio,
+            attention_offset=self.attention_offset,
+            moe_frequency=self.moe_frequency,
+            moe_offset=self.moe_offset,
+            mixer=self.mixer,
+            d_ff=self.d_ff,
+        )
+
+    @property
+    def residual_gain(self):
+        """The factor on the start of the last projection of each branch."""
+        return (2 * self.num_layers) ** -0.5
+
+    def mixer_layer(self, kind, dtype):
+        """Returns a new mixer; `kind` is "mamba", "gated_conv" or "attention"."""
+        given = dict(d_model=self.d_model, residual_gain=self.residual_gain, dtype=dtype, name="mixer")
+        causal = self.direction == "causal"
+        if kind == "attention":
+            return AttentionLayer(
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                use_rope=self.use_rope,
+                rope_theta=self.rope_theta,
+                rope_interleaved=self.rope_interleaved,
+                causal=causal,
+                attention_window=self.attention_window,
+                **given,
+            )
+        given |= dict(
+            d_conv=self.d_conv,
+            expand=self.expand,
+            conv_bias=self.conv_bias,
+            proj_bias=self.proj_bias,
+            bidirectional=not causal,
+        )
+        if kind == "gated_conv":
+            return GatedConvLayer(**given)
+        return MambaLayer(
+            d_state=self.d_state,
+            dt_rank=self.dt_rank,
+            mixer_rms_norm=self.mixer_rms_norm,
+            epsilon=self.epsilon,
+            **given,
+        )
+
+    def feed_forward_layer(self, kind, dtype):
+        """Returns a new feed-forward part, or None; `kind` is "dense", "moe" or None."""
+        if kind is None:
+            return None
+        given = dict(
+            d_model=self.d_model,
+            d_ff=self.d_ff,
+            use_swiglu=self.use_swiglu,
+            residual_gain=self.residual_gain,
+            dtype=dtype,
+            name="feed_forward",
+        )
+        if kind == "dense":
+            return FeedForward(**given)
+        router = self.router
+        if isinstance(router, dict):
+            # Each layer gets a router with weights of its own.
+            router = keras.saving.deserialize_keras_object(router)
+        layer = MoELayer(
+            num_experts=self.num_experts,
+            num_experts_per_token=self.num_experts_per_token,
+            normalize_top_k=self.normalize_top_k,
+            balance_loss=self.balance_loss,
+            balance_coefficient=self.balance_coefficient,
+            squared_z_loss=self.squared_z_loss,
+            z_coefficient=self.z_coefficient,
+            capacity_factor=self.capacity_factor,
+            router=router,
+            **given,
+        )
+        layer.router.adds_loss = self.balance_over == "layer"
+        return layer
+
+
+BACKBONE_ARGUMENTS = tuple(field.name for field in dataclasses.fields(BackboneConfig))

@@ -1,0 +1,24 @@
+"""A fingerprint of a model with its weights."""
+
+import hashlib
+import json
+import zlib
+
+import numpy as np
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.converters.checkpoints import STATISTICS
+
+
+def fingerprint(model):
+    """Returns text that differs between models with other arguments or weights, equal on all backends."""
+    config = {k: v for k, v in model.constructor_arguments().items() if k != "transformers_config"}
+    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    variables = sorted(model.weights, key=lambda variable: variable.path)
+    variables = [v for v in variables if v.path.rsplit("/", 1)[-1] not in STATISTICS]
+    with _backend.trainer.readable_values(variables) as values:
+        for value in values:
+            x = np.ascontiguousarray(ops.convert_to_numpy(value), "float32")
+            found.update(f"{x.shape}{zlib.crc32(x)}".encode())
+    return found.hexdigest()

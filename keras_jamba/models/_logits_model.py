@@ -1,0 +1,17 @@
+"""Models whose outputs are logits."""
+
+from keras_jamba.models._label_checks import check_compile, check_has_labels, loss_of_labels
+from keras_jamba.models.base import JambaModel
+
+
+class LogitsModel(JambaModel):
+    """The abstract base of models of logits: it refuses losses of probabilities, and labels that are no classes."""
+
+    def _check_compile(self, loss, metrics, weighted_metrics):
+        check_compile(loss, metrics, weighted_metrics, self._config.get("num_classes"))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        check_has_labels(y, self.loss)
+        compute_loss = super().compute_loss
+        keras_loss = lambda y: compute_loss(x, y, y_pred, sample_weight, training)  # noqa: E731
+        return loss_of_labels(keras_loss, self.loss, y, y_pred, sample_weight)

@@ -1,0 +1,137 @@
+"""The running loops of `fit`, `evaluate` and `predict` of a model."""
+
+import contextlib
+import itertools
+import threading
+
+import keras
+
+from keras_jamba import _backend
+
+
+class TrainingLoops(threading.local):
+    """The loops of one model that run in this thread, and the check of their first batch.
+
+    Args:
+        lock: a lock that all threads share.
+        owners: the list `[(thread id, method)]` of the thread that trains or evaluates; all threads share it.
+
+    Attributes:
+        running: the loops of this thread, the innermost last.
+        inside_step: whether this thread runs or traces a step.
+    """
+
+    def __init__(self, lock, owners):
+        self.lock, self.owners = lock, owners
+        self.running, self.inside_step = [], False
+
+    @classmethod
+    def of(cls, model):
+        """Returns the loops of a model."""
+        # In `__dict__`: Keras tracks what is set by setattr. Saves and copies of the model leave it out.
+        found = vars(model).get("_training_loops")
+        return vars(model).setdefault("_training_loops", cls(threading.Lock(), [])) if found is None else found
+
+    @property
+    def innermost(self):
+        """The innermost loop of this thread, or None."""
+        return self.running[-1] if self.running else None
+
+    @contextlib.contextmanager
+    def run(self, kind):
+        """A context in which the loop `kind`, "fit" for example, runs.
+
+        Raises:
+            RuntimeError: if another thread trains or evaluates the model.
+            ValueError: if the data has no batch.
+        """
+        loop = _backend.trainer.Loop(kind)
+        if self.running:
+            # A callback evaluates: the loop around it holds the newest values.
+            self.running[-1].sync()
+        self.running.append(loop)
+        try:
+            with self._exclusive(kind), loop:
+                yield loop
+        except UnboundLocalError as error:
+            # Keras' predict without a batch.
+            if loop.looked:
+                raise
+            raise _no_data(kind) from error
+        finally:
+            self.running.remove(loop)
+        if not loop.looked and (loop.begun or kind in ("evaluate", "predict")):
+            raise _no_data(kind)
+
+    @contextlib.contextmanager
+    def _exclusive(self, kind):
+        """Refuses to train or evaluate in two threads: they share metrics, optimizer and weights."""
+        if kind in ("predict", "predict_on_batch"):
+            yield
+            return
+        here = threading.get_ident()
+        with self.lock:
+            other = next((running for thread, running in self.owners if thread != here), None)
+            if other is not None:
+                raise RuntimeError(
+                    "One thread at a time may train or evaluate a model; generate, stream and predict may run beside "
+                    f"it. Received: {kind}, while another thread runs {other}. Wait for it, or use a copy of the model."
+                )
+            self.owners.append((here, kind))
+        try:
+            yield
+        finally:
+            self.owners.remove((here, kind))
+
+    def check(self, model, data):
+        """Passes a batch of Keras' iterators to `check_batch` of the model."""
+        # A batch on an accelerator is copied to the host: once per loop.
+        on_host = lambda x: _backend.sharding.to_numpy(x) if keras.ops.is_tensor(x) else x  # noqa: E731
+        batch = keras.tree.map_structure(on_host, _backend.trainer.local_batch(data), none_is_leaf=False)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if self.innermost.kind == "predict":
+            model.check_batch(x)
+        else:
+            model.check_batch(x, y, sample_weight)
+
+    def checked_step(self, model, function):
+        """Returns a step of Keras' loops that checks its batch first, if it is the first batch of a loop."""
+
+        def step(*given):
+            loop = self.innermost
+            if loop is not None and not loop.looked:
+                look = lambda data: self.check(model, data)  # noqa: E731
+                given = _backend.trainer.first_batch(given, look, model.steps_per_execution)
+                loop.looked = True
+            before, self.inside_step = self.inside_step, True
+            try:
+                return function(*given)
+            finally:
+                self.inside_step = before
+
+        return step
+
+    def checked_first_batches(self, model, iterator):
+        """Yields what `iterator` yields, for the batch on which Keras builds the model before the first step."""
+        for begin, end, data in iterator:
+            batches = data if isinstance(data, list) else list(itertools.islice(data, 1))
+            if not batches:
+                break
+            self.check(model, batches[0])
+            yield begin, end, batches if batches is data else iter(batches)
+        raise _no_data(self.innermost.kind)
+
+
+def check_is_sharded(model):
+    """Raises a RuntimeError for a model that this distribution leaves unsharded."""
+    if reason := _backend.sharding.why_not_sharded(model):
+        raise RuntimeError(
+            f"The weights of this model are whole on every device. Received: {reason}. Share batches by "
+            "training.DataParallel instead, or split the model on JAX by training.layout_map."
+        )
+
+
+def _no_data(kind):
+    return ValueError(
+        f"The data of {kind} must have at least one example. Received: none. Check how the data was read and selected."
+    )

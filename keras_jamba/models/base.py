@@ -1,0 +1,376 @@
+"""What all models share."""
+
+import functools
+import inspect
+from pathlib import Path
+
+import keras
+
+from keras_jamba import _backend, _files, _keras_internals
+from keras_jamba.layers import lora
+from keras_jamba.layers._quantizable import quantizable_layers
+from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
+from keras_jamba.models import _adapters, _saved_state
+from keras_jamba.models._precision import check_trainable_dtypes
+from keras_jamba.models._routing_metrics import routing_metrics, update_routing_metrics
+from keras_jamba.models._training_loops import TrainingLoops, check_is_sharded
+
+
+class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops):
+    """The abstract base of all models; a model derives from this class and `keras.Model`, in this order.
+
+    `keras.Model` is not a base here: in the bases of a functional model Keras replaces it by `Functional`.
+
+    A model sets the first two attributes in its constructor, then calls `_add_routing_metrics`.
+
+    On PyTorch with a GPU, steps of `fit` and `train_on_batch` are captured as a CUDA graph: from the fourth step with
+    inputs of the same shapes on, one launch runs all but the optimizer's part, and no Python code. Steps are not
+    captured under `compile(run_eagerly=True)` or `jit_compile=True`, with a layer, loss or metric that is neither
+    Keras' nor ours, and where a step waits for the device.
+
+    Attributes:
+        _config: a dict of the constructor arguments without name and dtype.
+        block_pattern: a tuple of `(mixer, feed_forward)` per block; see `models._pattern`.
+        optimizer: the optimizer of `compile`, or None.
+    """
+
+    _config = None
+    block_pattern = ()
+    # Keras sets the attribute in `compile` only.
+    optimizer = None
+    # The arguments of `compile`. Keras keeps jit_compile as this backend resolves it, and no auto_scale_loss.
+    _given_jit_compile, _given_auto_scale_loss = "auto", True
+    # The backend for which a loaded model was given an explicit jit_compile.
+    _loaded_compiled_on = None
+
+    def __new__(cls, *args, **kwargs):
+        model = super().__new__(cls, *args, **kwargs)
+        # Keras puts a check of its own modes before every model's method.
+        vars(model).pop("quantize", None)
+        return model
+
+    # Configuration
+
+    def get_config(self):
+        """Returns the constructor arguments, and adapters, frozen parts and the sampler, where the model has any."""
+        # Not as it was read: Keras adds an id to objects in a file, which is not valid in another file.
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        state = _saved_state.state_of(self, self._given_jit_compile)
+        return {**self._config, "dtype": policy, "name": self.name, **state}
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds a model from what `get_config` returned, with new weights.
+
+        Adapters, frozen layers and variables, and the sampler are as they were. Files beside the weights, such as the
+        tokenizer, come with `.keras` files, pickle and `copy.deepcopy`, not with a config. `keras.models.clone_model`
+        does the same, but for `DHCJamba`: Keras builds a plain functional model from the layers of a functional one.
+        """
+        arguments, state = _saved_state.split_state(config)
+        model = cls(**arguments)
+        _saved_state.apply_state(model, state)
+        model._loaded_compiled_on = state.get("compiled_on")
+        return model
+
+    def constructor_arguments(self):
+        """Returns the constructor arguments without name and dtype."""
+        return {name: value for name, value in self._config.items() if name not in ("name", "dtype")}
+
+    # Compilation
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
+        auto_scale_loss=True,
+    ):
+        """Keras' own. A saved model resolves `jit_compile="auto"` where it is loaded; True and False are kept on the
+        same backend, and become "auto" on another.
+
+        Raises:
+            ValueError: if the model returns logits, for a loss or a metric that takes them for probabilities.
+        """
+        self._check_compile(loss, metrics, weighted_metrics)
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        self._given_jit_compile, self._given_auto_scale_loss = jit_compile, auto_scale_loss
+
+    def _check_compile(self, loss, metrics, weighted_metrics):
+        """Raises a ValueError for a loss or a metric that does not fit the outputs; accepts all here."""
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if not config:
+            return config
+        given = {"jit_compile": self._given_jit_compile}
+        given |= {} if self._given_auto_scale_loss else {"auto_scale_loss": False}
+        if hasattr(self, "sampler"):
+            given["sampler"] = _saved_state.serialized_sampler(self.sampler) or "auto"
+        return config | given
+
+    def compile_from_config(self, config):
+        config = keras.saving.deserialize_keras_object(config)
+        # Files of earlier versions hold what "auto" was resolved to, and do not name the backend.
+        if not _saved_state.is_this_backend(self._loaded_compiled_on):
+            config["jit_compile"] = "auto"
+        self.compile(**config)
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    # Quantization and adapters
+
+    def quantize(self, mode, config=None, filters=None):
+        """Stores the weights in few bits; `from_preset(..., quantization=mode)` never has them in more.
+
+        Args:
+            mode: "int8", "int4" or "experts_int8"; see `keras_jamba.layers.quantize`, which says which weights.
+            config, filters: not taken.
+
+        Raises:
+            ValueError: for another mode, a config or filters, and where weights are in few bits already.
+
+        Example:
+            >>> import keras_jamba
+            >>> model = keras_jamba.DHCJamba.from_preset("digits")
+            >>> model.quantize("int8")
+        """
+        if config is not None or filters is not None:
+            raise ValueError(
+                f"A model is quantized as its mode says. Received: config={config!r}, filters={filters!r}. Leave them "
+                "out."
+            )
+        quantize(self, mode)
+        for model in (self, *self._inner_models()):
+            model._config["quantization"] = mode
+        self._replaced_variables()
+
+    def enable_lora(self, rank, targets=None, lora_alpha=None, also_train=()):
+        found = lora.enable_lora(self, rank, targets, lora_alpha, also_train)
+        self._replaced_variables()
+        return found
+
+    def merge_lora(self):
+        lora.merge_lora(self)
+        self._replaced_variables()
+
+    enable_lora.__doc__ = inspect.getdoc(lora.enable_lora).replace("a layer or model, ", "the model, ")
+    merge_lora.__doc__ = inspect.getdoc(lora.merge_lora)
+
+    def save_lora(self, file):
+        """Writes the adapters, and what was trained whole beside them, to a safetensors file.
+
+        The file appears whole or not at all; an older one of this name is replaced.
+
+        Raises:
+            ValueError: if the model has no adapters, or a number in them is not finite.
+        """
+        _adapters.save(self, file)
+
+    def load_lora(self, source):
+        """Takes over what `save_lora` wrote for a model of these sizes; adapters are added where there are none.
+
+        Args:
+            source: the file. A folder is one of PEFT's, `adapter_config.json` and `adapter_model.safetensors`, for
+                models that transformers has too.
+
+        Raises:
+            ValueError: if the file is damaged, or of another model or other adapters. Nothing is changed then.
+        """
+        if Path(source).is_dir():
+            self._load_peft(source)
+        else:
+            _adapters.load(self, source)
+        self._replaced_variables()
+
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Keras' own. The file keeps adapters, what is frozen, and of text models tokenizer, sampler and
+        generation_config. A `.keras` file appears whole or not at all, except on remote paths and with
+        `overwrite=False`.
+
+        Raises:
+            ValueError: before the file is opened, for a model that would come back as another: with weights in other
+                bits than its configuration says, or a tokenizer or sampler that cannot be saved.
+        """
+        self._check_comes_back()
+        # Keras asks before it overwrites, and knows remote paths.
+        if overwrite and zipped is not False and _is_local_archive(filepath):
+            with _files.atomic_file(filepath) as staged:
+                super().save(staged, zipped=zipped, **kwargs)
+        else:
+            super().save(filepath, overwrite, zipped, **kwargs)
+
+    def _check_comes_back(self):
+        """Raises a ValueError for what a `.keras` file would not keep."""
+        self._check_is_as_configured()
+        self.get_config()
+        self.get_compile_config()
+
+    def get_build_config(self):
+        # Keras asks for it wherever it writes a model down, inside another one too.
+        self._check_is_as_configured()
+        return super().get_build_config()
+
+    def _check_has_no_adapters(self):
+        if any(lora.is_adapter(v) for v in self.weights):
+            raise ValueError(
+                "Presets and checkpoints of transformers hold a model without adapters. Received: a model with "
+                "adapters. Call merge_lora first, save_lora for the adapters alone, or model.save('model.keras') for "
+                "both."
+            )
+
+    def _check_is_as_configured(self):
+        """What is remade from the configuration must have the weights that this model has."""
+        mode = self._config["quantization"]
+        for _, layer in quantizable_layers(self):
+            expected = QUANTIZATIONS.get(mode, {}).get(None if layer.keeps_float else layer.KIND)
+            if layer.quantization_mode != expected:
+                raise ValueError(
+                    f"A model is saved in the bits of its configuration. Received: quantization={mode!r}, and "
+                    f"{layer.path!r} in {layer.quantization_mode or 'floating point'}. Call quantize of the whole "
+                    "model, which notes it."
+                )
+
+    def float_shapes(self):
+        """`{path: shape}` of the weights as they would be in floating point and without adapters."""
+        return float_shapes(self)
+
+    def _load_peft(self, folder):
+        raise ValueError(
+            f"Only models that transformers has take PEFT's adapters. Received: {str(folder)!r}, a folder, and a "
+            f"{type(self).__name__}. Pass a file that save_lora wrote."
+        )
+
+    def _inner_models(self):
+        inner = _keras_internals.sublayers(self, include_self=False)
+        return [layer for layer in inner if isinstance(layer, JambaModel)]
+
+    def _replaced_variables(self):
+        """Drops compiled functions and builds the optimizer anew: both know the variables of before."""
+        self.train_function = self.test_function = self.predict_function = None
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and optimizer.built:
+            self.optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+
+    # Training
+
+    def check_batch(self, x, y=None, sample_weight=None):
+        """Raises a ValueError for a batch that the model cannot be trained, evaluated or run on; accepts all here.
+
+        `fit`, `evaluate` and `predict` call it on the host for their first batch, before any step. No data is lost,
+        repeated or reordered. `train_on_batch`, `test_on_batch` and `predict_on_batch` call it for every batch.
+
+        Args:
+            x, y, sample_weight: one batch as the data gives it, NumPy arrays or tensors of the backend, or nested
+                dicts, tuples and lists of them; y and sample_weight are None in `predict`, or where there are none.
+        """
+
+    def _add_routing_metrics(self):
+        """Adds the metrics of expert layers; to be called when the layers exist."""
+        self._moe_metrics = routing_metrics(self)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        update_routing_metrics(self, self._moe_metrics)
+        return loss
+
+    @property
+    def _loops(self):
+        return TrainingLoops.of(self)
+
+    @property
+    def _inside_step(self):
+        """Whether this thread runs or traces a step of `fit`, `evaluate` or `predict`."""
+        return self._loops.inside_step
+
+    def _this_loop(self):
+        return self._loops.innermost
+
+    def _symbolic_build_data(self, iterator):
+        return self._loops.checked_first_batches(self, iterator)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        with self._loops.run("fit"):
+            return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        with self._loops.run("evaluate"):
+            return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args, **kwargs):
+        with self._loops.run("predict"):
+            return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
+        with self._loops.run("train_on_batch") as loop:
+            self.check_batch(x, y, sample_weight)
+            loop.looked = True
+            return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
+        with self._loops.run("test_on_batch") as loop:
+            self.check_batch(x, y, sample_weight)
+            loop.looked = True
+            return super().test_on_batch(x, y, sample_weight, *args, **kwargs)
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, x):
+        with self._loops.run("predict_on_batch") as loop:
+            self.check_batch(x)
+            loop.looked = True
+            return super().predict_on_batch(x)
+
+    def reset_metrics(self):
+        # Keras calls it when an epoch begins.
+        if (loop := self._this_loop()) is not None:
+            loop.begun = True
+        super().reset_metrics()
+
+    def make_train_function(self, force=False):
+        check_is_sharded(self)
+        check_trainable_dtypes(self)
+        with self._loops.lock:
+            if self.train_function is None or force:
+                super().make_train_function(force)
+                step = _backend.trainer.with_cuda_graph(self, self.train_function)
+                self.train_function = self._loops.checked_step(self, step)
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        check_is_sharded(self)
+        with self._loops.lock:
+            if self.test_function is None or force:
+                super().make_test_function(force)
+                self.test_function = self._loops.checked_step(self, self.test_function)
+        return self.test_function
+
+    def make_predict_function(self, force=False):
+        check_is_sharded(self)
+        with self._loops.lock:
+            if self.predict_function is None or force:
+                super().make_predict_function(force)
+                self.predict_function = self._loops.checked_step(self, self.predict_function)
+        return self.predict_function
+
+
+def _is_local_archive(filepath):
+    return str(filepath).endswith(".keras") and Path(filepath).parent.is_dir()
