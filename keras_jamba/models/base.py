@@ -34,8 +34,8 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         optimizer: the optimizer of `compile`, or None.
     """
 
-    _config = None
-    block_pattern = ()
+    _config: dict
+    block_pattern: tuple
     # Keras sets the attribute in `compile` only.
     optimizer = None
     # The arguments of `compile`. Keras keeps jit_compile as this backend resolves it, and no auto_scale_loss.
