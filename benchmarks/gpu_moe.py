@@ -193,14 +193,14 @@ def draw(tokens, d, hidden, skew, dtype="bfloat16"):
 def mixtures(arrays, tokens, d, hidden):
     """`{name: (forward, both passes)}` of what is timed as a whole, functions of the arrays."""
     inputs = lambda a: [a[name] for name in ("x", "weights", "up", "down", "gate", "indices")]  # noqa: E731
-    whole = forms("bfloat16", d, hidden, tokens)
+    complete = forms("bfloat16", d, hidden, tokens)
     if PLATFORM == "gpu":
         # What copies the weights of every block would not fit.
-        whole.pop("blocks", None)
-    whole["capacity 1.0"] = form_of(capacity_factor=1.0)
+        complete.pop("blocks", None)
+    complete["capacity 1.0"] = form_of(capacity_factor=1.0)
     found = {
         name: (lambda a, f=f: f(*inputs(a)), lambda a, f=f: both_passes(f)(*inputs(a), a["dy"]))
-        for name, f in whole.items()
+        for name, f in complete.items()
     }
     if BACKEND == "torch":
         for kind in ("eager", "grouped_mm"):
@@ -353,15 +353,15 @@ def main():
     columns = ["product", "dense, TFLOP/s", "dense, ms", "library, ms", "library"]
     columns += ["Triton, ms", "Triton", "Mosaic, ms", "Mosaic"]
     print("Products, and their share of the dense rate:\n" + measure.table(products, columns), flush=True)
-    whole = time_mixtures(arrays, rounds, (tokens, d, hidden), dense)
-    print("Mixtures:\n" + measure.table(whole, list(whole[0])), flush=True)
+    complete = time_mixtures(arrays, rounds, (tokens, d, hidden), dense)
+    print("Mixtures:\n" + measure.table(complete, list(complete[0])), flush=True)
     parts = {name: rounded(ms) for name, ms in milliseconds(between(), arrays, rounds).items()}
     print(
         "Between the products, ms:\n" + measure.table([{"part": k, "ms": v} for k, v in parts.items()], ["part", "ms"])
     )
     results = {"device": _backend.device.device_name(), "backend": BACKEND, "tokens": tokens, "d": d, "hidden": hidden}
     results |= {"experts": EXPERTS, "per token": PER_TOKEN, "skew": args.skew, "rounds": rounds, "errors": errors}
-    results |= {"products": products, "mixtures": whole, "between, ms": parts}
+    results |= {"products": products, "mixtures": complete, "between, ms": parts}
     if args.tune and KERNELS:
         results["tiles"] = tune(arrays, min(rounds, 3), dense)
         print("Tiles (rows, columns, depth, strip, warps, stages), share of the dense rate:")

@@ -193,8 +193,8 @@ def extra_memory_on_jax(tensors, grad_y):
     weight = jax.dlpack.from_dlpack(grad_y.contiguous())
     scan = lambda *given: selective_scan(*given, delta_softplus=True, implementation="triton")  # noqa: E731
     run = jax.jit(lambda given, weight: (lambda y, pull: [y, *pull(weight)])(*jax.vjp(scan, *given)))
-    told = run.lower(given, weight).compile().memory_analysis()
-    return round((told.temp_size_in_bytes + told.output_size_in_bytes) / 1e6)
+    reported = run.lower(given, weight).compile().memory_analysis()
+    return round((reported.temp_size_in_bytes + reported.output_size_in_bytes) / 1e6)
 
 
 def errors(found, exact):
@@ -228,8 +228,8 @@ def rates():
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     copied = 2 * source.numel() / (1e-3 * milliseconds(lambda: target.copy_(source)))
-    told = torch.cuda.get_device_properties()
-    return {"bytes": copied, "exponentials": 16 * told.multi_processor_count * told.clock_rate * 1e3}
+    reported = torch.cuda.get_device_properties()
+    return {"bytes": copied, "exponentials": 16 * reported.multi_processor_count * reported.clock_rate * 1e3}
 
 
 def scan(rates):

@@ -40,12 +40,12 @@ def main():
     backend = os.environ.get("KERAS_BACKEND", "jax")
     # In rising order: a run that is killed never comes again to a step that was saved.
     steps = sorted(random.Random(args.seed).sample(range(1, LAST), args.kills))
-    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as broken:
-        assert run(whole) == 0
+    with tempfile.TemporaryDirectory() as complete, tempfile.TemporaryDirectory() as broken:
+        assert run(complete) == 0
         for step in steps:
             assert run(broken, step) == -9, f"not killed at {step}"
         assert run(broken) == 0
-        pairs = list(zip(end(broken), end(whole), strict=True))
+        pairs = list(zip(end(broken), end(complete), strict=True))
     worst = max(float(np.abs(a - b).max()) for a, b in pairs if a.size)
     identical = all((a == b).all() for a, b in pairs)
     print(f"{backend}: killed after steps {steps}; largest difference {worst}, bit-identical: {identical}")

@@ -225,9 +225,9 @@ def main():
     rows = [row(case) for case in cases]
     print(measure.table(rows, list(dict.fromkeys(column for each in rows for column in each))))
     for case in cases:
-        whole = case.get("compiled", {}).get("compiled as a whole", {})
-        for name in whole:
-            print(case["model"], case["step"], name, case["compiled"][name], "as a whole", whole[name])
+        complete = case.get("compiled", {}).get("compiled as a whole", {})
+        for name in complete:
+            print(case["model"], case["step"], name, case["compiled"][name], "as a whole", complete[name])
 
 
 if __name__ == "__main__":

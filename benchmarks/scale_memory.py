@@ -107,9 +107,9 @@ def activations(config, shape, layout, rows, length, checkpointing):
     tokens = reports[0].batch_size * length
     kept, blocks, copies = 0, [0], [0]
     for layer, bare in zip(*(report.layers for report in reports), strict=True):
-        whole, experts = _whole(config, layer, tokens), _of_experts(config, layer, tokens)
+        complete, experts = _whole(config, layer, tokens), _of_experts(config, layer, tokens)
         copied = _copies(config, layer, layer.activations - bare.activations, devices, splits_tokens)
-        own = whole * everywhere + experts + (bare.activations - whole - experts) / devices + copied
+        own = complete * everywhere + experts + (bare.activations - complete - experts) / devices + copied
         if layer.kind and checkpointing:
             blocks.append(own)
             kept += layer.checkpoint * everywhere

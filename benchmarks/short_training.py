@@ -264,10 +264,10 @@ AVERAGES = {
 def full(args):
     """The digits recipe, cut to a few epochs and whole: rules for the statistics, by rules for averaged weights."""
     found = []
-    whole = max(args.recipes)
+    complete = max(args.recipes)
     for epochs, momentum in args.recipes:
         recipe = replace(recipes.DIGITS, epochs=epochs, ema_momentum=momentum)
-        for norm, make in {None: None, **(NORMS if (epochs, momentum) == whole else {})}.items():
+        for norm, make in {None: None, **(NORMS if (epochs, momentum) == complete else {})}.items():
             for seed in range(args.recipe_seeds):
                 found += _recipe(args, recipe, norm, make, seed)
     return found

@@ -140,8 +140,8 @@ def main():
     clips, labels = task.clips("test", task.multiple, args.seed, args.salt)
     probabilities = streamed(model, clips[0])
     draw_stream(clips[0], labels[0], probabilities, args.output / "stream.png")
-    whole = keras.ops.softmax(model.predict(clips[:1], verbose=0))
-    difference = np.abs(keras.ops.convert_to_numpy(whole)[0] - probabilities[-1]).max()
+    complete = keras.ops.softmax(model.predict(clips[:1], verbose=0))
+    difference = np.abs(keras.ops.convert_to_numpy(complete)[0] - probabilities[-1]).max()
     print(f"After the last frame of a stream the probabilities are those of the whole clip to {difference:.0e}.")
     record = {"task": args.task, "seed": args.seed, "salt": args.salt, "backend": keras.backend.backend()}
     record |= {"seconds": round(seconds, 1), "parameters": model.count_params(), "test_accuracy": right}

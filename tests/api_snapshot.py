@@ -25,13 +25,13 @@ WIDTH = 120
 
 def listing():
     """The text of the snapshot."""
-    lines, told = [], {}
+    lines, reported = [], {}
     for module in modules(keras_jamba):
         lines += [f"module {module.__name__}"]
         for name in names(module):
             value = getattr(module, name)
             if not isinstance(value, types.ModuleType):
-                lines += [f"    {line}" for line in entry(name, value, f"{module.__name__}.{name}", told)]
+                lines += [f"    {line}" for line in entry(name, value, f"{module.__name__}.{name}", reported)]
         lines += [""]
     model = keras_jamba.JambaCausalLM(vocab_size=8, d_model=8, num_layers=1, mamba_ratio=None, moe_frequency=0)
     state = type(model.prefill([1]))
@@ -58,13 +58,13 @@ def names(module):
     return sorted(name for name, x in own.items() if getattr(x, "__module__", module.__name__) == module.__name__)
 
 
-def entry(name, value, path, told):
+def entry(name, value, path, reported):
     """What there is to say of a name, where it was not said under another path."""
     if not callable(value):
         return [f"{name} = {text_of(value)}"]
-    if value in told:
-        return [f"{name} is {told[value]}"]
-    told[value] = path
+    if value in reported:
+        return [f"{name} is {reported[value]}"]
+    reported[value] = path
     return described(name, value)
 
 

@@ -23,7 +23,7 @@ def numpy(tree):
     return keras.tree.map_structure(lambda x: ops.convert_to_numpy(ops.stop_gradient(x)), tree)
 
 
-def whole(function):
+def jitted(function):
     """`function` as one program on JAX, which would otherwise compile every operation of every shape by itself.
 
     Layers are to be built before. Their weights are those of the first call, and what they write down is not kept.
@@ -47,7 +47,7 @@ def gradients(function, tensors):
     if backend == "jax":
         import jax
 
-        grads = whole(jax.grad(lambda xs: function(*xs)))(tensors)
+        grads = jitted(jax.grad(lambda xs: function(*xs)))(tensors)
     elif backend == "tensorflow":
         import tensorflow as tf
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from checks import numpy, whole
+from checks import jitted, numpy
 
 import keras_jamba
 from keras_jamba import layers, training
@@ -159,7 +159,7 @@ def slots(model):
 
 
 def logits(model, inputs):
-    return numpy(whole(model)(inputs))
+    return numpy(jitted(model)(inputs))
 
 
 def written(model, **given):

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
-from checks import numpy, whole
+from checks import jitted, numpy
 
 import keras_jamba
 from keras_jamba.converters import checkpoints
@@ -20,17 +20,17 @@ def model(case):
 
 @functools.cache
 def call(case):
-    return whole(model(case))
+    return jitted(model(case))
 
 
 @functools.cache
 def step(case):
-    return whole(model(case).step)
+    return jitted(model(case).step)
 
 
 @functools.cache
 def features(case):
-    return numpy(whole(model(case).extract_features)(recorded(case)["input_ids"]))
+    return numpy(jitted(model(case).extract_features)(recorded(case)["input_ids"]))
 
 
 @functools.cache

@@ -112,9 +112,9 @@ def check_cuts():
 
 def check_segments(length, documents):
     """As a long sequence is cut, here with segments of one or two checkpoints, and these near to each other."""
-    whole, every = kernels._plan, kernels.every
+    complete, every = kernels._plan, kernels.every
     kernels.every = lambda length: 8
-    kernels._plan = lambda *given, **more: whole(*given, **more)._replace(segment=16 if documents else 8)
+    kernels._plan = lambda *given, **more: complete(*given, **more)._replace(segment=16 if documents else 8)
     try:
         if documents:
             ids = np.cumsum(np.arange(length) % 20 == 12)
@@ -124,7 +124,7 @@ def check_segments(length, documents):
         else:
             check(1, length, 9, 4)
     finally:
-        kernels._plan, kernels.every = whole, every
+        kernels._plan, kernels.every = complete, every
 
 
 def check_packed(length, mask, segment_ids):

@@ -115,12 +115,12 @@ def check_rows_alone_are_shared():
     split = keras.distribution.DataParallel(devices=keras.distribution.list_devices("cpu"))
     rows = keras.distribution.TensorLayout(("batch", None, None), split.device_mesh)
     tokens = keras.distribution.TensorLayout(("batch", None), split.device_mesh)
-    whole = tuple(np.asarray(x) for x in banks(distribution((1, 8))))
+    complete = tuple(np.asarray(x) for x in banks(distribution((1, 8))))
     with split.scope():
         laid = [keras.distribution.distribute_tensor(x, rows) for x in (u, delta, B)]
         scan = jax.jit(lambda u, delta, B: selective_scan(u, delta, A, B, B))
         given = [keras.distribution.distribute_tensor(x, tokens) for x in given]
-        experts = jax.jit(lambda *given: expert_mlp(*given, *whole))
+        experts = jax.jit(lambda *given: expert_mlp(*given, *complete))
         for compiled in (scan.lower(*laid).compile(), experts.lower(*given).compile()):
             assert not collectives(compiled.as_text()), collectives(compiled.as_text())
 
@@ -188,8 +188,8 @@ def main():
             for v, slot in zip(model.trainable_variables, optimizer.momentums, strict=True):
                 assert slot.value.sharding.is_equivalent_to(v.value.sharding, v.value.ndim), v.path
             for v in model.trainable_variables + optimizer.variables:
-                whole = v.value.size == v.value.addressable_shards[0].data.size
-                assert whole == (not v._layout or all(axis is None for axis in v._layout.axes)), v.path
+                complete = v.value.size == v.value.addressable_shards[0].data.size
+                assert complete == (not v._layout or all(axis is None for axis in v._layout.axes)), v.path
                 if how[2] and v._layout and "model" in v._layout.axes and "ssm" not in v.path:
                     assert 8 * v.value.addressable_shards[0].data.size == v.value.size, v.path
     print("all are equal")

@@ -53,7 +53,7 @@ def model(seed=0):
     return made
 
 
-def whole(x):
+def complete(x):
     return np.asarray(x) if x.is_fully_addressable else process_allgather(x, tiled=True)
 
 
@@ -62,12 +62,12 @@ def variables(model):
 
 
 def state(model):
-    return [whole(v.value) for v in variables(model)]
+    return [complete(v.value) for v in variables(model)]
 
 
 def logits(model):
     call = jax.jit(lambda *values: model.stateless_call(*values, TOKENS[:8, :-1], training=False)[0])
-    return whole(
+    return complete(
         call(*([v.value for v in some] for some in (model.trainable_variables, model.non_trainable_variables)))
     )
 
@@ -137,7 +137,7 @@ def check_training_goes_on(folder):
 
 
 def weights(model):
-    return [whole(v.value) for v in model.weights]
+    return [complete(v.value) for v in model.weights]
 
 
 def check_presets(folder):

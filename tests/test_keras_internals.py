@@ -88,11 +88,11 @@ def test_parameters_are_those_of_now():
 def test_a_layer_is_told_after_each_build():
     class Told(internals.PostBuildHook, keras.layers.Dense):
         def _on_built(self):
-            self.told = self.kernel.shape
+            self.reported = self.kernel.shape
 
     layer = Told(2)
     layer(np.ones((1, 3), "float32"))
-    assert layer.told == (3, 2)
+    assert layer.reported == (3, 2)
 
 
 def test_the_tensor_of_a_variable_is_read_and_released():
@@ -172,7 +172,7 @@ def test_losses_and_metrics_say_whether_they_expect_probabilities():
 
 class Hooked(internals.SymbolicBuildHook, keras.Sequential):
     def _symbolic_build_data(self, iterator):
-        self.asked = iterator
+        self.requests = iterator
         return iterator
 
 
@@ -181,7 +181,7 @@ def test_a_model_sees_the_data_before_keras_builds_on_shapes():
     model = Hooked([keras.layers.Dense(1)])
     model.compile("sgd", "mse", metrics=["mae"])
     model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
-    assert model.asked is not None
+    assert model.requests is not None
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a hook of TensorFlow")
@@ -249,11 +249,11 @@ def test_an_export_of_keras_comes_from_its_export_modules():
 
 
 class Data(keras.utils.PyDataset):
-    asked = None
+    requests = None
 
     @property
     def workers(self):
-        self.asked = internals.asking_adapter(self, depth=1) or self.asked
+        self.requests = internals.asking_adapter(self, depth=1) or self.requests
         return internals.dataset_workers(self)
 
     @workers.setter
@@ -270,10 +270,10 @@ class Data(keras.utils.PyDataset):
 def test_the_adapter_that_asks_a_dataset_for_its_workers_can_shuffle():
     data, (model, _) = Data(workers=1), layers_inside()
     assert data.workers == 1
-    assert data.asked is None
+    assert data.requests is None
     model.compile("sgd", "mse")
     model.fit(data, shuffle=True, verbose=0)
-    assert data.asked.shuffle is True
+    assert data.requests.shuffle is True
 
 
 def test_the_layout_map_of_a_distribution_is_found():

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from checks import close, full, numpy, whole
+from checks import close, full, jitted, numpy
 from sklearn.datasets import load_digits
 
 import keras_jamba
@@ -45,10 +45,10 @@ def test_a_stream_ends_with_the_logits_of_the_clip_and_over_a_longer_wait_with_t
     model = keras_jamba.DHCJamba.from_preset("video_match")
     clips, labels = TASKS["match"].clips("test", 500, seed=7, frames=64)
     assert right(model, clips, labels) >= 95
-    step, cache = whole(model.step), model.init_cache(4, max_frames=64)
+    step, cache = jitted(model.step), model.init_cache(4, max_frames=64)
     for t in range(64):
         logits, cache = step(clips[:4, t], cache)
-    close(logits, numpy(whole(model)(clips[:4])), absolute=1e-4)
+    close(logits, numpy(jitted(model)(clips[:4])), absolute=1e-4)
 
 
 @full("jax")

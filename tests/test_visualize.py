@@ -144,8 +144,8 @@ def test_a_causal_token_sees_exactly_nothing_of_what_comes_later():
         assert field.max() == 1 and field[2:4, 2:4].max() > 0
         assert (later == 0).all() if direction == "causal" else (later > 0).any()
         # Without a token it is the last of a causal model, and the middle one of the other.
-        whole = visualize.receptive_field(model, images)
-        assert (whole > 0).all() if direction == "causal" else (whole == field).all()
+        complete = visualize.receptive_field(model, images)
+        assert (complete > 0).all() if direction == "causal" else (complete == field).all()
     model = model_of(**KINDS["frames"])
     field = visualize.receptive_field(model, some_images(model), token=1)
     assert (field[2] == 0).all() and (field[:2].max(axis=(1, 2)) > 0).all()

@@ -1,4 +1,4 @@
-"""Choosing tokens one after the other."""
+"""Text generation: samplers, and assistants for speculative decoding."""
 
 from keras_jamba.generation.assistants import Assistant, DraftModel, PromptLookup
 from keras_jamba.generation.samplers import BeamSampler, Sampler

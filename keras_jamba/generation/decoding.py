@@ -1,4 +1,4 @@
-"""The decoding loop: a prefill in chunks, then one token after the other over a cache of fixed capacity."""
+"""The decoding loop: a prefill in chunks, then one token per step with a cache of fixed capacity."""
 
 import functools
 
@@ -8,8 +8,8 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.generation.samplers import ProbabilitySampler
 
-# Capacities of caches and buffers are rounded up to multiples of these, and short prefills to powers of two from
-# MIN_CHUNK on: few shapes need few programs.
+# Capacities of caches and buffers are rounded up to these multiples, short prefills to powers of two from MIN_CHUNK.
+# Fewer shapes need fewer compiled programs.
 CAPACITY_MULTIPLE, BUFFER_MULTIPLE, MIN_CHUNK = 64, 32, 16
 
 
@@ -17,15 +17,15 @@ class Decoder:
     """Runs a model token by token.
 
     Args:
-        step: `(inputs, cache) -> (logits of the last token (b, 1, v), cache)`.
+        step: `step(inputs, cache) -> (logits (b, 1, v) of the last token, cache)`.
         variables: the variables that `step` reads.
-        sampler: chooses tokens.
-        stop_token_ids: a row is finished after one of these.
-        pad_token_id: fills finished rows.
+        sampler: the sampler, which chooses the tokens.
+        stop_token_ids: ids that finish a row.
+        pad_token_id: id that fills finished rows.
         compiled_step: `compiled_step` of another decoder with the same step and variables, or None.
     """
 
-    # Capacity that a cache needs beyond prompts and new tokens.
+    # Tokens of cache capacity beyond the prompts and the new tokens.
     extra_capacity = 0
 
     def __init__(self, step, variables, sampler, stop_token_ids, pad_token_id, compiled_step=None):
@@ -43,20 +43,28 @@ class Decoder:
         return _backend.compilation.compiled_while_loop(self._loop_body, self._variables)
 
     def prefill(self, token_ids, mask, cache, chunk_size):
-        """Returns `(logits (b, v) of the last tokens, cache)` after tokens `(b, t)` padded on the left.
+        """Runs the model on the prompts, `chunk_size` tokens at a time.
 
-        It reads `chunk_size` tokens at a time.
+        Args:
+            token_ids, mask: `(b, t)` NumPy arrays, int32 and bool, padded on the left.
+            cache: the cache before these tokens.
+            chunk_size: tokens per chunk.
+
+        Returns:
+            `(logits (b, v) of the last tokens, cache)`.
         """
         return prefilled(self.compiled_step, token_ids, mask, cache, chunk_size)
 
     def decode(self, logits, cache, prompts, uniforms, limits, interval):
-        """Yields new tokens of each row: the first, then `interval` per chunk, until all rows are finished.
+        """Yields chunks `(b, n)` of new tokens until all rows are finished.
+
+        The first chunk holds one token per row, the following chunks `interval` tokens.
 
         Args:
-            logits, cache: what `prefill` returned.
+            logits, cache: the outputs of `prefill`.
             prompts: the `Prompts`.
-            uniforms: the sampler's random numbers, `(n, b)` for n tokens.
-            limits: `(b,)`, the tokens that each row needs; the loop may choose more.
+            uniforms: the random numbers of the sampler, `(n, b)` for n tokens.
+            limits: `(b,)`, the most new tokens per row. The loop may choose more, which the caller drops.
             interval: tokens per chunk.
         """
         state = self.init_state(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
@@ -66,14 +74,14 @@ class Decoder:
             yield tokens
 
     def init_state(self, logits, cache, token_ids, mask, uniform):
-        """Returns the state of the loop with the first new token, from the logits after a prefill."""
+        """Returns the initial state of the loop. It holds the first new token, chosen from the logits of the prefill."""
         seen = self._seen(token_ids, mask, logits.shape[-1])
         token = self._sampler.choose(logits, ops.convert_to_tensor(uniform), seen)
         seen = self._mark_seen(seen, token)
         return {"token": token, "cache": cache, "finished": self._is_stop(token), "seen": seen}
 
     def advance(self, state, uniforms):
-        """Returns `(tokens (b, n), state)` for n rows of `uniforms`; the loop ends where all rows are finished."""
+        """Returns `(tokens (b, n), state)` for n rows of `uniforms`. The loop ends early if all rows are finished."""
         count = len(uniforms)
         padded = np.zeros((rounded_up(count, BUFFER_MULTIPLE), uniforms.shape[1]), "float32")
         padded[:count] = uniforms
@@ -84,23 +92,23 @@ class Decoder:
         return _backend.sharding.to_numpy(tokens)[:count].T, state
 
     def _loop(self, state, uniforms, count):
-        """Returns `(tokens (n, b), state)`; `uniforms` are `(n, b)`, of which the loop uses `count`."""
+        """Returns `(tokens (n, b), state)`. The loop uses the first `count` rows of `uniforms` `(n, b)`."""
         carry = {"step": ops.zeros((), "int32"), "count": ops.convert_to_tensor(count, "int32"), "state": state}
         carry |= {"uniforms": ops.convert_to_tensor(uniforms), "tokens": ops.full(uniforms.shape, self._pad, "int32")}
         end = self._compiled_loop(ops.logical_not(ops.all(state["finished"])), carry)
         return end["tokens"], end["state"]
 
     def _loop_body(self, carry):
-        here = ops.arange(carry["tokens"].shape[0], dtype="int32") == carry["step"]
-        uniform = ops.sum(ops.where(here[:, None], carry["uniforms"], 0.0), axis=0)
+        is_current = ops.arange(carry["tokens"].shape[0], dtype="int32") == carry["step"]
+        uniform = ops.sum(ops.where(is_current[:, None], carry["uniforms"], 0.0), axis=0)
         state = self._next_token(carry["state"], uniform, self._step)
-        tokens = ops.where(here[:, None], state["token"][None], carry["tokens"])
+        tokens = ops.where(is_current[:, None], state["token"][None], carry["tokens"])
         step = carry["step"] + 1
-        goes_on = ops.logical_and(step < carry["count"], ops.logical_not(ops.all(state["finished"])))
-        return goes_on, carry | {"step": step, "tokens": tokens, "state": state}
+        going = ops.logical_and(step < carry["count"], ops.logical_not(ops.all(state["finished"])))
+        return going, carry | {"step": step, "tokens": tokens, "state": state}
 
     def _loop_on_host(self, state, uniforms, count):
-        """`_loop` for samplers that no backend can compile."""
+        """Runs the loop in Python, for samplers that backends cannot compile. See `_loop`."""
         tokens = np.full(uniforms.shape, self._pad, "int32")
         for step in range(count):
             if _backend.sharding.to_numpy(state["finished"]).all():
@@ -110,7 +118,7 @@ class Decoder:
         return tokens, state
 
     def _next_token(self, state, uniform, step):
-        """Runs the model on the last token, and chooses the next."""
+        """Runs the model on the last token, chooses the next token and returns the new state."""
         logits, cache = step({"token_ids": state["token"][:, None]}, state["cache"])
         token = self._sampler.choose(logits[:, -1], uniform, state["seen"])
         token = ops.where(state["finished"], self._pad, token)
@@ -126,8 +134,8 @@ class Decoder:
         if not self._sampler.needs_seen:
             return ops.zeros((token_ids.shape[0], 0), "bool")
         seen = np.zeros((token_ids.shape[0], size), bool)
-        rows, places = np.nonzero(mask)
-        seen[rows, token_ids[rows, places]] = True
+        rows, positions = np.nonzero(mask)
+        seen[rows, token_ids[rows, positions]] = True
         return ops.convert_to_tensor(seen)
 
     def _mark_seen(self, seen, token):
@@ -137,7 +145,7 @@ class Decoder:
 
 
 def prefilled(step, token_ids, mask, cache, chunk_size):
-    """Returns what `Decoder.prefill` returns, for any `step`."""
+    """Runs any `step` on the prompts in chunks. See `Decoder.prefill`."""
     if _backend.compilation.has_jit():
         token_ids, mask = _padded_to_chunks(token_ids, mask, chunk_size)
     for begin in range(0, token_ids.shape[1], chunk_size):
@@ -150,14 +158,17 @@ def prefilled(step, token_ids, mask, cache, chunk_size):
 
 
 def _padded_to_chunks(token_ids, mask, chunk_size):
-    """Adds padding on the left, which takes no capacity: to full chunks, or below one to a power of two."""
+    """Pads on the left to full chunks, or to a power of two if there is less than one chunk.
+
+    Padding takes no capacity of the cache.
+    """
     length = token_ids.shape[1]
     if length < chunk_size:
         rounded = min(max(MIN_CHUNK, 1 << (length - 1).bit_length()), chunk_size)
     else:
         rounded = rounded_up(length, chunk_size)
-    more = ((0, 0), (rounded - length, 0))
-    return np.pad(token_ids, more), np.pad(mask, more)
+    padding = ((0, 0), (rounded - length, 0))
+    return np.pad(token_ids, padding), np.pad(mask, padding)
 
 
 def rounded_capacity(length):
@@ -166,5 +177,5 @@ def rounded_capacity(length):
 
 
 def rounded_up(value, multiple):
-    """Returns the least multiple of `multiple` that is at least `value`."""
+    """Returns `value` rounded up to a multiple of `multiple`."""
     return -(-value // multiple) * multiple

@@ -1,4 +1,4 @@
-"""The state of a model after a prompt."""
+"""The state of a language model after a prompt."""
 
 import zipfile
 import zlib
@@ -13,13 +13,13 @@ from keras_jamba import _files
 
 @dataclass(frozen=True)
 class PromptState:
-    """What a model has made of a prompt: to be gone on from many times, and saved.
+    """State of a model after one prompt. It can be saved, and continued any number of times.
 
     Attributes:
-        token_ids: the prompt's `(t,)`.
-        cache: the state after it, of one row.
-        logits: of the token after it, `(1, v)`.
-        model: what tells the model with its weights from others.
+        token_ids: `(t,)`, the ids of the prompt.
+        cache: the cache after the prompt, with one row.
+        logits: `(1, v)`, the logits of the token after the prompt.
+        model: the fingerprint of the model and its weights.
     """
 
     token_ids: np.ndarray
@@ -28,7 +28,7 @@ class PromptState:
     model: str
 
     def save(self, file):
-        """Writes it to a file, which `numpy.load` reads, and which appears whole or not at all."""
+        """Writes the state to a file in the format of `numpy.load`. The file appears complete or not at all."""
         leaves = {f"cache/{block}/{leaf}": x for block, state in self.cache.items() for leaf, x in state.items()}
         arrays = {name: _storable(x) for name, x in (leaves | {"logits": self.logits}).items()}
         with _files.atomic_file(file) as staged, open(staged, "wb") as stream:
@@ -36,13 +36,13 @@ class PromptState:
 
     @classmethod
     def load(cls, file):
-        """Reads what `save` wrote, on whichever backend.
+        """Returns the state in a file that `save` wrote on any backend.
 
         Raises:
-            ValueError: if the file is damaged or another's.
+            ValueError: if the file is damaged, or if `save` did not write it.
         """
         try:
-            # Opened here: of a damaged file NumPy would leave it open.
+            # NumPy does not close a damaged file that it opened itself.
             with open(Path(file), "rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             cache = {}
@@ -59,5 +59,5 @@ class PromptState:
 
 def _storable(x):
     x = ops.convert_to_numpy(ops.stop_gradient(x))
-    # NumPy's files do not know bfloat16; float32 holds it exactly.
+    # NumPy files do not support bfloat16. The conversion to float32 is exact.
     return x.astype("float32") if x.dtype.name == "bfloat16" else x

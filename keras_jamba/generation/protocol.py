@@ -1,18 +1,18 @@
-"""What generation needs of a language model."""
+"""The interface between generation and language models."""
 
 from typing import Any, Protocol
 
 
 class LanguageModel(Protocol):
-    """A causal model of token ids with a cache; `JambaCausalLM` is one.
+    """Interface of a causal language model with a cache. `JambaCausalLM` implements it.
 
     Attributes:
-        tokenizer: has `encode`, `decode` and, for conversations, `apply_chat_template`; or None.
+        tokenizer: an object with `encode`, `decode` and, for conversations, `apply_chat_template`; or None.
         generation_config: the dict of a generation_config.json, or None.
         sampler: the sampler of `compile`, or None.
-        backbone: has `with_room(cache, max_length)`, which returns a cache of a larger capacity.
+        backbone: an object with `with_room(cache, max_length)`, which returns a cache of larger capacity.
         variables: the variables that `step` reads.
-        weights: the weights, by which `_fingerprint` tells models from each other.
+        weights: the weights. Their values are part of `_fingerprint`.
     """
 
     tokenizer: Any
@@ -23,20 +23,26 @@ class LanguageModel(Protocol):
     weights: list
 
     def constructor_arguments(self):
-        """Returns a dict with vocab_size, pad_token_id, eos_token_id and transformers_config."""
+        """Returns a dict with the keys vocab_size, pad_token_id, eos_token_id and transformers_config."""
 
     def init_cache(self, batch_size, max_length):
         """Returns the cache before the first token, with capacity for `max_length` tokens."""
 
     def step(self, inputs, cache, logits_to_keep=None, return_rollback_state=False):
-        """Returns `(logits (b, t, v), cache)` of `{"token_ids": (b, t)}` after the tokens of the cache.
+        """Runs the model on tokens that follow the tokens of the cache.
 
-        `inputs` may have a "padding_mask" `(b, t)`. `logits_to_keep=1` keeps the logits of the last token. With
-        `return_rollback_state` a third value is what `rollback` takes.
+        Args:
+            inputs: `{"token_ids": (b, t)}`, optionally with a "padding_mask" `(b, t)`.
+            cache: the cache of the previous tokens.
+            logits_to_keep: 1 keeps the logits of the last token, None those of all tokens.
+            return_rollback_state: whether to return the rollback state as a third value.
+
+        Returns:
+            `(logits (b, t, v), cache)`, or `(logits, cache, rollback_state)`.
         """
 
     def rollback(self, rollback_state, count):
-        """Returns the cache after only the first `count` `(b,)` tokens of each row of a step."""
+        """Returns the cache after the first `count` `(b,)` tokens per row of a step."""
 
     def _fingerprint(self):
-        """Returns text that differs between models with other arguments or weights, equal on all backends."""
+        """Returns text that identifies the arguments and the weights of the model. It is equal on all backends."""

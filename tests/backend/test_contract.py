@@ -173,18 +173,18 @@ def test_a_function_that_a_backend_cannot_offer_refuses_with_its_reason(module, 
 
 def test_what_refuses_says_so_beforehand():
     """The functions by which callers ask, on the backends where they must have a reason."""
-    backend, asked = keras.backend.backend(), _backend
+    backend, requests = keras.backend.backend(), _backend
     refusing = {name for _, name, *_ in REFUSING}
     assert ("split_rows" in refusing) == (backend == "jax")
-    assert ("fused_adamw" in refusing) == (not asked.optimizer.has_fused_adamw()) == (backend != "torch")
-    assert ("shard_map" in refusing) == (not asked.sharding.supports_model_parallel()) == (backend != "jax")
+    assert ("fused_adamw" in refusing) == (not requests.optimizer.has_fused_adamw()) == (backend != "torch")
+    assert ("shard_map" in refusing) == (not requests.sharding.supports_model_parallel()) == (backend != "jax")
     assert ("grouped_matmul" in refusing) == ("triton_launcher" in refusing) == (backend == "tensorflow")
-    assert bool(asked.numerics.why_no_grouped_matmul("cpu", "float32", (4, 4))) == (backend == "tensorflow")
-    assert asked.sharding.active_mesh() is None
+    assert bool(requests.numerics.why_no_grouped_matmul("cpu", "float32", (4, 4))) == (backend == "tensorflow")
+    assert requests.sharding.active_mesh() is None
     if backend == "tensorflow":
-        assert asked.kernels.why_no_triton() == asked.kernels.why_no_triton_op((1, 1, 1)) is not None
+        assert requests.kernels.why_no_triton() == requests.kernels.why_no_triton_op((1, 1, 1)) is not None
         with pytest.raises(NotImplementedError, match="triton_op is not available here"):
-            asked.kernels.triton_op(None, None)((), ())
-    if not asked.optimizer.has_fused_adamw():
+            requests.kernels.triton_op(None, None)((), ())
+    if not requests.optimizer.has_fused_adamw():
         with pytest.raises(NotImplementedError, match="HostStepCounter is not available here"):
-            asked.optimizer.HostStepCounter()
+            requests.optimizer.HostStepCounter()

@@ -212,19 +212,19 @@ def test_a_handle_must_name_owner_and_model():
 def test_a_handle_downloads_what_is_needed_and_loads_it(folder, monkeypatch):
     import huggingface_hub
 
-    asked = {}
+    requests = {}
 
     def download(name, revision=None, allow_patterns=None):
-        asked.update(name=name, revision=revision, allow_patterns=allow_patterns)
+        requests.update(name=name, revision=revision, allow_patterns=allow_patterns)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     model = load("hf://owner/name@v2")
-    assert asked["name"] == "owner/name" and asked["revision"] == "v2"
+    assert requests["name"] == "owner/name" and requests["revision"] == "v2"
     # Neither pickles nor another library's weights; but what save_to_preset writes.
     wanted = {"config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model.weights.h5"}
     for file in (*wanted, "pytorch_model.bin", "tf_model.h5"):
-        assert any(fnmatch.fnmatch(file, pattern) for pattern in asked["allow_patterns"]) == (file in wanted)
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in requests["allow_patterns"]) == (file in wanted)
     assert model.count_params() == load(folder).count_params()
 
 

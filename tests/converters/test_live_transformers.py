@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import torch
-from checks import full, numpy, whole
+from checks import full, jitted, numpy
 from transformers import JambaConfig, JambaForCausalLM, JambaForSequenceClassification, MambaConfig, MambaForCausalLM
 
 import keras_jamba
@@ -78,7 +78,7 @@ def test_a_jamba_of_transformers_has_the_same_logits_here_and_back_there(tmp_pat
     other.save_pretrained(tmp_path / "theirs", max_shard_size=max_shard_size)
     expected = theirs(other, IDS)
     ours = keras_jamba.JambaCausalLM.from_preset(tmp_path / "theirs")
-    np.testing.assert_allclose(numpy(whole(ours)(IDS)), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(numpy(jitted(ours)(IDS)), expected, rtol=0, atol=1e-4)
     shards = 10**9 if max_shard_size == "5GB" else 8000
     ours.export_to_transformers(tmp_path / "ours", max_shard_bytes=shards)
     back = JambaForCausalLM.from_pretrained(tmp_path / "ours")
@@ -104,7 +104,7 @@ def test_stacked_experts_of_version_five_are_read(tmp_path):
     other = drawn(JambaForCausalLM(JambaConfig(**TINY)))
     other.save_pretrained(tmp_path / "stacked", save_original_format=False)
     ours = keras_jamba.JambaCausalLM.from_preset(tmp_path / "stacked")
-    np.testing.assert_allclose(numpy(whole(ours)(IDS)), theirs(other, IDS), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(numpy(jitted(ours)(IDS)), theirs(other, IDS), rtol=0, atol=1e-4)
 
 
 def test_weights_in_bfloat16_stay_what_they_are(tmp_path):
@@ -123,12 +123,12 @@ def test_a_classifier_goes_there_and_back_and_takes_the_body_of_a_language_model
     other.save_pretrained(tmp_path / "theirs")
     expected = theirs(other, IDS)
     ours = keras_jamba.JambaClassifier.from_preset(tmp_path / "theirs")
-    np.testing.assert_allclose(numpy(whole(ours)(IDS)), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(numpy(jitted(ours)(IDS)), expected, rtol=0, atol=1e-4)
     ours.export_to_transformers(tmp_path / "ours")
     back = JambaForSequenceClassification.from_pretrained(tmp_path / "ours")
     np.testing.assert_array_equal(theirs(back, IDS), expected)
     five = keras_jamba.JambaClassifier.from_preset(tmp_path / "theirs", num_classes=5)
-    assert numpy(whole(five)(IDS)).shape == (2, 5) and "no head for this task" in caplog.text
+    assert numpy(jitted(five)(IDS)).shape == (2, 5) and "no head for this task" in caplog.text
     np.testing.assert_array_equal(numpy(five.token_embedding.embeddings), numpy(ours.token_embedding.embeddings))
 
 
@@ -138,7 +138,7 @@ def test_a_mamba_of_transformers_goes_there_and_back(tmp_path):
     other.save_pretrained(tmp_path / "theirs")
     expected = theirs(other, IDS)
     ours = keras_jamba.JambaCausalLM.from_preset(tmp_path / "theirs")
-    np.testing.assert_allclose(numpy(whole(ours)(IDS)), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(numpy(jitted(ours)(IDS)), expected, rtol=0, atol=1e-4)
     ours.export_to_transformers(tmp_path / "ours")
     np.testing.assert_array_equal(theirs(MambaForCausalLM.from_pretrained(tmp_path / "ours"), IDS), expected)
 
@@ -149,4 +149,4 @@ def test_a_model_from_here_is_read_there(tmp_path):
     ours.export_to_transformers(tmp_path / "ours")
     ids = IDS % 19
     other = JambaForCausalLM.from_pretrained(tmp_path / "ours").eval()
-    np.testing.assert_allclose(theirs(other, ids), numpy(whole(ours)(ids)), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(theirs(other, ids), numpy(jitted(ours)(ids)), rtol=0, atol=1e-4)

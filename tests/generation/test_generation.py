@@ -50,16 +50,16 @@ def greedy(whole_pass, prompt, count):
 
 @full("jax", "tensorflow")
 def test_each_prompt_of_a_batch_gives_what_whole_passes_give(model):
-    rows, whole_pass = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None), checks.whole(model)
+    rows, whole_pass = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None), checks.complete(model)
     for prompt, row in zip(PROMPTS, rows, strict=True):
         assert row.dtype == np.int32 and row.tolist() == greedy(whole_pass, prompt, 6)
 
 
 def test_a_row_ends_with_its_stop_token_and_the_others_go_on(model):
-    whole = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
-    stop = int(whole[0][len(PROMPTS[0]) + 2])
+    complete = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
+    stop = int(complete[0][len(PROMPTS[0]) + 2])
     rows = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=[stop])
-    for prompt, reference, row in zip(PROMPTS, whole, rows, strict=True):
+    for prompt, reference, row in zip(PROMPTS, complete, rows, strict=True):
         new = reference[len(prompt) :].tolist()
         end = new.index(stop) + 1 if stop in new else 6
         assert row.tolist() == reference[: len(prompt) + end].tolist()
@@ -67,13 +67,13 @@ def test_a_row_ends_with_its_stop_token_and_the_others_go_on(model):
 
 
 def test_auto_stops_at_the_models_own_ends(model):
-    whole, own = model.generate(PROMPTS[0], max_new_tokens=6, stop_token_ids=None), model._config["eos_token_id"]
-    model._config["eos_token_id"] = [int(whole[-4]), 96]
+    complete, own = model.generate(PROMPTS[0], max_new_tokens=6, stop_token_ids=None), model._config["eos_token_id"]
+    model._config["eos_token_id"] = [int(complete[-4]), 96]
     try:
         row = model.generate(PROMPTS[0], max_new_tokens=6)
     finally:
         model._config["eos_token_id"] = own
-    assert row.tolist() == whole[: whole.tolist().index(whole[-4], len(PROMPTS[0])) + 1].tolist()
+    assert row.tolist() == complete[: complete.tolist().index(complete[-4], len(PROMPTS[0])) + 1].tolist()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -173,7 +173,7 @@ def test_a_router_that_looks_at_values_still_generates():
     model.token_embedding.embeddings.assign(keras.random.normal((31, 16), seed=1))
     row = model.generate([1, 2, 3], max_new_tokens=8, stop_token_ids=None)
     # Whole passes see all tokens at once, and the first of them decides: so token by token.
-    step, cache, found = checks.whole(model.step), model.init_cache(1, 16), [1, 2, 3]
+    step, cache, found = checks.complete(model.step), model.init_cache(1, 16), [1, 2, 3]
     logits, cache = step({"token_ids": np.array([[1, 2, 3]])}, cache)
     for _ in range(8):
         found.append(int(numpy(logits)[0, -1].argmax()))
@@ -204,8 +204,8 @@ def test_compile_takes_the_samplers_of_keras_hub(model):
             return keras.ops.top_k(probabilities, 2)[1][:, 1]
 
     row = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, sampler=Second(), strip_prompt=True)
-    whole = numpy(checks.whole(model)(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
-    np.testing.assert_array_equal(row, np.argsort(whole, axis=-1)[:, -2])
+    complete = numpy(checks.complete(model)(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
+    np.testing.assert_array_equal(row, np.argsort(complete, axis=-1)[:, -2])
     model.compile(sampler=Second())
     again = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, strip_prompt=True)
     model.compile()

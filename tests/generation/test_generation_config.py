@@ -68,24 +68,24 @@ def of_ours(ours, config, **given):
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
+def complete(folder):
     write(folder, {})
     return generated(folder, max_new_tokens=24)
 
 
 @full("jax", "tensorflow")
-def test_rows_end_with_the_tokens_of_generation_config(ours, folder, whole):
-    stop = whole[9]
+def test_rows_end_with_the_tokens_of_generation_config(ours, folder, complete):
+    stop = complete[9]
     for config in ({"eos_token_id": [2, stop]}, {"eos_token_id": stop, "max_new_tokens": 12}, {"eos_token_id": None}):
         write(folder, config)
         for given in ({"max_new_tokens": 16}, {}):
             assert of_ours(ours, config, **given) == generated(folder, **given), (config, given)
-    assert of_ours(ours, {"eos_token_id": stop}, stop_token_ids=None, max_new_tokens=24) == whole
+    assert of_ours(ours, {"eos_token_id": stop}, stop_token_ids=None, max_new_tokens=24) == complete
     # Without the file it is config.json that names them, and a file that names none names none.
     ours._config["eos_token_id"] = stop
     try:
-        assert of_ours(ours, None, max_new_tokens=20) == whole[: whole.index(stop, 4) + 1]
-        assert of_ours(ours, {}, max_new_tokens=24) == whole
+        assert of_ours(ours, None, max_new_tokens=20) == complete[: complete.index(stop, 4) + 1]
+        assert of_ours(ours, {}, max_new_tokens=24) == complete
     finally:
         ours._config["eos_token_id"] = 2
 
@@ -196,8 +196,8 @@ def test_options_that_change_nothing_are_passed_over(ours, neutral):
     assert of_ours(ours, neutral, max_new_tokens=3) == of_ours(ours, None, max_new_tokens=3)
 
 
-def test_the_file_goes_with_the_model(theirs, folder, whole, tmp_path):
-    config = {"eos_token_id": [2, whole[9]], "max_new_tokens": 9, "note": "ü"}
+def test_the_file_goes_with_the_model(theirs, folder, complete, tmp_path):
+    config = {"eos_token_id": [2, complete[9]], "max_new_tokens": 9, "note": "ü"}
     write(folder, config)
     model = keras_jamba.JambaCausalLM.from_preset(folder)
     assert model.generation_config == config

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import numpy, whole
+from checks import jitted, numpy
 from keras import ops
 from tiny_text import SIZE, tiny
 
@@ -179,7 +179,7 @@ def test_what_followed_the_latest_of_the_longest_beginnings_is_proposed():
     rng = np.random.default_rng(0)
     tokens, ends = rng.integers(0, 4, (40, 24)).astype("int32"), rng.integers(2, 25, 40).astype("int32")
     lookup = PromptLookup(5, max_ngram=3)
-    found = numpy(whole(lambda *given: lookup.propose({}, *given)[0])(*map(ops.convert_to_tensor, (tokens, ends))))
+    found = numpy(jitted(lambda *given: lookup.propose({}, *given)[0])(*map(ops.convert_to_tensor, (tokens, ends))))
     for row, end, proposals in zip(tokens.tolist(), ends, found.tolist(), strict=True):
         assert proposals == (looked_up(row[:end], 5, 3) or [-1] * 5)
     assert (found < 0).any() and looked_up([1, 2, 1, 2], 5, 3) == [1, 2, 1, 2, 1]

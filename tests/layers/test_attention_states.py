@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import full, numpy, variable_gradients, whole
+from checks import full, jitted, numpy, variable_gradients
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer
@@ -21,12 +21,12 @@ def layer(request):
 
 @pytest.fixture(scope="module")
 def step(layer):
-    return whole(layer.step)
+    return jitted(layer.step)
 
 
 @pytest.fixture(scope="module")
 def with_state(layer):
-    return whole(lambda x, state=None: layer(x, initial_state=state, return_state=True))
+    return jitted(lambda x, state=None: layer(x, initial_state=state, return_state=True))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_window_is_attention_with_a_band(features, window, causal):
     mask = np.ones((3, LENGTH), bool)
     mask[0, [0, 4, 8]] = mask[1, 2:4] = False
     ids = np.array([[0, 0, 0, 1, 1, 1, 1, 1, 1]] * 3)
-    outputs = numpy(whole(layer)(features, mask=mask, segment_ids=ids))
+    outputs = numpy(jitted(layer)(features, mask=mask, segment_ids=ids))
     q, k, v = (numpy(f(features)).reshape(3, LENGTH, 2, 4) for f in (layer.q_proj, layer.k_proj, layer.v_proj))
     scores = np.einsum("bthc,bshc->bhts", q, k) / 2
     place = np.cumsum(mask, axis=1)
@@ -132,7 +132,7 @@ def test_documents_are_alone(features, causal):
     layer = AttentionLayer(8, num_heads=2, causal=causal)
     layer.build(features.shape)
     ids = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
-    call = whole(layer)
+    call = jitted(layer)
     packed = numpy(call(features, segment_ids=ids))
     for i in range(3):
         alone = call(features[:, ids[0] == i])
@@ -145,8 +145,8 @@ def test_a_cache_goes_on_with_its_last_document(layer, step, features):
     np.testing.assert_array_equal(numpy(cache["start"]), [2, 2, 2])
     more = np.array([[1, 1, 2, 2]] * 3)
     outputs, cache = step(features[:, 5:], cache, segment_ids=more)
-    np.testing.assert_allclose(numpy(outputs)[:, :2], numpy(whole(layer)(features[:, 2:7]))[:, 3:], atol=2e-5)
-    np.testing.assert_allclose(numpy(outputs)[:, 2:], numpy(whole(layer)(features[:, 7:])), atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[:, :2], numpy(jitted(layer)(features[:, 2:7]))[:, 3:], atol=2e-5)
+    np.testing.assert_allclose(numpy(outputs)[:, 2:], numpy(jitted(layer)(features[:, 7:])), atol=2e-5)
     np.testing.assert_array_equal(numpy(cache["start"]), [7, 7, 7])
 
 
@@ -164,20 +164,20 @@ def test_a_windowed_cache_runs_for_ever(features, begin):
     layer.build(features.shape)
     begin = ops.full((3,), begin, "int32")
     cache = layer.init_cache(3) | {"length": begin, "start": begin}
-    step = whole(layer.step)
+    step = jitted(layer.step)
     for i in range(3 * LENGTH):
         y, cache = step(features[:, i % LENGTH][:, None], cache)
     assert cache["key"].shape == (3, 4, 2, 4)
-    np.testing.assert_allclose(numpy(y)[:, 0], numpy(whole(layer)(features[:, -4:]))[:, -1], atol=1e-4)
+    np.testing.assert_allclose(numpy(y)[:, 0], numpy(jitted(layer)(features[:, -4:]))[:, -1], atol=1e-4)
 
 
 def test_a_window_is_whole_however_little_was_seen_first(features):
     layer = AttentionLayer(8, num_heads=2, attention_window=6)
     layer.build(features.shape)
-    first, state = whole(lambda x: layer(x, return_state=True))(features[:, :2])
-    rest, _ = whole(layer.step)(features[:, 2:], state)
+    first, state = jitted(lambda x: layer(x, return_state=True))(features[:, :2])
+    rest, _ = jitted(layer.step)(features[:, 2:], state)
     outputs = np.concatenate([numpy(first), numpy(rest)], axis=1)
-    np.testing.assert_allclose(outputs, numpy(whole(layer)(features)), atol=2e-5)
+    np.testing.assert_allclose(outputs, numpy(jitted(layer)(features)), atol=2e-5)
     with pytest.raises(ValueError, match="or a complete window. Received: a capacity of 3 tokens, 9 needed"):
         layer.step(features, layer.init_cache(3, max_length=3))
 

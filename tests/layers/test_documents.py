@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from checks import full, numpy, whole
+from checks import full, jitted, numpy
 from hypothesis import strategies as st
 
 from keras_jamba import JambaBackbone
@@ -28,7 +28,7 @@ class Case:
         keras.utils.set_random_seed(0)
         self.layer, self.mask = LAYERS[name](), "padding_mask" if name == "backbone" else "mask"
         self.layer.build((None, None, WIDTH))
-        self.program, self.step = whole(self.layer), whole(self.layer.step)
+        self.program, self.step = jitted(self.layer), jitted(self.layer.step)
 
     def given(self, sequence, here=slice(None)):
         named = {self.mask: sequence["mask"], **{k: sequence[k] for k in ("segment_ids", "reset_mask")}}
@@ -104,7 +104,7 @@ def test_two_directions_keep_documents_and_resets_apart(kind):
     )
     features = np.random.default_rng(0).standard_normal((1, 9, WIDTH)).astype("float32")
     layer.build(features.shape)
-    call = whole(layer)
+    call = jitted(layer)
     resets = np.isin(np.arange(9), [3, 6])[None]
     expected = np.concatenate([numpy(call(features[:, a : a + 3])) for a in (0, 3, 6)], axis=1)
     for given in ({"segment_ids": np.array([[5, 5, 5, 1, 1, 1, 5, 5, 5]])}, {"reset_mask": resets}):
@@ -124,10 +124,10 @@ def test_a_reset_among_tokens_that_are_taken_back_never_happened(case):
             x[:, :1], case.layer.step(x[:, 2:5], cache, reset_mask=resets[:, 2:5])[1]
         )[0]
 
-    found, expected = numpy(whole(both)(features, resets, np.array([3, 0], "int32")))
+    found, expected = numpy(jitted(both)(features, resets, np.array([3, 0], "int32")))
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     held = numpy(
-        whole(
+        jitted(
             lambda x: case.layer.step(x[:, :1], case.layer.step(x[:, :2], case.layer.init_cache(BATCH, LENGTH))[1])[0]
         )(features)
     )
@@ -139,7 +139,7 @@ def test_a_cache_with_room_for_each_document_goes_on_for_ever():
     layer = AttentionLayer(WIDTH, num_heads=2)
     features = np.random.default_rng(0).standard_normal((1, 9, WIDTH)).astype("float32")
     layer.build(features.shape)
-    step, cache, outputs = whole(layer.step), layer.init_cache(1, 3), []
+    step, cache, outputs = jitted(layer.step), layer.init_cache(1, 3), []
     for t in range(9):
         y, cache = step(features[:, t : t + 1], cache, reset_mask=np.array([[t in (2, 5, 6)]]))
         outputs.append(numpy(y))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from checks import full, numpy, variable_gradients, whole
+from checks import full, jitted, numpy, variable_gradients
 from keras import ops
 
 from keras_jamba.layers import AttentionLayer, FeedForward, MambaLayer, MoELayer, enable_lora, merge_lora, quantize
@@ -83,17 +83,17 @@ def test_adapters_start_as_nothing_and_merged_are_the_same(target, make, mode):
     layer = built(make())
     if mode:
         quantize(layer, mode)
-    before = numpy(whole(lambda x: layer(x, **GIVEN[target]))(X))
+    before = numpy(jitted(lambda x: layer(x, **GIVEN[target]))(X))
     enable_lora(layer, 2, target)
-    np.testing.assert_array_equal(numpy(whole(lambda x: layer(x, **GIVEN[target]))(X)), before)
+    np.testing.assert_array_equal(numpy(jitted(lambda x: layer(x, **GIVEN[target]))(X)), before)
     for variable in layer.trainable_weights:
         variable.assign(0.3 * np.random.default_rng(2).standard_normal(variable.shape))
-    trained = numpy(whole(lambda x: layer(x, **GIVEN[target]))(X))
+    trained = numpy(jitted(lambda x: layer(x, **GIVEN[target]))(X))
     assert np.abs(trained - before).max() > 0.01
     count = len(layer.weights)
     merge_lora(layer)
     assert len(layer.weights) < count
-    merged = numpy(whole(lambda x: layer(x, **GIVEN[target]))(X))
+    merged = numpy(jitted(lambda x: layer(x, **GIVEN[target]))(X))
     # In few bits the sum is rounded again.
     allowed = {None: 1e-5, "int8": 0.05, "int4": 0.6}[mode]
     assert np.abs(merged - trained).max() < allowed * max(1, np.abs(trained).max())
@@ -106,12 +106,12 @@ GIVEN = {"mamba": {}, "experts": {"record": False}}
 def test_only_adapters_are_trained_and_their_share_is_told(capsys):
     layer = built(MambaLayer(**MAMBA))
     count = sum(int(np.prod(v.shape)) for v in layer.weights)
-    told = enable_lora(layer, 2, "mamba.in_proj")
+    reported = enable_lora(layer, 2, "mamba.in_proj")
     assert [v.path for v in layer.trainable_weights] == [
         f"{layer.name}/in_proj/kernel_lora_a",
         f"{layer.name}/in_proj/kernel_lora_b",
     ]
-    assert told == {"trained": 2 * (8 + 32), "weights": count + 80, "share": 80 / (count + 80)}
+    assert reported == {"trained": 2 * (8 + 32), "weights": count + 80, "share": 80 / (count + 80)}
     assert f"80 of {count + 80:,} weights are trained" in capsys.readouterr().out
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import gradients, numpy, whole
+from checks import gradients, jitted, numpy
 from keras import ops
 
 from keras_jamba.layers import FeedForward, GatedConvLayer, JambaBlock, MambaLayer, detach_state
@@ -23,12 +23,12 @@ def layer():
 
 @pytest.fixture(scope="module")
 def step(layer):
-    return whole(layer.step)
+    return jitted(layer.step)
 
 
 @pytest.fixture(scope="module")
 def with_state(layer):
-    return whole(lambda x, **given: layer(x, return_state=True, **given))
+    return jitted(lambda x, **given: layer(x, return_state=True, **given))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_documents_are_alone(features, bidirectional):
     layer = MambaLayer(8, d_state=4, bidirectional=bidirectional)
     ids = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
     layer.build(features.shape)
-    call = whole(layer)
+    call = jitted(layer)
     packed = numpy(call(features, segment_ids=ids))
     for i in range(3):
         alone = call(features[:, ids[0] == i])
@@ -74,7 +74,7 @@ def test_documents_are_alone(features, bidirectional):
 
 
 def test_another_document_than_the_states_begins_anew(layer, with_state, features):
-    call = whole(layer)
+    call = jitted(layer)
     _, state = with_state(features[:, :4], segment_ids=np.array([[0, 0, 1, 1]] * 3))
     np.testing.assert_array_equal(numpy(state["document"]), [1, 1, 1])
     # Row 0 goes on, row 1 begins, row 2 sees padding first, and only then another document.
@@ -119,7 +119,7 @@ def test_a_bidirectional_layer_sees_both_ways_and_is_the_sum_of_its_halves(featu
 
 
 def test_gradients_flow_through_the_states_as_through_the_whole(layer, features):
-    def whole(x):
+    def jitted(x):
         return ops.sum(layer(x) ** 2)
 
     def truncated(x, detach):
@@ -127,7 +127,7 @@ def test_gradients_flow_through_the_states_as_through_the_whole(layer, features)
         state = detach_state(state) if detach else state
         return ops.sum(y**2) + ops.sum(layer(x[:, 5:], initial_state=state) ** 2)
 
-    (expected,) = gradients(whole, [features])
+    (expected,) = gradients(jitted, [features])
     (through,) = gradients(lambda x: truncated(x, False), [features])
     (cut,) = gradients(lambda x: truncated(x, True), [features])
     np.testing.assert_allclose(through, expected, rtol=1e-3, atol=1e-4)

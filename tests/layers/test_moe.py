@@ -68,12 +68,12 @@ def test_what_the_router_decided_can_be_had_at_every_call(features):
 
 def test_decisions_come_without_statistics_where_these_are_not_wanted(features):
     layer = MoELayer(8, num_experts=4)
-    whole = numpy(layer(features, return_routing=True)[1])
+    complete = numpy(layer(features, return_routing=True)[1])
     decisions = numpy(layer(features, return_routing="decisions")[1])
     assert set(decisions) == {"logits", "probabilities", "weights", "indices"}
     for name, x in decisions.items():
-        np.testing.assert_allclose(x, whole[name], rtol=1e-6)
-    np.testing.assert_allclose(numpy(layer.usage), whole["expert_share"], rtol=1e-6)
+        np.testing.assert_allclose(x, complete[name], rtol=1e-6)
+    np.testing.assert_allclose(numpy(layer.usage), complete["expert_share"], rtol=1e-6)
     specs = layer.compute_output_spec(keras.KerasTensor((2, 7, 8)), return_routing="decisions")[1]
     assert set(specs) == set(decisions)
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import full, numpy, whole
+from checks import full, jitted, numpy
 
 from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, JambaBlock, MambaLayer
 
@@ -57,7 +57,7 @@ def test_with_documents_and_padding_the_cache_is_that_of_the_tokens_that_stay(la
         _, expected = layer.step(x[:, BEFORE:], cache, **rest | {"mask": stays & rest.get("mask", True)})
         return outputs, plain, layer.rollback(rollback_state, count), expected
 
-    outputs, plain, found, expected = numpy(whole(both)(features, COUNTS))
+    outputs, plain, found, expected = numpy(jitted(both)(features, COUNTS))
     np.testing.assert_array_equal(outputs, plain)
     assert found.keys() == expected.keys()
     for name, x in found.items():
@@ -94,7 +94,7 @@ def found(layer, features):
         )
         return found | dict(outputs=layer.step(x[:, -1:], back)[0], rows=layer(rows, mask=real))
 
-    return numpy(whole(all_of_it)(features, rows, COUNTS, np.zeros(4, "int32"), np.full(4, LENGTH, "int32")))
+    return numpy(jitted(all_of_it)(features, rows, COUNTS, np.zeros(4, "int32"), np.full(4, LENGTH, "int32")))
 
 
 def same(found, expected, tolerance=1e-6):
@@ -123,7 +123,7 @@ def test_no_projection_runs_again(layer, found, monkeypatch):
 
     monkeypatch.setattr(keras.layers.Dense, "call", refuses)
     rollback_state = keras.tree.map_structure(keras.ops.convert_to_tensor, found["rollback_state"])
-    same(numpy(whole(layer.rollback)(rollback_state, COUNTS)), found["back"])
+    same(numpy(jitted(layer.rollback)(rollback_state, COUNTS)), found["back"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import close, numpy, whole
+from checks import close, jitted, numpy
 from keras import ops
 
 from keras_jamba import layers
@@ -98,7 +98,7 @@ def test_readouts_are_mean_weighted_mean_and_last(readout_inputs):
 @pytest.mark.parametrize("make", [layers.MeanReadout, layers.LastReadout, pooling])
 def test_steps_of_a_readout_give_what_the_whole_gives(readout_inputs, make):
     layer = make()
-    step, call = whole(layer.step), whole(layer)
+    step, call = jitted(layer.step), jitted(layer)
     cache, seen = layer.init_cache(2, 4), 0
     for tokens in (1, 3, 1, 5):
         outputs, cache = step(readout_inputs[:, seen : seen + tokens], cache)
@@ -157,7 +157,7 @@ def test_a_gated_convolution_goes_on_from_any_cut_and_begins_anew_with_a_documen
     layer = layers.GatedConvLayer(6)
     layer.build((2, 9, 6))
     x = RANDOM.standard_normal((2, 9, 6)).astype("float32")
-    step, call = whole(layer.step), whole(layer)
+    step, call = jitted(layer.step), jitted(layer)
     cache, parts = layer.init_cache(2), []
     for start, end in ((0, 4), (4, 5), (5, 9)):
         outputs, cache = step(x[:, start:end], cache)

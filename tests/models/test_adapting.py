@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from checks import full, numpy, whole
+from checks import full, jitted, numpy
 from golden_jamba import FOLDER, recorded
 from keras import ops
 
@@ -39,7 +39,7 @@ def logits(model, inputs):
         values = [[v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
         return model.stateless_call(*values, x)[0]
 
-    return numpy(whole(run)(ops.convert_to_tensor(inputs)))
+    return numpy(jitted(run)(ops.convert_to_tensor(inputs)))
 
 
 def values(model):
@@ -309,8 +309,8 @@ def test_bits_are_not_asked_for_by_a_policy_of_the_whole():
 def test_all_layers_of_a_name_are_trained_whole_and_none_in_few_bits():
     model = tiny()
     model.enable_lora(2, "mamba", also_train="mixer_norm")
-    whole = [v.path for v in model.trainable_weights if "_lora_" not in v.path]
-    assert whole == ["backbone/block_0/mixer_norm/scale", "backbone/block_1/mixer_norm/scale"]
+    jitted = [v.path for v in model.trainable_weights if "_lora_" not in v.path]
+    assert jitted == ["backbone/block_0/mixer_norm/scale", "backbone/block_1/mixer_norm/scale"]
     few = tiny(quantization="int8")
     with pytest.raises(ValueError, match="layers of also_train must be in floating point"):
         few.enable_lora(2, "mamba", also_train="q_proj")

@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from checks import full, numpy, whole
+from checks import full, jitted, numpy
 from hypothesis import strategies as st
 from keras import ops
 
@@ -31,12 +31,12 @@ def backbone(request):
 
 @pytest.fixture(scope="module")
 def call(backbone):
-    return whole(backbone)
+    return jitted(backbone)
 
 
 @pytest.fixture(scope="module")
 def step(backbone):
-    return whole(backbone.step)
+    return jitted(backbone.step)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_pieces_with_any_padding_are_each_document_alone(backbone, step, cuts, m
 @full("jax")
 def test_calls_with_states_are_the_whole_too(backbone, features):
     expected = numpy(backbone(features))
-    call = whole(lambda x, state=None: backbone(x, initial_state=state, return_state=True))
+    call = jitted(lambda x, state=None: backbone(x, initial_state=state, return_state=True))
     first, state = call(features[:, :7])
     second, _ = call(features[:, 7:], state)
     np.testing.assert_allclose(np.concatenate([numpy(first), numpy(second)], axis=1), expected, atol=1e-4)
@@ -162,7 +162,7 @@ def test_tokens_that_are_taken_back_were_never_given(backbone, features):
             alone.append(backbone.step(*given, padding_mask=mask[row : row + 1, :kept])[1])
         return backbone.rollback(rollback_state, count), alone
 
-    found, alone = numpy(whole(both)(ops.convert_to_tensor(features), ops.convert_to_tensor(counts)))
+    found, alone = numpy(jitted(both)(ops.convert_to_tensor(features), ops.convert_to_tensor(counts)))
     assert found.keys() == backbone.init_cache(BATCH, LENGTH).keys()
     for name, block in found.items():
         for leaf, x in block.items():
@@ -217,7 +217,7 @@ def test_states_keep_their_dtypes_under_mixed_precision(features):
     model = keras_jamba.JambaBackbone(
         d_model=WIDTH, num_layers=2, mamba_ratio=1, moe_frequency=0, num_heads=2, d_state=4, dtype="mixed_bfloat16"
     )
-    expected, step = numpy(ops.cast(whole(model)(features), "float32")), whole(model.step)
+    expected, step = numpy(ops.cast(jitted(model)(features), "float32")), jitted(model.step)
     _, cache = step(features[:, :5], model.init_cache(BATCH, LENGTH))
     dtypes = {n: keras.backend.standardize_dtype(x.dtype) for block in cache.values() for n, x in block.items()}
     assert dtypes["ssm"] == "float32" and dtypes["key"] == "bfloat16" and dtypes["length"] == "int32"

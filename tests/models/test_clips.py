@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import close, full, numpy, whole
+from checks import close, full, jitted, numpy
 
 import keras_jamba
 
@@ -27,7 +27,7 @@ STREAMS = {
 @pytest.mark.parametrize("options", STREAMS.values(), ids=STREAMS)
 def test_after_every_frame_a_stream_has_the_logits_of_the_clip_so_far(options):
     model = model_of(**options)
-    step, call = whole(model.step), whole(model)
+    step, call = jitted(model.step), jitted(model)
     cache = model.init_cache(2, max_frames=3)
     for t in range(3):
         logits, cache = step(CLIPS[:, t], cache)
@@ -38,7 +38,7 @@ def test_after_every_frame_a_stream_has_the_logits_of_the_clip_so_far(options):
 @pytest.mark.parametrize("options", list(STREAMS.values())[:3], ids=list(STREAMS)[:3])
 def test_a_reset_begins_another_stream_in_its_row(options):
     model = model_of(**options)
-    step, call, cache = whole(model.step), whole(model), model.init_cache(2, max_frames=2)
+    step, call, cache = jitted(model.step), jitted(model), model.init_cache(2, max_frames=2)
     for t in range(3):
         logits, cache = step(CLIPS[:, t], cache, np.array([t == 1, t in (0, 2)]))
     close(numpy(logits)[0], numpy(call(CLIPS[:1, 1:3]))[0], absolute=1e-5)
@@ -49,7 +49,7 @@ def test_a_reset_begins_another_stream_in_its_row(options):
 
 def test_a_stream_with_a_window_goes_on_for_ever_in_constant_memory():
     model = model_of(tokens="frames", attention_window=4)
-    step, cache = whole(model.step), model.init_cache(1)
+    step, cache = jitted(model.step), model.init_cache(1)
     shapes = keras.tree.map_structure(lambda x: tuple(x.shape), cache)
     frames = np.random.default_rng(1).random((1, 40, 6, 6, 1), "float32")
     for t in range(40):
@@ -57,7 +57,7 @@ def test_a_stream_with_a_window_goes_on_for_ever_in_constant_memory():
         assert keras.tree.map_structure(lambda x: tuple(x.shape), cache) == shapes
         # PyTorch's way to hold on to all frames before.
         assert not any(getattr(x, "requires_grad", False) for x in keras.tree.flatten(cache))
-    close(logits, numpy(whole(model)(frames)), absolute=1e-4)
+    close(logits, numpy(jitted(model)(frames)), absolute=1e-4)
 
 
 @full("jax", "tensorflow")
@@ -78,14 +78,14 @@ def test_a_causal_model_of_images_ends_with_the_last_token_and_a_bidirectional_o
     changed[0, 5, 5] = 1 - changed[0, 5, 5].round()
     for direction, moves in (("causal", False), ("bidirectional", True)):
         model = model_of(image_shape=(6, 6, 1), stem="patchify", direction=direction, moe_frequency=0)
-        features = whole(model.extract_features)
+        features = jitted(model.extract_features)
         first = [numpy(features(x)["block_1"])[0, 0] for x in (image, changed)]
         assert (np.abs(first[0] - first[1]).max() > 1e-6) == moves
 
 
 def test_a_model_of_images_of_any_size_takes_clips_of_any_size_too():
     model = model_of(image_shape=(None, None, None, 1), tokens="grid+frames", scan_order="snake", attention_window=9)
-    step, call = whole(model.step), whole(model)
+    step, call = jitted(model.step), jitted(model)
     for size in (6, 8):
         clips = np.random.default_rng(3).random((1, 2, size, size, 1), "float32")
         logits, cache = step(clips[:, 0], model.init_cache(1))

@@ -4,7 +4,7 @@ import golden_jamba
 import keras
 import numpy as np
 import pytest
-from checks import full, numpy, variable_gradients, whole
+from checks import full, jitted, numpy, variable_gradients
 from golden_jamba import call, features, model, recorded, step
 from keras import ops
 
@@ -60,7 +60,7 @@ def test_router_logits_equal_transformers(case):
 
 @pytest.mark.parametrize("case", LANGUAGE)
 def test_losses_equal_transformers(case):
-    np.testing.assert_allclose(numpy(whole(lambda: loss(case))()), recorded(case)["loss"], rtol=1e-5)
+    np.testing.assert_allclose(numpy(jitted(lambda: loss(case))()), recorded(case)["loss"], rtol=1e-5)
 
 
 @full("jax")
@@ -70,7 +70,7 @@ def test_the_auxiliary_loss_over_all_layers_equals_transformers(case, prefix):
     arrays = recorded(case)
     mask = arrays[f"{prefix}attention_mask"] if prefix else None
     inputs = {"token_ids": arrays[f"{prefix}input_ids"], "padding_mask": mask}
-    _, changed, (aux,) = numpy(whole(lambda inputs: stateless(case, inputs))(inputs))
+    _, changed, (aux,) = numpy(jitted(lambda inputs: stateless(case, inputs))(inputs))
     coefficient = model(case).get_config()["balance_coefficient"]
     np.testing.assert_allclose(aux / coefficient, arrays[f"{prefix}aux_loss"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(changed[model(case).backbone.aux_loss.path], aux)
@@ -174,7 +174,7 @@ def test_a_classifier_has_their_logits():
 @pytest.mark.parametrize("case", ["dense", "proj_bias"])
 def test_in_bfloat16_logits_are_near_theirs(case):
     low = golden_jamba.keras_jamba.JambaCausalLM.from_preset(golden_jamba.FOLDER / case, dtype="bfloat16")
-    logits = whole(low)(recorded(case)["input_ids"])
+    logits = jitted(low)(recorded(case)["input_ids"])
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
     np.testing.assert_allclose(numpy(logits), recorded(case)["bf16_logits"], rtol=0, atol=0.1)
 

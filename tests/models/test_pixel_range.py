@@ -6,7 +6,7 @@ import logging
 import keras
 import numpy as np
 import pytest
-from checks import close, full, numpy, once, whole
+from checks import close, full, jitted, numpy, once
 
 import keras_jamba
 from keras_jamba import _backend, visualize
@@ -84,7 +84,7 @@ def test_a_traced_call_and_a_functional_model_refuse_shapes_and_dtypes(model):
     for bad in ("bytes", "another size"):
         images, message = BAD[bad]
         with pytest.raises(ValueError, match=message):
-            whole(model)(images)
+            jitted(model)(images)
     with pytest.raises(ValueError, match=BAD["bytes"][1]):
         model(keras.Input((6, 6, 1), dtype="uint8"))
     inputs = keras.Input((6, 6, 1))

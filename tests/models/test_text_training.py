@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from checks import full, gradients, numpy, torch_operations, whole
+from checks import full, gradients, jitted, numpy, torch_operations
 
 import keras_jamba
 from keras_jamba.models._loss import TokenCrossentropy
@@ -23,7 +23,7 @@ def language(**options):
 
 def mean_cross_entropy(model):
     """Over the tokens of all rows, each by itself."""
-    call = whole(model)
+    call = jitted(model)
     return sum(cross_entropy(call, row) for row in ROWS) / sum(len(row) - 1 for row in ROWS)
 
 
@@ -137,15 +137,15 @@ def test_xla_trains_as_the_graph_does():
 def test_texts_end_with_the_end_and_are_cut():
     model = language(vocab_size=259)
     model.tokenizer = ByteTokenizer()
-    whole = [[257, *b"hello", 258], [257, *b"hi", 258]]
+    jitted = [[257, *b"hello", 258], [257, *b"hi", 258]]
     np.testing.assert_allclose(
         model.evaluate(["hello", "hi"], verbose=0, return_dict=True)["loss"],
-        model.evaluate(whole, verbose=0, return_dict=True)["loss"],
+        model.evaluate(jitted, verbose=0, return_dict=True)["loss"],
         rtol=1e-6,
     )
     np.testing.assert_allclose(
         model.evaluate(["hello", "hi"], sequence_length=3, verbose=0, return_dict=True)["loss"],
-        model.evaluate([row[:4] for row in whole], verbose=0, return_dict=True)["loss"],
+        model.evaluate([row[:4] for row in jitted], verbose=0, return_dict=True)["loss"],
         rtol=1e-6,
     )
 

@@ -81,7 +81,7 @@ def test_every_form_of_the_experts_computes_with_the_rounded_banks(name, tokens,
     rng = np.random.default_rng(tokens)
     banks = {"up_bank": (8, 6, 10), "down_bank": (8, 10, 6), "gate_bank": (8, 6, 10)}
     banks = {bank: stored(drawn(shape), f"int{bits}") for bank, shape in banks.items()}
-    whole = {bank: dequantized(x, "float32") for bank, x in banks.items()}
+    complete = {bank: dequantized(x, "float32") for bank, x in banks.items()}
     indices = ops.convert_to_tensor(np.argsort(rng.random((tokens, 8)), axis=1)[:, :2].astype("int32"))
     x, weights, weight = rng.standard_normal((tokens, 6)), rng.random((tokens, 2)), rng.standard_normal((tokens, 6))
     x, weights, weight = (array.astype("float32") for array in (x, weights, weight))
@@ -89,8 +89,8 @@ def test_every_form_of_the_experts_computes_with_the_rounded_banks(name, tokens,
     def run(x, weights, banks, form):
         return expert_mlp(x, weights, indices, **banks, implementation=form)
 
-    close(run(x, weights, banks, name), numpy(run(x, weights, whole, "dense")), absolute=1e-4)
+    close(run(x, weights, banks, name), numpy(run(x, weights, complete, "dense")), absolute=1e-4)
     of = lambda banks, form: lambda x, weights: ops.sum(run(x, weights, banks, form) * ops.convert_to_tensor(weight))  # noqa: E731
-    pairs = zip(gradients(of(banks, name), [x, weights]), gradients(of(whole, "dense"), [x, weights]), strict=True)
+    pairs = zip(gradients(of(banks, name), [x, weights]), gradients(of(complete, "dense"), [x, weights]), strict=True)
     for actual, expected in pairs:
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

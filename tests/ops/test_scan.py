@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import oracles
 import pytest
-from checks import close, gradients, whole
+from checks import close, gradients, jitted
 from keras import ops
 from keras.src.backend import compute_output_spec
 
@@ -48,7 +48,7 @@ def outputs_and_gradients(inputs, implementation):
         return sum(ops.sum(x * ops.convert_to_tensor(w)) for x, w in zip(scan(*tensors), weights, strict=True))
 
     tensors = [inputs[name] for name in NAMES]
-    return whole(scan)(*tensors), gradients(loss, tensors), weights
+    return jitted(scan)(*tensors), gradients(loss, tensors), weights
 
 
 def assert_equals_the_oracle(inputs, implementation):
@@ -94,7 +94,7 @@ def test_recorded_numbers_of_mamba_ssm_are_met_with_all_gradients(implementation
     scan = lambda *tensors, **more: selective_scan(  # noqa: E731
         **dict(zip(names, tensors, strict=True)), delta_softplus=True, implementation=implementation, **more
     )
-    y, last = whole(lambda *tensors: scan(*tensors, return_last_state=True))(*inputs.values())
+    y, last = jitted(lambda *tensors: scan(*tensors, return_last_state=True))(*inputs.values())
     close(y, np.swapaxes(recorded["out"], 1, 2), absolute=2e-5)
     close(last, recorded["last_state"], absolute=2e-5)
     dy = ops.convert_to_tensor(np.swapaxes(recorded["dy"], 1, 2).astype("float32"))

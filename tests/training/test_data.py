@@ -104,8 +104,8 @@ def test_fit_gets_the_batches_one_after_the_other(workers, built):
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("before_fit", [False, True], ids=["in_callback", "before_fit"])
 def test_a_fit_resumed_within_an_epoch_ends_where_the_unbroken_one_does(workers, before_fit):
-    whole = remembering_model()
-    whole.fit(numbered(seed=2), epochs=4, verbose=0)
+    complete = remembering_model()
+    complete.fit(numbered(seed=2), epochs=4, verbose=0)
     part, batches = remembering_model(), numbered(seed=2, workers=workers)
     for step in range(STEPS + 2):
         part.train_on_batch(*batches.batch(step))
@@ -118,7 +118,7 @@ def test_a_fit_resumed_within_an_epoch_ends_where_the_unbroken_one_does(workers,
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         resumed.fit(batches, initial_epoch=1, epochs=4, verbose=0, callbacks=[begin])
     assert begin.steps == [STEPS - 2, STEPS, STEPS]
-    assert weight_of(resumed) == weight_of(whole)
+    assert weight_of(resumed) == weight_of(complete)
 
 
 def test_validation_and_prediction_see_each_batch():
@@ -270,13 +270,13 @@ def test_the_model_trains_on_what_keras_takes(image_model, source):
 
 def test_shards_are_parts_of_the_whole_batch():
     data = np.arange(24.0), np.arange(24)
-    whole = Batches(data, batch_size=6, seed=1)
+    complete = Batches(data, batch_size=6, seed=1)
     parts = [Batches(data, batch_size=6, seed=1, shard=(index, 3)) for index in range(3)]
     for step in (0, 3, 5):
         x = np.empty(6)
         for index, part in enumerate(parts):
             x[index::3] = part.batch(step)[0]
-        np.testing.assert_array_equal(x, whole.batch(step)[0])
+        np.testing.assert_array_equal(x, complete.batch(step)[0])
     with pytest.raises(ValueError, match=r"shard must be.*Received: shard=\(0, 4\), batch_size=6"):
         Batches(data, batch_size=6, shard=(0, 4))
     with pytest.raises(ValueError, match="equal parts.*Received: .*drop_last=False"):

@@ -152,10 +152,10 @@ def test_errors_give_the_rule_what_was_received_and_the_remedy(documents, argume
 
 def test_shards_of_packed_text_are_parts_of_the_whole_batch():
     documents = documents_of([5, 9, 2, 14, 7, 1])
-    whole = PackedText(documents, length=8, batch_size=4)
+    complete = PackedText(documents, length=8, batch_size=4)
     parts = [PackedText(documents, length=8, batch_size=4, shard=(index, 2)) for index in range(2)]
-    for step in range(len(whole)):
-        expected, _, _ = whole.batch(step)
+    for step in range(len(complete)):
+        expected, _, _ = complete.batch(step)
         for index, part in enumerate(parts):
             inputs, _, _ = part.batch(step)
             real = inputs["token_ids"].shape[0]
