@@ -1,4 +1,4 @@
-"""`generate`, `stream` and `prefill` of a language model."""
+"""The functions `generate`, `stream` and `prefill` of a language model."""
 
 import keras
 from keras import ops
@@ -18,7 +18,7 @@ STOP_CHECK_INTERVAL = 16
 
 
 def generate(model, inputs, strip_prompt, prefill_chunk_size, **options):
-    """See `JambaCausalLM.generate`; `model` is a `LanguageModel`."""
+    """Generates tokens for a `LanguageModel`. See `JambaCausalLM.generate`."""
     request = make_request(model, inputs, **options)
     rows = GeneratedRows(request, model.tokenizer)
     interval = STOP_CHECK_INTERVAL if request.stop_strings else request.max_new_tokens
@@ -30,22 +30,22 @@ def generate(model, inputs, strip_prompt, prefill_chunk_size, **options):
 
 
 def stream(model, inputs, prefill_chunk_size, **options):
-    """See `JambaCausalLM.stream`; `model` is a `LanguageModel`."""
+    """Returns an iterator over new tokens of a `LanguageModel`. See `JambaCausalLM.stream`."""
     request = make_request(model, inputs, **options)
     if not request.prompts.is_single:
         raise ValueError(
-            "A stream goes on from one prompt. Received: a batch. Pass one string or one list of ids, or call generate."
+            "A stream continues one prompt. Received: a batch. Pass one string or one list of ids, or call generate."
         )
     if isinstance(request.sampler, BeamSampler):
         raise ValueError(
-            "A stream gives each token when it is chosen, of beams the best is known at the end. Received: "
+            "A stream yields each token at once, but only the end of the search shows the best beam. Received: "
             f"BeamSampler(num_beams={request.sampler.num_beams}). Call generate, or pass sampler='greedy'."
         )
-    return _pieces(model, request, prefill_chunk_size)
+    return _stream_chunks(model, request, prefill_chunk_size)
 
 
-def _pieces(model, request, prefill_chunk_size):
-    """Yields ids, or pieces of text that no later token can change."""
+def _stream_chunks(model, request, prefill_chunk_size):
+    """Yields token ids, or text pieces that later tokens cannot change."""
     rows, count = GeneratedRows(request, model.tokenizer), 0
     for chunk in decode(model, request, prefill_chunk_size, 1):
         rows.append(chunk)
@@ -60,11 +60,11 @@ def _pieces(model, request, prefill_chunk_size):
 
 
 def prefill(model, inputs, prefill_chunk_size):
-    """See `JambaCausalLM.prefill`; `model` is a `LanguageModel`."""
+    """Returns the `PromptState` of a `LanguageModel`. See `JambaCausalLM.prefill`."""
     vocab_size = model.constructor_arguments()["vocab_size"]
     prompts = prompts_of(inputs, model.tokenizer, pad_token_id(model), vocab_size)
     if not prompts.is_single:
-        raise ValueError("The state of one prompt is kept. Received: a batch. Pass one string or one list of ids.")
+        raise ValueError("prefill takes one prompt. Received: a batch. Pass one string or one list of ids.")
     cache = model.init_cache(1, rounded_capacity(prompts.token_ids.shape[1]))
     decoder = decoder_for(model, sampler_of("greedy"), (), pad_token_id(model))
     logits, cache = decoder.prefill(prompts.token_ids, prompts.mask, cache, prefill_chunk_size)
@@ -72,13 +72,13 @@ def prefill(model, inputs, prefill_chunk_size):
 
 
 def decode(model, request, prefill_chunk_size, interval):
-    """Yields the new tokens of each row, after every `interval` of them; rows may end earlier.
+    """Yields chunks with the new tokens of each row. Rows may end before the last chunk.
 
     Args:
         model: a `LanguageModel`.
         request: a `GenerationRequest`.
-        prefill_chunk_size: tokens of the prompts that are read at a time.
-        interval: tokens per chunk.
+        prefill_chunk_size: prompt tokens per step of the prefill.
+        interval: new tokens per chunk.
     """
     if request.assistant is not None:
         request.assistant.reset()
@@ -103,15 +103,15 @@ def _prefilled(model, request, decoder, capacity, chunk_size):
     rows = len(prompts.token_ids)
     if state is None:
         return decoder.prefill(prompts.token_ids, prompts.mask, model.init_cache(rows, capacity), chunk_size)
-    # Files store bfloat16 as float32.
-    like = model.init_cache(1, rounded_capacity(1))
+    # Files store bfloat16 as float32: the cast restores the dtypes.
+    template = model.init_cache(1, rounded_capacity(1))
     repeated = lambda x, y: ops.repeat(ops.cast(x, y.dtype), rows, axis=0)  # noqa: E731
-    cache = model.backbone.with_room(keras.tree.map_structure(repeated, state.cache, like), capacity)
+    cache = model.backbone.with_room(keras.tree.map_structure(repeated, state.cache, template), capacity)
     logits = ops.repeat(state.logits, rows, axis=0)
-    rest = [prompts.row(i)[len(state.token_ids) :].tolist() for i in range(rows)]
-    if not any(rest):
+    suffixes = [prompts.row(i)[len(state.token_ids) :].tolist() for i in range(rows)]
+    if not any(suffixes):
         return logits, cache
-    token_ids, mask = padded(rest)
-    found, cache = decoder.prefill(token_ids, mask, cache, chunk_size)
-    # In a row without more tokens, the state holds the last logits.
-    return ops.where(mask.any(axis=1)[:, None], found, logits), cache
+    token_ids, mask = padded(suffixes)
+    suffix_logits, cache = decoder.prefill(token_ids, mask, cache, chunk_size)
+    # The state holds the last logits of rows without further tokens.
+    return ops.where(mask.any(axis=1)[:, None], suffix_logits, logits), cache

@@ -1,4 +1,4 @@
-"""Who proposes tokens that the model need only check: speculative decoding."""
+"""Assistants for speculative decoding: they propose tokens, which the model checks."""
 
 from keras import ops, tree
 
@@ -9,17 +9,17 @@ from keras_jamba.ops import _checks
 
 
 class Assistant:
-    """Proposes tokens for `generate(assistant=...)`.
+    """Base class of assistants, which propose tokens for `generate(assistant=...)`.
 
-    A subclass has `propose` and, where it has a state, `init_state` and `commit`.
+    A subclass implements `propose`. A subclass with a state also implements `init_state` and `commit`.
 
     Args:
-        num_tokens: how many tokens n are proposed at a time.
+        num_tokens: n, the number of proposed tokens per round.
 
     Attributes:
-        statistics: of the last generation, `"rounds"`, how often the model looked at proposals, `"proposed"` and
-            `"accepted"`, how many tokens in all rows. Proposals beyond the end of a row, for a stop token or for want
-            of room, do not count.
+        statistics: dict of counts of the last generation. `"rounds"` counts the steps in which the model checked
+            proposals. `"proposed"` and `"accepted"` count tokens in all rows. Proposals beyond the end of a row, after
+            a stop token or beyond the length limit, do not count.
     """
 
     def __init__(self, num_tokens):
@@ -28,62 +28,78 @@ class Assistant:
         self.reset()
 
     def reset(self):
+        """Sets all `statistics` to 0."""
         self.statistics = {"rounds": 0, "proposed": 0, "accepted": 0}
 
     @property
     def acceptance_rate(self):
-        """Which share of what was proposed in the last generation was accepted; 0 where nothing was."""
+        """Share of the proposed tokens of the last generation that the model accepted. It is 0 without proposals."""
         return self.statistics["accepted"] / max(self.statistics["proposed"], 1)
 
     @property
     def kind(self):
-        """What of it is in a compiled program."""
+        """Hashable key of the assistant. Assistants with equal keys share compiled programs."""
         return type(self), id(self)
 
     @property
     def variables(self):
-        """Those that `propose` and `commit` read."""
+        """Variables that `propose` and `commit` read."""
         return []
 
     def check(self, vocab_size):
-        """Refuses a model with so many tokens that it cannot help."""
+        """Checks that the assistant fits a model with `vocab_size` tokens.
+
+        Raises:
+            ValueError: if it does not. The base class accepts every model.
+        """
 
     def init_state(self, token_ids, mask, capacity, chunk_size):
-        """Its state after prompts `(b, t)` padded on the left, nested dicts of tensors.
+        """Returns the state of the assistant after the prompts, as nested dicts of tensors.
 
-        A row has at most `capacity` tokens. It should read `chunk_size` tokens at a time.
+        Args:
+            token_ids, mask: `(b, t)`, the prompts, padded on the left.
+            capacity: the most tokens of a row.
+            chunk_size: number of tokens that the assistant should read at a time.
         """
         return {}
 
     def propose(self, state, tokens, end):
-        """What may come next.
+        """Returns proposals for the next tokens.
 
         Args:
-            state: see `init_state`; it has seen all but the last token.
-            tokens: `(b, s)` int32, prompts and what was chosen.
-            end: `(b,)` int32, how many of these there are in each row.
+            state: the state, see `init_state`. It covers all tokens but the last.
+            tokens: `(b, s)` int32, the prompts and the chosen tokens.
+            end: `(b,)` int32, the number of tokens per row.
 
         Returns:
-            `(proposals (b, n) int32, proposal_state)`: -1 for no proposal, after which the row has none; and what
-            `commit` takes.
+            `(proposals, proposal_state)`: proposals `(b, n)` int32, and the argument of `commit`. A row with fewer
+            proposals ends in -1.
         """
         raise NotImplementedError
 
     def commit(self, state, proposal_state, count):
-        """Its state when of the last token and the proposals the first `count` `(b,)` were right, from 0 to n + 1."""
+        """Returns the state after the accepted tokens.
+
+        Args:
+            state: the state before the round.
+            proposal_state: the second output of `propose`.
+            count: `(b,)`, from 0 to n + 1: how many of the n + 1 tokens to keep, which are the last token and the
+                proposals.
+        """
         return state
 
 
 class PromptLookup(Assistant):
-    """Proposes what followed when the last few tokens stood there before, in the prompt or among the new ones.
+    """Proposes the tokens that followed an earlier occurrence of the last n-gram.
 
-    It costs next to nothing, and pays where text comes again: in summaries, corrections, code, or with a model that
-    repeats itself. The latest place counts, of the longest beginning that is found; where what followed there
-    reaches the end it goes on from its own beginning, as a loop does.
+    The search covers the prompt and the new tokens. The longest n-gram wins, and the latest occurrence breaks ties. If
+    the tokens that follow it reach the end of the text, they repeat from their beginning. The cost is close to zero.
+    The gain is large for repeated text: summaries, corrections, code, or a model that repeats itself.
 
     Args:
-        num_tokens: how many tokens are proposed at a time.
-        max_ngram: how many of the last tokens are looked for, and where these are not found one less, down to one.
+        num_tokens: n, the number of proposed tokens per round.
+        max_ngram: number of last tokens to search for. If they do not occur earlier, the search drops the first
+            of them, down to one token.
 
     Raises:
         ValueError: for arguments out of range.
@@ -111,15 +127,15 @@ class PromptLookup(Assistant):
 
     def propose(self, state, tokens, end):
         size, end = tokens.shape[1], end[:, None]
-        places = ops.arange(size, dtype="int32")[None]
-        # Of what ends at each place, how many tokens are those at the end; the end itself is no earlier place.
-        same, longest = places < end - 1, ops.zeros_like(tokens)
+        positions = ops.arange(size, dtype="int32")[None]
+        # `longest` counts the tokens up to each position that match the last tokens. The end itself is excluded.
+        matches, longest = positions < end - 1, ops.zeros_like(tokens)
         for i in range(self.max_ngram):
-            there = tokens if i == 0 else ops.pad(tokens[:, : size - i], ((0, 0), (i, 0)), constant_values=-1)
-            here = ops.take_along_axis(tokens, ops.maximum(end - 1 - i, 0), axis=1)
-            same = ops.logical_and(same, there == here)
-            longest = longest + ops.cast(same, "int32")
-        rank = ops.where(longest > 0, longest * size + places, -1)
+            shifted = tokens if i == 0 else ops.pad(tokens[:, : size - i], ((0, 0), (i, 0)), constant_values=-1)
+            wanted = ops.take_along_axis(tokens, ops.maximum(end - 1 - i, 0), axis=1)
+            matches = ops.logical_and(matches, shifted == wanted)
+            longest = longest + ops.cast(matches, "int32")
+        rank = ops.where(longest > 0, longest * size + positions, -1)
         best = ops.cast(ops.argmax(rank, axis=1, keepdims=True), "int32")
         period = ops.maximum(end - 1 - best, 1)
         following = best + 1 + ops.mod(ops.arange(self.num_tokens, dtype="int32")[None], period)
@@ -128,13 +144,13 @@ class PromptLookup(Assistant):
 
 
 class DraftModel(Assistant):
-    """Proposes what a smaller model finds most likely.
+    """Proposes the most likely tokens of a smaller model.
 
-    It pays where the small model takes a fraction of the large one's time and often agrees with it.
+    The gain is large if the small model is much faster than the large model, and often agrees with it.
 
     Args:
-        model: a `JambaCausalLM` of the same vocabulary, or what has its `step`, `rollback` and `init_cache`.
-        num_tokens: how many tokens are proposed at a time, each by a step of this model.
+        model: a `JambaCausalLM` with the same vocabulary, or an object with its `step`, `rollback` and `init_cache`.
+        num_tokens: n, the number of proposed tokens per round. Each takes a step of this model.
 
     Raises:
         ValueError: for arguments out of range, and for a model without these methods.
@@ -147,8 +163,8 @@ class DraftModel(Assistant):
         (11,)
 
     Reference:
-        [Leviathan et al. (2023)](https://arxiv.org/abs/2211.17192). There proposals are drawn, and accepted with a
-        probability; here a proposal is right where it is what plain decoding chooses.
+        [Leviathan et al. (2023)](https://arxiv.org/abs/2211.17192). The paper draws proposals and accepts each with a
+        probability. Here the model accepts a proposal if plain decoding chooses the same token.
     """
 
     def __init__(self, model, num_tokens=4):
@@ -159,7 +175,7 @@ class DraftModel(Assistant):
                 f"A draft model must have step, rollback and init_cache. Received: a {type(model).__name__} without "
                 f"{missing}. Pass a JambaCausalLM."
             )
-        self.model, self._prefill, self._read = model, None, None
+        self.model, self._prefill, self._variable_ids = model, None, None
 
     @property
     def kind(self):
@@ -178,10 +194,11 @@ class DraftModel(Assistant):
             )
 
     def init_state(self, token_ids, mask, capacity, chunk_size):
-        read = tuple(map(id, self.variables))
-        if self._read != read:
+        variable_ids = tuple(map(id, self.variables))
+        if self._variable_ids != variable_ids:
             step = lambda inputs, cache: self.model.step(inputs, cache, logits_to_keep=1)  # noqa: E731
-            self._prefill, self._read = _backend.compilation.jit_inference(step, self.variables), read
+            self._prefill = _backend.compilation.jit_inference(step, self.variables)
+            self._variable_ids = variable_ids
         cache = self.model.init_cache(len(token_ids), capacity)
         return {"cache": prefilled(self._prefill, token_ids, mask, cache, chunk_size)[1]}
 
@@ -193,21 +210,21 @@ class DraftModel(Assistant):
             return (token, cache), (token, {name: block["tokens"] for name, block in rollback_state.items()})
 
         last = ops.take_along_axis(tokens, end[:, None] - 1, axis=1)
-        # Once more than there are proposals: where all are right, the last of them has been seen too.
+        # One step more than proposals: if all are accepted, the state must cover the last proposal.
         _, found = _backend.compilation.scan(step, (last, state["cache"]), ops.arange(self.num_tokens + 1))
-        # `(n + 1, b, 1, ...)` of steps in a row are `(b, n + 1, ...)` of one step.
-        proposals, read = tree.map_structure(lambda x: ops.swapaxes(x[:, :, 0], 0, 1), found)
-        return proposals[:, :-1], {name: {"cache": state["cache"][name], "tokens": x} for name, x in read.items()}
+        # Stacked outputs of n + 1 steps, `(n + 1, b, 1, ...)`, become those of one step, `(b, n + 1, ...)`.
+        proposals, residuals = tree.map_structure(lambda x: ops.swapaxes(x[:, :, 0], 0, 1), found)
+        return proposals[:, :-1], {name: {"cache": state["cache"][name], "tokens": x} for name, x in residuals.items()}
 
     def commit(self, state, proposal_state, count):
         return {"cache": self.model.rollback(proposal_state, count)}
 
 
 def check_assistant(assistant, sampler, vocab_size):
-    """Refuses what cannot help a model of so many tokens, or a sampler that cannot be helped.
+    """Checks that an assistant fits the sampler, and a model with `vocab_size` tokens.
 
     Raises:
-        ValueError: for these.
+        ValueError: if it does not, or if it is not an `Assistant`.
     """
     if not isinstance(assistant, Assistant):
         raise ValueError(
@@ -217,7 +234,7 @@ def check_assistant(assistant, sampler, vocab_size):
     if not isinstance(sampler, Sampler):
         kind = type(getattr(sampler, "sampler", sampler))
         raise ValueError(
-            "Proposals are checked against what a keras_jamba.Sampler chooses at each place. Received: assistant="
+            "An assistant needs a keras_jamba.Sampler, which checks each of its proposals. Received: assistant="
             f"{type(assistant).__name__}, and a {kind.__name__} of {kind.__module__.split('.')[0]}, which chooses "
             "otherwise. Leave the assistant out, or pass another sampler, for example "
             "keras_jamba.Sampler(temperature=0.8)."

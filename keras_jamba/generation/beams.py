@@ -6,17 +6,17 @@ from keras import ops, tree
 from keras_jamba import _backend
 from keras_jamba.generation.decoding import BUFFER_MULTIPLE, Decoder, rounded_up
 
-# A finite substitute for -inf: products and sums with -inf can be NaN.
+# A finite substitute for -inf: 0 * -inf is NaN.
 _NEVER = -1e36
 
 
 class BeamDecoder(Decoder):
     """Beam search decoder. It takes the arguments of `Decoder`, with a `BeamSampler` as sampler.
 
-    Each step ranks the continuations of all beams of a row by one token. The best candidates are kept: enough that
-    `num_beams` unfinished ones remain, whichever candidates end. A candidate ends at a stop token or at the length
-    limit of its row. If it is among the first `num_beams`, it enters the pool of its row. The pool keeps the best
-    `num_beams` sequences.
+    Each step ranks the continuations of all beams of a row by one token. It keeps enough of the best candidates that
+    `num_beams` unfinished ones remain, whichever end. A candidate ends at a stop token or at the length limit of its
+    row. If it is among the first `num_beams`, it enters the pool of its row. The pool keeps the best `num_beams`
+    sequences.
     """
 
     def decode(self, logits, cache, prompts, uniforms, limits, interval):
@@ -72,9 +72,11 @@ class BeamDecoder(Decoder):
         """
         rows, beams, capacity = carry["tokens"].shape
         size = carry["logits"].shape[-1]
-        # Each beam can end in one way per stop token. A single beam follows greedy decoding.
+        # A beam ends at most once per stop token: `num_beams` unfinished candidates remain. One beam is greedy.
         count = beams if beams == 1 else min(max(2, 1 + len(self._stops)) * beams, beams * size)
-        totals = ops.reshape(ops.log_softmax(carry["logits"], axis=-1), (rows, beams, size)) + carry["scores"][..., None]
+        totals = (
+            ops.reshape(ops.log_softmax(carry["logits"], axis=-1), (rows, beams, size)) + carry["scores"][..., None]
+        )
         scores, index = ops.top_k(ops.reshape(totals, (rows, beams * size)), count)
         index = ops.cast(index, "int32")
         beam, token = index // size, ops.mod(index, size)

@@ -1,5 +1,6 @@
-"""The decoders of a model, kept with the programs that were compiled for them."""
+"""A cache of the decoders of a model, with their compiled programs."""
 
+import functools
 import json
 import threading
 
@@ -14,10 +15,10 @@ _lock = threading.Lock()
 
 
 def decoder_for(model, sampler, stop_token_ids, pad_token_id, assistant=None):
-    """Returns a decoder of a `LanguageModel`, the one of before where nothing that is compiled differs.
+    """Returns a decoder of a `LanguageModel`. Requests that compile to equal programs share one decoder.
 
-    The seed of the sampler is no part of a program. `enable_lora` and `quantize` change the variables: decoders of
-    before are dropped.
+    The seed of the sampler is not part of a program. `enable_lora` and `quantize` change the variables: the cache
+    then drops all earlier decoders.
     """
     variables = tuple(map(id, model.weights))
     kind = None if assistant is None else assistant.kind
@@ -34,18 +35,18 @@ def decoder_for(model, sampler, stop_token_ids, pad_token_id, assistant=None):
 
 
 def _new_decoder(model, sampler, stop_token_ids, pad_token_id, assistant, decoders):
-    step = lambda inputs, cache: model.step(inputs, cache, logits_to_keep=1)  # noqa: E731
-    # All decoders of a model prefill with the same program.
+    step = functools.partial(model.step, logits_to_keep=1)
+    # All decoders of a model share one compiled step for the prefill.
     compiled_step = next(iter(decoders.values())).compiled_step if decoders else None
     given = (step, model.variables, sampler, stop_token_ids, pad_token_id, compiled_step)
     if assistant is not None:
-        check = lambda inputs, cache: model.step(inputs, cache, return_rollback_state=True)  # noqa: E731
+        check = functools.partial(model.step, return_rollback_state=True)
         return SpeculativeDecoder(*given, check=check, rollback=model.rollback, assistant=assistant)
     return BeamDecoder(*given) if isinstance(sampler, BeamSampler) else Decoder(*given)
 
 
 def _sampler_kind(sampler):
-    """Returns what of a sampler is in a compiled program: all but its seed."""
+    """Returns the key of a sampler in compiled programs: its class and all arguments but the seed."""
     if not hasattr(sampler, "get_config"):
         return id(sampler.sampler)
     config = {name: value for name, value in sampler.get_config().items() if name != "seed"}

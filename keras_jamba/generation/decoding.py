@@ -58,7 +58,7 @@ class Decoder:
     def decode(self, logits, cache, prompts, uniforms, limits, interval):
         """Yields chunks `(b, n)` of new tokens until all rows are finished.
 
-        The first chunk holds one token per row, the following chunks `interval` tokens.
+        The first chunk holds one token per row, the following chunks up to `interval` tokens.
 
         Args:
             logits, cache: the outputs of `prefill`.
@@ -74,7 +74,7 @@ class Decoder:
             yield tokens
 
     def init_state(self, logits, cache, token_ids, mask, uniform):
-        """Returns the initial state of the loop. It holds the first new token, chosen from the logits of the prefill."""
+        """Returns the initial state of the loop, with the first new token, which the logits of the prefill give."""
         seen = self._seen(token_ids, mask, logits.shape[-1])
         token = self._sampler.choose(logits, ops.convert_to_tensor(uniform), seen)
         seen = self._mark_seen(seen, token)
@@ -87,16 +87,11 @@ class Decoder:
         padded[:count] = uniforms
         if isinstance(self._sampler, ProbabilitySampler):
             tokens, state = self._loop_on_host(state, padded, count)
-        else:
-            tokens, state = self._loop(state, padded, count)
-        return _backend.sharding.to_numpy(tokens)[:count].T, state
-
-    def _loop(self, state, uniforms, count):
-        """Returns `(tokens (n, b), state)`. The loop uses the first `count` rows of `uniforms` `(n, b)`."""
+            return tokens[:count].T, state
         carry = {"step": ops.zeros((), "int32"), "count": ops.convert_to_tensor(count, "int32"), "state": state}
-        carry |= {"uniforms": ops.convert_to_tensor(uniforms), "tokens": ops.full(uniforms.shape, self._pad, "int32")}
+        carry |= {"uniforms": ops.convert_to_tensor(padded), "tokens": ops.full(padded.shape, self._pad, "int32")}
         end = self._compiled_loop(ops.logical_not(ops.all(state["finished"])), carry)
-        return end["tokens"], end["state"]
+        return _backend.sharding.to_numpy(end["tokens"])[:count].T, end["state"]
 
     def _loop_body(self, carry):
         is_current = ops.arange(carry["tokens"].shape[0], dtype="int32") == carry["step"]
@@ -108,7 +103,7 @@ class Decoder:
         return going, carry | {"step": step, "tokens": tokens, "state": state}
 
     def _loop_on_host(self, state, uniforms, count):
-        """Runs the loop in Python, for samplers that backends cannot compile. See `_loop`."""
+        """Runs the loop in Python, for samplers that backends cannot compile. See `advance`."""
         tokens = np.full(uniforms.shape, self._pad, "int32")
         for step in range(count):
             if _backend.sharding.to_numpy(state["finished"]).all():

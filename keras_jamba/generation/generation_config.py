@@ -1,4 +1,4 @@
-"""generation_config.json: what transformers' `generate` does by default with a checkpoint, read for ours."""
+"""Support for generation_config.json, the default options of `generate` in transformers for a checkpoint."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ from keras_jamba import _files
 from keras_jamba.generation.samplers import BeamSampler, Sampler
 
 FILE = "generation_config.json"
-# How many new tokens there are at most where the file names no length.
+# Limit of new tokens if the file sets no length.
 NEW_TOKENS = 20
-# What changes tokens under transformers and cannot be followed here, with the values that change nothing beside None.
+# Unsupported options that change tokens in transformers, with their neutral values. None is neutral for all.
 _UNSUPPORTED = {
     "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
@@ -35,9 +35,9 @@ _UNSUPPORTED = {
     "max_time": (),
     "token_healing": (False,),
 }
-# These count in sampling alone.
+# Unsupported options that only apply with do_sample.
 _UNSUPPORTED_IN_SAMPLING = {"typical_p": (1,), "top_h": (), "epsilon_cutoff": (0,), "eta_cutoff": (0,)}
-# What a config.json of before the file had a place of its own may say of it.
+# Generation options in a config.json of older checkpoints, which have no generation_config.json.
 _LEGACY = {
     *("max_length", "max_new_tokens", "do_sample", "num_beams", "early_stopping", "length_penalty", "temperature"),
     *("top_k", "top_p", "min_p", "repetition_penalty", "stop_strings", *_UNSUPPORTED, *_UNSUPPORTED_IN_SAMPLING),
@@ -45,10 +45,10 @@ _LEGACY = {
 
 
 def read(folder):
-    """The generation_config.json of a folder as a dict, or None where there is none.
+    """Returns the generation_config.json of a folder as a dict, or None if the folder has none.
 
     Raises:
-        ValueError: if it is not one JSON object.
+        ValueError: if the file does not hold one JSON object.
     """
     file = Path(folder) / FILE
     if not file.is_file():
@@ -67,45 +67,45 @@ def read(folder):
 
 
 def write(config, folder):
-    """Writes what `read` reads."""
+    """Writes a dict to the generation_config.json of a folder. See `read`."""
     _files.write_json(Path(folder) / FILE, config, ensure_ascii=False, sort_keys=True)
 
 
 def legacy(model_config):
-    """What transformers reads of a config.json where there is no generation_config.json; None if it says nothing."""
+    """Returns the generation options that transformers reads from a config.json, or None if it has none."""
     found = {name: x for name, x in (model_config or {}).items() if name in _LEGACY and x is not None}
     return found or None
 
 
 def sampler_of_config(config):
-    """How transformers' `generate` chooses tokens under a generation_config.json.
+    """Returns the sampler that chooses tokens like `generate` of transformers with a generation_config.json.
 
     Args:
-        config: the dict.
+        config: the dict of the file.
 
     Returns:
-        A `Sampler`: greedy without do_sample, whatever temperature, top_k, top_p and min_p are; else with these, of
-        which top_k is 50 where the file is silent. With num_beams above 1, a `BeamSampler`.
+        A `Sampler`. Without do_sample it is greedy, and ignores temperature, top_k, top_p and min_p. With do_sample it
+        uses them, and top_k defaults to 50. With num_beams above 1, a `BeamSampler`.
 
     Raises:
-        ValueError: for options that cannot be followed, and for values out of range.
+        ValueError: for unsupported options, and for values out of range.
     """
-    of = lambda name, default: default if config.get(name) is None else config[name]  # noqa: E731
-    sampling, beams = bool(of("do_sample", False)), of("num_beams", 1)
+    option = lambda name, default: default if config.get(name) is None else config[name]  # noqa: E731
+    sampling, beams = bool(option("do_sample", False)), option("num_beams", 1)
     _check_supported(config, sampling, beams)
     try:
         if beams != 1:
-            return BeamSampler(beams, of("length_penalty", 1.0), of("early_stopping", False))
-        penalty = of("repetition_penalty", 1.0)
+            return BeamSampler(beams, option("length_penalty", 1.0), option("early_stopping", False))
+        penalty = option("repetition_penalty", 1.0)
         if not sampling:
             return Sampler(repetition_penalty=penalty, temperature=0.0)
-        if of("temperature", 1.0) == 0:
+        if option("temperature", 1.0) == 0:
             raise ValueError(
                 "With do_sample the temperature must be above 0. Received: temperature=0. Set do_sample to false."
             )
-        # At 1 top_p keeps all tokens, but would sort them.
-        top_p = None if of("top_p", 1.0) == 1 else config["top_p"]
-        return Sampler(penalty, of("temperature", 1.0), of("top_k", 50) or None, top_p, config.get("min_p"))
+        # top_p=1 keeps all tokens, but `Sampler` would sort them.
+        top_p = None if option("top_p", 1.0) == 1 else config["top_p"]
+        return Sampler(penalty, option("temperature", 1.0), option("top_k", 50) or None, top_p, config.get("min_p"))
     except ValueError as error:
         raise ValueError(f"{error} This was read from {FILE}: change model.generation_config.") from error
 
@@ -119,28 +119,28 @@ def _check_supported(config, sampling, beams):
     if wrong:
         more = f" with num_beams={beams}" if beams != 1 else ""
         raise ValueError(
-            f"generate follows {FILE}, but for some options that it does not have. Received: "
+            f"generate follows {FILE}, except for unsupported options. Received: "
             f"{', '.join(f'{name}={value!r}' for name, value in wrong.items())}{more}. Pass sampler=, for example "
-            "'greedy', which replaces all that the file says about the choice of tokens; or delete the options from "
+            "'greedy', which replaces all options of the file that choose tokens, or delete the options from "
             "model.generation_config."
         )
 
 
 def stop_token_ids(config):
-    """The ids that end a row, a list; those below 0 are no tokens, and end none."""
+    """Returns the list of ids that end a row. It excludes ids below 0, which are not tokens."""
     ids = config.get("eos_token_id")
     ids = ids if isinstance(ids, (list, tuple)) else [ids]
     return [i for i in ids if i is not None and not (isinstance(i, int) and i < 0)]
 
 
 def pad_token_id(config):
-    """What transformers writes behind the end of a row: the token for padding, or else the first that ends one."""
+    """Returns the id that fills finished rows in transformers: pad_token_id, or else the first id that ends a row."""
     found = config.get("pad_token_id")
     return next(iter(stop_token_ids(config)), None) if found is None else found
 
 
 def length_limits(config):
-    """`(max_length, max_new_tokens)`, of which one is None: the latter counts before the former."""
+    """Returns `(max_length, max_new_tokens)`. One of them is None: max_new_tokens takes precedence."""
     if config.get("max_new_tokens") is not None:
         return None, config["max_new_tokens"]
     return (None, NEW_TOKENS) if config.get("max_length") is None else (config["max_length"], None)

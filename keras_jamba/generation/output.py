@@ -1,4 +1,4 @@
-"""The new tokens of a generation, their text, and how both are returned."""
+"""Outputs of a generation: new tokens, their text, and the formats in which `generate` returns them."""
 
 import numpy as np
 
@@ -6,14 +6,15 @@ from keras_jamba._padding import padded
 
 
 class NewText:
-    """The text that the new tokens of one row add to its prompt.
+    """Text that the new tokens of one row add to its prompt.
 
-    Strings are searched in the text with special tokens, as transformers does, and the text is given without these.
+    The searched text, in which stop strings are found, includes special tokens, as in transformers. The returned text
+    excludes them.
 
     Args:
-        tokenizer: has `decode(ids)`, and where special tokens have a text, `decode_with_special_tokens(ids)`.
+        tokenizer: an object with `decode(ids)` and, if special tokens have a text, `decode_with_special_tokens(ids)`.
         prompt: the ids of the prompt.
-        stop_strings: before one of these the text ends.
+        stop_strings: strings that end the text. The text excludes them.
     """
 
     def __init__(self, tokenizer, prompt, stop_strings=()):
@@ -22,19 +23,22 @@ class NewText:
         searched = getattr(tokenizer, "decode_with_special_tokens", None) if self._stops else None
         self._decode_searched = searched or self._decode
         self._before = {}
-        # A stop string may begin in the prompt, but must end behind it.
+        # A stop string may begin in the prompt, but must end in the new text.
         longest = max(map(len, self._stops), default=0)
         self._tail = self._decode_searched(self._prompt)[-(longest - 1) :] if longest > 1 else ""
 
     def text(self, ids):
-        """What new tokens add to the text of the prompt, without special tokens."""
+        """Returns the text that new tokens add to the prompt, without special tokens."""
         return self._added(self._decode, ids)
 
     def _searched(self, ids):
         return self._added(self._decode_searched, ids)
 
     def _added(self, decode, ids):
-        """By themselves some tokens begin without their space."""
+        """Returns the text that new tokens add to the prompt.
+
+        It decodes them with the prompt: without it, some tokens lose their leading space.
+        """
         if decode not in self._before:
             self._before[decode] = decode(self._prompt)
         before, text = self._before[decode], decode([*self._prompt, *ids])
@@ -42,26 +46,29 @@ class NewText:
         return text[len(before) :] if text.startswith(before) else decode(ids)
 
     def find(self, ids):
-        """Where in the searched text the first stop string begins, 0 if before it; None where there is none."""
+        """Returns the start of the first stop string in the searched text, 0 for a start in the prompt, or None."""
         text = self._tail + self._searched(ids)
         first = len(self._tail) + 1
-        places = [text.find(stop, max(first - len(stop), 0)) for stop in self._stops]
-        places = [max(place - len(self._tail), 0) for place in places if place >= 0]
-        return min(places, default=None)
+        starts = [text.find(stop, max(first - len(stop), 0)) for stop in self._stops]
+        starts = [max(start - len(self._tail), 0) for start in starts if start >= 0]
+        return min(starts, default=None)
 
     def settled(self, ids):
-        """How much of the searched text no later token can change: no half of a character, no begun stop string."""
+        """Returns the number of characters of the searched text that later tokens cannot change.
+
+        It excludes an incomplete character and the beginning of a stop string at the end of the text.
+        """
         text = (self._tail + self._searched(ids)).rstrip("\ufffd")
-        begun = (
+        partial_sizes = (
             size
             for stop in self._stops
             for size in range(min(len(stop) - 1, len(text)), 0, -1)
             if text.endswith(stop[:size])
         )
-        return max(len(text) - max(begun, default=0) - len(self._tail), 0)
+        return max(len(text) - max(partial_sizes, default=0) - len(self._tail), 0)
 
     def until(self, ids, end):
-        """The text without special tokens, of the first `end` characters of the searched text."""
+        """Returns the first `end` characters of the searched text, without special tokens."""
         searched, text = self._searched(ids), self.text(ids)
         if searched == text:
             return text[:end]
@@ -71,13 +78,13 @@ class NewText:
         ):
             count -= 1
         begin = self.text(ids[:count])
-        # Of a token that ends later, the part before: nothing of a special one.
+        # The token that crosses `end` adds its part before `end`. A special token adds nothing.
         special = count < len(ids) and self.text(ids[: count + 1]) == begin
         return begin if special else begin + searched[len(self._searched(ids[:count])) : end]
 
 
 class GeneratedRows:
-    """The new tokens of all rows of a `GenerationRequest`.
+    """New tokens of all rows of a `GenerationRequest`.
 
     Attributes:
         tokens: the new tokens of each row.
@@ -88,14 +95,14 @@ class GeneratedRows:
         self._request, self._prompts, self._tokenizer = request, request.prompts, tokenizer
         self.tokens = [[] for _ in request.limits]
         self.ended = [limit == 0 for limit in request.limits]
-        # The text of each row that a stop string has ended.
+        # The text of each row that ended at a stop string, otherwise None.
         self._stopped_text = [None for _ in request.limits]
         if request.stop_strings or self._prompts.is_text:
             rows = map(self._prompts.row, range(len(self.tokens)))
             self._texts = [NewText(tokenizer, row, request.stop_strings) for row in rows]
 
     def append(self, chunk):
-        """Adds new tokens of each row; tokens after the end of a row are dropped."""
+        """Appends new tokens to each row. It drops tokens after the end of a row."""
         for i, row in enumerate(chunk):
             for token in row:
                 if not self.ended[i]:
@@ -115,14 +122,14 @@ class GeneratedRows:
         self._stopped_text[i], self.ended[i] = text.until(tokens, text.find(tokens)), True
 
     def settled_text(self):
-        """Returns the new text of the first row that no later token can change."""
+        """Returns the new text of the first row, as far as later tokens cannot change it."""
         if self._stopped_text[0] is not None:
             return self._stopped_text[0]
         text, tokens = self._texts[0], self.tokens[0]
         return text.text(tokens) if self.ended[0] else text.until(tokens, text.settled(tokens))
 
     def result(self, strip_prompt):
-        """Returns the rows in the form in which the prompts were given; see `JambaCausalLM.generate`."""
+        """Returns the rows in the format of the prompts. See `JambaCausalLM.generate`."""
         kind = self._prompts.kind
         if self._prompts.is_text:
             texts = [self._text(i, strip_prompt) for i in range(len(self.tokens))]
@@ -142,7 +149,7 @@ class GeneratedRows:
         return np.array([*before, *self.tokens[i]], "int32")
 
     def _padded(self, strip_prompt):
-        """Returns `(b, t)`: the padded prompts, then new tokens; padding on the right makes way for new tokens."""
+        """Returns `(b, t)`: the padded prompts, then the new tokens. New tokens replace padding on the right."""
         pad = self._request.pad_token_id
         new, _ = padded(self.tokens, pad, "post")
         if strip_prompt:

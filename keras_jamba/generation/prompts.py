@@ -11,12 +11,12 @@ from keras_jamba.ops import _checks
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts padded on the left, and how what comes out is to be given back.
+    """Prompts padded on the left, with the format of the outputs.
 
     Attributes:
         token_ids, mask: `(b, t)` NumPy arrays, int32 and bool.
-        kind: "text", "texts", "row", "rows" or "padded".
-        right: whether padding stood on the right.
+        kind: format of the inputs and outputs, "text", "texts", "row", "rows" or "padded".
+        right: whether the padding of the inputs was on the right.
     """
 
     token_ids: np.ndarray
@@ -30,7 +30,7 @@ class Prompts:
 
     @property
     def is_single(self):
-        """Whether it is one prompt that was no batch."""
+        """Whether the input was one prompt and not a batch."""
         return self.kind in ("text", "row")
 
     @property
@@ -42,17 +42,17 @@ class Prompts:
 
 
 def prompts_of(inputs, tokenizer, pad_token_id, vocab_size):
-    """`Prompts` of what `generate` takes.
+    """Returns the `Prompts` of the inputs of `generate`.
 
     Args:
-        inputs: a string or a list of strings; a conversation, which is a list of messages, or a list of them; ids, a
-            list of lists of ids, or an array of them; or `{"token_ids", "padding_mask"}`.
-        tokenizer: for text; or None.
-        pad_token_id: stands where there is no token.
-        vocab_size: ids are below it.
+        inputs: a string or a list of strings; a conversation, which is a list of messages, or a list of conversations;
+            a list of ids, a list of lists of ids, or an array of ids; or `{"token_ids", "padding_mask"}`.
+        tokenizer: the tokenizer for text, or None.
+        pad_token_id: id of the padding.
+        vocab_size: size of the vocabulary. Ids are below it.
 
     Raises:
-        ValueError: for anything else, for prompts without tokens, and for ids out of the vocabulary.
+        ValueError: for other inputs, for prompts without tokens, and for ids out of the vocabulary.
     """
     if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OU":
         inputs = inputs.tolist()
@@ -97,7 +97,7 @@ def _from_conversations(conversations, tokenizer, pad_token_id, kind):
         have = "None" if tokenizer is None else f"a {type(tokenizer).__name__} without apply_chat_template"
         raise ValueError(
             "A conversation needs a tokenizer with a chat template. Received: messages, and a model whose tokenizer is "
-            f"{have}. Load a checkpoint for chats, or write the prompt as text yourself."
+            f"{have}. Load a chat checkpoint, or pass the prompt as text."
         )
     for conversation in conversations:
         messages = conversation if isinstance(conversation, (list, tuple)) else [conversation]
@@ -128,7 +128,7 @@ def _from_ids(inputs, pad_token_id):
     rows = list(inputs)
     try:
         ranks = {np.ndim(row) for row in rows}
-    except ValueError:  # rows in rows, of different lengths
+    except ValueError:  # nested rows of different lengths
         ranks = {2}
     if len(ranks) > 1 or ranks - {0, 1}:
         raise ValueError(
@@ -141,8 +141,8 @@ def _from_ids(inputs, pad_token_id):
 def _from_dict(inputs, pad_token_id):
     if set(inputs) - {"padding_mask"} != {"token_ids"}:
         raise ValueError(
-            "A dict of prompts must hold token_ids, and where wanted padding_mask. "
-            f"Received: {sorted(inputs)}. Leave out or add what differs."
+            "A dict of prompts must hold token_ids, and may hold padding_mask. "
+            f"Received: {sorted(inputs)}. Pass only these keys."
         )
     token_ids = integers("token_ids", inputs["token_ids"])
     given = inputs.get("padding_mask")
@@ -154,7 +154,7 @@ def _from_dict(inputs, pad_token_id):
         )
     if (np.diff(mask.astype(int), axis=1) != 0).sum(axis=1).max(initial=0) > 1:
         raise ValueError(
-            "Padding must stand on one side of a row. Received: a padding_mask that changes more than once in a row. "
+            "Padding must be on one side of a row. Received: a padding_mask that changes more than once in a row. "
             "Pad on the left or on the right."
         )
     right = bool((~mask[:, -1]).any()) if mask.shape[1] else False
@@ -164,10 +164,14 @@ def _from_dict(inputs, pad_token_id):
 
 
 def integers(name, x):
-    """Token ids as a NumPy array, int32."""
+    """Returns token ids as a NumPy array, int32.
+
+    Raises:
+        ValueError: if they are not integers.
+    """
     x = np.asarray(ops.convert_to_numpy(x))
     _checks.check_token_ids(x, name=name)
-    # What is too large for 32 bits is in no vocabulary, and must not wrap into one.
+    # An id beyond 32 bits must stay out of the vocabulary: a cast could wrap it to a valid id.
     return np.minimum(x, 2**31 - 1).astype("int64").clip(-1).astype("int32") if x.itemsize > 2 else x.astype("int32")
 
 
@@ -181,6 +185,6 @@ def _check(prompts, vocab_size):
     if not len(prompts.token_ids) or len(empty):
         raise ValueError(
             f"Every prompt must have a token. Received: {f'none in row {empty[0]}' if len(empty) else 'no prompts'}. "
-            "Begin with the token for the beginning, bos_token_id."
+            "Begin the prompt with bos_token_id."
         )
     _checks.check_token_ids(prompts.token_ids, vocab_size, prompts.mask)

@@ -1,4 +1,4 @@
-"""A generation request: the arguments of `generate`, resolved and checked."""
+"""A generation request: the resolved and checked arguments of `generate`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,23 +12,23 @@ from keras_jamba.generation.prompts import Prompts, prompts_of
 from keras_jamba.generation.samplers import BeamSampler, sampler_of
 from keras_jamba.ops import _checks
 
-# New tokens where neither the arguments nor a generation_config limit them.
+# Limit of new tokens if neither the arguments nor a generation_config set one.
 _DEFAULT_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What `generate` and `stream` produce, and from which prompts.
+    """Resolved arguments of `generate` and `stream`.
 
     Attributes:
-        prompts: `Prompts`.
-        sampler: chooses tokens.
-        stop_token_ids: a row ends after one of these.
-        stop_strings: a text ends before one of these.
-        pad_token_id: fills finished rows.
+        prompts: the `Prompts`.
+        sampler: the sampler, which chooses the tokens.
+        stop_token_ids: ids that end a row. The row includes them.
+        stop_strings: strings that end a text. The text excludes them.
+        pad_token_id: id that fills finished rows.
         max_new_tokens: the most new tokens of any row.
-        limits: `(b,)`, the most new tokens of each row.
-        state: the `PromptState` with which all prompts begin, or None.
+        limits: `(b,)`, the most new tokens per row.
+        state: the `PromptState` of the common beginning of all prompts, or None.
         assistant: an `Assistant`, or None.
     """
 
@@ -54,7 +54,7 @@ def make_request(
     state=None,
     assistant=None,
 ):
-    """Returns the `GenerationRequest` of arguments of `generate`; `model` is a `LanguageModel`.
+    """Returns the `GenerationRequest` for a `LanguageModel` and arguments of `generate`.
 
     Raises:
         ValueError: see `JambaCausalLM.generate`.
@@ -88,7 +88,7 @@ def make_request(
 
 
 def pad_token_id(model):
-    """Returns the id behind the end of a row, and where there is no token."""
+    """Returns the id of the padding, which also fills finished rows."""
     arguments = model.constructor_arguments()
     found = generation_config.pad_token_id(model.generation_config or {})
     inside = isinstance(found, int) and 0 <= found < arguments["vocab_size"]
@@ -96,14 +96,14 @@ def pad_token_id(model):
 
 
 def _options(model):
-    """Returns generation_config, or what a config.json of transformers says in its place, or None."""
+    """Returns the generation_config, or else the generation options of a transformers config.json, or None."""
     if model.generation_config is not None:
         return model.generation_config
     return generation_config.legacy(model.constructor_arguments()["transformers_config"])
 
 
 def _sampler(model, given, options):
-    """Returns the sampler that applies: the argument's, that of `compile`, generation_config's, or greedy."""
+    """Returns the first that is set: the argument, the sampler of `compile`, that of generation_config, or greedy."""
     given = model.sampler if given is None else given
     if given is not None:
         return sampler_of(given)
@@ -116,15 +116,15 @@ def _stop_token_ids(model, stop_token_ids):
     if isinstance(stop_token_ids, str):
         _checks.check_choice("stop_token_ids", stop_token_ids, ("auto",))
         stop_token_ids = _own_stop_token_ids(model)
-    several = stop_token_ids.tolist() if isinstance(stop_token_ids, np.ndarray) else stop_token_ids
-    several = [i for i in (several if isinstance(several, (list, tuple)) else [several]) if i is not None]
-    for i in several:
+    ids = stop_token_ids.tolist() if isinstance(stop_token_ids, np.ndarray) else stop_token_ids
+    ids = [i for i in (ids if isinstance(ids, (list, tuple)) else [ids]) if i is not None]
+    for i in ids:
         _checks.check_integer("stop_token_ids", i, at_least=0)
-    return tuple(sorted({int(i) for i in several}))
+    return tuple(sorted({int(i) for i in ids}))
 
 
 def _own_stop_token_ids(model):
-    """Returns the ids that end a text where the caller passes none."""
+    """Returns the default ids that end a row."""
     if model.generation_config is not None:
         return generation_config.stop_token_ids(model.generation_config)
     own = model.constructor_arguments()["eos_token_id"]
@@ -139,7 +139,7 @@ def _check_stop_strings(request, tokenizer):
         )
     if request.stop_strings and isinstance(request.sampler, BeamSampler):
         raise ValueError(
-            "Beams end with tokens: a text could end before another beam is better. Received: stop_strings="
+            "Beam search supports no stop strings: another beam could still become better. Received: stop_strings="
             f"{list(request.stop_strings)} and a BeamSampler. Pass stop_token_ids, or another sampler."
         )
 
@@ -147,7 +147,7 @@ def _check_stop_strings(request, tokenizer):
 def _check_state(state, model, prompts):
     if state.model != model._fingerprint():
         raise ValueError(
-            "The state of a prompt is of one model with its weights. Received: that of another model. Prefill again."
+            "A prompt state belongs to one model and its weights. Received: the state of another model. Prefill again."
         )
     size = len(state.token_ids)
     for i in range(len(prompts.token_ids)):
@@ -155,23 +155,31 @@ def _check_state(state, model, prompts):
         if len(row) < size or not np.array_equal(row[:size], state.token_ids):
             raise ValueError(
                 f"Every prompt must begin with the {size} tokens of the state. Received: row {i}, "
-                f"{row[:size].tolist()[:8]}... Prefill this beginning, or leave the state out."
+                f"{row[:size].tolist()[:8]}... Prefill this beginning, or pass state=None."
             )
 
 
 def _checked_strings(stop_strings):
-    """Stop strings as a tuple."""
-    several = [stop_strings] if isinstance(stop_strings, str) else stop_strings
-    if not isinstance(several, (list, tuple)) or not all(isinstance(stop, str) and stop for stop in several):
+    """Returns stop strings as a tuple.
+
+    Raises:
+        ValueError: if they are not a string or a list of non-empty strings.
+    """
+    strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(stop, str) and stop for stop in strings):
         raise ValueError(
             "stop_strings must be a string or a list of strings of at least one character. Received: stop_strings="
             f"{stop_strings!r}. For token ids pass stop_token_ids."
         )
-    return tuple(several)
+    return tuple(strings)
 
 
 def _count(lengths, max_length, max_new_tokens):
-    """How many tokens the row that gets most may get."""
+    """Returns the most new tokens of any row.
+
+    Raises:
+        ValueError: for limits out of range, and for a prompt longer than `max_length`.
+    """
     if max_new_tokens is not None:
         _checks.check_integer("max_new_tokens", max_new_tokens, at_least=0)
     if max_length is None:

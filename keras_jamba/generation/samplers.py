@@ -1,4 +1,4 @@
-"""How the next token is chosen from its logits."""
+"""Samplers: they choose the next token from its logits."""
 
 import random
 
@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_jamba.ops import _checks
 
-# Arguments of `Sampler` by the names that `compile(sampler=...)` takes.
+# Arguments of `Sampler` per name in `compile(sampler=...)`.
 NAMES = {
     "greedy": dict(temperature=0.0),
     "random": {},
@@ -16,14 +16,14 @@ NAMES = {
     "top_p": dict(top_p=0.9),
     "min_p": dict(min_p=0.05),
 }
-# Options of samplers, which are easily passed to what takes a sampler.
+# Options of samplers that callers often pass to functions with a `sampler` argument.
 _OPTIONS = {
     "keras_jamba.generation.BeamSampler": ("num_beams", "length_penalty", "early_stopping"),
     "keras_jamba.Sampler": ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
     "do_sample": ("do_sample",),
 }
-# What other libraries call arguments that stand here under another name.
-_INSTEAD = {
+# Remedies for the argument names of other libraries.
+_REMEDIES = {
     **dict.fromkeys(("max_tokens", "num_tokens"), "pass max_new_tokens"),
     "eos_token_id": "pass stop_token_ids",
     **dict.fromkeys(("stop", "stop_sequences", "stop_words"), "pass stop_strings"),
@@ -38,19 +38,20 @@ _INSTEAD = {
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class Sampler:
-    """Draws the next token; the rules apply in the order of the arguments, each to what the one before left.
+    """Draws the next token from the logits.
 
-    One number is drawn a token and row, by NumPy: equal seeds give equal tokens on every backend, but where a
-    number falls between two tokens to within rounding.
+    The rules apply in the order of the arguments, each to the result of the previous one. NumPy draws one random
+    number per token and row. Equal seeds give equal tokens on every backend, unless a number lies on the boundary
+    between two tokens to within rounding.
 
     Args:
-        repetition_penalty: what logits of tokens that the row has already are divided by, or multiplied where they are
-            negative; 1 changes nothing.
-        temperature: what logits are divided by; 0 takes the most likely token.
-        top_k: only so many of the most likely tokens stay; None for all.
-        top_p: the fewest most likely tokens stay whose probabilities reach this sum together; None for all.
-        min_p: only tokens of at least this share of the highest probability stay; None for all.
-        seed: an integer; None draws another at each generation, and repeats after `keras.utils.set_random_seed`.
+        repetition_penalty: divides the logits of tokens that the row already has, or multiplies negative ones. 1 has
+            no effect.
+        temperature: divides the logits. 0 selects the most likely token.
+        top_k: keeps this number of the most likely tokens. None keeps all.
+        top_p: keeps the fewest most likely tokens with at least this total probability. None keeps all.
+        min_p: keeps tokens with at least this share of the highest probability. None keeps all.
+        seed: an integer. None draws a new seed per generation, reproducible after `keras.utils.set_random_seed`.
 
     Raises:
         ValueError: for arguments out of range.
@@ -77,26 +78,26 @@ class Sampler:
 
     @property
     def needs_seen(self):
-        """Whether `choose` must be told which tokens a row has already."""
+        """Whether `choose` needs `seen`, the tokens that a row already has."""
         return self.repetition_penalty != 1.0
 
     def uniforms(self, count, rows):
-        """A number from 0 to 1 for each of `count` tokens and each row, `(count, rows)` float32."""
-        # Python's generator is one of those that keras.utils.set_random_seed seeds, on every backend.
+        """Returns one random number in [0, 1) per token and row, `(count, rows)` float32."""
+        # keras.utils.set_random_seed seeds Python's generator on every backend.
         seed = random.getrandbits(64) if self.seed is None else self.seed
-        # Below 1 by more than rounding: the last tokens of a sum are as likely as they should be.
+        # Numbers stay below 1 by more than rounding, so that the last tokens of a sum keep their probability.
         return np.random.default_rng(seed).random((count, rows), "float32") * np.float32(1 - 2**-20)
 
     def choose(self, logits, uniform, seen=None):
-        """The next tokens.
+        """Chooses the next token of each row.
 
         Args:
             logits: `(b, v)` float32.
             uniform: `(b,)`, a row of `uniforms`.
-            seen: `(b, v)` bool, the tokens that a row has already; only looked at with a repetition_penalty.
+            seen: `(b, v)` bool, the tokens that a row already has. Only a repetition_penalty reads it.
 
         Returns:
-            `(b,)` int32.
+            The token ids, `(b,)` int32.
         """
         if self.needs_seen:
             penalised = ops.where(logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty)
@@ -105,20 +106,25 @@ class Sampler:
             return ops.cast(ops.argmax(logits, axis=-1), "int32")
         probabilities, tokens = self._kept(logits / self.temperature)
         sums = ops.cumsum(probabilities, axis=-1)
-        place = ops.sum(ops.cast(sums <= uniform[:, None] * sums[:, -1:], "int32"), axis=-1, keepdims=True)
+        index = ops.sum(ops.cast(sums <= uniform[:, None] * sums[:, -1:], "int32"), axis=-1, keepdims=True)
         if tokens is None:
-            return ops.cast(place[:, 0], "int32")
-        return ops.cast(ops.take_along_axis(tokens, ops.cast(place, "int32"), axis=-1)[:, 0], "int32")
+            return ops.cast(index[:, 0], "int32")
+        return ops.cast(ops.take_along_axis(tokens, ops.cast(index, "int32"), axis=-1)[:, 0], "int32")
 
     def _kept(self, logits):
-        """Probabilities, 0 for tokens that do not stay, and the tokens that these are of, or None for all in order."""
+        """Computes the probabilities after top_k, top_p and min_p.
+
+        Returns:
+            `(probabilities, tokens)`: removed tokens have probability 0. `tokens` holds the ids of the columns, or is
+            None if they are all ids in order.
+        """
         tokens, size = None, logits.shape[-1]
         if self.top_k is not None or self.top_p is not None:
             logits, tokens = ops.top_k(logits, min(self.top_k or size, size))
         probabilities = ops.softmax(logits, axis=-1)
         if self.top_p is not None:
             before = ops.cumsum(probabilities, axis=-1) - probabilities
-            # The most likely one stays, whatever top_p.
+            # The most likely token stays for every top_p, also 0.
             first = ops.arange(probabilities.shape[-1])[None] == 0
             probabilities = ops.where(ops.logical_or(before < self.top_p, first), probabilities, 0.0)
         if self.min_p is not None:
@@ -137,17 +143,18 @@ class Sampler:
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class BeamSampler:
-    """Beam search: the sequence of tokens that is most likely as a whole, of those that it looks at.
+    """Beam search: an approximate search for the most likely sequence of tokens.
 
-    So many beginnings of each prompt are carried on; one that ends, with a stop token or for want of room, goes into a
-    pool of as many, and the best of these is the result. Its score is the sum of the logarithms of its tokens'
-    probabilities over `number of tokens ** length_penalty`. It costs what a batch of so many rows costs.
+    The search extends `num_beams` sequences (beams) per prompt. A beam ends at a stop token or at the length limit.
+    Ended beams enter a pool, which keeps the best `num_beams`. The best sequence of the pool is the result. Its score
+    is the sum of the log probabilities of its tokens, divided by `number of tokens ** length_penalty`. The cost is
+    that of a batch with `num_beams` rows per prompt.
 
     Args:
-        num_beams: how many beginnings; 1 is greedy.
-        length_penalty: above 0 longer sequences are favoured, below 0 shorter ones; from -5 to 5.
-        early_stopping: when to stop with a full pool: True at once; False when no beam has a better score as it is;
-            "never" when none could have one at its greatest length.
+        num_beams: number of beams per prompt. 1 is greedy.
+        length_penalty: from -5 to 5. Values above 0 favour longer sequences, values below 0 shorter ones.
+        early_stopping: when to stop with a full pool. True stops at once. False stops when no beam has a better score
+            at its current length. "never" stops when no beam could have a better score at its greatest length.
 
     Raises:
         ValueError: for arguments out of range.
@@ -159,7 +166,8 @@ class BeamSampler:
         (7,)
 
     Reference:
-        [Wu et al. (2016)](https://arxiv.org/abs/1609.08144), section 7; pool and stopping are those of transformers.
+        [Wu et al. (2016)](https://arxiv.org/abs/1609.08144), section 7. The pool and the stopping rules are those of
+        transformers.
     """
 
     needs_seen = False
@@ -170,13 +178,13 @@ class BeamSampler:
         if not isinstance(early_stopping, bool) and early_stopping != "never":
             raise ValueError(
                 f"early_stopping must be True, False or 'never'. Received: early_stopping={early_stopping!r}. Pass "
-                "False for what transformers does unless told otherwise."
+                "False, the default of transformers."
             )
         self.num_beams, self.length_penalty = int(num_beams), float(length_penalty)
         self.early_stopping = early_stopping
 
     def uniforms(self, count, rows):
-        """Nothing is drawn."""
+        """Returns zeros `(count, rows)` float32: beam search draws no random numbers."""
         return np.zeros((count, rows), "float32")
 
     def get_config(self):
@@ -188,9 +196,9 @@ class BeamSampler:
 
 
 class ProbabilitySampler:
-    """A sampler of keras-hub that has `get_next_token(probabilities)`, in the place of a `Sampler`.
+    """Adapter for a keras-hub sampler with `get_next_token(probabilities)`.
 
-    It keeps random numbers of its own, and is called from outside of compiled loops.
+    The keras-hub sampler draws its own random numbers. It runs outside compiled loops.
     """
 
     needs_seen = False
@@ -208,10 +216,10 @@ class ProbabilitySampler:
 
 
 def sampler_of(given):
-    """A `Sampler`, of a name, one of ours, or one of keras-hub.
+    """Returns the sampler for a name, a sampler of this package, or a sampler of keras-hub.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for other values.
     """
     if isinstance(given, (Sampler, BeamSampler, ProbabilitySampler)):
         return given
@@ -221,8 +229,8 @@ def sampler_of(given):
         return ProbabilitySampler(given)
     if any(kind.__name__ == "BeamSampler" for kind in type(given).__mro__):
         raise ValueError(
-            "Beam search is keras_jamba.generation.BeamSampler here. Received: "
-            f"{type(given).__module__.split('.')[0]}'s own. Pass "
+            "Beam search needs a keras_jamba.generation.BeamSampler. Received: the BeamSampler of "
+            f"{type(given).__module__.split('.')[0]}. Pass "
             f"keras_jamba.generation.BeamSampler(num_beams={getattr(given, 'num_beams', 4)})."
         )
     raise ValueError(
@@ -233,17 +241,17 @@ def sampler_of(given):
 
 
 def check_keywords(function, unknown, known):
-    """Refuses keyword arguments that a function does not have; those of a sampler are shown their place.
+    """Checks that a function received no unknown keyword arguments.
 
     Raises:
-        ValueError: if there are any.
+        ValueError: if there are any. For options of a sampler, the message shows how to pass them.
     """
     if not unknown:
         return
     received = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
     kind = next((kind for kind, names in _OPTIONS.items() if any(name in unknown for name in names)), None)
     if kind is None:
-        remedies = [f"Instead of {name} {_INSTEAD[name]}." for name in unknown if name in _INSTEAD]
+        remedies = [f"Instead of {name} {_REMEDIES[name]}." for name in unknown if name in _REMEDIES]
         raise ValueError(
             f"An argument of {function} must be one of {list(known)}. Received: {received}. "
             f"{' '.join(remedies) or 'Pass one of these.'}"
@@ -255,13 +263,16 @@ def check_keywords(function, unknown, known):
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         remedy = f"sampler={kind}({given})"
     raise ValueError(
-        f"A sampler chooses the tokens, and has the options of the choice: keras_jamba.Sampler those of drawing, "
-        f"keras_jamba.generation.BeamSampler those of beams. Received: {received}. Pass {remedy}."
+        f"Options that choose tokens belong to a sampler: keras_jamba.Sampler draws tokens, "
+        f"keras_jamba.generation.BeamSampler searches with beams. Received: {received}. Pass {remedy}."
     )
 
 
 def _has_next_token(given):
-    """Whether a sampler chooses from probabilities alone: keras-hub's searches inherit a method that only raises."""
+    """Returns whether a sampler chooses tokens from probabilities alone.
+
+    The search samplers of keras-hub inherit a `get_next_token` that only raises an error.
+    """
     method = getattr(type(given), "get_next_token", None)
     base = next(
         (c for c in type(given).__mro__ if c.__module__.startswith("keras_hub") and c.__name__ == "Sampler"), None

@@ -97,8 +97,12 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         mask = mask_of(inputs, mask)
         x = keras.ops.cast(inputs, self.compute_dtype)
         given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=initial_state)
+        given = {name: value for name, value in given.items() if value is not None}
+        given |= {"return_state": True} if return_state else {}
+        self._check_mixer_accepts(given)
 
-        x, state = self._add_mixer(x, given, training, return_state)
+        mixed, state = split_requested(self.mixer(self.mixer_norm(x), **given), return_state)
+        x = x + self._dropped_out(mixed, training)
         x, routing = self._add_feed_forward(x, mask, training, return_routing)
         return append_requested(x, (return_state, state), (return_routing, routing))
 
@@ -140,15 +144,6 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
                 "Only a mixer with a rollback, whose step accepts return_rollback_state, can take tokens back. "
                 f"Received: a {type(self.mixer).__name__} without. Add both to it, or continue from an earlier cache."
             )
-
-    def _add_mixer(self, x, given, training, return_state):
-        """Returns `(x + dropout(mixer(norm(x))), state or None)`; `given` are call arguments, None if absent."""
-        given = {name: value for name, value in given.items() if value is not None}
-        given |= {"return_state": True} if return_state else {}
-        self._check_mixer_accepts(given)
-        result = self.mixer(self.mixer_norm(x), **given)
-        mixed, state = split_requested(result, return_state)
-        return x + self._dropped_out(mixed, training), state
 
     def _add_feed_forward(self, x, mask, training, return_routing=False, record=True):
         """Returns `(x + dropout(feed_forward(norm(x))), routing or None)`; `x` itself without a feed-forward part."""

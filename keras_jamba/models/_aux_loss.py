@@ -1,20 +1,20 @@
-"""One auxiliary loss over all expert layers."""
+"""The auxiliary loss that all expert layers of a model share."""
 
 from keras import ops
 
 
 def shared_aux_loss(router, routings, mask):
-    """Returns the auxiliary loss over the tokens of all expert layers together.
+    """Returns one auxiliary loss over the tokens of all expert layers.
 
     Args:
         router: the `Router` that computes the loss.
-        routings: a list of the decisions of each layer, as `MoELayer` returns them.
+        routings: a list with the routing decisions of each layer, as `MoELayer` returns them.
         mask: `(b, t)` bool, False for padding, or None.
     """
     flat = lambda x: ops.reshape(x, (-1, x.shape[-1]))  # noqa: E731
-    together = {
+    joined = {
         name: ops.concatenate([flat(routing[name]) for routing in routings])
         for name in ("logits", "probabilities", "weights", "indices")
     }
     mask = None if mask is None else ops.tile(ops.reshape(mask, (-1,)), len(routings))
-    return router.auxiliary_loss(together, mask)
+    return router.auxiliary_loss(joined, mask)

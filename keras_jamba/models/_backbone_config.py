@@ -1,4 +1,4 @@
-"""The constructor arguments of `JambaBackbone`, and the layers that they ask for."""
+"""The constructor arguments of `JambaBackbone`, and the layers built from them."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,11 @@ from keras_jamba.ops import _checks
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
-    """The constructor arguments of `JambaBackbone` without dtype and name; see there."""
+    """The constructor arguments of `JambaBackbone` without dtype and name; see there.
+
+    Raises:
+        ValueError: for a d_model, direction, balance_over or quantization out of range.
+    """
 
     d_model: Any
     num_layers: Any
@@ -63,7 +67,7 @@ class BackboneConfig:
             object.__setattr__(self, "router", keras.saving.serialize_keras_object(self.router))
 
     def arguments(self):
-        """Returns `{name: value}`."""
+        """Returns `{name: value}` of all arguments."""
         return {name: getattr(self, name) for name in BACKBONE_ARGUMENTS}
 
     @property
@@ -81,7 +85,7 @@ class BackboneConfig:
 
     @property
     def residual_gain(self):
-        """The factor on the start of the last projection of each branch."""
+        """The factor on the initial weights of the last projection of each residual branch."""
         return (2 * self.num_layers) ** -0.5
 
     def mixer_layer(self, kind, dtype):
@@ -117,7 +121,7 @@ class BackboneConfig:
         )
 
     def feed_forward_layer(self, kind, dtype):
-        """Returns a new feed-forward part, or None; `kind` is "dense", "moe" or None."""
+        """Returns a new feed-forward layer, or None; `kind` is "dense", "moe" or None."""
         if kind is None:
             return None
         given = dict(
@@ -132,7 +136,7 @@ class BackboneConfig:
             return FeedForward(**given)
         router = self.router
         if isinstance(router, dict):
-            # Each layer gets a router with weights of its own.
+            # Each layer gets its own router weights.
             router = keras.saving.deserialize_keras_object(router)
         layer = MoELayer(
             num_experts=self.num_experts,

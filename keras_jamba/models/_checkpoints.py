@@ -1,4 +1,4 @@
-"""Models of text in folders: our own presets, and checkpoints of transformers."""
+"""Text models in folders: presets, checkpoints of transformers, and adapters of PEFT."""
 
 import inspect
 
@@ -18,7 +18,7 @@ _DEFAULTS = {name: p.default for name, p in inspect.signature(JambaBackbone.__in
 
 
 def from_preset(cls, preset, load_weights, dtype, overrides, head):
-    """See `TextModel.from_preset`; `head` are the arguments on which only the head depends."""
+    """Implements `TextModel.from_preset`; `head` names the arguments that change the head alone."""
     folder = hub.folder_of(preset)
     given = overrides if dtype is None else overrides | {"dtype": dtype}
     if checkpoints.is_foreign(folder):
@@ -40,34 +40,34 @@ def _from_checkpoint(cls, folder, load_weights, given, head):
 
 
 def save_to_preset(model, folder):
-    """See `TextModel.save_to_preset`."""
+    """Implements `TextModel.save_to_preset`."""
     model._check_has_no_adapters()
-    model._check_is_as_configured()
+    model._check_quantization_matches_config()
     check_comes_back(model.tokenizer)
     presets.write(model, folder, more=lambda staging: write_assets(model, staging))
 
 
 def export_to_transformers(model, folder, dtype, max_shard_bytes):
-    """See `TextModel.export_to_transformers`."""
+    """Implements `TextModel.export_to_transformers`."""
     dtype = model.variable_dtype if dtype is None else dtype
     _checks.check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
     _checks.check_integer("max_shard_bytes", max_shard_bytes)
     model._check_has_no_adapters()
-    model._check_is_as_configured()
+    model._check_quantization_matches_config()
     values = {path.removeprefix(f"{model.name}/"): value for path, value in float_values(model).items()}
     with presets.whole_folder(folder) as staging:
         config = model.constructor_arguments()
         if config["eos_token_id"] is None:
-            # Where `generate` would take it from; transformers does not ask a tokenizer.
+            # `generate` falls back to the tokenizer's id; transformers does not.
             config["eos_token_id"] = getattr(model.tokenizer, "eos_token_id", None)
         checkpoints.write(staging, type(model).__name__, config, model.block_pattern, values, dtype, max_shard_bytes)
         write_assets(model, staging)
 
 
 def export_lora_to_peft(model, folder):
-    """See `TextModel.export_lora_to_peft`."""
+    """Implements `TextModel.export_lora_to_peft`."""
     pairs, fully_trained, ranks = {}, {}, set()
-    weights = {weight.path: weight for weight in _places(model)}
+    weights = {weight.path: weight for weight in _checkpoint_weights(model)}
     for path, layer in _adapters.adapted(model).items():
         weight = weights[f"{path}/kernel"] if f"{path}/kernel" in weights else None
         if weight is None:
@@ -79,8 +79,8 @@ def export_lora_to_peft(model, folder):
         ranks.add((layer.lora_rank, layer.lora_alpha))
     if len(ranks) > 1:
         raise ValueError(
-            f"All adapters must have one rank and lora_alpha. Received: {sorted(ranks)}. Call the model's "
-            "enable_lora, once."
+            f"All adapters must have the same rank and lora_alpha. Received: {sorted(ranks)}. Call "
+            "enable_lora of the model once."
         )
     for path, variable in _adapters.fully_trained_variables(model).items():
         fully_trained |= weights[path].theirs(keras.ops.convert_to_numpy(variable))
@@ -89,13 +89,17 @@ def export_lora_to_peft(model, folder):
 
 
 def load_peft(model, folder):
-    """Gives a model the adapters of a folder of PEFT's."""
+    """Installs the adapters of a PEFT folder in a model.
+
+    Raises:
+        ValueError: if the folder has adapters of modules that the model lacks.
+    """
     pairs, rank, lora_alpha, fully_trained = peft.read(folder)
-    weights = {name: weight for weight in _places(model) for name in weight.names}
+    weights = {name: weight for weight in _checkpoint_weights(model) for name in weight.names}
     unknown = [name for name in (*(f"{module}.weight" for module in pairs), *fully_trained) if name not in weights]
     if unknown:
         raise ValueError(
-            f"Adapters must be of modules of the model. Received: {unknown[0]!r} in {str(folder)!r}. Load them "
+            f"Adapters must belong to modules of the model. Received: {unknown[0]!r} in {str(folder)!r}. Load them "
             "into the model that they were trained with."
         )
     adapters, tensors = {}, {}
@@ -107,13 +111,14 @@ def load_peft(model, folder):
     _adapters.install(model, adapters, tensors, folder)
 
 
-def _places(model):
+def _checkpoint_weights(model):
+    """Returns the list of `Weight`s that maps the model's variables to checkpoint tensors."""
     config = model.constructor_arguments()
     return checkpoints.places(type(model).__name__, config, model.block_pattern)[1]
 
 
 def write_assets(model, folder):
-    """Writes the files besides the weights that `generate` needs: tokenizer files and generation_config.json."""
+    """Writes the files that `generate` needs besides the weights: tokenizer files and generation_config.json."""
     if model.tokenizer is not None:
         save_tokenizer(model.tokenizer, folder)
     if model.generation_config is not None:
@@ -121,6 +126,6 @@ def write_assets(model, folder):
 
 
 def read_assets(model, folder):
-    """Reads what `write_assets` or transformers wrote."""
+    """Sets tokenizer and generation_config from the files of `write_assets` or transformers."""
     model.tokenizer = load_tokenizer(folder)
     model.generation_config = generation_config.read(folder)

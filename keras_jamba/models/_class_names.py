@@ -10,13 +10,13 @@ from keras_jamba.ops import _checks
 class ClassNamesModel(LogitsModel):
     """The abstract base of classifiers with `class_names` and `decode_predictions`.
 
-    `fit` takes the names of a data set that has them: `training.ImageFolder`, `training.Batches` of data with an
-    attribute `class_names`, and what `keras.utils.image_dataset_from_directory` returns.
+    `fit` copies the class names of a data set that has them: `training.ImageFolder`, `training.Batches` of data with an
+    attribute `class_names`, or the result of `keras.utils.image_dataset_from_directory`.
     """
 
     @property
     def class_names(self):
-        """The names of the classes, a tuple of `num_classes` distinct strings, or None. May be assigned."""
+        """The names of the classes: a tuple of `num_classes` distinct strings, or None. Assignable."""
         return self._config["class_names"]
 
     @class_names.setter
@@ -24,19 +24,20 @@ class ClassNamesModel(LogitsModel):
         self._config["class_names"] = checked_class_names(names, self._config["num_classes"])
 
     def decode_predictions(self, logits, top=5):
-        """The most probable classes of each row of logits.
+        """Returns the most probable classes of each row of logits.
 
         Args:
-            logits: `(b, num_classes)`, what a call or `predict` returns. Not probabilities: the softmax is taken here.
-            top: classes per row, at least 1. A model of fewer classes returns all of them.
+            logits: `(b, num_classes)`, the output of a call or of `predict`. This method applies the softmax: pass no
+                probabilities.
+            top: classes per row, at least 1. A model with fewer classes returns all of them.
 
         Returns:
-            A list of b lists of `(class_name, probability)`, the most probable class first. Without `class_names` a
-            class is named by its index, "0", "1", ...
+            A list of b lists of `(class_name, probability)`, the most probable class first. Without `class_names`, the
+            name of a class is its index: "0", "1", ...
 
         Raises:
-            ValueError: for logits of another shape, that are not finite or that are probabilities; for a `top` that is
-                not a positive integer.
+            ValueError: for logits of another shape, for values that are not finite, for probabilities, and for a `top`
+                that is not a positive integer.
 
         Example:
             >>> model = keras_jamba.DHCJamba.from_preset("digits")
@@ -73,12 +74,16 @@ class ClassNamesModel(LogitsModel):
         return super().evaluate(x, *args, **kwargs)
 
     def _compare_class_names(self, data, adopt=False):
-        """Refuses data whose labels are numbers of other classes than those of the model."""
+        """Compares the class names of data and model; with `adopt`, a model without names takes those of the data.
+
+        Raises:
+            ValueError: if the names differ.
+        """
         names = getattr(data, "class_names", None)
         if names is None:
             return
         if self.class_names is None and (not adopt or len(names) != self._config["num_classes"]):
-            return  # two classes may have one output, and a model may have outputs for classes of other data
+            return  # One output may serve two classes, and a model may have outputs for classes that this data lacks.
         names = checked_class_names(names, self._config["num_classes"])
         if self.class_names is None:
             self.class_names = names
@@ -87,17 +92,21 @@ class ClassNamesModel(LogitsModel):
             raise ValueError(
                 "The data must have the class_names of the model, in the same order. Received: class "
                 f"{i} is {names[i]!r} in the data and {self.class_names[i]!r} in the model. Sort the data like the "
-                "model; to give the classes of the model other names assign model.class_names."
+                "model, or rename the classes by assigning model.class_names."
             )
 
 
 def checked_class_names(names, num_classes):
-    """The argument `class_names` as a tuple, or None."""
+    """Returns the argument `class_names` as a tuple, or None.
+
+    Raises:
+        ValueError: unless the names are `num_classes` distinct strings.
+    """
     if names is None:
         return None
-    good = isinstance(names, (tuple, list)) and all(isinstance(name, str) and name for name in names)
-    if not good or len(set(names)) != len(names) or len(names) != num_classes:
-        shown = f"{len(names)} names, " if good else ""
+    valid = isinstance(names, (tuple, list)) and all(isinstance(name, str) and name for name in names)
+    if not valid or len(set(names)) != len(names) or len(names) != num_classes:
+        shown = f"{len(names)} names, " if valid else ""
         raise ValueError(
             f"class_names must be None or a sequence of num_classes={num_classes} distinct strings. Received: "
             f"{shown}class_names={names!r}. Pass one name per class, or build the model with another num_classes."

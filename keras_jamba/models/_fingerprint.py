@@ -1,4 +1,4 @@
-"""A fingerprint of a model with its weights."""
+"""The fingerprint of a model and its weights."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ from keras_jamba.converters.checkpoints import STATISTICS
 
 
 def fingerprint(model):
-    """Returns text that differs between models with other arguments or weights, equal on all backends."""
+    """Returns a hash of a model's arguments and weights as text; it is the same on all backends."""
     config = {k: v for k, v in model.constructor_arguments().items() if k != "transformers_config"}
-    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     variables = sorted(model.weights, key=lambda variable: variable.path)
     variables = [v for v in variables if v.path.rsplit("/", 1)[-1] not in STATISTICS]
     with _backend.trainer.readable_values(variables) as values:
         for value in values:
             x = np.ascontiguousarray(ops.convert_to_numpy(value), "float32")
-            found.update(f"{x.shape}{zlib.crc32(x)}".encode())
-    return found.hexdigest()
+            digest.update(f"{x.shape}{zlib.crc32(x)}".encode())
+    return digest.hexdigest()

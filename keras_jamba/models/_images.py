@@ -1,4 +1,4 @@
-"""The images that `DHCJamba` takes: shape, dtype and pixel values."""
+"""The images that `DHCJamba` accepts: shape, dtype and pixel values."""
 
 import contextlib
 import contextvars
@@ -10,10 +10,10 @@ import numpy as np
 
 from keras_jamba.ops import _checks
 
-# Axes of the inputs without the batch, by kind of tokens.
+# Axes of the inputs without the batch axis, per kind of tokens.
 AXES = {"grid": "HWC", "frames": "THWC", "grid+frames": "THWC"}
 PIXEL_RANGES = ((0, 1), (0, 255))
-# Augmentation may leave the range by a tenth of its width, and what rounding adds.
+# Augmentation may exceed the range by a tenth of its width; 1e-6 covers rounding.
 _MARGIN = 0.1 + 1e-6
 
 _checks_values = contextvars.ContextVar("keras_jamba_checks_pixel_values", default=True)
@@ -22,7 +22,7 @@ _logger = logging.getLogger("keras_jamba")
 
 @contextlib.contextmanager
 def unchecked_values():
-    """A context in which calls do not check pixel values, for images that are changed on purpose."""
+    """Disables the check of pixel values inside a context, for images that are modified on purpose."""
     token = _checks_values.set(False)
     try:
         yield
@@ -31,16 +31,21 @@ def unchecked_values():
 
 
 def values_are_checked():
+    """Returns whether calls check pixel values."""
     return _checks_values.get()
 
 
 def checked_image_shape(image_shape, tokens):
-    """The argument `image_shape` of `DHCJamba` as a tuple."""
+    """Returns the argument `image_shape` of `DHCJamba` as a tuple.
+
+    Raises:
+        ValueError: for a shape that does not fit `tokens`, or that has its channels first.
+    """
     shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else (image_shape,)
     axes = AXES[tokens]
-    good = len(shape) == len(axes) and shape[-1] is not None
-    good = good and all(s is None or (isinstance(s, numbers.Integral) and s > 0) for s in shape)
-    if good and not any(isinstance(s, bool) for s in shape):
+    valid = len(shape) == len(axes) and shape[-1] is not None
+    valid = valid and all(s is None or (isinstance(s, numbers.Integral) and s > 0) for s in shape)
+    if valid and not any(isinstance(s, bool) for s in shape):
         shape = tuple(s if s is None else int(s) for s in shape)
         _check_channels_last(shape)
         return shape
@@ -55,7 +60,7 @@ def checked_image_shape(image_shape, tokens):
 
 
 def _check_channels_last(shape):
-    """Refuses (C, H, W), and for clips (T, C, H, W) and (C, T, H, W)."""
+    """Raises ValueError for (C, H, W), and for clips for (T, C, H, W) and (C, T, H, W)."""
     *frames, height, width, channels = shape
     if width is None or min(width, channels) <= 16:
         return
@@ -68,12 +73,16 @@ def _check_channels_last(shape):
     raise ValueError(
         f"image_shape must have the channels on the last axis. Received: image_shape={shape}, with {channels} channels "
         f"and {axis}={shape['TH'.index(axis) if frames else 0]}, which looks like channels first. Pass {likely} and "
-        f"move the axis of the images with numpy.moveaxis. If the shape is meant so, pass None for {axis}."
+        f"move the axis of the images with numpy.moveaxis. If the shape is correct, pass None for {axis}."
     )
 
 
 def checked_pixel_range(pixel_range):
-    """The argument `pixel_range` of `DHCJamba` as a tuple of integers, or None."""
+    """Returns the argument `pixel_range` of `DHCJamba` as a tuple of integers, or None.
+
+    Raises:
+        ValueError: for another range.
+    """
     if pixel_range is None:
         return None
     if isinstance(pixel_range, (tuple, list)):
@@ -87,7 +96,11 @@ def checked_pixel_range(pixel_range):
 
 
 def check_shape_and_dtype(images, expected, axes, pixel_range):
-    """`images` is one tensor `(b, *expected)`, floating-point or, with `pixel_range=(0, 255)`, of integers."""
+    """Checks that `images` is one floating-point tensor `(b, *expected)`; `pixel_range=(0, 255)` allows integers.
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
     shape = tuple(getattr(images, "shape", ()))
     if not _fits(shape, expected):
         letters = ", ".join(axes)
@@ -103,7 +116,7 @@ def check_shape_and_dtype(images, expected, axes, pixel_range):
     try:
         dtype = keras.backend.standardize_dtype(images.dtype)
         is_float, is_integer = keras.backend.is_float_dtype(dtype), keras.backend.is_int_dtype(dtype)
-    except ValueError:  # text, for example
+    except ValueError:  # for example text
         dtype, is_float, is_integer = images.dtype, False, False
     if is_float or (is_integer and pixel_range == (0, 255)):
         return
@@ -118,23 +131,26 @@ def check_shape_and_dtype(images, expected, axes, pixel_range):
 
 
 def _fits(shape, expected):
-    """Whether `shape` is `(b, *expected)`; None fits every size."""
+    """Returns whether `shape` is `(b, *expected)`; None fits every size."""
     pairs = zip(shape[1:], expected, strict=False)
     return len(shape) == 1 + len(expected) and all(a is None or b is None or a == b for a, b in pairs)
 
 
 def check_values(images, pixel_range):
-    """The pixel values lie in `pixel_range`, where they can be read on the host.
+    """Checks that the pixel values lie in `pixel_range`, if the host can read them.
 
     Returns:
-        Whether the values look as if they had been scaled to (0, 1), although the range is (0, 255).
+        Whether the values look scaled to (0, 1) although the range is (0, 255).
+
+    Raises:
+        ValueError: for values out of range or not finite.
     """
     values = None if pixel_range is None else _checks.host_array(images)
     if values is None or values.size == 0 or values.dtype == "uint8":
         return False
     low, high = float(values.min()), float(values.max())
     margin = _MARGIN * (pixel_range[1] - pixel_range[0])
-    # A comparison with NaN is false.
+    # Comparisons with NaN are false.
     if pixel_range[0] - margin <= low and high <= pixel_range[1] + margin:
         is_scaled = pixel_range == (0, 255) and 0 <= low and high <= 1
         return bool(is_scaled and values.dtype.kind not in "iu" and np.any(values != np.floor(values)))
@@ -151,6 +167,7 @@ def check_values(images, pixel_range):
 
 
 def warn_of_scaled_images(pixel_range):
+    """Logs a warning that the images look scaled to (0, 1) already."""
     _logger.warning(
         "Images with fractional values from 0 to 1 were passed to a model with pixel_range=%s, which divides them by "
         "255 again. Pass values from 0 to 255, or build the model with pixel_range=(0, 1).",

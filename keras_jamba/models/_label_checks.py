@@ -1,4 +1,4 @@
-"""Losses and labels that fit a model whose outputs are logits."""
+"""Checks of losses, metrics and labels for models whose outputs are logits."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from keras_jamba import _keras_internals
 from keras_jamba.ops import _checks
 
 _losses = keras.losses
-# Functions of Keras that expect probabilities unless they are called with from_logits=True, and their classes.
+# Keras functions that expect probabilities without from_logits=True, and their classes.
 _FUNCTIONS = {
     _losses.sparse_categorical_crossentropy: _losses.SparseCategoricalCrossentropy,
     _losses.categorical_crossentropy: _losses.CategoricalCrossentropy,
@@ -16,19 +16,19 @@ _FUNCTIONS = {
     _losses.binary_crossentropy: _losses.BinaryCrossentropy,
     _losses.binary_focal_crossentropy: _losses.BinaryFocalCrossentropy,
 }
-_SHORT = ("crossentropy", "ce")
-# Of probabilities too, without from_logits.
+_SHORT_NAMES = ("crossentropy", "ce")
+# These expect probabilities and have no argument from_logits.
 _DIVERGENCES = (_losses.kl_divergence, _losses.dice, _losses.tversky, _losses.categorical_generalized_cross_entropy)
 _DIVERGENCE_CLASSES = (
     *(_losses.KLDivergence, _losses.Dice, _losses.Tversky, _losses.CategoricalGeneralizedCrossEntropy),
     keras.metrics.KLDivergence,
 )
-# Labels of another shape than the logits.
+# The labels of these have another shape than the logits.
 _OTHER_LABELS = (_losses.CTC, _losses.Circle, _losses.ctc, _losses.circle)
 
 
 def check_compile(loss, metrics, weighted_metrics, num_classes):
-    """Raises a ValueError for a loss or a metric of `compile` that takes logits for probabilities."""
+    """Raises ValueError if a loss or a metric of `compile` expects probabilities."""
     _check_logits("loss", loss)
     _check_logits("metrics", metrics)
     _check_logits("weighted_metrics", weighted_metrics)
@@ -36,7 +36,7 @@ def check_compile(loss, metrics, weighted_metrics, num_classes):
 
 
 def check_has_labels(y, loss):
-    """Raises a ValueError for a loss without labels."""
+    """Raises ValueError if there is a loss and no labels."""
     if y is None and loss is not None:
         raise ValueError(
             "fit and evaluate need labels for the loss of compile. Received: y=None. Pass fit(images, labels), or "
@@ -45,31 +45,31 @@ def check_has_labels(y, loss):
 
 
 def loss_of_labels(compute_loss, loss, y, y_pred, sample_weight):
-    """Returns `compute_loss(y)`; NaN, with a gradient of zero, if a label with weight is no class.
+    """Returns `compute_loss(y)`, or NaN with a gradient of zero if a label with weight is not a class.
 
-    Compiled code cannot raise. Keras' losses raise for such labels on some devices, and end the process on others.
+    Compiled code cannot raise. For such labels, Keras' losses raise on some devices and end the process on others.
     """
-    wrong = _wrong_labels(_only(loss), y, y_pred)
+    wrong = _wrong_labels(_unwrapped(loss), y, y_pred)
     if wrong is None:
         return compute_loss(y)
     value = compute_loss(_with_zeros(y, wrong))
-    # The root of -1 is NaN. On PyTorch a number instead would be copied to the device, which waits.
+    # sqrt(-1) is NaN. On PyTorch, a constant would be copied to the device, which synchronises.
     return ops.where(_any_weighted(wrong, sample_weight), ops.sqrt(ops.zeros_like(value) - 1), value)
 
 
 def check_labels(labels, loss, logits_shape, weights=None):
-    """The labels of one batch fit the loss and the classes; values are checked where they can be read on the host.
+    """Checks that the labels of one batch fit the loss and the classes, and their values if the host can read them.
 
     Args:
-        labels: an array or tensor; None, and structures of several, are not checked.
-        loss: what `compile` was given.
-        logits_shape: `(b, num_classes)`, or of text `(b, t, v)`.
-        weights: of the shape of the labels, or None. Labels without weight may have any value.
+        labels: an array or tensor; None and structures of several arrays are not checked.
+        loss: the loss of `compile`.
+        logits_shape: `(b, num_classes)`, or `(b, t, v)` for text.
+        weights: weights in the shape of the labels, or None. Labels without weight may have any value.
 
     Raises:
-        ValueError: for labels of another shape or dtype, and for numbers that are no classes.
+        ValueError: for labels of another shape or dtype, and for numbers that are not classes.
     """
-    loss, labels, weights = _only(loss), _only(labels), _only(weights)
+    loss, labels, weights = _unwrapped(loss), _unwrapped(labels), _unwrapped(weights)
     if isinstance(labels, (list, tuple)) and labels and np.isscalar(labels[0]):
         labels = np.asarray(labels)
     if loss is None or not hasattr(labels, "shape"):
@@ -91,6 +91,7 @@ def check_labels(labels, loss, logits_shape, weights=None):
 
 
 def _check_class_numbers(labels, loss, shape, logits_shape, weights):
+    """Raises ValueError unless `labels` are class numbers in the shape of the logits without the last axis."""
     count, values = logits_shape[-1], _checks.host_array(labels)
     if shape not in (logits_shape[:-1], (*logits_shape[:-1], 1)):
         remedy = "Pass one class number per example."
@@ -126,38 +127,40 @@ def _check_class_numbers(labels, loss, shape, logits_shape, weights):
 
 
 def _are_classes(values, count, ignore_class):
-    good = (values >= 0) & (values < count)
+    """Returns a bool array: whether each value is a class number or `ignore_class`."""
+    valid = (values >= 0) & (values < count)
     if values.dtype.kind not in "iub":
-        good &= values == np.floor(values)
-    return good if ignore_class is None else good | (values == ignore_class)
+        valid &= values == np.floor(values)
+    return valid if ignore_class is None else valid | (values == ignore_class)
 
 
 def _wrong_labels(loss, labels, logits):
-    """Which labels are no class, as a bool tensor; None where the loss has no class numbers."""
+    """Returns a bool tensor that is True where a label is not a class; None for a loss without class numbers."""
     if not _is_sparse(loss) or not hasattr(logits, "shape") or not hasattr(labels, "shape"):
         return None
     labels = ops.convert_to_tensor(labels)
     dtype = keras.backend.standardize_dtype(labels.dtype)
     is_float = keras.backend.is_float_dtype(dtype)
-    # A narrow integer type may not hold the number of classes.
+    # The number of classes may overflow a narrow integer type.
     values = labels if is_float or dtype.endswith(("32", "64")) else ops.cast(labels, "int32")
-    right = ops.logical_and(values >= 0, values < logits.shape[-1])
+    valid = ops.logical_and(values >= 0, values < logits.shape[-1])
     if is_float:
-        right = ops.logical_and(right, ops.equal(values, ops.floor(values)))
+        valid = ops.logical_and(valid, ops.equal(values, ops.floor(values)))
     if getattr(loss, "ignore_class", None) is not None:
-        right = ops.logical_or(right, ops.equal(values, loss.ignore_class))
-    return ops.logical_not(right)
+        valid = ops.logical_or(valid, ops.equal(values, loss.ignore_class))
+    return ops.logical_not(valid)
 
 
 def _with_zeros(labels, where):
-    """The labels, 0 where a mask is True."""
+    """Returns the labels with 0 where a mask is True."""
     labels = ops.convert_to_tensor(labels)
     return ops.where(where, ops.zeros_like(labels), labels)
 
 
 def _any_weighted(wrong, sample_weight):
+    """Returns a scalar bool tensor: whether any wrong label has a weight other than 0."""
     if sample_weight is not None:
-        # One of the two may have an axis of one at the end.
+        # Either of the two may have a trailing axis of size 1.
         more = len(sample_weight.shape) - len(wrong.shape)
         sample_weight = (
             ops.squeeze(sample_weight, axis=-1) if more == 1 and sample_weight.shape[-1] == 1 else sample_weight
@@ -169,8 +172,9 @@ def _any_weighted(wrong, sample_weight):
 
 
 def _check_logits(argument, given):
+    """Raises ValueError if a loss or metric in the structure `given` expects probabilities."""
     for each in keras.tree.flatten(given):
-        name = _of_probabilities(argument, each)
+        name = _logits_replacement(argument, each)
         if name is not None:
             module = "losses" if argument == "loss" else "metrics"
             raise ValueError(
@@ -181,16 +185,16 @@ def _check_logits(argument, given):
             )
 
 
-def _of_probabilities(argument, each):
-    """None, or the class of Keras to use instead of a loss or metric of probabilities."""
+def _logits_replacement(argument, each):
+    """Returns the Keras class that replaces a loss or metric of probabilities; None for others."""
     if isinstance(each, str):
-        if each.lower() in _SHORT:
-            # As a metric Keras' short name "crossentropy" is resolved by the labels.
+        if each.lower() in _SHORT_NAMES:
+            # Keras resolves the metric "crossentropy" by the shape of the labels.
             return "SparseCategoricalCrossentropy"
         try:
             each = (keras.losses if argument == "loss" else keras.metrics).get(each)
         except ValueError:
-            return None  # Keras names it when it is used; "accuracy" depends on the labels.
+            return None  # Keras reports unknown names later, and resolves "accuracy" by the labels.
     if each in _DIVERGENCES or isinstance(each, _DIVERGENCE_CLASSES):
         return "CategoricalCrossentropy"
     if _keras_internals.expects_probabilities(each):
@@ -199,14 +203,16 @@ def _of_probabilities(argument, each):
 
 
 def _check_thresholds(metrics, num_classes):
-    """Metrics that compare with a probability of one half are wrong by as much for logits, whose threshold is 0."""
+    """Raises ValueError for metrics with the threshold 0.5 of probabilities; logits have the threshold 0."""
     for each in keras.tree.flatten(metrics):
         name = each.lower() if isinstance(each, str) else type(each).__name__
-        half = name in ("binary_accuracy", "precision", "recall") or name in ("accuracy", "acc") and num_classes == 1
-        half |= isinstance(each, keras.metrics.BinaryAccuracy) and each.threshold == 0.5
+        compares_with_half = (
+            name in ("binary_accuracy", "precision", "recall") or name in ("accuracy", "acc") and num_classes == 1
+        )
+        compares_with_half |= isinstance(each, keras.metrics.BinaryAccuracy) and each.threshold == 0.5
         if isinstance(each, (keras.metrics.Precision, keras.metrics.Recall)):
-            half |= each.init_thresholds is None and each.top_k is None
-        if half:
+            compares_with_half |= each.init_thresholds is None and each.top_k is None
+        if compares_with_half:
             raise ValueError(
                 "metrics must have the threshold 0 of logits: the outputs of this model are not probabilities. "
                 f"Received: {name!r} with the threshold 0.5. Pass keras.metrics.BinaryAccuracy(threshold=0.0), or "
@@ -214,19 +220,23 @@ def _check_thresholds(metrics, num_classes):
             )
 
 
-def _only(structure):
-    """What stands alone in a list or dict, as Keras takes losses and labels of one output."""
+def _unwrapped(structure):
+    """Unwraps lists, tuples and dicts of length 1, as Keras does for one output."""
     while isinstance(structure, (list, tuple, dict)) and len(structure) == 1:
         structure = next(iter(structure.values() if isinstance(structure, dict) else structure))
     return structure
 
 
 def _is_sparse(loss):
+    """Returns whether the labels of a loss are class numbers."""
     return isinstance(loss, _losses.SparseCategoricalCrossentropy)
 
 
 def _needs_equal_shapes(loss):
-    """Keras' own losses do, all but a few; of another function nothing is known."""
+    """Returns whether labels must have the shape of the logits.
+
+    This holds for most Keras losses. Custom losses have no known rule and return False.
+    """
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if loss in _OTHER_LABELS or isinstance(loss, (_losses.CTC, _losses.Circle)):

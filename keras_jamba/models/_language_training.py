@@ -1,4 +1,4 @@
-"""Training a language model on texts."""
+"""Training of language models on texts."""
 
 import inspect
 
@@ -21,30 +21,30 @@ _COMPILE = tuple(name for name in dict.fromkeys(_COMPILE) if name != "self")
 class NextTokenModel(TextModel):
     """The abstract base of models that predict the next token: `compile`, `fit` and `evaluate`.
 
-    Wherever Keras takes a sample_weight beside targets `(b, t)`, it may be one number per token, `(b, t)`, or one per
-    row, `(b,)` or `(b, 1)`, which is then that of each token of the row. Inputs that a padding_mask hides have no
-    weight. The loss of a batch and weighted_metrics are means over the tokens with these weights.
+    For targets `(b, t)`, a sample_weight may have one number per token, `(b, t)`, or one per row, `(b,)` or `(b, 1)`.
+    The weight of a row applies to each of its tokens. Inputs that a padding_mask hides have no weight. The loss of a
+    batch and weighted_metrics are means over the tokens with these weights.
 
     Attributes:
-        sampler: the sampler of `compile`; None for what generation_config says, or greedy.
+        sampler: the sampler of `compile`; None means that of generation_config, or greedy.
     """
 
     sampler = None
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="auto", **kwargs):
-        """Keras' own, with defaults.
+        """Configures training like `keras.Model.compile`, with defaults.
 
         Args:
             optimizer: "auto" is Adam at 2e-5, for fine-tuning.
-            loss: "auto" is the mean cross-entropy of the tokens that have weight.
-            weighted_metrics: "auto" is their accuracy.
-            sampler: how `generate` chooses: "auto" is as the model's `generation_config` says, or else greedy;
-                "greedy", "random", "top_k" (5), "top_p" (.9), "min_p" (.05), a `keras_jamba.Sampler`, a
-                `keras_jamba.generation.BeamSampler`, or a sampler of keras-hub that has `get_next_token`.
+            loss: "auto" is the mean cross-entropy of the tokens with weight.
+            weighted_metrics: "auto" is the accuracy of the tokens with weight.
+            sampler: how `generate` chooses tokens. "auto" follows the model's `generation_config`, or is greedy without
+                one. Others are "greedy", "random", "top_k" (5), "top_p" (.9), "min_p" (.05), a `keras_jamba.Sampler`, a
+                `keras_jamba.generation.BeamSampler`, or a sampler of keras-hub with `get_next_token`.
             **kwargs: see `keras.Model.compile`.
 
         Raises:
-            ValueError: for a sampler that is none of these, and for arguments that do not exist.
+            ValueError: for another sampler, and for unknown arguments.
         """
         check_keywords("compile", {name: x for name, x in kwargs.items() if name not in _COMPILE}, _COMPILE)
         self.sampler = None if isinstance(sampler, str) and sampler == "auto" else sampler_of(sampler)
@@ -67,19 +67,20 @@ class NextTokenModel(TextModel):
         class_weight=None,
         **kwargs,
     ):
-        """Trains on texts, on token ids, or on what `keras.Model.fit` takes.
+        """Trains on texts, on token ids, or on any data of `keras.Model.fit`.
 
         Args:
-            x: a list of strings, each of which ends with the tokenizer's eos_token_id; a list of lists of ids; or
-                without a y, ids `(b, t + 1)` or a dict of these as "token_ids" and, where wanted, of a "padding_mask",
-                "segment_ids" and a "reset_mask": each token is to predict the one after it in its document. Else
-                inputs of a call with targets y, or batches of both, from `training.PackedText` for example.
-            sequence_length: strings and lists are cut to so many tokens; None for the longest.
-            validation_data: as x, or a tuple as `keras.Model.fit` takes.
-            sample_weight: of targets y, one number per token, `(b, t)`, or per row, `(b,)` or `(b, 1)`. Neither padding
-                nor what it would predict has weight.
-            class_weight: a dict of token ids and the weights of targets that are these, by which sample_weight is
-                multiplied; 1 for others. For arrays, texts and lists: a dataset must yield weights itself.
+            x: a list of strings, to each of which `fit` appends the tokenizer's eos_token_id; or a list of lists of
+                ids. Without y, also ids `(b, t + 1)`, or a dict of "token_ids" and optionally "padding_mask",
+                "segment_ids" and "reset_mask", each `(b, t + 1)`. In these forms each token predicts the next one in
+                its document. Otherwise inputs of a call with targets y, or batches of both, for example of
+                `training.PackedText`.
+            sequence_length: the most tokens of a string or list, which `fit` truncates; None is the longest.
+            validation_data: data in the form of x, or a tuple as for `keras.Model.fit`.
+            sample_weight: weights of targets y: one number per token, `(b, t)`, or per row, `(b,)` or `(b, 1)`. Padding
+                and the targets of padding have no weight.
+            class_weight: a dict of token ids and target weights, which multiply sample_weight; other ids have the
+                weight 1. It applies to arrays, texts and lists: a dataset must yield weights itself.
             y, **kwargs: see `keras.Model.fit`.
 
         Raises:
@@ -93,22 +94,22 @@ class NextTokenModel(TextModel):
         return super().fit(x, y, sample_weight=sample_weight, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, *, sequence_length=None, sample_weight=None, **kwargs):
-        """Loss and metrics on what `fit` takes."""
+        """Returns loss and metrics on data in any form of `fit`."""
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
         sample_weight = _weights(x, y, sample_weight)
         return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """A step of training on one batch; see `keras.Model.train_on_batch`, and `fit` for the weights."""
+        """Runs one training step on a batch; see `keras.Model.train_on_batch`, and `fit` for the weights."""
         sample_weight = _weights(x, y, sample_weight, class_weight)
         return super().train_on_batch(x, y, sample_weight=sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """Loss and metrics of one batch; see `keras.Model.test_on_batch`, and `fit` for the weights."""
+        """Returns loss and metrics of a batch; see `keras.Model.test_on_batch`, and `fit` for the weights."""
         return super().test_on_batch(x, y, sample_weight=_weights(x, y, sample_weight), return_dict=return_dict)
 
     def check_batch(self, x, y=None, sample_weight=None):
-        """Raises a ValueError for inputs and targets that the model and its loss do not take."""
+        """Raises ValueError for inputs and targets that do not fit the model and its loss."""
         super().check_batch(x, y, sample_weight)
         if y is None or not hasattr(y, "shape"):
             return
@@ -116,18 +117,19 @@ class NextTokenModel(TextModel):
         check_labels(y, self.loss, (*y.shape[:2], vocab_size), weights=token_weights(x, y, sample_weight))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """See `keras.Model.compute_loss`; the weights may be of rows."""
+        """Computes the loss; see `keras.Model.compute_loss`. Weights may be per row."""
         return super().compute_loss(x, y, y_pred, token_weights(x, y, sample_weight), training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """See `keras.Model.compute_metrics`; the weights may be of rows."""
+        """Computes the metrics; see `keras.Model.compute_metrics`. Weights may be per row."""
         return super().compute_metrics(x, y, y_pred, token_weights(x, y, sample_weight))
 
     def _examples(self, x, y, sample_weight, sequence_length):
+        """Returns `(x, y, sample_weight)`; texts, lists and ids without y become inputs, targets and weights."""
         if y is not None:
             return x, y, sample_weight
         if is_text(x):
-            # A row of t tokens and the one after the last.
+            # t inputs and t targets take t + 1 tokens.
             token_ids, mask = rows_of(self, x, sequence_length and sequence_length + 1, adds_eos=True)
             found = next_tokens(token_ids, mask)
         elif isinstance(x, dict) and "token_ids" in x:
@@ -140,7 +142,7 @@ class NextTokenModel(TextModel):
         if sample_weight is not None:
             raise ValueError(
                 "sample_weight belongs to targets. Received: sample_weight, and no y. Pass inputs and targets, "
-                "tokens[:, :-1] and tokens[:, 1:], or tell padding by padding_mask."
+                "tokens[:, :-1] and tokens[:, 1:], or mark padding by a padding_mask."
             )
         inputs, targets, weights = found
         for token_ids in (inputs["token_ids"], targets):
@@ -149,7 +151,7 @@ class NextTokenModel(TextModel):
 
 
 def _weights(x, y, sample_weight, class_weight=None):
-    """The sample_weight of targets, checked before a step is compiled, with that of classes."""
+    """Returns the weights of targets times their class weights; raises before a step is compiled."""
     if class_weight is not None:
         return class_weights(class_weight, x, y, sample_weight)
     if sample_weight is not None and hasattr(y, "shape"):

@@ -5,7 +5,7 @@ from keras_jamba.models.base import JambaModel
 
 
 class LogitsModel(JambaModel):
-    """The abstract base of models of logits: it refuses losses of probabilities, and labels that are no classes."""
+    """The abstract base of models of logits. It refuses losses of probabilities, and labels that are not classes."""
 
     def _check_compile(self, loss, metrics, weighted_metrics):
         check_compile(loss, metrics, weighted_metrics, self._config.get("num_classes"))

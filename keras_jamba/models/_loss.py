@@ -6,10 +6,10 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class TokenCrossentropy(keras.losses.SparseCategoricalCrossentropy):
-    """Keras' own, of logits `(b, t, v)` as rows of classes, `(b * t, v)`.
+    """Keras' sparse cross-entropy of logits `(b, t, v)`, computed on flattened rows `(b * t, v)`.
 
-    As they are, PyTorch would make a copy with the classes in the second place, as large as all logits, another for the
-    gradient, and take the softmax over what lies far apart.
+    Without flattening, PyTorch moves the classes to the second axis. That copies all logits, and their gradients too,
+    and takes the softmax over strided memory.
     """
 
     def call(self, y_true, y_pred):

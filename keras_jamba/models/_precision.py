@@ -1,14 +1,14 @@
-"""Dtypes that a model can be trained in."""
+"""The dtypes in which a model can be trained."""
 
 import keras
 
 
 def check_trainable_dtypes(model):
-    """Refuses to train weights that are stored in float16.
+    """Checks that no trainable weight is stored in float16.
 
     Raises:
-        ValueError: for such a model. Gradients and the optimizer's squares fall below the range of float16, and the
-            weights become NaN.
+        ValueError: for a weight in float16. Gradients and the optimizer's squared gradients underflow in float16, and
+            the weights become NaN.
     """
     found = [v.path for v in model.trainable_variables if keras.backend.standardize_dtype(v.dtype) == "float16"]
     if found:

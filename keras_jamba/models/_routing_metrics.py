@@ -1,9 +1,9 @@
 """Metrics of expert layers in the logs of `fit` and `evaluate`.
 
-`moe_aux_loss` is the sum of the auxiliary losses. `moe_max_load` is the load of the busiest expert: 1 when balanced,
-num_experts when one expert gets all tokens. `moe_entropy` is the entropy of the experts' shares: 1 when balanced, 0
-when one expert gets all tokens. `moe_drop_rate`, for experts with a capacity, is the share of dropped assignments. All
-but the first are means over the layers. A model updates them: a metric that a layer updates in `call` fails on JAX.
+`moe_aux_loss` is the sum of the auxiliary losses. The other metrics are means over the layers. `moe_max_load` is the
+load of the busiest expert: 1 if balanced, num_experts if one expert gets all tokens. `moe_entropy` is the entropy of
+the experts' shares: 1 if balanced, 0 if one expert gets all tokens. `moe_drop_rate`, for experts with a capacity, is
+the share of dropped assignments. The model updates these metrics: on JAX, a metric updated in a layer's `call` fails.
 """
 
 import keras
@@ -20,7 +20,7 @@ def expert_layers(model):
 
 
 def routing_metrics(model):
-    """Returns `{name: metric}` of a model; empty without expert layers."""
+    """Returns `{name: metric}` for a model; the dict is empty without expert layers."""
     layers = expert_layers(model)
     names = ["moe_aux_loss", "moe_max_load", "moe_entropy"] if layers else []
     if any(layer.capacity_factor is not None for layer in layers):
@@ -29,7 +29,7 @@ def routing_metrics(model):
 
 
 def update_routing_metrics(model, metrics):
-    """Adds the statistics of the last call to the metrics of `routing_metrics`."""
+    """Updates the metrics of `routing_metrics` with the statistics of the last call."""
     layers = expert_layers(model)
     values = {
         "moe_aux_loss": lambda: sum(map(ops.convert_to_tensor, _aux_losses(model))),
@@ -42,7 +42,7 @@ def update_routing_metrics(model, metrics):
 
 
 def _aux_losses(model):
-    """Returns the auxiliary loss of each expert layer, or the one that the backbone takes over all of them."""
+    """Returns the auxiliary losses: one per expert layer, or one per backbone that shares its loss."""
     backbones = [layer for layer in _keras_internals.sublayers(model) if hasattr(layer, "block_pattern")]
     shared = [getattr(backbone, "aux_loss", None) for backbone in backbones]
     return [loss for loss in shared if loss is not None] or [layer.aux_loss for layer in expert_layers(model)]
@@ -53,7 +53,7 @@ def _stacked(layers, name):
 
 
 class _MeanOfScalars(keras.metrics.Mean):
-    """Keras' mean of scalars. On PyTorch, Keras' own copies the number of values to the device and waits."""
+    """The mean of scalars. On PyTorch, Keras' `Mean` copies a count to the device and synchronises."""
 
     def update_state(self, value):
         self.total.assign_add(value)

@@ -1,4 +1,4 @@
-"""What the config of a model holds besides the constructor arguments."""
+"""The entries of a model's config besides the constructor arguments."""
 
 import keras
 
@@ -11,7 +11,7 @@ _STATE = ("adapters", "trainable_state", "sampler", "compiled_on")
 
 
 def state_of(model, jit_compile):
-    """Returns the non-empty entries of a model's config: adapters, frozen parts, sampler and compiled backend.
+    """Returns the non-empty entries among adapters, frozen layers and variables, sampler and compiled backend.
 
     Args:
         model: a `JambaModel`.
@@ -35,7 +35,7 @@ def split_state(config):
 
 
 def apply_state(model, state):
-    """Gives a new model the adapters, frozen parts and sampler of `state_of`."""
+    """Gives a new model the adapters, frozen layers and variables, and sampler of `state_of`."""
     layers = dict(quantizable_layers(model)) if "adapters" in state else {}
     for path, (rank, lora_alpha) in state.get("adapters", {}).items():
         layers[path].enable_lora(rank, lora_alpha)
@@ -46,12 +46,12 @@ def apply_state(model, state):
 
 
 def is_this_backend(name):
-    """Whether a model was compiled on the backend that runs; files keep the name of the backend."""
+    """Returns whether `name`, as saved in a file, is the running backend."""
     return name == _backend.name
 
 
 def serialized_sampler(sampler):
-    """Returns a sampler as plain data; None for None.
+    """Returns a sampler as plain data; None and strings are returned as they are.
 
     Raises:
         ValueError: for a sampler without a config.

@@ -1,4 +1,4 @@
-"""Texts and token ids as what `fit` takes."""
+"""Conversion of texts and token ids to the arrays of `fit`."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from keras_jamba.ops import _checks
 
 
 def is_text(x):
-    """Whether `x` is texts or rows of ids that `fit` cannot take as they are: a list or array of them."""
+    """Returns whether `x` is a list or array of texts or rows of ids, which `fit` must convert."""
     if isinstance(x, np.ndarray):
         return x.dtype.kind in "OU"
     return (
@@ -19,9 +19,9 @@ def is_text(x):
 
 
 def rows_of(model, x, sequence_length, adds_eos):
-    """`(token_ids, mask)` `(b, t)` of texts or rows of ids, padded on the right and cut to `sequence_length`.
+    """Returns `(token_ids, mask)` `(b, t)` of texts or rows of ids, padded on the right.
 
-    Texts end with the tokenizer's eos where `adds_eos`.
+    Rows are truncated to `sequence_length`. With `adds_eos`, texts end with the tokenizer's eos.
     """
     config = model._config
     prompts = prompts_of(x if isinstance(x, np.ndarray) else list(x), model.tokenizer, 0, config["vocab_size"])
@@ -36,19 +36,22 @@ def rows_of(model, x, sequence_length, adds_eos):
 
 
 def next_tokens(token_ids, mask=None, segment_ids=None, reset_mask=None):
-    """`(inputs, targets, weights)`: each token is to predict the one after it in its document.
+    """Returns `(inputs, targets, weights)` in which each token predicts the next one in its document.
 
     Args:
         token_ids: `(b, t + 1)`.
         mask: `(b, t + 1)` bool or None.
         segment_ids: `(b, t + 1)` or None: the last token of a document predicts nothing.
-        reset_mask: `(b, t + 1)` bool or None: a token before one that is True predicts nothing.
+        reset_mask: `(b, t + 1)` bool or None: a token before a True predicts nothing.
+
+    Raises:
+        ValueError: for rows of fewer than two tokens, and for a mask of another shape.
     """
     token_ids = integers("token_ids", token_ids)
     mask = np.ones(token_ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
     if token_ids.ndim != 2 or token_ids.shape[1] < 2 or mask.shape != token_ids.shape:
         raise ValueError(
-            "To predict the next token takes rows of at least two tokens, (b, t) with t > 1, and a padding_mask of "
+            "Next-token training needs rows of at least two tokens, (b, t) with t > 1, and a padding_mask of "
             f"their shape. Received: {token_ids.shape} and {mask.shape}. Pass longer rows."
         )
     inputs = {"token_ids": token_ids[:, :-1]}
@@ -61,8 +64,8 @@ def next_tokens(token_ids, mask=None, segment_ids=None, reset_mask=None):
         reset_mask = np.asarray(reset_mask).astype(bool)
         inputs["reset_mask"] = reset_mask[:, :-1]
         weights &= ~reset_mask[:, 1:]
-    # The last token of a document predicts nothing and is seen by nobody: however wide a row is, it does not count.
-    # A mask of nothing is left out: attention would go without its fused form, and the convolution sort tokens.
+    # The last token of a document predicts nothing and no other token sees it, so the mask hides it for any row width.
+    # An all-True mask is omitted: it disables fused attention and makes the convolution sort tokens.
     if not weights.all():
         inputs["padding_mask"] = weights
     return inputs, token_ids[:, 1:], weights.astype("float32")

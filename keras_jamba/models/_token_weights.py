@@ -1,4 +1,4 @@
-"""Weights of targets that are tokens: per token, per row, per class."""
+"""Weights of targets that are tokens: per token, per row and per class."""
 
 import numbers
 
@@ -7,15 +7,15 @@ from keras import ops
 
 
 def token_weights(inputs, targets, weights):
-    """Weights `(b, t)`, one for each target.
+    """Returns weights `(b, t)`, one per target.
 
     Args:
-        inputs: of the model; where these are a dict with a padding_mask `(b, t)`, what it hides has the weight 0.
-        targets: `(b, t)`; others, and several, are left to Keras.
-        weights: `(b, t)`; `(b,)` or `(b, 1)`, that of each target of a row; or None.
+        inputs: inputs of the model. If they are a dict with a padding_mask `(b, t)`, hidden tokens have the weight 0.
+        targets: `(b, t)`. For other shapes, or several targets, `weights` are returned as they are.
+        weights: `(b, t)`; or one weight per row, `(b,)` or `(b, 1)`; or None.
 
     Returns:
-        `(b, t)` float32; None where no weights were given and nothing is hidden.
+        `(b, t)` float32; None without weights and padding_mask.
 
     Raises:
         ValueError: for weights of another shape.
@@ -34,7 +34,7 @@ def token_weights(inputs, targets, weights):
 
 
 def _shape(x):
-    """A tuple; None where TensorFlow has traced a step for tensors of several ranks."""
+    """Returns the shape as a tuple; None if TensorFlow has traced a step for tensors of several ranks."""
     try:
         return tuple(x.shape)
     except ValueError:
@@ -42,38 +42,38 @@ def _shape(x):
 
 
 def check_weights(weights, targets):
-    """Refuses weights whose shape is known and of which targets `(b, t)` cannot have each its own.
+    """Checks that weights have one value per target `(b, t)` or per row, if their shape is known.
 
     Raises:
-        ValueError: for these.
+        ValueError: for weights of another shape.
     """
     weights, targets = _shape(weights), _shape(targets)
     if weights is None or targets is None or len(targets) != 2:
         return
-    same = lambda a, b: a is None or b is None or a == b  # noqa: E731
-    rank = len(weights) in (1, 2) and same(weights[0], targets[0])
-    if not rank or len(weights) == 2 and weights[1] != 1 and not same(weights[1], targets[1]):
+    fits = lambda a, b: a is None or b is None or a == b  # noqa: E731
+    rank = len(weights) in (1, 2) and fits(weights[0], targets[0])
+    if not rank or len(weights) == 2 and weights[1] != 1 and not fits(weights[1], targets[1]):
         raise ValueError(
             f"sample_weight must be of the shape of the targets, (b, t) = {targets}, or one number per row, (b,) or "
-            f"(b, 1). Received: sample_weight.shape={weights}. Give each token or each row its weight."
+            f"(b, 1). Received: sample_weight.shape={weights}. Pass one weight per token or per row."
         )
 
 
 def class_weights(class_weight, inputs, targets, weights):
-    """Weights `(b, t)` of targets `(b, t)` with those of their classes.
+    """Returns weights `(b, t)` of targets `(b, t)`, multiplied by the weights of their classes.
 
     Args:
         class_weight: a dict of token ids and numbers.
-        inputs, targets: what `fit` takes; the targets an array.
+        inputs, targets: the arguments of `fit`; targets must be an array.
         weights: see `token_weights`.
 
     Raises:
-        ValueError: for a class_weight that is none, or without an array of targets.
+        ValueError: for a class_weight of another form, and without an array of targets.
     """
-    good = isinstance(class_weight, dict) and all(
+    valid = isinstance(class_weight, dict) and all(
         isinstance(i, numbers.Integral) and isinstance(w, numbers.Real) for i, w in class_weight.items()
     )
-    if not good:
+    if not valid:
         raise ValueError(
             "class_weight must be a dict of token ids and numbers. Received: "
             f"class_weight={str(class_weight)[:60]}. Pass for example {{2: 0.5}}."

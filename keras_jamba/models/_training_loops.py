@@ -1,4 +1,4 @@
-"""The running loops of `fit`, `evaluate` and `predict` of a model."""
+"""The running `fit`, `evaluate` and `predict` loops of a model."""
 
 import contextlib
 import itertools
@@ -10,11 +10,11 @@ from keras_jamba import _backend
 
 
 class TrainingLoops(threading.local):
-    """The loops of one model that run in this thread, and the check of their first batch.
+    """The loops of one model that run in the current thread, and the check of their first batch.
 
     Args:
         lock: a lock that all threads share.
-        owners: the list `[(thread id, method)]` of the thread that trains or evaluates; all threads share it.
+        owners: a list `[(thread id, method)]` of the thread that trains or evaluates; all threads share it.
 
     Attributes:
         running: the loops of this thread, the innermost last.
@@ -28,7 +28,7 @@ class TrainingLoops(threading.local):
     @classmethod
     def of(cls, model):
         """Returns the loops of a model."""
-        # In `__dict__`: Keras tracks what is set by setattr. Saves and copies of the model leave it out.
+        # Stored in `__dict__`, because Keras tracks attributes set by setattr. Saves and copies of the model omit it.
         found = vars(model).get("_training_loops")
         return vars(model).setdefault("_training_loops", cls(threading.Lock(), [])) if found is None else found
 
@@ -39,7 +39,7 @@ class TrainingLoops(threading.local):
 
     @contextlib.contextmanager
     def run(self, kind):
-        """A context in which the loop `kind`, "fit" for example, runs.
+        """Runs the loop `kind`, for example "fit", as a context.
 
         Raises:
             RuntimeError: if another thread trains or evaluates the model.
@@ -47,14 +47,14 @@ class TrainingLoops(threading.local):
         """
         loop = _backend.trainer.Loop(kind)
         if self.running:
-            # A callback evaluates: the loop around it holds the newest values.
+            # A callback evaluates: the outer loop holds the newest values.
             self.running[-1].sync()
         self.running.append(loop)
         try:
             with self._exclusive(kind), loop:
                 yield loop
         except UnboundLocalError as error:
-            # Keras' predict without a batch.
+            # Keras' `predict` raises it without a batch.
             if loop.looked:
                 raise
             raise _no_data(kind) from error
@@ -65,7 +65,7 @@ class TrainingLoops(threading.local):
 
     @contextlib.contextmanager
     def _exclusive(self, kind):
-        """Refuses to train or evaluate in two threads: they share metrics, optimizer and weights."""
+        """Raises RuntimeError if two threads train or evaluate: they share metrics, optimizer and weights."""
         if kind in ("predict", "predict_on_batch"):
             yield
             return
@@ -84,8 +84,8 @@ class TrainingLoops(threading.local):
             self.owners.remove((here, kind))
 
     def check(self, model, data):
-        """Passes a batch of Keras' iterators to `check_batch` of the model."""
-        # A batch on an accelerator is copied to the host: once per loop.
+        """Passes a batch of Keras' iterators to the model's `check_batch`."""
+        # Copies a batch from the accelerator to the host, once per loop.
         on_host = lambda x: _backend.sharding.to_numpy(x) if keras.ops.is_tensor(x) else x  # noqa: E731
         batch = keras.tree.map_structure(on_host, _backend.trainer.local_batch(data), none_is_leaf=False)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -95,7 +95,7 @@ class TrainingLoops(threading.local):
             model.check_batch(x, y, sample_weight)
 
     def checked_step(self, model, function):
-        """Returns a step of Keras' loops that checks its batch first, if it is the first batch of a loop."""
+        """Returns a step of Keras' loops that checks the first batch of each loop."""
 
         def step(*given):
             loop = self.innermost
@@ -112,7 +112,7 @@ class TrainingLoops(threading.local):
         return step
 
     def checked_first_batches(self, model, iterator):
-        """Yields what `iterator` yields, for the batch on which Keras builds the model before the first step."""
+        """Yields the items of `iterator` after a check: Keras builds the model on this batch before the first step."""
         for begin, end, data in iterator:
             batches = data if isinstance(data, list) else list(itertools.islice(data, 1))
             if not batches:
@@ -123,15 +123,16 @@ class TrainingLoops(threading.local):
 
 
 def check_is_sharded(model):
-    """Raises a RuntimeError for a model that this distribution leaves unsharded."""
+    """Raises RuntimeError if the active distribution does not shard the model's weights."""
     if reason := _backend.sharding.why_not_sharded(model):
         raise RuntimeError(
-            f"The weights of this model are whole on every device. Received: {reason}. Share batches by "
-            "training.DataParallel instead, or split the model on JAX by training.layout_map."
+            f"The weights of this model must be sharded over the devices. Received: {reason}. Share batches by "
+            "training.DataParallel instead, or shard the model on JAX by training.layout_map."
         )
 
 
 def _no_data(kind):
+    """Returns the ValueError for data without examples."""
     return ValueError(
         f"The data of {kind} must have at least one example. Received: none. Check how the data was read and selected."
     )

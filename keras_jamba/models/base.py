@@ -1,4 +1,4 @@
-"""What all models share."""
+"""The base class of all models."""
 
 import functools
 import inspect
@@ -19,14 +19,14 @@ from keras_jamba.models._training_loops import TrainingLoops, check_is_sharded
 class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops):
     """The abstract base of all models; a model derives from this class and `keras.Model`, in this order.
 
-    `keras.Model` is not a base here: in the bases of a functional model Keras replaces it by `Functional`.
+    `keras.Model` is not a base here: in the bases of a functional model, Keras replaces it by `Functional`.
 
     A model sets the first two attributes in its constructor, then calls `_add_routing_metrics`.
 
-    On PyTorch with a GPU, steps of `fit` and `train_on_batch` are captured as a CUDA graph: from the fourth step with
-    inputs of the same shapes on, one launch runs all but the optimizer's part, and no Python code. Steps are not
-    captured under `compile(run_eagerly=True)` or `jit_compile=True`, with a layer, loss or metric that is neither
-    Keras' nor ours, and where a step waits for the device.
+    On PyTorch with a GPU, `fit` and `train_on_batch` capture their steps as a CUDA graph. From the fourth step with the
+    same input shapes, one launch runs the step without Python code, except for the optimizer's part. Steps are not
+    captured in three cases: under `compile(run_eagerly=True)` or `jit_compile=True`, with a layer, loss or metric from
+    neither Keras nor keras_jamba, and if a step synchronises with the device.
 
     Attributes:
         _config: a dict of the constructor arguments without name and dtype.
@@ -36,35 +36,35 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     _config: dict
     block_pattern: tuple
-    # Keras sets the attribute in `compile` only.
+    # Keras sets the attribute only in `compile`.
     optimizer = None
-    # The arguments of `compile`. Keras keeps jit_compile as this backend resolves it, and no auto_scale_loss.
+    # Arguments of `compile`: Keras keeps only the resolved jit_compile, and no auto_scale_loss.
     _given_jit_compile, _given_auto_scale_loss = "auto", True
     # The backend for which a loaded model was given an explicit jit_compile.
     _loaded_compiled_on = None
 
     def __new__(cls, *args, **kwargs):
         model = super().__new__(cls, *args, **kwargs)
-        # Keras puts a check of its own modes before every model's method.
+        # Keras replaces the method on every instance by a check of its own modes.
         vars(model).pop("quantize", None)
         return model
 
     # Configuration
 
     def get_config(self):
-        """Returns the constructor arguments, and adapters, frozen parts and the sampler, where the model has any."""
-        # Not as it was read: Keras adds an id to objects in a file, which is not valid in another file.
+        """Returns the constructor arguments, and any adapters, frozen layers and variables, and sampler."""
+        # Serialized anew: objects read from a file have an id that is valid only in that file.
         policy = keras.dtype_policies.serialize(self.dtype_policy)
         state = _saved_state.state_of(self, self._given_jit_compile)
         return {**self._config, "dtype": policy, "name": self.name, **state}
 
     @classmethod
     def from_config(cls, config):
-        """Builds a model from what `get_config` returned, with new weights.
+        """Builds a model with new weights from the result of `get_config`.
 
-        Adapters, frozen layers and variables, and the sampler are as they were. Files beside the weights, such as the
-        tokenizer, come with `.keras` files, pickle and `copy.deepcopy`, not with a config. `keras.models.clone_model`
-        does the same, but for `DHCJamba`: Keras builds a plain functional model from the layers of a functional one.
+        Adapters, frozen layers and variables, and the sampler are restored. A config has no tokenizer or other files:
+        `.keras` files, pickle and `copy.deepcopy` include them. `keras.models.clone_model` does the same as this
+        method, except for `DHCJamba`: Keras clones a functional model as a plain functional model.
         """
         arguments, state = _saved_state.split_state(config)
         model = cls(**arguments)
@@ -90,11 +90,13 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         jit_compile="auto",
         auto_scale_loss=True,
     ):
-        """Keras' own. A saved model resolves `jit_compile="auto"` where it is loaded; True and False are kept on the
-        same backend, and become "auto" on another.
+        """Configures training like `keras.Model.compile`.
+
+        A loaded model resolves `jit_compile="auto"` anew. True and False are kept on the same backend, and become
+        "auto" on another backend.
 
         Raises:
-            ValueError: if the model returns logits, for a loss or a metric that takes them for probabilities.
+            ValueError: if the model returns logits, for a loss or a metric that expects probabilities.
         """
         self._check_compile(loss, metrics, weighted_metrics)
         super().compile(
@@ -111,7 +113,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         self._given_jit_compile, self._given_auto_scale_loss = jit_compile, auto_scale_loss
 
     def _check_compile(self, loss, metrics, weighted_metrics):
-        """Raises a ValueError for a loss or a metric that does not fit the outputs; accepts all here."""
+        """Raises ValueError for a loss or a metric that does not fit the outputs; the base accepts all."""
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -125,7 +127,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     def compile_from_config(self, config):
         config = keras.saving.deserialize_keras_object(config)
-        # Files of earlier versions hold what "auto" was resolved to, and do not name the backend.
+        # Files of earlier versions hold the resolved value of "auto", and no name of the backend.
         if not _saved_state.is_this_backend(self._loaded_compiled_on):
             config["jit_compile"] = "auto"
         self.compile(**config)
@@ -135,14 +137,17 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
     # Quantization and adapters
 
     def quantize(self, mode, config=None, filters=None):
-        """Stores the weights in few bits; `from_preset(..., quantization=mode)` never has them in more.
+        """Quantizes the stored weights.
+
+        `from_preset(..., quantization=mode)` quantizes each weight as it loads, and never holds all of them
+        unquantized.
 
         Args:
-            mode: "int8", "int4" or "experts_int8"; see `keras_jamba.layers.quantize`, which says which weights.
-            config, filters: not taken.
+            mode: "int8", "int4" or "experts_int8"; `keras_jamba.layers.quantize` lists the weights of each mode.
+            config, filters: must be None.
 
         Raises:
-            ValueError: for another mode, a config or filters, and where weights are in few bits already.
+            ValueError: for another mode, for a config or filters, and for weights that are quantized already.
 
         Example:
             >>> import keras_jamba
@@ -151,81 +156,83 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         """
         if config is not None or filters is not None:
             raise ValueError(
-                f"A model is quantized as its mode says. Received: config={config!r}, filters={filters!r}. Leave them "
-                "out."
+                f"quantize takes only a mode. Received: config={config!r}, filters={filters!r}. Leave both out."
             )
         quantize(self, mode)
         for model in (self, *self._inner_models()):
             model._config["quantization"] = mode
-        self._replaced_variables()
+        self._reset_functions_and_optimizer()
 
     def enable_lora(self, rank, targets=None, lora_alpha=None, also_train=()):
         found = lora.enable_lora(self, rank, targets, lora_alpha, also_train)
-        self._replaced_variables()
+        self._reset_functions_and_optimizer()
         return found
 
     def merge_lora(self):
         lora.merge_lora(self)
-        self._replaced_variables()
+        self._reset_functions_and_optimizer()
 
     enable_lora.__doc__ = inspect.getdoc(lora.enable_lora).replace("a layer or model, ", "the model, ")
     merge_lora.__doc__ = inspect.getdoc(lora.merge_lora)
 
     def save_lora(self, file):
-        """Writes the adapters, and what was trained whole beside them, to a safetensors file.
+        """Writes the adapters and the fully trained variables to a safetensors file.
 
-        The file appears whole or not at all; an older one of this name is replaced.
+        The file appears completely or not at all, and replaces an older file of this name.
 
         Raises:
-            ValueError: if the model has no adapters, or a number in them is not finite.
+            ValueError: if the model has no adapters, or a value is not finite.
         """
         _adapters.save(self, file)
 
     def load_lora(self, source):
-        """Takes over what `save_lora` wrote for a model of these sizes; adapters are added where there are none.
+        """Loads the file of `save_lora` for a model of the same sizes; adapters are added if the model has none.
 
         Args:
-            source: the file. A folder is one of PEFT's, `adapter_config.json` and `adapter_model.safetensors`, for
-                models that transformers has too.
+            source: the file; or a PEFT folder with `adapter_config.json` and `adapter_model.safetensors`, for models
+                that transformers has too.
 
         Raises:
-            ValueError: if the file is damaged, or of another model or other adapters. Nothing is changed then.
+            ValueError: if the file is damaged, or of another model or other adapters. The model is not changed then.
         """
         if Path(source).is_dir():
             self._load_peft(source)
         else:
             _adapters.load(self, source)
-        self._replaced_variables()
+        self._reset_functions_and_optimizer()
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
-        """Keras' own. The file keeps adapters, what is frozen, and of text models tokenizer, sampler and
-        generation_config. A `.keras` file appears whole or not at all, except on remote paths and with
+        """Saves the model like `keras.Model.save`.
+
+        The file includes adapters and the trainable state, and of text models the tokenizer, sampler and
+        generation_config. A `.keras` file appears completely or not at all, except on remote paths and with
         `overwrite=False`.
 
         Raises:
-            ValueError: before the file is opened, for a model that would come back as another: with weights in other
-                bits than its configuration says, or a tokenizer or sampler that cannot be saved.
+            ValueError: before the file is opened, for a model that a file cannot restore: a quantization other than in
+                the configuration, or a tokenizer or sampler that cannot be saved.
         """
-        self._check_comes_back()
-        # Keras asks before it overwrites, and knows remote paths.
+        self._check_can_be_saved()
+        # Keras prompts before it overwrites, and handles remote paths.
         if overwrite and zipped is not False and _is_local_archive(filepath):
             with _files.atomic_file(filepath) as staged:
                 super().save(staged, zipped=zipped, **kwargs)
         else:
             super().save(filepath, overwrite, zipped, **kwargs)
 
-    def _check_comes_back(self):
-        """Raises a ValueError for what a `.keras` file would not keep."""
-        self._check_is_as_configured()
+    def _check_can_be_saved(self):
+        """Raises ValueError for a model that a `.keras` file cannot restore."""
+        self._check_quantization_matches_config()
         self.get_config()
         self.get_compile_config()
 
     def get_build_config(self):
-        # Keras asks for it wherever it writes a model down, inside another one too.
-        self._check_is_as_configured()
+        # Keras calls this method whenever it saves a model, also inside another model.
+        self._check_quantization_matches_config()
         return super().get_build_config()
 
     def _check_has_no_adapters(self):
+        """Raises ValueError for a model with adapters."""
         if any(lora.is_adapter(v) for v in self.weights):
             raise ValueError(
                 "Presets and checkpoints of transformers hold a model without adapters. Received: a model with "
@@ -233,25 +240,25 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
                 "both."
             )
 
-    def _check_is_as_configured(self):
-        """What is remade from the configuration must have the weights that this model has."""
+    def _check_quantization_matches_config(self):
+        """Raises ValueError if a layer's quantization differs from the configuration, which rebuilds the model."""
         mode = self._config["quantization"]
         for _, layer in quantizable_layers(self):
             expected = QUANTIZATIONS.get(mode, {}).get(None if layer.keeps_float else layer.KIND)
             if layer.quantization_mode != expected:
                 raise ValueError(
-                    f"A model is saved in the bits of its configuration. Received: quantization={mode!r}, and "
+                    f"Weights must be quantized as the configuration says. Received: quantization={mode!r}, and "
                     f"{layer.path!r} in {layer.quantization_mode or 'floating point'}. Call quantize of the whole "
-                    "model, which notes it."
+                    "model, which updates the configuration."
                 )
 
     def float_shapes(self):
-        """`{path: shape}` of the weights as they would be in floating point and without adapters."""
+        """Returns `{path: shape}` of the weights as in floating point and without adapters."""
         return float_shapes(self)
 
     def _load_peft(self, folder):
         raise ValueError(
-            f"Only models that transformers has take PEFT's adapters. Received: {str(folder)!r}, a folder, and a "
+            f"Only models that transformers has can load adapters of PEFT. Received: {str(folder)!r}, a folder, and a "
             f"{type(self).__name__}. Pass a file that save_lora wrote."
         )
 
@@ -259,8 +266,8 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         inner = _keras_internals.sublayers(self, include_self=False)
         return [layer for layer in inner if isinstance(layer, JambaModel)]
 
-    def _replaced_variables(self):
-        """Drops compiled functions and builds the optimizer anew: both know the variables of before."""
+    def _reset_functions_and_optimizer(self):
+        """Drops compiled functions and rebuilds the optimizer: both refer to the replaced variables."""
         self.train_function = self.test_function = self.predict_function = None
         optimizer = getattr(self, "optimizer", None)
         if optimizer is not None and optimizer.built:
@@ -269,18 +276,19 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
     # Training
 
     def check_batch(self, x, y=None, sample_weight=None):
-        """Raises a ValueError for a batch that the model cannot be trained, evaluated or run on; accepts all here.
+        """Raises ValueError for a batch that the model cannot train, evaluate or run on; the base accepts all.
 
-        `fit`, `evaluate` and `predict` call it on the host for their first batch, before any step. No data is lost,
-        repeated or reordered. `train_on_batch`, `test_on_batch` and `predict_on_batch` call it for every batch.
+        `fit`, `evaluate` and `predict` call it on the host for their first batch, before any step. The check never
+        loses, repeats or reorders data. `train_on_batch`, `test_on_batch` and `predict_on_batch` call it for every
+        batch.
 
         Args:
-            x, y, sample_weight: one batch as the data gives it, NumPy arrays or tensors of the backend, or nested
-                dicts, tuples and lists of them; y and sample_weight are None in `predict`, or where there are none.
+            x, y, sample_weight: one batch of the data: NumPy arrays or tensors of the backend, or nested dicts, tuples
+                and lists of them. y and sample_weight are None in `predict` or if the data has none.
         """
 
     def _add_routing_metrics(self):
-        """Adds the metrics of expert layers; to be called when the layers exist."""
+        """Creates the metrics of expert layers; call it after the layers exist."""
         self._moe_metrics = routing_metrics(self)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -340,7 +348,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
             return super().predict_on_batch(x)
 
     def reset_metrics(self):
-        # Keras calls it when an epoch begins.
+        # Keras calls this method at the start of an epoch.
         if (loop := self._this_loop()) is not None:
             loop.begun = True
         super().reset_metrics()

@@ -1,4 +1,4 @@
-"""The classifier of images and clips: encoder, tokens, Jamba, readout, head."""
+"""The classifier of images and clips: encoder, tokens, Jamba, readout and head."""
 
 import inspect
 
@@ -37,41 +37,41 @@ _READOUTS = {"mean": MeanReadout, "last": LastReadout, "seqpool": SequencePoolin
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class DHCJamba(ClassNamesModel, keras.Model):
-    """A classifier of images or clips: an encoder makes tokens, Jamba mixes them, what it reads out is classified.
+    """A classifier of images or clips: image encoder, tokens, Jamba backbone, readout and linear head.
 
-    An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. Of a clip, whose frames are
-    encoded in one batch, each frame becomes one token or a grid of them, and `step` classifies a stream frame by
-    frame: after each frame its logits are those of the clip so far. Compile with a loss that takes logits:
+    An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. The frames of a clip are encoded in
+    one batch, and each frame becomes one token or a grid of tokens. `step` classifies a stream frame by frame: after
+    each frame, the logits are those of the clip so far. Compile with a loss that takes logits:
     `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
 
     Args:
-        num_classes: classes.
-        image_shape: `(H, W, C)`, or `(T, H, W, C)` of clips, channels last; T, H and W may be None, for any number of
-            frames and images of any size.
-        tokens: "grid", every cell of an image's grid; for clips "frames", one token a frame (`FrameTokens`), or
-            "grid+frames", every cell of every frame.
-        downsample: pixels along one side of a token's cell; a power of two for the stem "conv".
+        num_classes: number of classes.
+        image_shape: `(H, W, C)` of images or `(T, H, W, C)` of clips, channels last. T, H and W may be None, for any
+            number of frames and images of any size.
+        tokens: "grid", one token per cell of an image's grid. For clips, "frames", one token per frame (`FrameTokens`),
+            or "grid+frames", one token per cell of every frame.
+        downsample: side of a token's cell in pixels; a power of two for the stem "conv".
         stem: "conv", a small CNN (`SpatialEncoder`), or "patchify", one projection (`PatchEncoder`).
-        scan_order: "row" or "snake", in which order the cells of a grid are read; see `GridTokens`.
+        scan_order: "row" or "snake", the order of the cells of a grid; see `GridTokens`.
         readout: "mean" or "last" token, or "seqpool", a mean with learned weights (`SequencePooling`).
-        pixel_range: the values of the pixels: `(0, 1)`; `(0, 255)`, integers or floats, which the model divides by 255;
-            or None, floats whose values are not checked.
-        class_names: names of the classes, a sequence of `num_classes` distinct strings; or None. `fit` takes them from
+        pixel_range: range of the pixel values. `(0, 1)` takes floats. `(0, 255)` takes integers or floats, which the
+            model divides by 255. None takes floats and does not check their values.
+        class_names: names of the classes, a sequence of `num_classes` distinct strings; or None. `fit` copies them from
             data with an attribute `class_names`, such as `training.ImageFolder`.
-        **backbone: any argument of `JambaBackbone`, d_model, num_layers, direction and mixer among them.
+        **backbone: any argument of `JambaBackbone`, for example d_model, num_layers, direction and mixer.
 
     Call arguments:
-        images: ONE tensor `(b, H, W, C)` or `(b, T, H, W, C)` with values in `pixel_range`; floats may leave it by a
-            tenth of its width, as augmentation does. Integers are taken with `pixel_range=(0, 255)` only. Shape and
-            dtype are checked everywhere. Values are checked where the host can read them, outside of compiled
-            functions: in a call, and in the first batch of `fit`, `evaluate` and `predict`.
+        images: ONE tensor `(b, H, W, C)` or `(b, T, H, W, C)` with values in `pixel_range`. Floats may exceed the range
+            by a tenth of its width, as augmentation does. Integers need `pixel_range=(0, 255)`. Shape and dtype are
+            always checked. Values are checked where the host can read them, outside of compiled functions: in a call,
+            and in the first batch of `fit`, `evaluate` and `predict`.
 
     Returns:
-        ONE float32 tensor of logits `(b, num_classes)`, no softmax.
+        ONE float32 tensor of logits `(b, num_classes)`, without softmax.
 
     Raises:
-        ValueError: for arguments out of range or unknown, for images of another shape, dtype or range, for labels that
-            do not fit the loss or the classes, and in `compile` for a loss of probabilities.
+        ValueError: for arguments out of range or unknown; for images of another shape, dtype or range; for labels that
+            do not fit the loss or the classes; and in `compile` for a loss of probabilities.
 
     Example:
         >>> import keras_jamba
@@ -123,7 +123,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         images = keras.Input(image_shape, name="images")
         _, embedded = _grid_and_tokens(images, rescaling, encoder, tokenizer)
         super().__init__(images, head(reader(jamba(embedded))), name=name)
-        # A functional model has the global policy: `compile` would not scale the loss of one in float16.
+        # A functional model has the global policy, with which `compile` would not scale a float16 loss.
         self.dtype_policy = jamba.dtype_policy
 
         # Config
@@ -150,7 +150,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         return self._config["pixel_range"]
 
     def __call__(self, images, training=None, mask=None):
-        # Before Keras converts the images and compares shapes, with errors of its own.
+        # This check precedes Keras' conversion and shape check, which raise other errors.
         self._check_images(images, values=not getattr(self, "_inside_step", False))
         return super().__call__(images, training=training, mask=mask)
 
@@ -161,17 +161,17 @@ class DHCJamba(ClassNamesModel, keras.Model):
         return super().call(images, training=training, mask=mask)
 
     def check_images(self, images):
-        """Raises a ValueError for images that a call would not take."""
+        """Raises ValueError for images that a call refuses."""
         self._check_images(images)
 
     def check_batch(self, x, y=None, sample_weight=None):
-        """Raises a ValueError for a batch of images, and labels, that the model and its loss do not take."""
+        """Raises ValueError for a batch of images and labels that does not fit the model and its loss."""
         self.check_images(x)
         if y is not None:
             check_labels(y, self.loss, (x.shape[0], self._config["num_classes"]), sample_weight)
 
     def _check_images(self, images, values=True, frame=False):
-        """Checks shape and dtype of images, or of one frame of clips, and where they can be read the values."""
+        """Checks images, or with `frame` one frame per stream: shape and dtype, and values the host can read."""
         expected, axes = self._config["image_shape"], AXES[self._config["tokens"]]
         if frame:
             expected, axes = expected[1:], axes[1:]
@@ -182,56 +182,56 @@ class DHCJamba(ClassNamesModel, keras.Model):
                 warn_of_scaled_images(self.pixel_range)
 
     def _features(self, images):
-        """Returns `(grid (b, H', W', d), tokens (b, t, d))` of images in inference."""
+        """Returns `(grid (b, H', W', d), tokens (b, t, d))` of images, in inference."""
         return _grid_and_tokens(images, self.rescaling, self.encoder, self.tokens, training=False)
 
     def embed(self, images):
-        """Returns the inputs of the backbone in inference, `(b, t, d)`, of images as a call takes them."""
+        """Returns the inputs `(b, t, d)` of the backbone for images, in inference."""
         return self._features(images)[1]
 
     def init_cache(self, batch_size, max_frames=None):
-        """The state of a stream before its first frame, for `step`.
+        """Returns the state of a stream before its first frame, for `step`.
 
         Args:
-            batch_size: streams b.
-            max_frames: the most frames of a stream; needed where there is attention without a window. Of a
-                backbone with `attention_window`, or without attention, the state has one size for ever.
+            batch_size: number of streams b.
+            max_frames: the most frames of a stream; required for attention without a window. With `attention_window`,
+                or without attention, the state has a constant size.
 
         Returns:
             `{"backbone": ..., "readout": ...}`, nested dicts of tensors.
 
         Raises:
-            ValueError: for a model of images, a bidirectional one, or without a max_frames that is needed.
+            ValueError: for a model of images, for a bidirectional model, and for a missing max_frames.
         """
-        self._check_streams()
-        room = None
+        self._check_can_stream()
+        capacity = None
         if self._config["attention_window"] is None and any(mixer == "attention" for mixer, _ in self.block_pattern):
             _checks.check_integer("max_frames", max_frames)
-            room = max_frames * self._tokens_of_a_frame()
+            capacity = max_frames * self._tokens_per_frame()
         return {
-            "backbone": self.backbone.init_cache(batch_size, room),
+            "backbone": self.backbone.init_cache(batch_size, capacity),
             "readout": self.readout.init_cache(batch_size, self._config["d_model"]),
         }
 
     def step(self, frame, cache, reset_mask=None):
-        """One more frame of a stream.
+        """Classifies a stream after one more frame.
 
         Args:
             frame: `(b, H, W, C)`, values in `pixel_range`.
-            cache: what `init_cache` or an earlier step returned. It is not changed.
-            reset_mask: `(b,)` bool or None: True where this frame is the first of another stream.
+            cache: the result of `init_cache` or of an earlier step. It is not changed.
+            reset_mask: `(b,)` bool or None: True where this frame is the first frame of a new stream.
 
         Returns:
-            `(logits, cache)`: what a call on the clip of all frames so far returns, `(b, num_classes)`, for the cost of
-            one frame, without gradients from frame to frame. Nothing else of the model changes: `jax.jit`,
-            `tf.function` or `torch.no_grad` may be put around it. More than max_frames frames of a stream are refused
-            on a CPU outside of compiled functions; elsewhere its logits are NaN from there on.
+            `(logits, cache)`. The logits `(b, num_classes)` equal those of a call on the clip of all frames so far, at
+            the cost of one frame and without gradients between frames. No other part of the model changes: `jax.jit`,
+            `tf.function` or `torch.no_grad` may wrap this method. More than max_frames frames raise an error on a CPU
+            outside of compiled functions; elsewhere the logits of the stream are NaN from there on.
 
         Raises:
             ValueError: for a model without streams, a frame of another shape, dtype or range, or a cache of another
                 model or batch.
         """
-        self._check_streams()
+        self._check_can_stream()
         self._check_images(frame, frame=True)
         have = sorted(cache) if isinstance(cache, dict) else type(cache).__name__
         if have != ["backbone", "readout"]:
@@ -240,16 +240,16 @@ class DHCJamba(ClassNamesModel, keras.Model):
                 "Pass what init_cache or step of the same model returned."
             )
         frame = _backend.tensors.ensure_shape(frame, (None, *self._config["image_shape"][1:]))
-        tokens, readout, begins = self.embed(frame[:, None]), cache["readout"], None
+        tokens, readout, token_reset_mask = self.embed(frame[:, None]), cache["readout"], None
         if reset_mask is not None:
-            begins, readout = self._begun(reset_mask, tokens, readout)
-        features, backbone = self.backbone.step(tokens, cache["backbone"], reset_mask=begins)
+            token_reset_mask, readout = self._reset_rows(reset_mask, tokens, readout)
+        features, backbone = self.backbone.step(tokens, cache["backbone"], reset_mask=token_reset_mask)
         pooled, readout = self.readout.step(features, readout)
-        # On PyTorch the state would otherwise keep all frames before for a gradient.
+        # On PyTorch, an attached state would keep all earlier frames for the gradient.
         return self.head(pooled), detach_state({"backbone": backbone, "readout": readout})
 
-    def _begun(self, reset_mask, tokens, readout):
-        """The reset mask of a frame's tokens `(b, t)`, and the readout's state, empty in rows that begin anew."""
+    def _reset_rows(self, reset_mask, tokens, readout):
+        """Returns the reset mask `(b, t)` of a frame's tokens, and the readout's state, cleared in reset rows."""
         reset_mask = ops.convert_to_tensor(reset_mask)
         _checks.check_shapes({"tokens": tokens, "reset_mask": reset_mask}, {"tokens": "btd", "reset_mask": "b"})
         rows = ops.cast(reset_mask, "bool")
@@ -260,38 +260,40 @@ class DHCJamba(ClassNamesModel, keras.Model):
         readout = {name: ops.where(wide(x), empty[name], x) for name, x in readout.items()}
         return ops.logical_and(rows[:, None], first[None]), readout
 
-    def _tokens_of_a_frame(self):
+    def _tokens_per_frame(self):
+        """Returns the number of tokens per frame; raises ValueError if the frame size is unknown."""
         grid = self.encoder.compute_output_shape((1, 1, *self.input_shape[2:]))
         tokens = self.tokens.compute_output_shape(grid)[1]
         if tokens is None:
             raise ValueError(
-                "Room for frames can be made only where their size is known. Received: image_shape="
+                "The capacity of a stream can be computed only if the frame size is known. Received: image_shape="
                 f"{self._config['image_shape']}. Build the model with H and W, or with an attention_window."
             )
         return tokens
 
-    def _check_streams(self):
+    def _check_can_stream(self):
+        """Raises ValueError unless the model is causal and takes clips."""
         if self._config["tokens"] == "grid" or self._config["direction"] != "causal":
             raise ValueError(
-                "Only a causal model of clips can go on frame by frame. Received: "
+                "Only a causal model of clips can classify a stream frame by frame. Received: "
                 f"tokens={self._config['tokens']!r}, direction={self._config['direction']!r}. "
                 "Build it with tokens='frames' or 'grid+frames', and direction='causal'."
             )
 
     def extract_features(self, images):
-        """What the parts of the model make of images.
+        """Returns the outputs of each part of the model.
 
         Args:
             images: see a call.
 
         Returns:
-            A dict of tensors: `"spatial"`, the encoder's grid `(b, H', W', d)`, of clips `(b, T, H', W', d)`;
-            `"tokens"`, what enters the first block, `(b, t, d)`; `"block_0"`, `"block_1"`, ..., the sequence after
-            each block `(b, t, d)`; `"pooled"`, what the head classifies, `(b, d)`; and `"routing"`, what the routers
-            decided, `{"block_1": what MoELayer returns, ...}`.
+            A dict of tensors. `"spatial"` is the encoder's grid, `(b, H', W', d)`, or `(b, T, H', W', d)` for clips.
+            `"tokens"` `(b, t, d)` are the inputs of the first block. `"block_0"`, `"block_1"`, ... `(b, t, d)` are the
+            outputs of each block. `"pooled"` `(b, d)` is the input of the head. `"routing"` is `{"block_1": routing as
+            MoELayer returns it, ...}`.
 
         Raises:
-            ValueError: for images that a call does not take.
+            ValueError: for images that a call refuses.
         """
         self.check_images(images)
         spatial, tokens = self._features(images)
@@ -305,43 +307,43 @@ class DHCJamba(ClassNamesModel, keras.Model):
         """Builds a model from a preset.
 
         Args:
-            preset: a name among `keras_jamba.presets.list_presets()`, or a folder that
-                `save_to_preset` wrote, on whichever backend.
+            preset: a name in `keras_jamba.presets.list_presets()`, or a folder that `save_to_preset` wrote on any
+                backend.
             load_weights: whether to load the preset's weights, if it has any.
-            **overrides: constructor arguments that replace the preset's. With another num_classes all but the
-                head is loaded, and the preset's class_names are dropped; any sizes in image_shape and any pixel_range
-                fit the weights.
+            **overrides: constructor arguments that replace the preset's. With another num_classes, all weights except
+                the head's are loaded, and the preset's class_names are dropped. The weights fit any sizes in
+                image_shape and any pixel_range.
 
         Returns:
-            The model. Where the preset has no weights it starts from random ones, and says so.
+            The model. If the preset has no weights, the model starts from random weights and logs a message.
 
         Raises:
-            ValueError: if the preset is unknown or damaged, an override unknown, or the weights do not fit
-                the model that the overrides ask for.
+            ValueError: if the preset is unknown or damaged, if an override is unknown, or if the weights do not fit the
+                model of the overrides.
 
         Example:
             ```python
-            model = DHCJamba.from_preset("digits", num_classes=5)  # another task, the same body
+            model = DHCJamba.from_preset("digits", num_classes=5)  # new task, same encoder and backbone
             model.encoder.trainable = model.backbone.trainable = False
             ```
         """
         return presets.build(cls, preset, load_weights, overrides, head=("num_classes",), head_only=("class_names",))
 
     def save_to_preset(self, folder):
-        """Writes configuration and weights to a folder that does not exist yet or is empty.
+        """Writes configuration and weights to a folder that is new or empty.
 
-        The folder appears whole or not at all.
+        The folder appears completely or not at all.
 
         Raises:
-            ValueError: if the folder exists and holds anything.
+            ValueError: if the folder is not empty, or the model has adapters.
         """
         self._check_has_no_adapters()
-        self._check_is_as_configured()
+        self._check_quantization_matches_config()
         presets.write(self, folder)
 
 
 def _grid_and_tokens(images, rescaling, encoder, tokens, **given):
-    """Returns the encoder's grid of images, and the tokens that enter the backbone."""
+    """Returns the encoder's grid of images, and the tokens for the backbone."""
     pixels = images if rescaling is None else rescaling(images)
     grid = encoder(pixels, **given)
     return grid, tokens(grid)

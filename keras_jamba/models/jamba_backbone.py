@@ -19,11 +19,11 @@ from keras_jamba.ops._sharding import between_blocks
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class JambaBackbone(JambaModel, keras.Model):
-    """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward parts.
+    """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward layers.
 
-    With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have
-    experts, and so on; `backbone.block_pattern` shows it. Maps `(b, t, d_model)` to the same shape,
-    after the final RMSNorm, for any number of tokens.
+    With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have experts, and so on;
+    see `backbone.block_pattern`. Maps `(b, t, d_model)` to the same shape, for any number of tokens t, and ends with an
+    RMSNorm.
 
     Chunking, padding and packing never change a document's outputs or states. Use `backbone(more,
     initial_state=state, return_state=True)` to train on chunks, and `backbone.step(more, cache)` to run on a cache of
@@ -32,13 +32,13 @@ class JambaBackbone(JambaModel, keras.Model):
     Args:
         d_model: width d.
         num_layers: number of blocks.
-        mamba_ratio: Mamba layers for each attention layer; 0 is all attention, None no attention.
-        attention_offset: place of the attention layer in its period of `mamba_ratio + 1`; None is last.
-        moe_frequency: one layer in so many has experts; 0 is none.
-        moe_offset: its place in that period; None is last.
+        mamba_ratio: Mamba layers per attention layer; 0 is all attention, None no attention.
+        attention_offset: index of the attention layer in its period of `mamba_ratio + 1`; None is last.
+        moe_frequency: one layer per moe_frequency layers has experts; 0 is none.
+        moe_offset: index of the expert layer in that period; None is last.
         num_experts, num_experts_per_token: see `MoELayer`.
-        d_ff: hidden width of feed-forward parts and experts; None is `4 * d_model`. 0 leaves the feed-forward parts
-            out, as Mamba-1 does.
+        d_ff: hidden width of feed-forward layers and experts; None is `4 * d_model`. 0 omits the feed-forward layers,
+            as Mamba-1 does.
         use_swiglu: see `FeedForward`.
         num_heads: query heads; divides d_model.
         num_kv_heads: key-value heads; None is num_heads.
@@ -46,42 +46,41 @@ class JambaBackbone(JambaModel, keras.Model):
         d_state, d_conv, expand, dt_rank, conv_bias, proj_bias, mixer_rms_norm: see `MambaLayer`.
         normalize_top_k, balance_loss, balance_coefficient, squared_z_loss, z_coefficient, capacity_factor: see
             `MoELayer`.
-        balance_over: "layer", each layer with experts adds its auxiliary loss; or "model", one auxiliary loss is
-            taken over the tokens of all these layers together, as Jamba's training does.
-        router: a `Router` for another policy, of which each layer with experts gets a copy with weights of its
-            own; or None, or its serialized form. It decides num_experts, num_experts_per_token and what else
-            is said about routing here.
-        attention_window: see `AttentionLayer`. With one, a cache of bounded size runs for ever.
-        direction: "causal", every token sees those before it; or "bidirectional", all others too, for inputs without
-            an arrow of time: Mamba layers have a second direction and attention has no causal mask. Such a model has
-            no states to go on from.
-        mixer: "mamba"; or "gated_conv", `GatedConvLayer` in the place of `MambaLayer`, to see what the state space
-            adds.
+        balance_over: "layer", each expert layer adds its auxiliary loss; or "model", one auxiliary loss over the tokens
+            of all expert layers, as in the training of Jamba.
+        router: a `Router` with another policy, its serialized form, or None. Each expert layer gets a copy with its own
+            weights. It replaces num_experts, num_experts_per_token and the other routing arguments.
+        attention_window: see `AttentionLayer`. With a window, a cache of constant size serves any number of tokens.
+        direction: "causal", each token sees the tokens before it; or "bidirectional", each token sees all tokens, for
+            inputs without a time axis. Bidirectional Mamba layers scan both ways, attention has no causal mask, and
+            the model has no state to continue from.
+        mixer: "mamba"; or "gated_conv", `GatedConvLayer` in place of `MambaLayer`, to measure the effect of the state
+            space.
         dropout, drop_path: see `JambaBlock`.
-        epsilon: of all norms.
-        quantization: None, or the bits in which weights are stored from the beginning: "int8", "int4" or
-            "experts_int8", see `keras_jamba.layers.quantize`. They are zeros until weights are loaded: to round random
-            ones call `quantize`.
-        gradient_checkpointing: whether a block keeps nothing but its input in training, and is computed again
-            for the gradient: less memory for more time, the same numbers. Eager TensorFlow keeps everything.
+        epsilon: epsilon of all norms.
+        quantization: None, or the mode in which weights are stored from the beginning: "int8", "int4" or
+            "experts_int8", see `keras_jamba.layers.quantize`. Weights are zeros until they are loaded; to round random
+            weights, call `quantize` instead.
+        gradient_checkpointing: whether training keeps only the input of each block, and recomputes the block for the
+            gradient. This takes less memory and more time for the same numbers. Eager TensorFlow keeps everything.
 
     Call arguments:
         features: `(b, t, d)`.
-        padding_mask: `(b, t)` bool or None; False for tokens that do not exist for the others. Keras' own
-            mask, of an `Embedding(mask_zero=True)` for example, does the same.
-        segment_ids: `(b, t)` integers or None: the document of each token. A change of the id begins a document, so
-            0 1 0 are three. No document sees anything of another.
-        reset_mask: `(b, t)` bool or None: True where a sequence begins anew. That token begins a document, with the
-            same id or without ids, and forgets the initial state. At padding the next real token does.
-        initial_state: what an earlier call returned, or `init_cache`; None is the beginning.
-        return_state: whether to return the state too: `{"block_0": state of its mixer, ...}`, plain nested
-            dicts of tensors whose leaves `MambaLayer` and `AttentionLayer` describe.
-        return_routing: whether to return what the routers decided too: `{"block_1": what MoELayer returns, ...}`
-            for the blocks with experts; after the state, where that is asked for as well.
-        training: whether to drop out.
+        padding_mask: `(b, t)` bool or None; False for padding, which no other token sees. A Keras mask, for example of
+            `Embedding(mask_zero=True)`, has the same effect.
+        segment_ids: `(b, t)` integers or None: the document of each token. Each change of the id begins a document, so
+            0 1 0 are three documents. No document sees another.
+        reset_mask: `(b, t)` bool or None: True where a sequence begins. That token begins a document, whatever its id,
+            and ignores the initial state. At padding, the next real token does so.
+        initial_state: the state of an earlier call or of `init_cache`; None is the beginning.
+        return_state: whether to also return the state `{"block_0": state of its mixer, ...}`: nested dicts of tensors,
+            which `MambaLayer` and `AttentionLayer` describe.
+        return_routing: whether to also return the routing `{"block_1": routing as MoELayer returns it, ...}` of blocks
+            with experts; it follows the state, if both are requested.
+        training: whether to apply dropout.
 
     Raises:
-        ValueError: for arguments out of range or that do not fit together.
+        ValueError: for arguments that are out of range or do not fit together.
 
     Example:
         >>> import keras, keras_jamba
@@ -137,7 +136,7 @@ class JambaBackbone(JambaModel, keras.Model):
         dtype=None,
         name=None,
     ):
-        # No autocast: it would round the float32 states on their way in.
+        # Autocast would round the float32 states among the inputs.
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.supports_masking = True
         config = BackboneConfig(
@@ -227,27 +226,26 @@ class JambaBackbone(JambaModel, keras.Model):
         for name, block in self._named_blocks():
             state = None if initial_state is None else initial_state[name]
             routing = self._routing_of(block, return_routing)
-            x = self._run_block(block, x, training, **given, initial_state=state, return_routing=routing)
+            given |= dict(initial_state=state, return_routing=routing)
+            if training and self._config["gradient_checkpointing"]:
+                x = checkpointed(block, x, **given)
+            else:
+                x = block(x, **given, training=training)
             x, states[name], routings[name] = split_requested(x, return_state, routing)
             x = between_blocks(x)
         routings = {name: routing for name, routing in routings.items() if routing is not None}
         if self.aux_loss is not None:
             self._add_shared_aux_loss(routings, mask)
-        # Not every block and layout of devices passes masks on.
+        # Some blocks and meshes drop the mask.
         x = with_mask(self.final_norm(x), mask)
         return append_requested(x, (return_state, states), (return_routing, routings))
 
     def _routing_of(self, block, return_routing):
-        """Returns the argument `return_routing` for a block: False without experts."""
+        """Returns the argument `return_routing` of a block: False without experts."""
         if not isinstance(block.feed_forward, MoELayer):
             return False
-        # The shared auxiliary loss needs the decisions only.
+        # The shared auxiliary loss needs only the decisions.
         return return_routing or (self.aux_loss is not None and "decisions")
-
-    def _run_block(self, block, x, training, **given):
-        if training and self._config["gradient_checkpointing"]:
-            return checkpointed(block, x, **given)
-        return block(x, **given, training=training)
 
     def _add_shared_aux_loss(self, routings, mask):
         aux_loss = shared_aux_loss(expert_layers(self)[0].router, list(routings.values()), mask)
@@ -255,11 +253,11 @@ class JambaBackbone(JambaModel, keras.Model):
         self.aux_loss.assign(ops.stop_gradient(aux_loss))
 
     def init_cache(self, batch_size, max_length=None):
-        """The state before the first token; attention without a window has room for documents of `max_length`."""
+        """Returns the state before the first token; full attention has capacity for documents of `max_length`."""
         return {name: block.init_cache(batch_size, max_length) for name, block in self._named_blocks()}
 
     def with_room(self, cache, max_length):
-        """A cache that goes on where `cache` is, with room for `max_length` tokens, all that were seen included."""
+        """Returns a copy of `cache` with capacity for `max_length` tokens, including the tokens seen so far."""
         caches = {}
         for name, block in self._named_blocks():
             caches[name] = cache[name]
@@ -268,21 +266,20 @@ class JambaBackbone(JambaModel, keras.Model):
         return caches
 
     def step(self, features, cache, padding_mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
-        """Runs some more tokens after those that a cache has seen: a prefill, or one token at a time.
+        """Continues from a cache by further tokens: a prefill, or one token at a time.
 
         Args:
             features: `(b, t, d)`, any t.
-            cache: what `init_cache` or an earlier step returned. It is not changed: an older one can be
-                gone back to.
+            cache: the result of `init_cache` or of an earlier step. It is not changed, so earlier caches stay valid.
             padding_mask, segment_ids, reset_mask: `(b, t)` or None, as in a call.
-            return_rollback_state: whether to return what `rollback` takes too.
+            return_rollback_state: whether to also return the rollback state for `rollback`.
 
         Returns:
-            `((b, t, d), cache)`; the cache keeps its shapes. With `return_rollback_state` also what `rollback` takes.
+            `((b, t, d), cache)`; the cache keeps its shapes. With `return_rollback_state`, also the rollback state.
 
         Raises:
-            ValueError: if the cache is of another model or batch, or attention has no room left for a row's document.
-                Inside compiled functions and on accelerators the outputs of such a row are NaN instead.
+            ValueError: if the cache is of another model or batch, or a row's document exceeds the capacity of
+                attention. Inside compiled functions and on accelerators, the outputs of such a row are NaN instead.
         """
         _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         self._check_state(cache)
@@ -295,22 +292,21 @@ class JambaBackbone(JambaModel, keras.Model):
         return append_requested(self.final_norm(features), (True, caches), (return_rollback_state, rollback_states))
 
     def rollback(self, rollback_state, count):
-        """The cache after only the first tokens of a step, as if the others had never been given.
+        """Returns the cache after only the first `count` tokens of a step, as if the step had no other tokens.
 
-        No projection and no expert is run again: only the scan and the state of the convolution, and keys and values
-        are written anew.
+        No projection and no expert runs again: only the scan and the convolution state are recomputed, and keys and
+        values are rewritten.
 
         Args:
-            rollback_state: what `step(..., return_rollback_state=True)` returned last; or a list of these, of steps in
-                a row.
-            count: `(b,)` integers, how many of the step's tokens, padding included, stay in each row: from 0, which
-                gives the cache before it, to all, which gives the one after it.
+            rollback_state: the last rollback state of `step`, or a list of the rollback states of successive steps.
+            count: `(b,)` integers, the number of tokens to keep per row, including padding: from 0, which returns the
+                cache before the step, to all, which returns the cache after it.
 
         Returns:
             A cache, as `step` returns it.
 
         Raises:
-            ValueError: for a rollback_state of something else, and for counts out of range where they can be looked at.
+            ValueError: for another rollback_state, and for counts out of range if the host can read them.
 
         Example:
             >>> import keras, keras_jamba
@@ -321,7 +317,7 @@ class JambaBackbone(JambaModel, keras.Model):
             >>> cache = backbone.rollback(rollback_state, [0, 3])
 
         Reference:
-            [Leviathan et al. (2023)](https://arxiv.org/abs/2211.17192), for which states must be taken back.
+            [Leviathan et al. (2023)](https://arxiv.org/abs/2211.17192), whose speculative decoding needs rollback.
         """
         rollback_states = rollback_state if isinstance(rollback_state, (list, tuple)) else [rollback_state]
         for each in rollback_states:
@@ -330,14 +326,14 @@ class JambaBackbone(JambaModel, keras.Model):
         return {name: block.rollback([each[name] for each in rollback_states], count) for name, block in blocks}
 
     def block_outputs(self, features, padding_mask=None, segment_ids=None, reset_mask=None):
-        """What each block puts out, and what the routers decided.
+        """Returns the outputs of each block and the routing.
 
         Args:
             features, padding_mask, segment_ids, reset_mask: see a call.
 
         Returns:
-            A list of `(b, t, d)`, of whose last the model's own output is the `final_norm`; and what a call with
-            `return_routing` returns.
+            A list of `(b, t, d)`, one per block, and the routing of a call with `return_routing`. The `final_norm` of
+            the last entry is the model's output.
         """
         _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
@@ -351,14 +347,14 @@ class JambaBackbone(JambaModel, keras.Model):
         return outputs, routings
 
     def attention_weights(self, features):
-        """Who attends to whom, in each block with attention.
+        """Returns the attention weights of each block with attention.
 
         Args:
             features: `(b, t, d)`.
 
         Returns:
-            `{"block_7": (b, h, t, t) float32, ...}`, what `AttentionLayer.attention_weights` returns for what a
-            call on the features gives to each of these layers; empty where there are none.
+            `{"block_7": (b, h, t, t) float32, ...}`, the `AttentionLayer.attention_weights` of each layer on its inputs
+            in a call; empty without attention.
         """
         inputs = [features, *self.block_outputs(features)[0]]
         return {

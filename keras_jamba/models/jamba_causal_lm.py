@@ -17,34 +17,33 @@ _GENERATE = (*_STREAM, "strip_prompt")
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class JambaCausalLM(NextTokenModel):
-    """Jamba as a language model: embedding, `JambaBackbone`, projection to the vocabulary.
+    """A Jamba language model: token embedding, `JambaBackbone`, and projection to the vocabulary.
 
-    What is not said here has the defaults of `JambaBackbone`, but for those in which AI21's Jamba differs: no RoPE,
-    weights of the chosen experts not normalised, and one balance loss over all layers with experts, the "switch" form
-    with the coefficient .001.
+    The defaults are those of `JambaBackbone`, except where AI21's Jamba differs: no RoPE, weights of the chosen experts
+    not normalised, and one "switch" balance loss over all expert layers with the coefficient .001.
 
     Args:
         vocab_size: size v of the vocabulary: token ids are from 0 to v - 1.
         tie_embeddings: whether the output projection is the embedding.
-        bos_token_id, eos_token_id, pad_token_id: ids of the special tokens, or None; of eos one or several.
-        transformers_config: what else the config.json of a checkpoint says, to be written back with it; or None.
-        **backbone: any argument of `JambaBackbone` but direction, which is causal.
+        bos_token_id, eos_token_id, pad_token_id: ids of the special tokens, or None; eos_token_id may be several ids.
+        transformers_config: further entries of a checkpoint's config.json, which exports write back; or None.
+        **backbone: any argument of `JambaBackbone` except direction, which is causal.
 
     Call arguments:
-        inputs: token ids `(b, t)`; or a dict of `"token_ids"` `(b, t)` or, for what is not all text,
-            `"inputs_embeds"` `(b, t, d)`, and where wanted `"padding_mask"` `(b, t)` bool, False for padding on
-            whichever side, `"segment_ids"` `(b, t)`, the documents of packed rows, and `"reset_mask"` `(b, t)` bool,
-            True where a sequence begins anew; see `JambaBackbone`.
+        inputs: token ids `(b, t)`, or a dict. The dict has `"token_ids"` `(b, t)` or, for inputs that are not only
+            text, `"inputs_embeds"` `(b, t, d)`. Optional keys are `"padding_mask"` `(b, t)` bool, False for padding on
+            either side; `"segment_ids"` `(b, t)`, the documents of packed rows; and `"reset_mask"` `(b, t)` bool, True
+            where a sequence begins. See `JambaBackbone`.
         logits_to_keep: None or 0 for the logits of all tokens, n for those of the last n, or a list of positions.
         initial_state, return_state: see `JambaBackbone`.
-        training: whether to drop out.
+        training: whether to apply dropout.
 
     Returns:
-        Logits `(b, t, v)`, float32 under every dtype policy; or that and the state.
+        Logits `(b, t, v)`, float32 under every dtype policy; with `return_state`, a tuple of logits and state.
 
     Raises:
-        ValueError: for arguments out of range or that do not fit together, and for ids out of the vocabulary. Inside
-            compiled functions and on accelerators such an id gives NaN instead.
+        ValueError: for arguments that are out of range or do not fit together, and for ids out of the vocabulary.
+            Inside compiled functions and on accelerators, such an id gives NaN instead.
 
     Example:
         >>> import keras_jamba
@@ -83,40 +82,40 @@ class JambaCausalLM(NextTokenModel):
         self.build()
 
     def call(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
-        embeddings, given = self._read(inputs)
+        embeddings, given = self._prepare_inputs(inputs)
         given |= dict(initial_state=initial_state, return_state=return_state, training=training)
         features, state = split_requested(self.backbone(embeddings, **given), return_state)
-        return append_requested(self.logits(_kept(features, logits_to_keep)), (return_state, state))
+        return append_requested(self.logits(_select_tokens(features, logits_to_keep)), (return_state, state))
 
     def logits(self, features):
-        """Logits `(..., v)`, float32, of features `(..., d)` of the backbone."""
+        """Returns the logits `(..., v)`, float32, of backbone features `(..., d)`."""
         return self.token_embedding(features, reverse=True)
 
     def init_cache(self, batch_size, max_length=None):
-        """The state before the first token, with room for `max_length` tokens; see `JambaBackbone.init_cache`."""
+        """Returns the state before the first token; see `JambaBackbone.init_cache` for the capacity `max_length`."""
         return self.backbone.init_cache(batch_size, max_length)
 
     def step(self, inputs, cache, logits_to_keep=None, return_rollback_state=False):
-        """Some more tokens after those that a cache has seen: a prefill, or one token at a time.
+        """Continues from a cache by further tokens: a prefill, or one token at a time.
 
         Args:
             inputs, logits_to_keep: see a call.
-            cache: what `init_cache` or an earlier step returned. It is not changed.
-            return_rollback_state: whether to return what `rollback` takes too.
+            cache: the result of `init_cache` or of an earlier step. It is not changed.
+            return_rollback_state: whether to also return the rollback state for `rollback`.
 
         Returns:
-            `(logits (b, t, v), cache)`, or that and the rollback_state; each token is to be given once.
+            `(logits (b, t, v), cache)`, or a tuple of both and the rollback state. Pass each token once.
 
         Raises:
-            ValueError: if the cache is of another model or batch, or attention has no room left.
+            ValueError: if the cache is of another model or batch, or a document exceeds the capacity of attention.
         """
-        embeddings, given = self._read(inputs)
+        embeddings, given = self._prepare_inputs(inputs)
         given |= {"return_rollback_state": True} if return_rollback_state else {}
         features, *rest = self.backbone.step(embeddings, cache, **given)
-        return self.logits(_kept(features, logits_to_keep)), *rest
+        return self.logits(_select_tokens(features, logits_to_keep)), *rest
 
     def rollback(self, rollback_state, count):
-        """The cache after only the first `count` `(b,)` tokens of each row of a step; see `JambaBackbone.rollback`."""
+        """Returns the cache after only the first `count` tokens per row of a step; see `JambaBackbone.rollback`."""
         return self.backbone.rollback(rollback_state, count)
 
     def compute_output_spec(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
@@ -124,7 +123,7 @@ class JambaCausalLM(NextTokenModel):
         shape = inputs["inputs_embeds" if inputs.get("token_ids") is None else "token_ids"].shape
         features = keras.KerasTensor((*shape[:2], self._config["d_model"]), self.compute_dtype)
         state = self.backbone.compute_output_spec(features, return_state=True)[1] if return_state else None
-        count = shape[1] if not _kept_count(logits_to_keep) else _kept_count(logits_to_keep)
+        count = shape[1] if not _selected_count(logits_to_keep) else _selected_count(logits_to_keep)
         logits = keras.KerasTensor((shape[0], count, self._config["vocab_size"]), "float32")
         return append_requested(logits, (return_state, state))
 
@@ -144,48 +143,48 @@ class JambaCausalLM(NextTokenModel):
         assistant=None,
         **unknown,
     ):
-        """Goes on from prompts.
+        """Generates the continuation of prompts.
 
-        What is not passed is as the model's `generation_config` says, the dict of a checkpoint's
-        generation_config.json, which transformers follows too: stop tokens, lengths, stop strings, and the sampler
-        unless `compile` was given one. Prompts of different lengths stand in one batch without seeing each other or
-        their padding; each gives what it gives alone.
+        Arguments that are not passed follow the model's `generation_config`, the dict of a checkpoint's
+        generation_config.json, as in transformers: stop tokens, lengths, stop strings, and the sampler unless `compile`
+        set one. Prompts of different lengths share a batch. Each result is the same as for its prompt alone.
 
         Args:
-            inputs: a string or a list of strings; a conversation, a list of `{"role": ..., "content": ...}`, or a list
-                of conversations, which the tokenizer's chat template renders with the beginning of an answer; token
-                ids: a list, a list of lists, or an array `(b, t)`; or
-                `{"token_ids": (b, t), "padding_mask": (b, t)}`, padded on either side.
-            max_length: the most tokens of a row, the prompt included.
-            max_new_tokens: the most tokens after the prompt. Where both are given the first to be reached counts.
-                Where none is, those of generation_config count, which is 20 new tokens where it names none, as in
-                transformers; without a generation_config, 128 new tokens.
-            stop_token_ids: after one of these a row ends; None to never stop. "auto" is generation_config's
-                eos_token_id, none where it names none; without a generation_config the model's eos_token_id, or else
-                the tokenizer's.
-            strip_prompt: whether to give back the new tokens alone: of a conversation the answer.
-            sampler: see `compile`; it replaces all that generation_config says about the choice of tokens. None for
-                the sampler of `compile`, or else generation_config's, or else greedy.
-            stop_strings: before one of these a text ends; needs a tokenizer. The text of special tokens counts, though
-                it is not given back. A stop string may begin in the prompt.
-            prefill_chunk_size: tokens of the prompts that are read at a time: less memory for more calls.
-            state: what `prefill` returned for a text with which every prompt begins; it is not read again.
+            inputs: a string or a list of strings; a conversation, which is a list of `{"role": ..., "content": ...}`,
+                or a list of conversations; or token ids: a list, a list of lists, an array `(b, t)`, or
+                `{"token_ids": (b, t), "padding_mask": (b, t)}`, padded on either side. The tokenizer's chat template
+                renders conversations with the beginning of an answer.
+            max_length: the most tokens of a row, including the prompt.
+            max_new_tokens: the most tokens after the prompt. If both limits are given, the first one reached ends the
+                row. If neither is given, the limits of generation_config apply, or 20 new tokens if it has none, as in
+                transformers. Without a generation_config, the limit is 128 new tokens.
+            stop_token_ids: ids that end a row; None never stops. "auto" is generation_config's eos_token_id, or no stop
+                token if it has none. Without a generation_config, it is the eos_token_id of the model, or else of the
+                tokenizer.
+            strip_prompt: whether to return only the new tokens: for a conversation, the answer.
+            sampler: see `compile`; it replaces all sampling options of generation_config. None is the sampler of
+                `compile`, or else that of generation_config, or else greedy.
+            stop_strings: strings before which a text ends; they need a tokenizer. A match may include the text of
+                special tokens, which is not returned, and may begin in the prompt.
+            prefill_chunk_size: tokens per call while reading the prompts: smaller chunks take less memory and more
+                calls.
+            state: the result of `prefill` for a text with which every prompt begins; that text is not read again.
             assistant: a `keras_jamba.generation.PromptLookup` or `DraftModel`, which proposes tokens that the model
-                checks several at a time; or None. What comes out is what comes out without, with every sampler of ours
-                and the same seed, but where rounding decides between two tokens; its `statistics` and
-                `acceptance_rate` tell whether it helped. Not for beams, and not exact with a `capacity_factor`, under
-                which tokens that are read together drop each other.
+                checks several at a time; or None. With every sampler of keras_jamba and the same seed, the outputs are
+                the same as without an assistant, except where rounding decides between two tokens. Its `statistics` and
+                `acceptance_rate` show its benefit. Beams do not support it. With a `capacity_factor` it is not exact,
+                because tokens of one step then drop each other.
 
         Returns:
-            For a string or a conversation a string, for a list of them a list of these, special tokens left out. For
-            one list of ids an int32 array, for a list of lists a list of arrays, each ending with its stop token, if
-            any; for an array or a dict one array `(b, t)`, padded where the inputs were, with the pad_token_id of
+            For a string or a conversation, a string; for a list of them, a list of strings; without special tokens. For
+            one list of ids, an int32 array; for a list of lists, a list of arrays. Each array ends with its stop token,
+            if any. For an array or a dict, one array `(b, t)`, padded where the inputs were, with the pad_token_id of
             generation_config, or of the model, or 0.
 
         Raises:
-            ValueError: for prompts without tokens, longer than max_length, with ids out of the vocabulary, or that do
-                not begin with the state's; for an assistant that cannot help this model or this sampler, stop strings
-                with beams; and for what is not understood.
+            ValueError: for prompts without tokens, prompts longer than max_length, ids out of the vocabulary, prompts
+                that do not begin with the state's prompt, an assistant that does not support the model or the sampler,
+                stop strings with beams, and unknown arguments or options.
 
         Example:
             >>> import keras_jamba
@@ -209,18 +208,19 @@ class JambaCausalLM(NextTokenModel):
         )
 
     def stream(self, inputs, **given):
-        """Goes on from one prompt, and gives each piece as soon as it is there.
+        """Generates the continuation of one prompt, and yields each text piece or id as soon as it is available.
 
         Args:
             inputs: a string, a conversation, or a list of token ids.
-            **given: what `generate` takes, but strip_prompt. With an assistant tokens come several at a time.
+            **given: the arguments of `generate` except strip_prompt. With an assistant, several tokens arrive at a
+                time.
 
         Returns:
-            An iterator: over pieces of text for a string, which together are what `generate` returns without the
-            prompt; over ints for ids.
+            An iterator. For text, it yields text pieces, whose concatenation is the result of `generate` without the
+            prompt. For ids, it yields ints.
 
         Raises:
-            ValueError: see `generate`; for more than one prompt, and for beams too.
+            ValueError: see `generate`; also for more than one prompt, and for beams.
         """
         check_keywords("stream", {name: x for name, x in given.items() if name not in _STREAM}, _STREAM)
         return api.stream(self, inputs, **{"prefill_chunk_size": 512} | given)
@@ -233,10 +233,10 @@ class JambaCausalLM(NextTokenModel):
             prefill_chunk_size: see `generate`.
 
         Returns:
-            A `PromptState`: `save(file)` and `PromptState.load(file)` keep it.
+            A `PromptState`; `save(file)` writes it and `PromptState.load(file)` reads it.
 
         Raises:
-            ValueError: see `generate`; for more than one prompt too.
+            ValueError: see `generate`; also for more than one prompt.
         """
         return api.prefill(self, inputs, prefill_chunk_size)
 
@@ -244,8 +244,8 @@ class JambaCausalLM(NextTokenModel):
         return fingerprint(self)
 
 
-def _kept(features, logits_to_keep):
-    """The tokens whose logits are wanted."""
+def _select_tokens(features, logits_to_keep):
+    """Returns the features of the tokens that `logits_to_keep` selects."""
     if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool):
         _checks.check_integer("logits_to_keep", logits_to_keep, at_least=0)
         return features[:, -logits_to_keep:]
@@ -254,5 +254,5 @@ def _kept(features, logits_to_keep):
     return ops.take(features, ops.convert_to_tensor(logits_to_keep, dtype="int32"), axis=1)
 
 
-def _kept_count(logits_to_keep):
+def _selected_count(logits_to_keep):
     return logits_to_keep if isinstance(logits_to_keep, int | None) else len(logits_to_keep)

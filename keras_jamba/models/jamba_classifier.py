@@ -13,27 +13,28 @@ from keras_jamba.ops import _checks
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
 class JambaClassifier(TextModel):
-    """A classifier of texts: embedding, `JambaBackbone`, and of the last real token a projection to the classes.
+    """A classifier of texts: token embedding, `JambaBackbone`, and projection of the last real token to the classes.
 
     Compile with a loss that takes logits: `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
 
     Args:
         vocab_size: size v of the vocabulary: token ids are from 0 to v - 1.
-        num_classes: classes.
-        bos_token_id, eos_token_id, pad_token_id: ids of the special tokens, or None; of eos one or several.
-        transformers_config: what else the config.json of a checkpoint says, to be written back with it; or None.
+        num_classes: number of classes.
+        bos_token_id, eos_token_id, pad_token_id: ids of the special tokens, or None; eos_token_id may be several ids.
+        transformers_config: further entries of a checkpoint's config.json, which exports write back; or None.
         **backbone: any argument of `JambaBackbone`, with the defaults of `JambaCausalLM`.
 
     Call arguments:
-        inputs: see `JambaCausalLM`; a row must have a real token.
-        training: whether to drop out.
+        inputs: see `JambaCausalLM`; each row must have a real token.
+        training: whether to apply dropout.
 
     Returns:
-        Logits `(b, num_classes)`, float32 under every dtype policy, no softmax.
+        Logits `(b, num_classes)`, float32 under every dtype policy, without softmax.
 
     Raises:
-        ValueError: for arguments out of range or that do not fit together, for ids out of the vocabulary and for rows
-            without a real token. Inside compiled functions and on accelerators the logits of the latter two are NaN.
+        ValueError: for arguments that are out of range or do not fit together, for ids out of the vocabulary, and for
+            rows without a real token. Inside compiled functions and on accelerators, such ids and rows give NaN
+            instead.
 
     Example:
         >>> import keras_jamba
@@ -72,18 +73,18 @@ class JambaClassifier(TextModel):
         self.build()
 
     def call(self, inputs, training=None):
-        embeddings, given = self._read(inputs)
+        embeddings, given = self._prepare_inputs(inputs)
         features = self.backbone(embeddings, **given, training=training)
-        return ops.cast(self.head(_last_real(features, given["padding_mask"])), "float32")
+        return ops.cast(self.head(_last_real_token(features, given["padding_mask"])), "float32")
 
     def check_batch(self, x, y=None, sample_weight=None):
-        """Raises a ValueError for inputs and labels that the model and its loss do not take."""
+        """Raises ValueError for inputs and labels that do not fit the model and its loss."""
         super().check_batch(x, y, sample_weight)
         if y is not None and hasattr(y, "shape"):
             check_labels(y, self.loss, (y.shape[0], self._config["num_classes"]), sample_weight)
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
-        """Keras' own, with defaults: Adam at 2e-5, cross-entropy of logits, accuracy."""
+        """Configures training like Keras; the defaults are Adam at 2e-5, cross-entropy of logits, and accuracy."""
         if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = keras.optimizers.Adam(2e-5)
         if isinstance(loss, str) and loss == "auto":
@@ -93,13 +94,13 @@ class JambaClassifier(TextModel):
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def fit(self, x=None, y=None, *, sequence_length=None, validation_data=None, **kwargs):
-        """Trains on texts or lists of ids and their classes, or on what `keras.Model.fit` takes.
+        """Trains on texts or lists of ids and their classes, or on any data of `keras.Model.fit`.
 
         Args:
-            x: a list of strings or of lists of ids, or what `keras.Model.fit` takes.
+            x: a list of strings or of lists of ids, or any x of `keras.Model.fit`.
             y: classes `(b,)`.
-            sequence_length: strings and lists are cut to so many tokens; None for the longest.
-            validation_data: `(x, y)`, or what `keras.Model.fit` takes.
+            sequence_length: the most tokens of a string or list, which `fit` truncates; None is the longest.
+            validation_data: `(x, y)`, or any validation_data of `keras.Model.fit`.
             **kwargs: see `keras.Model.fit`.
         """
         if isinstance(validation_data, tuple):
@@ -107,14 +108,15 @@ class JambaClassifier(TextModel):
         return super().fit(self._inputs(x, sequence_length), y, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, *, sequence_length=None, **kwargs):
-        """Loss and metrics on what `fit` takes."""
+        """Returns loss and metrics on data in any form of `fit`."""
         return super().evaluate(self._inputs(x, sequence_length), y, **kwargs)
 
     def predict(self, x, *, sequence_length=None, **kwargs):
-        """Logits of what `fit` takes as x."""
+        """Returns the logits for any x of `fit`."""
         return super().predict(self._inputs(x, sequence_length), **kwargs)
 
     def _inputs(self, x, sequence_length):
+        """Returns the inputs of a call: texts and lists as token ids and padding mask, other inputs unchanged."""
         if not is_text(x):
             return x
         token_ids, mask = rows_of(self, x, sequence_length, adds_eos=False)
@@ -125,8 +127,12 @@ class JambaClassifier(TextModel):
         return keras.KerasTensor((first.shape[0], self._config["num_classes"]), "float32")
 
 
-def _last_real(features, mask):
-    """`(b, d)`: the features of the last real token of each row; NaN for a row without one."""
+def _last_real_token(features, mask):
+    """Returns the features `(b, d)` of the last real token per row; NaN for a row without one.
+
+    Raises:
+        ValueError: for a row without a real token, if the host can read the mask.
+    """
     if mask is None:
         return features[:, -1]
     mask = ops.cast(mask, "bool")
@@ -139,5 +145,5 @@ def _last_real(features, mask):
     positions = ops.arange(ops.shape(features)[1], dtype="int32")[None]
     index = ops.max(ops.where(mask, positions, 0), axis=1)
     last = ops.take_along_axis(features, index[:, None, None], axis=1)[:, 0]
-    # The root of -1 is NaN.
+    # sqrt(-1) is NaN.
     return last + ops.sqrt(ops.cast(ops.any(mask, axis=1), last.dtype) - 1)[:, None]

@@ -128,7 +128,7 @@ def test_a_prompt_state_saves_reading_and_is_bound_to_tokens_and_model(model, tm
     before = numpy(weight)
     try:
         weight.assign(before * (1 + 1e-6 * np.eye(len(before))[3]))
-        with pytest.raises(ValueError, match="of one model with its weights"):
+        with pytest.raises(ValueError, match="belongs to one model and its weights"):
             model.generate(begin, state=state)
     finally:
         weight.assign(before)
@@ -279,7 +279,7 @@ def test_programs_are_few(model):
         ([[1]], dict(stop_token_ids="eos"), "stop_token_ids must be one of"),
         ([[1]], dict(stop_strings=["x"]), "Stop strings need a tokenizer"),
         ({"token_ids": [[1, 2]], "padding_mask": [[1]]}, {}, "must have one shape"),
-        ({"token_ids": [[1, 2, 3]], "padding_mask": [[1, 0, 1]]}, {}, "Padding must stand on one side"),
+        ({"token_ids": [[1, 2, 3]], "padding_mask": [[1, 0, 1]]}, {}, "Padding must be on one side"),
         ({"ids": [[1]]}, {}, "must hold token_ids"),
     ],
 )

@@ -184,7 +184,7 @@ def test_a_conversation_without_a_template_is_named(model):
 
 
 def test_a_batch_of_conversations_streams_nothing(model):
-    with pytest.raises(ValueError, match="A stream goes on from one prompt"):
+    with pytest.raises(ValueError, match="A stream continues one prompt"):
         model.stream([TALK, TALK])
     np.testing.assert_array_equal(
         make_request(model, [TALK, TALK]).prompts.token_ids[0], make_request(model, TALK).prompts.token_ids[0]

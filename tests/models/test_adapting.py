@@ -252,7 +252,7 @@ def test_files_of_adapters_that_do_not_fit_change_nothing(tmp_path):
     assert not [v for v in other.weights if "_lora_" in v.path]
     attention = tiny()
     attention.enable_lora(2, "attention")
-    with pytest.raises(ValueError, match="take the place of others like them"):
+    with pytest.raises(ValueError, match="must have the layers, rank and lora_alpha"):
         attention.load_lora(tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:100])
     for damaged in ("b.safetensors", "missing.safetensors"):

@@ -1,5 +1,6 @@
 """The selective scan of Mamba: one function, several implementations."""
 
+import functools
 import os
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ def selective_scan(
         requested = "reference"  # nothing to loop over
     chosen = choose("selective_scan", table, requested, call)
     tensors |= dict(mask=mask, segment_ids=segment_ids)
-    run = lambda **given: chosen.run(**given, delta_softplus=delta_softplus)  # noqa: E731
+    run = functools.partial(chosen.run, delta_softplus=delta_softplus)
     y, last_state = shard_map(run, tensors, _SHAPES | {"mask": "bt", "segment_ids": "bt"}, ("bte", "ben"))
     return (y, last_state) if return_last_state else y
 

@@ -11,11 +11,6 @@ import torch
 _CACHED_FLOATS = 1 << 19
 
 
-def recurrence(u, delta, A, B, C, initial_state, reset):
-    """Computes the recurrence that `with_gating_and_masks` requires."""
-    return _Recurrence.apply(u, delta, A, B, C, initial_state, reset)
-
-
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, delta, A, B, C, initial_state, reset):
@@ -48,6 +43,10 @@ class _Recurrence(torch.autograd.Function):
                 grad[:, span] = chunk_grad.transpose(0, 1)
         grad_u, grad_delta, grad_B, grad_C = grads
         return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, grad_state.transpose(1, 2), None
+
+
+# The recurrence that `with_gating_and_masks` requires.
+recurrence = _Recurrence.apply
 
 
 def _spans(u, A):
