@@ -31,7 +31,7 @@ def pair(layer):
 
 
 def fully_trained_variables(model):
-    """Returns `{path: variable}` of the trainable variables that are no adapters."""
+    """Returns `{path: variable}` of the trainable variables that are not adapters."""
     return {_path_in_model(model, v.path): v for v in model.trainable_weights if not lora.is_adapter(v)}
 
 

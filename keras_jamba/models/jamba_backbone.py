@@ -253,11 +253,14 @@ class JambaBackbone(JambaModel, keras.Model):
         self.aux_loss.assign(ops.stop_gradient(aux_loss))
 
     def init_cache(self, batch_size, max_length=None):
-        """Returns the state before the first token; full attention has capacity for documents of `max_length`."""
+        """Returns the state before the first token.
+
+        Attention without a window has capacity for `max_length` tokens per document.
+        """
         return {name: block.init_cache(batch_size, max_length) for name, block in self._named_blocks()}
 
     def with_room(self, cache, max_length):
-        """Returns a copy of `cache` with capacity for `max_length` tokens, including the tokens seen so far."""
+        """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""
         caches = {}
         for name, block in self._named_blocks():
             caches[name] = cache[name]

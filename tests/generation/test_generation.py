@@ -50,7 +50,7 @@ def greedy(whole_pass, prompt, count):
 
 @full("jax", "tensorflow")
 def test_each_prompt_of_a_batch_gives_what_whole_passes_give(model):
-    rows, whole_pass = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None), checks.complete(model)
+    rows, whole_pass = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None), checks.jitted(model)
     for prompt, row in zip(PROMPTS, rows, strict=True):
         assert row.dtype == np.int32 and row.tolist() == greedy(whole_pass, prompt, 6)
 
@@ -173,7 +173,7 @@ def test_a_router_that_looks_at_values_still_generates():
     model.token_embedding.embeddings.assign(keras.random.normal((31, 16), seed=1))
     row = model.generate([1, 2, 3], max_new_tokens=8, stop_token_ids=None)
     # Whole passes see all tokens at once, and the first of them decides: so token by token.
-    step, cache, found = checks.complete(model.step), model.init_cache(1, 16), [1, 2, 3]
+    step, cache, found = checks.jitted(model.step), model.init_cache(1, 16), [1, 2, 3]
     logits, cache = step({"token_ids": np.array([[1, 2, 3]])}, cache)
     for _ in range(8):
         found.append(int(numpy(logits)[0, -1].argmax()))
@@ -204,7 +204,7 @@ def test_compile_takes_the_samplers_of_keras_hub(model):
             return keras.ops.top_k(probabilities, 2)[1][:, 1]
 
     row = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, sampler=Second(), strip_prompt=True)
-    complete = numpy(checks.complete(model)(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
+    complete = numpy(checks.jitted(model)(np.array([[*PROMPTS[0], *row]])))[0, 4:-1]
     np.testing.assert_array_equal(row, np.argsort(complete, axis=-1)[:, -2])
     model.compile(sampler=Second())
     again = model.generate(PROMPTS[0], max_new_tokens=4, stop_token_ids=None, strip_prompt=True)
