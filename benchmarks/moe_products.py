@@ -37,7 +37,7 @@ def dense_products():
 
 
 def library_products():
-    product = lambda a, x, bank, turned=False: _backend.numerics.grouped_matmul(a[x], a[bank], a["rows"][3], turned)  # noqa: E731
+    product = lambda a, x, bank, transpose_rhs=False: _backend.numerics.grouped_matmul(a[x], a[bank], a["rows"][3], turned)  # noqa: E731
     return {
         "first layer": lambda a: (product(a, "sorted x", "up"), product(a, "sorted x", "gate")),
         "last layer": lambda a: product(a, "hidden", "down"),
@@ -68,8 +68,8 @@ def triton_products(tiles=None):
         "first layer": lambda a: first(a, True),
         "first layer, inference": lambda a: first(a, False),
         "last layer": lambda a: product(a, "hidden", "down", target=target(a), scale=a["weights"]),
-        "to hidden": lambda a: product(a, "dy", "down", turned=True, source=source(a)),
-        "to tokens": lambda a: product(a, "wide", "up", (a["opening"], a["gate"]), turned=True, target=target(a)),
+        "to hidden": lambda a: product(a, "dy", "down", transpose_rhs=True, source=source(a)),
+        "to tokens": lambda a: product(a, "wide", "up", (a["opening"], a["gate"]), transpose_rhs=True, target=target(a)),
         "up bank": lambda a: bank(a, "sorted x", "wide"),
         "up bank, gathered": lambda a: bank(a, "x", "wide", source(a)),
         "down bank": lambda a: bank(a, "hidden", "sorted dy"),
@@ -106,7 +106,7 @@ def mosaic_products():
     from jax.experimental.pallas.ops.gpu.transposed_ragged_dot_mgpu import transposed_ragged_dot
 
     rows = dict(block_m=128, block_n=128, block_k=64, max_concurrent_steps=4, grid_block_n=8)
-    product = lambda a, x, bank, turned=False: ragged_dot(  # noqa: E731
+    product = lambda a, x, bank, transpose_rhs=False: ragged_dot(  # noqa: E731
         a[x], a[bank], group_sizes=a["rows"][3], transpose_rhs=turned, **rows
     )
     return {

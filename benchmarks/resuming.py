@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=jax python benchmarks/resuming.py
 
-The training is tests/training/tiny_run.py: 33 steps, saved every 3. Each time it is started again it goes on from its
+The training is tests/subprocess/tiny_run.py: 33 steps, saved every 3. Each time it is started again it goes on from its
 last save, and is killed a random number of steps later. Prints the largest difference of any variable to those of a run
 that was never killed, and writes results/resuming_BACKEND.json.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import measure
 import numpy as np
 
-SCRIPT = Path(__file__).parent.parent / "tests" / "training" / "tiny_run.py"
+SCRIPT = Path(__file__).parent.parent / "tests" / "subprocess" / "tiny_run.py"
 LAST = 33
 
 

@@ -35,7 +35,7 @@ if (backend := os.environ.get("KERAS_BACKEND")) in LIBRARIES:
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("", "helpers", "subprocess")]
 
 if backend == "tensorflow":
     from concurrent.futures import ThreadPoolExecutor

@@ -17,7 +17,8 @@ def test_the_public_api_is_the_one_that_is_written_down():
     changes = "\n".join(changes)
     assert not changes, (
         "The public API must be the one that tests/fixtures/public_api.txt lists. Received: the changes below. Where "
-        "they are meant, run `python tests/api_snapshot.py --write` and name the change in CHANGELOG.md.\n" + changes
+        "they are meant, run `python tests/helpers/api_snapshot.py --write` and name the change in CHANGELOG.md.\n"
+        + changes
     )
 
 

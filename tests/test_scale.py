@@ -15,7 +15,7 @@ from checks import full
 def test_a_device_holds_as_many_bytes_as_the_benchmark_counts():
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {quick} --xla_force_host_platform_device_count=8"
-    script = Path(__file__).parent / "scale_on_devices.py"
+    script = Path(__file__).parent / "subprocess" / "scale_on_devices.py"
     # What comes from a cache was not compiled, and wrote nothing down.
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)

@@ -47,7 +47,7 @@ def a_damaged_preset(s):
 def a_damaged_prompt(s):
     file = s.folder / "prompt.npz"
     file.write_bytes(b"nothing")
-    keras_jamba.generation.prompts.PromptState.load(file)
+    keras_jamba.generation.prompt_state.PromptState.load(file)
 
 
 def another_folder(s):

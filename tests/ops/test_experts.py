@@ -95,7 +95,7 @@ def test_what_cannot_run_here_says_why():
         with pytest.raises(ValueError, match="'triton': it requires a GPU"):
             expert_mlp(implementation="triton", **given)
     if keras.backend.backend() == "tensorflow":
-        with pytest.raises(ValueError, match="'grouped': TensorFlow has no product"):
+        with pytest.raises(ValueError, match="'grouped': TensorFlow has no grouped matrix product"):
             expert_mlp(implementation="grouped", **given)
 
 

@@ -12,17 +12,17 @@ from checks import full
 
 from keras_jamba._triton import convolution, step
 
-TESTS = Path(__file__).parent.parent
+SCRIPTS = Path(__file__).parent.parent / "subprocess"
 
 
 @full()
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the interpreter works on PyTorch's tensors")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("script", sorted(file.name for file in TESTS.glob("interpreted_*.py")))
+@pytest.mark.parametrize("script", sorted(file.name for file in SCRIPTS.glob("interpreted_*.py")))
 def test_kernels_compute_what_they_should_and_all_gradients(script):
     # Whether kernels are interpreted is decided when Triton is imported.
     done = subprocess.run(
-        [sys.executable, TESTS / script],
+        [sys.executable, SCRIPTS / script],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -124,7 +124,7 @@ def test_where_there_is_no_gpu_it_refuses_and_says_why(monkeypatch):
 
 def test_it_works_inside_shard_map_over_rows_and_channels():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    script = Path(__file__).parent.parent / "sharded_scan.py"
+    script = Path(__file__).parent.parent / "subprocess" / "sharded_scan.py"
     done = subprocess.run(
         [sys.executable, script], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, timeout=300
     )

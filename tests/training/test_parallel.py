@@ -14,7 +14,7 @@ from keras_jamba import training
 from keras_jamba.training.checkpointing import _saves
 
 BACKEND = keras.backend.backend()
-SCRIPT = Path(__file__).parent / "parallel_run.py"
+SCRIPT = Path(__file__).parent.parent / "subprocess" / "parallel_run.py"
 REPLICAS = {"jax": 4, "tensorflow": 2, "torch": 2}[BACKEND]
 
 

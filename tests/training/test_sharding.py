@@ -24,7 +24,7 @@ BACKEND = keras.backend.backend()
 def start(script, *arguments, devices=8):
     """A script of the tests in a process with so many devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, Path(__file__).parent.parent / script, *map(str, arguments)]
+    command = [sys.executable, Path(__file__).parent.parent / "subprocess" / script, *map(str, arguments)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags}, **pipes)
 

@@ -1,17 +1,22 @@
 """The kernels of the selective scan in Triton's interpreter on a CPU, against float64; in a process of its own.
 
-KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/interpreted_scan.py
+KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_scan.py
 """
 
-import numpy as np
-import oracles
-import torch
-import triton_on_cpu
+import sys
+from pathlib import Path
 
-from keras_jamba._triton import Gpu
-from keras_jamba._triton import scan as kernels
-from keras_jamba.ops import selective_scan
-from keras_jamba.ops.scan import triton
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "helpers")]
+import oracles  # noqa: E402
+import triton_on_cpu  # noqa: E402
+
+from keras_jamba._triton import Gpu  # noqa: E402
+from keras_jamba._triton import scan as kernels  # noqa: E402
+from keras_jamba.ops import selective_scan  # noqa: E402
+from keras_jamba.ops.scan import triton  # noqa: E402
 
 NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"]
 

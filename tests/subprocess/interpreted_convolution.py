@@ -1,15 +1,20 @@
 """The kernels of the convolution and of one token's step in Triton's interpreter on a CPU, against float64.
 
-In a process of its own: KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/interpreted_convolution.py
+In a process of its own: KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_convolution.py
 """
 
-import numpy as np
-import oracles
-import torch
-from triton_on_cpu import launch
+import sys
+from pathlib import Path
 
-from keras_jamba._triton import convolution, step
-from keras_jamba.ops.convolution import portable, triton
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "helpers")]
+import oracles  # noqa: E402
+from triton_on_cpu import launch  # noqa: E402
+
+from keras_jamba._triton import convolution, step  # noqa: E402
+from keras_jamba.ops.convolution import portable, triton  # noqa: E402
 
 # Several programs a row, and strips of several turns.
 TILE = convolution.Tile(block=16, runs=2, strip=16, count=8, warps=1)

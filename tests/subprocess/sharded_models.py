@@ -12,7 +12,7 @@ import keras_jamba
 from keras_jamba import training
 from keras_jamba.ops import expert_mlp, quantization, selective_scan
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
 from collectives import collectives, usual_collectives  # noqa: E402
 
 # The mesh; whether tokens are split too; whether the first axis shares matrices.

@@ -21,7 +21,7 @@ from keras_jamba import _backend, training
 from keras_jamba.training.checkpointing import _saves, _snapshots
 
 BACKEND = keras.backend.backend()
-SCRIPT = Path(__file__).parent / "tiny_run.py"
+SCRIPT = Path(tiny_run.__file__)
 
 
 def run(folder, *step):

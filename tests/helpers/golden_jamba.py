@@ -9,7 +9,7 @@ from checks import jitted, numpy
 import keras_jamba
 from keras_jamba.converters import checkpoints
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parent.parent / "golden"
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The public API as text: names, signatures with defaults, and of classes what the package itself defines.
 
-    python tests/api_snapshot.py            prints it
-    python tests/api_snapshot.py --write    keeps it in tests/fixtures/public_api.txt
+    python tests/helpers/api_snapshot.py            prints it
+    python tests/helpers/api_snapshot.py --write    keeps it in tests/fixtures/public_api.txt
 
 Public is what `__all__` of `keras_jamba` names, and of the modules in it; and packages inside of these that have an
 `__all__` themselves. A module without one has the names without underscore that it makes. Inherited from Keras is
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import keras_jamba
 
-FILE = Path(__file__).parent / "fixtures" / "public_api.txt"
+FILE = Path(__file__).parent.parent / "fixtures" / "public_api.txt"
 SPECIAL = ("__call__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__")
 WIDTH = 120
 

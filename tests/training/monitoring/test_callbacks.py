@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from checks import full
-from test_adamw import batch, compiled, small_model
+from small_training import batch, compiled, small_model
 
 from keras_jamba import training
 from keras_jamba.training.monitoring import _devices

@@ -9,7 +9,7 @@ import numpy as np
 import keras_jamba
 from keras_jamba import training
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
 import scale  # noqa: E402
 import scale_memory  # noqa: E402
 import scale_steps  # noqa: E402

@@ -1,18 +1,23 @@
 """The kernels of the experts in Triton's interpreter on a CPU, against float64; in a process of its own.
 
-KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/interpreted_experts.py
+KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_experts.py
 """
 
+import sys
+from pathlib import Path
+
 import numpy as np
-import oracles
 import pytest
 import torch
-import triton_on_cpu
 
-from keras_jamba import _backend
-from keras_jamba._triton import grouped as kernels
-from keras_jamba.ops.experts import triton
-from keras_jamba.ops.experts._sorting import sorted_by_expert
+sys.path[:0] = [str(Path(__file__).parent.parent / "helpers")]
+import oracles  # noqa: E402
+import triton_on_cpu  # noqa: E402
+
+from keras_jamba import _backend  # noqa: E402
+from keras_jamba._triton import grouped as kernels  # noqa: E402
+from keras_jamba.ops.experts import triton  # noqa: E402
+from keras_jamba.ops.experts._sorting import sorted_by_expert  # noqa: E402
 
 TILES = kernels.Tiles(16, 16, 16, 2, 4, 1)
 launcher = _backend.kernels.triton_launcher
@@ -103,7 +108,7 @@ def check_tiles(d, f):
     expected = np.empty((len(order), d))
     expected[order] = product(wide, down, "rf,rfd->rd") * exact(weights).reshape(-1)[order][:, None]
     close(y, expected, "rows_product")
-    both = kernels.rows_product(launcher(), up_rows, up, rows.counts, (gate_rows, gate), turned=True, tiles=TILES)
+    both = kernels.rows_product(launcher(), up_rows, up, rows.counts, (gate_rows, gate), transpose_rhs=True, tiles=TILES)
     close(both, product(wide, up, back) + product(opening, gate, back), "rows_product, two, turned")
     bank = kernels.bank_gradient(launcher(), tokens, gradient, rows.counts, rows.source, rows.source, tiles=TILES)
     expected = np.zeros((EXPERTS, d, d))

@@ -11,7 +11,7 @@ from checks import jitted, numpy
 import keras_jamba
 from keras_jamba import layers, training
 
-FORMATS, PRESETS = (Path(__file__).parent / "fixtures" / name for name in ("formats", "presets"))
+FORMATS, PRESETS = (Path(__file__).parent.parent / "fixtures" / name for name in ("formats", "presets"))
 
 SIZES = dict(d_model=8, num_layers=2, mamba_ratio=1, num_heads=2, d_ff=6, d_state=4, dt_rank=1)
 EXPERTS = dict(num_experts=2, num_experts_per_token=1, moe_offset=0)
