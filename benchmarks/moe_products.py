@@ -37,7 +37,10 @@ def dense_products():
 
 
 def library_products():
-    product = lambda a, x, bank, transpose_rhs=False: _backend.numerics.grouped_matmul(a[x], a[bank], a["rows"][3], turned)  # noqa: E731
+
+    def product(a, x, bank, transpose_rhs=False):
+        return _backend.numerics.grouped_matmul(a[x], a[bank], a["rows"][3], transpose_rhs)
+
     return {
         "first layer": lambda a: (product(a, "sorted x", "up"), product(a, "sorted x", "gate")),
         "last layer": lambda a: product(a, "hidden", "down"),
@@ -69,7 +72,9 @@ def triton_products(tiles=None):
         "first layer, inference": lambda a: first(a, False),
         "last layer": lambda a: product(a, "hidden", "down", target=target(a), scale=a["weights"]),
         "to hidden": lambda a: product(a, "dy", "down", transpose_rhs=True, source=source(a)),
-        "to tokens": lambda a: product(a, "wide", "up", (a["opening"], a["gate"]), transpose_rhs=True, target=target(a)),
+        "to tokens": lambda a: product(
+            a, "wide", "up", (a["opening"], a["gate"]), transpose_rhs=True, target=target(a)
+        ),
         "up bank": lambda a: bank(a, "sorted x", "wide"),
         "up bank, gathered": lambda a: bank(a, "x", "wide", source(a)),
         "down bank": lambda a: bank(a, "hidden", "sorted dy"),
@@ -107,7 +112,7 @@ def mosaic_products():
 
     rows = dict(block_m=128, block_n=128, block_k=64, max_concurrent_steps=4, grid_block_n=8)
     product = lambda a, x, bank, transpose_rhs=False: ragged_dot(  # noqa: E731
-        a[x], a[bank], group_sizes=a["rows"][3], transpose_rhs=turned, **rows
+        a[x], a[bank], group_sizes=a["rows"][3], transpose_rhs=transpose_rhs, **rows
     )
     return {
         "last layer": lambda a: product(a, "hidden", "down"),

@@ -197,7 +197,7 @@ def test_a_model_of_replicas_sees_the_data_before_its_first_step(replicas):
         model = Model([keras.Input((2,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse")
     model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
-    assert hasattr(model, "asked") == replicas
+    assert hasattr(model, "requests") == replicas
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="hooks of JAX")

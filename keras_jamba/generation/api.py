@@ -21,8 +21,9 @@ def generate(model, inputs, strip_prompt, prefill_chunk_size, **options):
     """Generates tokens for a `LanguageModel`. See `JambaCausalLM.generate`."""
     request = make_request(model, inputs, **options)
     rows = GeneratedRows(request, model.tokenizer)
+    decoder = _decoder_of(model, request)
     interval = STOP_CHECK_INTERVAL if request.stop_strings else request.max_new_tokens
-    for chunk in decode(model, request, prefill_chunk_size, interval):
+    for chunk in decode(model, request, decoder, prefill_chunk_size, interval):
         rows.append(chunk)
         if all(rows.ended):
             break
@@ -41,13 +42,15 @@ def stream(model, inputs, prefill_chunk_size, **options):
             "A stream yields each token at once, but only the end of the search shows the best beam. Received: "
             f"BeamSampler(num_beams={request.sampler.num_beams}). Call generate, or pass sampler='greedy'."
         )
-    return _stream_chunks(model, request, prefill_chunk_size)
+    # Made here, not at the first token: later changes of the model do not mix with a checked request.
+    rows, decoder = GeneratedRows(request, model.tokenizer), _decoder_of(model, request)
+    return _stream_chunks(rows, request, decode(model, request, decoder, prefill_chunk_size, 1))
 
 
-def _stream_chunks(model, request, prefill_chunk_size):
+def _stream_chunks(rows, request, chunks):
     """Yields token ids, or text pieces that later tokens cannot change."""
-    rows, count = GeneratedRows(request, model.tokenizer), 0
-    for chunk in decode(model, request, prefill_chunk_size, 1):
+    count = 0
+    for chunk in chunks:
         rows.append(chunk)
         found = rows.settled_text() if request.prompts.is_text else rows.tokens[0]
         if request.prompts.is_text and len(found) > count:
@@ -71,12 +74,17 @@ def prefill(model, inputs, prefill_chunk_size):
     return PromptState(prompts.token_ids[0], cache, logits, model._fingerprint())
 
 
-def decode(model, request, prefill_chunk_size, interval):
+def _decoder_of(model, request):
+    return decoder_for(model, request.sampler, request.stop_token_ids, request.pad_token_id, request.assistant)
+
+
+def decode(model, request, decoder, prefill_chunk_size, interval):
     """Yields chunks with the new tokens of each row. Rows may end before the last chunk.
 
     Args:
         model: a `LanguageModel`.
         request: a `GenerationRequest`.
+        decoder: the `Decoder` of the model for this request.
         prefill_chunk_size: prompt tokens per step of the prefill.
         interval: new tokens per chunk.
     """
@@ -85,7 +93,6 @@ def decode(model, request, prefill_chunk_size, interval):
     if not request.max_new_tokens:
         return
     _checks.check_integer("prefill_chunk_size", prefill_chunk_size)
-    decoder = decoder_for(model, request.sampler, request.stop_token_ids, request.pad_token_id, request.assistant)
     prompts, given = request.prompts, {}
     rows, length = prompts.token_ids.shape
     capacity = rounded_capacity(length + request.max_new_tokens + decoder.extra_capacity)

@@ -31,6 +31,8 @@ def decoder_for(model, sampler, stop_token_ids, pad_token_id, assistant=None):
             if len(decoders) == _MAX_DECODERS:
                 del decoders[next(iter(decoders))]
             decoders[key] = _new_decoder(model, sampler, stop_token_ids, pad_token_id, assistant, decoders)
+            # Under the lock: threads must not make two programs of one decoder.
+            decoders[key].prepare()
         return decoders[key]
 
 

@@ -42,6 +42,10 @@ class Decoder:
     def _compiled_loop(self):
         return _backend.compilation.compiled_while_loop(self._loop_body, self._variables)
 
+    def prepare(self):
+        """Makes the compiled functions. They compile at their first call."""
+        return self.compiled_step, self._compiled_loop
+
     def prefill(self, token_ids, mask, cache, chunk_size):
         """Runs the model on the prompts, `chunk_size` tokens at a time.
 

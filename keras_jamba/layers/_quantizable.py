@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_jamba import _backend, _keras_internals
+from keras_jamba.layers._lora_weights import ADAPTER
 from keras_jamba.ops import _checks
 from keras_jamba.ops.quantization import QuantizedTensor, dequantized, quantized, storage_specs
 
@@ -124,9 +125,8 @@ class QuantizableWeights:
     def float_shapes(self):
         """Returns `{name: shape}` of the variables as they would be in floating point and without adapters."""
         shapes = {name: self.matrix_shape(name) for name in self.matrices()}
-        # The names of scales, zeros and adapters begin with the name of their matrix.
-        prefixes = tuple(f"{name}_" for name in shapes)
-        own = {name: tuple(v.shape) for name, v in self.own_variables().items() if not name.startswith(prefixes)}
+        parts = {name + suffix for name in shapes for suffix in ("_scale", "_zero", *ADAPTER)}
+        own = {name: tuple(v.shape) for name, v in self.own_variables().items() if name not in parts}
         return {name: shapes.get(name, shape) for name, shape in own.items()}
 
     # Files

@@ -7,7 +7,7 @@ from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers._quantizable import QuantizableWeights
 from keras_jamba.ops._checks import check_token_ids
 from keras_jamba.ops._product import product_in_float32
-from keras_jamba.ops._sharding import check_parts
+from keras_jamba.ops._sharding import check_divisible
 from keras_jamba.ops.quantization import product
 
 
@@ -28,7 +28,7 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
         return self.tie_weights
 
     def build(self, input_shape=None):
-        check_parts(self.output_dim, {"vocab_size": self.input_dim})
+        check_divisible(self.output_dim, {"vocab_size": self.input_dim})
         initializer = self.embeddings_initializer
         variable = self.add_weight((self.input_dim, self.output_dim), initializer, name="embeddings")
         _keras_internals.store_weight(self, "embeddings", variable)

@@ -10,7 +10,7 @@ from keras_jamba.layers._requested import append_requested
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, rollback_state_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
-from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_parts
+from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_divisible
 from keras_jamba.ops._tokens import NO_DOCUMENT
 from keras_jamba.ops.attention import CachedTokens, resized
 
@@ -115,7 +115,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     def build(self, input_shape):
         _checks.check_last_axis("AttentionLayer", input_shape, self.d_model)
         keys = {"num_kv_heads * head_width": self.num_kv_heads * self.head_width}
-        check_parts(self.d_model, by_channels={"d_model": self.d_model} | keys)
+        check_divisible(self.d_model, by_channels={"d_model": self.d_model} | keys)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             layer.build((None, None, self.d_model))
 

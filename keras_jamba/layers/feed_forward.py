@@ -7,7 +7,7 @@ from keras_jamba.layers import _initializers
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks
-from keras_jamba.ops._sharding import check_parts
+from keras_jamba.ops._sharding import check_divisible
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -55,7 +55,7 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
 
     def build(self, input_shape):
         _checks.check_last_axis("FeedForward", input_shape, self.d_model)
-        check_parts(self.d_model, by_channels={"d_ff": self.d_ff})
+        check_divisible(self.d_model, by_channels={"d_ff": self.d_ff})
         if self.use_swiglu:
             self.gate_proj.build((None, None, self.d_model))
         self.up_proj.build((None, None, self.d_model))

@@ -10,7 +10,7 @@ from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks
-from keras_jamba.ops._sharding import by_channels, by_tokens, check_parts
+from keras_jamba.ops._sharding import by_channels, by_tokens, check_divisible
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -82,7 +82,7 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
 
     def build(self, input_shape):
         _checks.check_last_axis("GatedConvLayer", input_shape, self.d_model)
-        check_parts(self.d_model, {"expand * d_model": self.inner})
+        check_divisible(self.d_model, {"expand * d_model": self.inner})
         self.in_proj.build((None, None, self.d_model))
         self.out_proj.build((None, None, self.inner))
         for conv in (self.conv, self.backward_conv):
@@ -102,6 +102,7 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
         requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
         if initial_state is not None or any(requested.values()):
             states.check_has_state(self)
+        states.check_rollback_request(self, initial_state, return_rollback_state)
         _checks.check_last_axis("GatedConvLayer", inputs.shape, self.d_model)
         if initial_state is not None:
             initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
@@ -159,6 +160,11 @@ class GatedConvLayer(SublayerQuantizationConfig, keras.layers.Layer):
         return_rollback_state=False,
     ):
         _checks.check_last_axis("GatedConvLayer", inputs.shape, self.d_model)
+        if return_rollback_state:
+            raise ValueError(
+                "A rollback state is returned of tensors, not of symbolic inputs. Received: "
+                "return_rollback_state=True. Call the layer on tensors."
+            )
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
 

@@ -12,7 +12,7 @@ from keras_jamba.layers._requested import append_requested
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.layers.router import Router
 from keras_jamba.ops import _checks, expert_mlp, expert_share, routing_statistics
-from keras_jamba.ops._sharding import check_parts
+from keras_jamba.ops._sharding import check_divisible
 from keras_jamba.ops.routing import drop_rate
 
 _DECISIONS = ("logits", "probabilities", "weights", "indices")
@@ -113,7 +113,7 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
 
     def build(self, input_shape):
         _checks.check_last_axis("MoELayer", input_shape, self.d_model)
-        check_parts(self.d_model, {"num_experts": self.num_experts})
+        check_divisible(self.d_model, {"num_experts": self.num_experts})
         d, f = self.d_model, self.d_ff
         if not self.router.built:
             self.router.build((None, d))

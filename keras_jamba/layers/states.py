@@ -6,7 +6,7 @@ import keras
 from keras import ops, tree
 
 from keras_jamba.ops import _checks
-from keras_jamba.ops._sharding import filled
+from keras_jamba.ops._sharding import sharded_full
 from keras_jamba.ops._tokens import NO_DOCUMENT, Documents, documents_of, first_tokens
 
 # The axis of channels or heads, which a distribution may shard.
@@ -16,7 +16,7 @@ SPLIT_AXES = {"conv": 2, "ssm": 1, "key": 2, "value": 2}
 def empty_state(specs):
     """Returns the state before the first token: zeros, and no document."""
     fill = {"document": NO_DOCUMENT}
-    return {k: filled(x.shape, fill.get(k, 0), x.dtype, SPLIT_AXES.get(k)) for k, x in specs.items()}
+    return {k: sharded_full(x.shape, fill.get(k, 0), x.dtype, SPLIT_AXES.get(k)) for k, x in specs.items()}
 
 
 # Recurrent mixers: `MambaLayer` and `GatedConvLayer`
@@ -74,6 +74,15 @@ def check_has_state(layer):
         raise ValueError(
             f"A bidirectional {type(layer).__name__} has no state: it needs the complete sequence in one call. "
             "Received: bidirectional=True. Build the layer with bidirectional=False."
+        )
+
+
+def check_rollback_request(layer, initial_state, return_rollback_state):
+    """Refuses `return_rollback_state` without a state to roll back to."""
+    if return_rollback_state and initial_state is None:
+        raise ValueError(
+            f"A {type(layer).__name__} returns a rollback state only of tokens after a state. Received: "
+            "return_rollback_state=True without a state. Pass init_cache(batch_size)."
         )
 
 

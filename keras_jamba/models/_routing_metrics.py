@@ -30,6 +30,8 @@ def routing_metrics(model):
 
 def update_routing_metrics(model, metrics):
     """Updates the metrics of `routing_metrics` with the statistics of the last call."""
+    if not metrics:
+        return
     layers = expert_layers(model)
     values = {
         "moe_aux_loss": lambda: sum(map(ops.convert_to_tensor, _aux_losses(model))),

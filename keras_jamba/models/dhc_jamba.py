@@ -183,6 +183,8 @@ class DHCJamba(ClassNamesModel, keras.Model):
 
     def _features(self, images):
         """Returns `(grid (b, H', W', d), tokens (b, t, d))` of images, in inference."""
+        # On PyTorch this also moves the images to the default device.
+        images = ops.convert_to_tensor(images)
         return _grid_and_tokens(images, self.rescaling, self.encoder, self.tokens, training=False)
 
     def embed(self, images):

@@ -67,7 +67,7 @@ def by_channels(x):
     return x if mesh is None or mesh.sequence else _split(x, mesh, axis=2)
 
 
-def filled(shape, value, dtype, split=None):
+def sharded_full(shape, value, dtype, split=None):
     """Returns a constant tensor that is created in shards: over its rows, and over its axis `split`."""
     mesh = _backend.sharding.active_mesh()
     if mesh is None:
@@ -119,7 +119,7 @@ def divides(count, size):
     return isinstance(size, int) and size % count == 0
 
 
-def check_parts(d_model, always=None, by_channels=None):
+def check_divisible(d_model, always=None, by_channels=None):
     """Checks the sizes that the active mesh shards in a layer's variables.
 
     Args:

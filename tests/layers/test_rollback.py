@@ -153,3 +153,14 @@ def test_a_block_whose_mixer_takes_nothing_back_says_so(features):
     for call in (lambda: block.step(features, {}, return_rollback_state=True), lambda: block.rollback({}, COUNTS)):
         with pytest.raises(ValueError, match="a mixer with a rollback.*Received: a Plain"):
             call()
+
+
+@pytest.mark.parametrize("kind", [MambaLayer, GatedConvLayer])
+def test_a_rollback_state_needs_a_state_and_tensors(kind):
+    layer, x = kind(8), np.zeros((2, 3, 8), "float32")
+    with pytest.raises(ValueError, match="Received: return_rollback_state=True without a state. Pass init_cache"):
+        layer(x, return_rollback_state=True)
+    with pytest.raises(ValueError, match="without a state"):
+        layer.step(x, None, return_rollback_state=True)
+    with pytest.raises(ValueError, match="Call the layer on tensors"):
+        layer(keras.Input((3, 8)), return_rollback_state=True)

@@ -108,7 +108,9 @@ def check_tiles(d, f):
     expected = np.empty((len(order), d))
     expected[order] = product(wide, down, "rf,rfd->rd") * exact(weights).reshape(-1)[order][:, None]
     close(y, expected, "rows_product")
-    both = kernels.rows_product(launcher(), up_rows, up, rows.counts, (gate_rows, gate), transpose_rhs=True, tiles=TILES)
+    both = kernels.rows_product(
+        launcher(), up_rows, up, rows.counts, (gate_rows, gate), transpose_rhs=True, tiles=TILES
+    )
     close(both, product(wide, up, back) + product(opening, gate, back), "rows_product, two, turned")
     bank = kernels.bank_gradient(launcher(), tokens, gradient, rows.counts, rows.source, rows.source, tiles=TILES)
     expected = np.zeros((EXPERTS, d, d))

@@ -36,7 +36,8 @@ def _traced(function, jit_compile=None):
         if kind not in traced:
             with _tracing:
                 if kind not in traced:
-                    graph = tf.function(function, autograph=False, jit_compile=jit_compile)
+                    # tf.function calls a functools.partial with wrong arguments: the lambda hides it.
+                    graph = tf.function(lambda *given: function(*given), autograph=False, jit_compile=jit_compile)
                     traced[kind] = graph.get_concrete_function(*args)
         return traced[kind](*args)
 

@@ -87,15 +87,15 @@ def _there_and_back(mixture, given, device, goes, place, capacity, local, axis):
         "weights": ops.where(mine, ops.take(weights, source, axis=0), 0),
         "indices": ops.where(mine, ops.take(indices, source, axis=0) % local, local),
     }
-    received = {name: _exchanged(x, count, axis) for name, x in sent.items()}
+    received = {name: _all_to_all(x, count, axis) for name, x in sent.items()}
     banks = {name: x for name, x in given.items() if name.endswith("bank")}
-    made = _exchanged(mixture(**received, **banks), count, axis)
+    made = _all_to_all(mixture(**received, **banks), count, axis)
     # The outputs of every device per token; zeros from devices that did not receive the token.
     made = ops.concatenate([made, ops.zeros((1, made.shape[1]), made.dtype)], axis=0)
     return ops.sum(ops.reshape(ops.take(made, ops.reshape(to, (-1,)), axis=0), (own, count, -1)), axis=1)
 
 
-def _exchanged(x, count, axis):
+def _all_to_all(x, count, axis):
     """Exchanges rows: takes the rows for each device, and returns the rows from each device."""
     by_device = ops.reshape(x, (count, -1, *x.shape[1:]))
     return ops.reshape(_backend.sharding.all_to_all(by_device, axis), x.shape)

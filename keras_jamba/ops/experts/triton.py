@@ -94,7 +94,7 @@ class _Library:
         self.rows = rows
 
     def hidden(self, tokens, up_bank, gate_bank, keep):
-        x = self._gathered(tokens)
+        x = self._take_rows(tokens)
         up = self._product(x, up_bank)
         gate = None if gate_bank is None else self._product(x, gate_bank)
         hidden = kernels.activation(_launcher(), up, gate)
@@ -104,7 +104,7 @@ class _Library:
         return kernels.combination(_launcher(), self._product(hidden, down_bank), self.rows.place, weights)
 
     def hidden_gradient(self, gradient, down_bank):
-        return self._product(self._gathered(gradient), down_bank, transpose_rhs=True)
+        return self._product(self._take_rows(gradient), down_bank, transpose_rhs=True)
 
     def tokens_gradient(self, grad_up, up_bank, grad_gate, gate_bank):
         x = self._product(grad_up, up_bank, transpose_rhs=True)
@@ -113,13 +113,13 @@ class _Library:
 
     def bank_gradients(self, tokens, grads, hidden, gradient):
         counts = self.rows.counts
-        first = lambda grad: lambda: _backend.numerics.grouped_matmul_weight_grad(self._gathered(tokens), grad, counts)  # noqa: E731
+        first = lambda grad: lambda: _backend.numerics.grouped_matmul_weight_grad(self._take_rows(tokens), grad, counts)  # noqa: E731
         return [
-            lambda: _backend.numerics.grouped_matmul_weight_grad(hidden, self._gathered(gradient), counts),
+            lambda: _backend.numerics.grouped_matmul_weight_grad(hidden, self._take_rows(gradient), counts),
             *map(first, grads),
         ]
 
-    def _gathered(self, tokens):
+    def _take_rows(self, tokens):
         return ops.take(tokens, self.rows.source, axis=0)
 
     def _product(self, x, bank, transpose_rhs=False):

@@ -80,7 +80,7 @@ class PackedText(Batches):
         # Row r holds the slots _places[_starts[r] : _starts[r + 1]]. `_exchanged` assigns them chunks per epoch.
         self._places = np.argsort(rows, kind="stable")
         self._starts = np.searchsorted(rows[self._places], np.arange(count + 1))
-        self._assigned = EpochCache(self._exchanged)
+        self._assigned = EpochCache(self._all_to_all)
         super().__init__(range(count), batch_size, seed, shuffle, transform, False, workers, max_queue_size, shard)
 
     @property
@@ -88,7 +88,7 @@ class PackedText(Batches):
         """The share of token positions in all batches that hold a token of a document."""
         return int(self._sizes.sum()) / (self.steps_per_epoch * self.batch_size * self.length)
 
-    def _exchanged(self, epoch):
+    def _all_to_all(self, epoch):
         """Returns the chunk of each slot in an epoch, always one of the slot's size."""
         chunks = np.arange(len(self._sizes))
         if self.shuffle:
