@@ -60,7 +60,7 @@ class Decoder:
         return prefilled(self.compiled_step, token_ids, mask, cache, chunk_size)
 
     def decode(self, logits, cache, prompts, uniforms, limits, interval):
-        """Yields chunks `(b, n)` of new tokens until all rows are finished.
+        """Yields chunks `(b, n)` of new tokens, one token per row of `uniforms`; finished rows get padding.
 
         The first chunk holds one token per row, the following chunks up to `interval` tokens.
 
@@ -68,7 +68,7 @@ class Decoder:
             logits, cache: the outputs of `prefill`.
             prompts: the `Prompts`.
             uniforms: the random numbers of the sampler, `(n, b)` for n tokens.
-            limits: `(b,)`, the most new tokens per row. The loop may choose more, which the caller drops.
+            limits: `(b,)`, the most new tokens per row. This loop may choose more, which the caller drops.
             interval: tokens per chunk.
         """
         state = self.init_state(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])

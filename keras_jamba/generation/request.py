@@ -12,7 +12,7 @@ from keras_jamba.generation.prompts import Prompts, prompts_of
 from keras_jamba.generation.samplers import BeamSampler, sampler_of
 from keras_jamba.ops import _checks
 
-# Limit of new tokens if neither the arguments nor a generation_config set one.
+# Limit of new tokens without arguments and without a generation_config.
 _DEFAULT_NEW_TOKENS = 128
 
 

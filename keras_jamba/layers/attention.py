@@ -43,8 +43,8 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         reset_mask: `(b, t)` bool or None: True where a new sequence begins. The token begins a document, whatever its
             id, and ignores the initial state. A reset at padding takes effect at the next real token.
         initial_state: state of an earlier call, or of `init_cache`; None means that no token came before.
-        return_state: whether to also return the state. Its capacity is the window, or without a window all tokens so
-            far. `step` keeps the capacity of its cache.
+        return_state: whether to also return the state. Its capacity is the window, or without a window that of the
+            initial state plus t. `step` keeps the capacity of its cache.
 
     Returns:
         `(b, t, d)`, or `((b, t, d), state)`. The state is a dict: `"key"` and `"value"` `(b, s, g, c)` in the compute
@@ -162,28 +162,28 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         return empty_state(self._state_specs(batch_size, min(sizes)))
 
     def with_room(self, cache, max_length):
-        """Returns a copy of `cache` whose capacity is the smaller of `max_length` and the window.
+        """Returns a cache with capacity for `max_length` tokens, or for the window; `cache` itself if it suffices.
 
         Raises:
             ValueError: if the capacity is larger already.
         """
         capacity = cache["key"].shape[1]
-        larger = min(size for size in (max_length, self.attention_window) if size is not None)
-        if larger < capacity and capacity != self.attention_window:
+        wanted = min(size for size in (max_length, self.attention_window) if size is not None)
+        if wanted < capacity and capacity != self.attention_window:
             raise ValueError(
                 f"The capacity of a cache cannot shrink. Received: max_length={max_length} for a cache with a "
                 f"capacity of {capacity} tokens. Pass max_length={capacity} or more."
             )
-        if larger <= capacity:
+        if wanted <= capacity:
             return cache
-        return cache | {name: resized(cache[name], cache["length"], larger) for name in ("key", "value")}
+        return cache | {name: resized(cache[name], cache["length"], wanted) for name in ("key", "value")}
 
     def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
         """Runs `(b, t, d)` more tokens after the tokens of the cache.
 
-        The cache keeps its capacity, so that a compiler compiles `step` once. Without a window its capacity must
-        suffice for the current document of each row. Otherwise the outputs of that row are NaN, in this step and in
-        all later steps of the document.
+        The cache keeps its capacity, so that a compiler compiles `step` once. Unless it holds a complete window, its
+        capacity must suffice for the current document of each row. Otherwise the outputs of that row are NaN, in this
+        step and in all later steps of the document.
 
         Returns:
             `(outputs, cache)`; with `return_rollback_state` also the input of `rollback`.

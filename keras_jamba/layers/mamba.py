@@ -21,8 +21,8 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
     """Mamba: a gated selective state space after a short causal convolution.
 
     In the order of the architecture document: project to `x` and `z` of width `e = expand * d_model`; convolve x over
-    time, SiLU; project x to the time step delta, B and C; scan; gate with SiLU(z); project back. delta, softplus, A and
-    the scan are float32 under every dtype policy.
+    time, SiLU; project x to the time step delta, B and C; scan; gate with SiLU(z); project back. Softplus, A and the
+    scan are float32 under every dtype policy.
 
     Args:
         d_model: width of input and output.
@@ -32,7 +32,7 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
         dt_rank: rank r of the projection to delta; None means `ceil(d_model / 16)`.
         conv_bias: whether the convolution has a bias.
         proj_bias: whether the input and output projections have a bias.
-        mixer_rms_norm: whether to RMS-normalise the low-rank input of delta, B and C, as Jamba does and Mamba does not.
+        mixer_rms_norm: whether to RMS-normalise B, C and the low-rank input of delta, as Jamba does and Mamba does not.
         dt_min, dt_max: range of the initial time steps `softplus(dt_bias)`, which are log-uniform.
         epsilon: number added to the mean square in the three norms.
         bidirectional: whether to add the outputs of a second convolution and state space, which run from the last token

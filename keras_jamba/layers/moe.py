@@ -22,7 +22,7 @@ _DECISIONS = ("logits", "probabilities", "weights", "indices")
 class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, keras.layers.Layer):
     """Mixture of experts: each output is the weighted sum over the k experts that a router chooses per token.
 
-    The layer computes only the chosen experts. It drops no token unless `capacity_factor` is set. `Router` describes
+    Only the chosen experts contribute. The layer drops no token unless `capacity_factor` is set. `Router` describes
     the auxiliary loss. The layer holds three statistics of the last call. `usage`, `(x,)`, is each expert's share of
     the assignments. `drop_rate` is the share of assignments beyond the capacity. `aux_loss` is the auxiliary loss.
 
@@ -35,7 +35,7 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         capacity_factor: capacity of an expert in tokens, as a multiple of an even share of the assignments in a call;
             None means no limit. First choices have priority over second choices, and earlier tokens over later
             tokens. The sum omits assignments beyond the capacity. All rows of a call share the capacity, which
-            counts padding, so that a token's output depends on the other tokens, later tokens included.
+            padding raises, so that a token's output depends on the other tokens, later tokens included.
         residual_gain: factor on the initial weights of the last projection. A model with n skip connections passes
             `n**-0.5`, so that its initial outputs are as large as a shallow model's (Radford et al. 2019, section
             2.3).

@@ -21,7 +21,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     `keras.Model` is not a base here: in the bases of a functional model, Keras replaces it by `Functional`.
 
-    A model sets the first two attributes in its constructor, then calls `_add_routing_metrics`.
+    A model sets `_config` and `block_pattern` in its constructor, then calls `_add_routing_metrics`.
 
     On PyTorch with a GPU, `fit` and `train_on_batch` capture their steps as a CUDA graph. From the fourth step with the
     same input shapes, one launch runs the step without Python code, except for the optimizer's part. Steps are not
@@ -269,9 +269,8 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
     def _reset_functions_and_optimizer(self):
         """Drops compiled functions and rebuilds the optimizer: both refer to the replaced variables."""
         self.train_function = self.test_function = self.predict_function = None
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None and optimizer.built:
-            self.optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+        if self.optimizer is not None and self.optimizer.built:
+            self.optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(self.optimizer))
 
     # Training
 

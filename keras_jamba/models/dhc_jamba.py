@@ -64,7 +64,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         images: ONE tensor `(b, H, W, C)` or `(b, T, H, W, C)` with values in `pixel_range`. Floats may exceed the range
             by a tenth of its width, as augmentation does. Integers need `pixel_range=(0, 255)`. Shape and dtype are
             always checked. Values are checked where the host can read them, outside of compiled functions: in a call,
-            and in the first batch of `fit`, `evaluate` and `predict`.
+            in the first batch of `fit`, `evaluate` and `predict`, and in every batch of `train_on_batch` and the like.
 
     Returns:
         ONE float32 tensor of logits `(b, num_classes)`, without softmax.

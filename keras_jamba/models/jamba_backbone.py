@@ -25,9 +25,9 @@ class JambaBackbone(JambaModel, keras.Model):
     see `backbone.block_pattern`. Maps `(b, t, d_model)` to the same shape, for any number of tokens t, and ends with an
     RMSNorm.
 
-    Chunking, padding and packing never change a document's outputs or states. Use `backbone(more,
-    initial_state=state, return_state=True)` to train on chunks, and `backbone.step(more, cache)` to run on a cache of
-    fixed capacity.
+    Without a `capacity_factor`, chunking, padding and packing never change a document's outputs or states. Use
+    `backbone(more, initial_state=state, return_state=True)` to train on chunks, and `backbone.step(more, cache)` to run
+    on a cache of fixed capacity.
 
     Args:
         d_model: width d.

@@ -204,7 +204,7 @@ def _falls(model, images, windows, classes, fill, score, batch_size):
     classes = checked_classes(model, images, classes, batch_size)
     call = pure(model, lambda x, c: _score(model, x, c, score))
 
-    def sharded_full(index):
+    def batch_of(index):
         # Per image: one copy per window, then the image itself.
         image, window = np.divmod(index, len(windows) + 1)
         copies = images[image]
@@ -213,7 +213,7 @@ def _falls(model, images, windows, classes, fill, score, batch_size):
                 copy[windows[j]] = colours[i]
         return copies, classes[image]
 
-    scores = in_batches(call, sharded_full, len(images) * (len(windows) + 1), batch_size).reshape(len(images), -1)
+    scores = in_batches(call, batch_of, len(images) * (len(windows) + 1), batch_size).reshape(len(images), -1)
     return scores[:, -1:] - scores[:, :-1]
 
 

@@ -95,9 +95,9 @@ def _layout(indices, experts, size):
     expert_of_row = ops.repeat(expert_of_block, size)
     to_slot = ops.where(expert < experts, to_slot, most * size)
     place = ops.arange(most * size, dtype="int32") - ops.take(first_row, expert_of_row)
-    sharded_full = place < ops.take(counts, expert_of_row)
-    sorted_place = ops.where(sharded_full, ops.take(first_rank, expert_of_row) + place, 0)
-    return to_slot, ops.where(sharded_full, ops.take(order, sorted_place), total), expert_of_block, block_end[-1]
+    occupied = place < ops.take(counts, expert_of_row)
+    sorted_place = ops.where(occupied, ops.take(first_rank, expert_of_row) + place, 0)
+    return to_slot, ops.where(occupied, ops.take(order, sorted_place), total), expert_of_block, block_end[-1]
 
 
 def _pick_forward(bank, expert_of_block):

@@ -57,7 +57,7 @@ def _layout(indices, mask, experts, capacity):
     kept = ops.logical_and(place < capacity, expert < experts)
     to_slot = ops.where(kept, expert * capacity + place, experts * capacity)
     place = ops.tile(ops.arange(capacity, dtype="int32")[None], (experts, 1))
-    sharded_full = ops.reshape(place < counts[:experts, None], (-1,))
+    occupied = ops.reshape(place < counts[:experts, None], (-1,))
     source = ops.reshape(first[:experts, None] + place, (-1,))
-    source = ops.take(order, ops.where(sharded_full, source, 0))
-    return to_slot, ops.where(sharded_full, source, total), kept
+    source = ops.take(order, ops.where(occupied, source, 0))
+    return to_slot, ops.where(occupied, source, total), kept
