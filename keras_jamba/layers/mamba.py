@@ -20,7 +20,7 @@ from keras_jamba.ops._sharding import by_channels, by_tokens, check_divisible
 class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
     """Mamba: a gated selective state space after a short causal convolution.
 
-    In the order of the architecture document: project to `x` and `z` of width `e = expand * d_model`; convolve x over
+    As in docs/concepts/architecture.md: project to `x` and `z` of width `e = expand * d_model`; convolve x over
     time, SiLU; project x to the time step delta, B and C; scan; gate with SiLU(z); project back. Softplus, A and the
     scan are float32 under every dtype policy.
 

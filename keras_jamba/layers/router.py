@@ -32,12 +32,11 @@ class Router(KeepsTrainable, keras.layers.Layer):
         num_experts: number of experts x.
         num_experts_per_token: number of experts per token k, at most num_experts.
         normalize_top_k: whether the k weights of a token sum to 1; False for Jamba's checkpoints.
-        balance_loss: "variance", `sum((usage - 1/x)^2)` of the mean probabilities as in the architecture document, or
-            "switch" (Fedus et al.).
-        balance_coefficient: weight of the balance loss, the document's alpha.
-        squared_z_loss: whether the z-loss is squared. The document's literal form is not squared and has no lower
-            bound.
-        z_coefficient: weight of the z-loss, the document's beta.
+        balance_loss: "variance", `sum((usage - 1/x)^2)` of the mean probabilities, or "switch" (Fedus et al.);
+            see docs/concepts/architecture.md.
+        balance_coefficient: weight alpha of the balance loss.
+        squared_z_loss: whether the z-loss is squared. The form without the square has no lower bound.
+        z_coefficient: weight beta of the z-loss.
 
     Call arguments:
         inputs: `(s, d)`, tokens.

@@ -39,6 +39,8 @@ _READOUTS = {"mean": MeanReadout, "last": LastReadout, "seqpool": SequencePoolin
 class DHCJamba(ClassNamesModel, keras.Model):
     """A classifier of images or clips: image encoder, tokens, Jamba backbone, readout and linear head.
 
+    The name is that of the design document of the project, which does not expand "DHC".
+
     An image becomes a grid of `ceil(H / downsample) * ceil(W / downsample)` tokens. The frames of a clip are encoded in
     one batch, and each frame becomes one token or a grid of tokens. `step` classifies a stream frame by frame: after
     each frame, the logits are those of the clip so far. Compile with a loss that takes logits:
