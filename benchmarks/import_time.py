@@ -1,8 +1,8 @@
-"""How long `import keras_jamba` takes after `import keras`, on the backend that KERAS_BACKEND names.
+"""Time of `import keras_jamba` after `import keras`, on the backend that KERAS_BACKEND names.
 
-    KERAS_BACKEND=jax python benchmarks/import_time.py
+    KERAS_BACKEND=jax python -m benchmarks.import_time
 
-Every import in a process of its own; the first, which compiles byte code, does not count.
+Every import runs in a separate process. The first import compiles byte code and does not count.
 Writes results/import_time_BACKEND.json.
 """
 
@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-import measure
+from benchmarks import measure
 
 CODE = """
 import time
@@ -25,7 +25,7 @@ print(b - a, time.perf_counter() - b)
 
 def main(rounds=7):
     times = []
-    # A process that may not write byte code would compile the package at every import.
+    # Processes that may not write byte code compile the package at every import.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(rounds + 1):
         done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=env)

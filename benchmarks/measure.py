@@ -1,4 +1,4 @@
-"""What benchmarks share: interleaved timing, peak memory, and a record of where they ran."""
+"""Shared code of the benchmarks: interleaved timing, peak memory, and records of command and machine."""
 
 import ctypes
 import importlib.metadata
@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-sys.path.append(str(Path(__file__).parent.parent))  # for hatch_build
 
 
 def interleaved(functions, rounds):
-    """Median seconds of each of `{name: function}`, all of them once a round, after a warming call of each.
+    """Returns the median seconds of each function of `{name: function}`.
 
-    Noise of the machine that lasts longer than a round falls on all alike, so ratios hold where times drift.
+    Every round calls each function once, after one warm-up call per function. Noise that lasts longer than a round
+    affects all functions alike, so ratios hold where times drift.
     """
     times = {name: [] for name in functions}
     for function in functions.values():
@@ -33,9 +33,10 @@ def interleaved(functions, rounds):
 
 
 def forward_and_gradient(function, tensors):
-    """Two functions without arguments that compute, and wait for, what `function` makes of tensors, and all gradients.
+    """Returns two functions without arguments: the first computes the output, the second all gradients.
 
-    The last of the tensors is no input: it weights the output, and the weighted sum is what is differentiated.
+    Both wait for their results. The last tensor is not an input. It weights the output, and the gradients are those of
+    the weighted sum.
     """
     import keras
 
@@ -73,7 +74,7 @@ def forward_and_gradient(function, tensors):
 
 
 def layer_pair(layer, x, **given):
-    """`forward_and_gradient` of a built layer: gradients for its input and all its weights."""
+    """Returns `forward_and_gradient` of a built layer, with gradients for its input and all its weights."""
     from keras import ops
 
     state = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
@@ -86,36 +87,35 @@ def layer_pair(layer, x, **given):
     return forward_and_gradient(function, [x, *weights, x])
 
 
-def memory_in_a_process(script, *arguments):
-    """What `script --memory JSON` prints, in a process of its own: MiB."""
+def memory_in_a_process(module, *arguments):
+    """Returns the MiB that `python -m MODULE --memory JSON` prints in a separate process."""
     done = subprocess.run(
-        [sys.executable, script, "--memory", json.dumps(arguments)],
+        [sys.executable, "-m", module, "--memory", json.dumps(arguments)],
         env=memory_environment(),
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"{script} --memory {arguments} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{module} --memory {arguments} failed:\n{done.stderr[-3000:]}")
     return round(float(done.stdout.split()[-1]))
 
 
 def extra_memory(function):
-    """MiB that `function()` takes at its peak beyond what the process had before, on Linux.
+    """Returns the MiB that `function()` allocates at its peak, beyond the memory of the process before, on Linux.
 
-    Call it in a process of its own, started with `memory_environment()`; the function is called once
-    before, to compile.
+    Call it in a separate process, started with `memory_environment()`. It calls the function once before, to compile.
     """
     function()
-    time.sleep(0.5)  # compilers' runtimes free what they no longer need a little later
+    time.sleep(0.5)  # runtimes of compilers free memory with a delay
     ctypes.CDLL(None).malloc_trim(0)
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is there now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current use
     function()
     return (_status("VmHWM") - before) / 1024
 
 
 def memory_environment():
-    """Environment in which glibc gives freed memory back at once, so that peaks are peaks of use."""
+    """Returns an environment in which glibc releases freed memory at once, so that peaks are peaks of use."""
     return os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
@@ -127,13 +127,16 @@ def _status(field):
 
 
 def machine_rates():
-    """Exponentials and bytes a second that all cores reach together, `{name: number}`, or None without a C compiler."""
+    """Returns the exponentials and bytes per second of all cores together, `{name: number}`.
+
+    Returns None without a C compiler.
+    """
     import hatch_build
 
     compiler = hatch_build.compiler()
     if compiler is None:
         return None
-    source = Path(__file__).parent / "floor.c"
+    source = Path(__file__).parent / "scan" / "floor.c"
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "floor"
         flags = [flag for flag in hatch_build.FLAGS if flag not in ("-shared", "-fPIC")]
@@ -142,11 +145,12 @@ def machine_rates():
 
 
 def cores():
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def machine():
-    """Processor, cores, GPUs where there are any, and the versions of what is installed."""
+    """Returns the processor, the cores, the GPUs if any, and the versions of the installed packages."""
     names = ("keras", "jax", "tensorflow", "torch", "numpy", "mambapy", "keras-hub", "transformers", "scikit-learn")
     names += ("triton", "jax-triton", "mamba-ssm", "causal-conv1d")
     versions = {}
@@ -166,7 +170,7 @@ def machine():
 
 
 def _gpus():
-    """Names of NVIDIA's, and their driver."""
+    """Returns the names of NVIDIA GPUs and their driver versions."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         done = subprocess.run(query, capture_output=True, text=True)
@@ -186,19 +190,25 @@ def _processor():
     return f"{model}, {widest}"
 
 
+def _program():
+    """Returns the arguments that started Python: `-m MODULE`, or the path of a script."""
+    spec = sys.modules["__main__"].__spec__
+    return f"-m {spec.name}" if spec else f"benchmarks/{Path(sys.argv[0]).name}"
+
+
 def record(name, results):
-    """Writes `results/NAME.json`: the command, the machine, and `results`."""
+    """Writes `results/NAME.json` with the command, the machine and `results`, and returns its path."""
     RESULTS.mkdir(exist_ok=True)
-    arguments = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    arguments = " ".join([_program(), *sys.argv[1:]])
     backend = f"KERAS_BACKEND={os.environ['KERAS_BACKEND']} " if "KERAS_BACKEND" in os.environ else ""
-    document = {"command": f"{backend}python benchmarks/{arguments}", "machine": machine(), **results}
+    document = {"command": f"{backend}python {arguments}", "machine": machine(), **results}
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return file
 
 
 def table(rows, columns):
-    """Rows of `{column: text}` as a Markdown table."""
+    """Returns rows of `{column: text}` as a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join(lines)

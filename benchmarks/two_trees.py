@@ -1,13 +1,17 @@
-"""Speed of one checkout beside another, for changes that must not change it.
+"""Compares the speed of two checkouts, for changes that must not affect it.
 
     KERAS_BACKEND=torch python benchmarks/two_trees.py OLD NEW [--pairs 15] [--core 0] [--work scan step decode]
     python benchmarks/two_trees.py --read PAIRS.json ... [--record NAME]
 
-OLD and NEW are folders with the package. Processes alternate between them. Each process measures all work: the scan
-"native" and "portable", forward and with gradient; a step of `fit` of the preset "small"; and decoding with a model of
-32 M parameters. On a GPU the work is the scan in Triton, a step of a language model, and the captured step of `fit`.
-Prints the median ratio new/old per work with its 95 % interval (bootstrap over pairs). The outputs of both must agree
-before a ratio is printed. `--save` writes the pairs, and `--read` brings those of several runs together.
+OLD and NEW are folders with the package. This file is a script and not a module of `benchmarks`, so that only OLD or
+NEW is on the import path: `python -m` would put the current checkout there first.
+
+Processes alternate between the two checkouts. Each process measures all work: the scan "native" and "portable", forward
+and with gradients; a step of `fit` with the preset "small"; and decoding with a model of 32 M parameters. On a GPU the
+work is the Triton scan, a step of a language model, and the captured step of `fit`.
+
+Prints the median ratio new/old per work with its 95 % interval (bootstrap over pairs). It prints no ratio unless the
+outputs of both checkouts agree. `--save` writes the pairs, and `--read` merges the pairs of several runs.
 """
 
 import argparse
@@ -21,12 +25,12 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# Kernels of a GPU sum in any order, which a few steps of training enlarge.
+# GPU kernels sum in any order, and a few training steps amplify the differences.
 TOLERANCE = 1e-4
 
 
-def waited(function, calls):
-    """`function`, called several times until the device has done all."""
+def synchronized(function, calls):
+    """Returns a function that calls `function` several times and then synchronises the device."""
     import torch
 
     def run():
@@ -39,18 +43,18 @@ def waited(function, calls):
 
 
 def seconds(function, repeats):
-    """The median of several calls after two that warm up."""
+    """Returns the median seconds of several calls, after two warm-up calls."""
     function(), function()
     found = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         function()
-        found.append(time.perf_counter() - begun)
+        found.append(time.perf_counter() - started)
     return statistics.median(found)
 
 
-def scans(implementations, shape, dtype, repeats, calls):
-    """`{work: (seconds, a number that both trees must agree on)}` of `(b, t, e)` with 16 states."""
+def time_scans(implementations, shape, dtype, repeats, calls):
+    """Returns `{work: (seconds, mean absolute output)}` of scans of shape `(b, t, e)` with 16 states."""
     import keras
     import measure
     import numpy as np
@@ -68,14 +72,14 @@ def scans(implementations, shape, dtype, repeats, calls):
             *given, delta_softplus=True, implementation=name
         )
         forward, both = measure.forward_and_gradient(scan, [*tensors, normal(*shape)])
-        number = float(np.abs(keras.ops.convert_to_numpy(keras.ops.cast(scan(*tensors), "float32"))).mean())
-        found[f"scan {name} forward"] = seconds(waited(forward, calls), repeats) / calls, number
-        found[f"scan {name} forward and gradient"] = seconds(waited(both, calls), repeats) / calls, number
+        mean_output = float(np.abs(keras.ops.convert_to_numpy(keras.ops.cast(scan(*tensors), "float32"))).mean())
+        found[f"scan {name} forward"] = seconds(synchronized(forward, calls), repeats) / calls, mean_output
+        found[f"scan {name} forward and gradient"] = seconds(synchronized(both, calls), repeats) / calls, mean_output
     return found
 
 
-def fit_step(batch, steps):
-    """The median step of `fit` after an epoch that warms up."""
+def time_fit_step(batch, steps):
+    """Returns the median seconds of a step of `fit`, after a warm-up epoch, and the first loss."""
     import keras
     import numpy as np
 
@@ -91,11 +95,11 @@ def fit_step(batch, steps):
 
     class Clock(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            self.begun = time.perf_counter()
+            self.started = time.perf_counter()
 
         def on_train_batch_end(self, batch, logs=None):
             float(logs["loss"])
-            found.append(time.perf_counter() - self.begun)
+            found.append(time.perf_counter() - self.started)
 
     history = model.fit(*given, batch_size=batch, epochs=3, shuffle=False, verbose=0, callbacks=[Clock()])
     return {"step of fit": (statistics.median(found[steps:]), history.history["loss"][0])}
@@ -114,7 +118,7 @@ MODEL_32M = dict(vocab_size=1000, d_model=256, d_ff=1024, num_layers=8, num_head
 MODEL_GPU = dict(vocab_size=8192, d_model=768, d_ff=2048, num_layers=8, num_heads=12, num_kv_heads=4, num_experts=8)
 
 
-def decoding(tokens, repeats):
+def time_decoding(tokens, repeats):
     import numpy as np
 
     model = language_model(MODEL_32M)
@@ -123,7 +127,7 @@ def decoding(tokens, repeats):
     return {"decoding": (seconds(run, repeats), float(np.mean(run())))}
 
 
-def language_step(repeats):
+def time_language_step(repeats):
     import keras
     import numpy as np
 
@@ -140,27 +144,28 @@ def language_step(repeats):
     return {"step of the language model": (seconds(run, repeats), losses[0])}
 
 
-def measured(work):
-    """One process: prints one line of JSON."""
+def print_measurements(work):
+    """Measures all work in this process and prints it as one line of JSON."""
     from keras_jamba import _backend
 
     name = getattr(_backend, "tensors", _backend).platform()
     found = {}
     if "scan" in work:
         found |= {
-            "cpu": lambda: scans(("native", "portable"), (4, 256, 64), "float32", 9, calls=4),
-            "gpu": lambda: scans(("triton",), (8, 2048, 2048), "bfloat16", 15, calls=10),
+            "cpu": lambda: time_scans(("native", "portable"), (4, 256, 64), "float32", 9, calls=4),
+            "gpu": lambda: time_scans(("triton",), (8, 2048, 2048), "bfloat16", 15, calls=10),
         }[name]()
     if "step" in work:
-        found |= {"cpu": lambda: fit_step(8, 4), "gpu": lambda: fit_step(64, 20)}[name]()
+        found |= {"cpu": lambda: time_fit_step(8, 4), "gpu": lambda: time_fit_step(64, 20)}[name]()
     if "decode" in work and name == "cpu":
-        found |= decoding(32, 5)
+        found |= time_decoding(32, 5)
     if "language" in work and name == "gpu":
-        found |= language_step(15)
+        found |= time_language_step(15)
     print("\n" + json.dumps(found))
 
 
 def process(tree, args):
+    """Measures `tree` in a separate process and returns its figures."""
     command = [sys.executable, str(HERE / "two_trees.py"), tree, tree, "--measure", "--work", *args.work]
     if args.core is not None:
         command = ["taskset", "-c", args.core, *command]
@@ -172,14 +177,14 @@ def process(tree, args):
 
 
 def interval(ratios, draws=10000):
-    """The 95 % interval of the median, by bootstrap."""
+    """Returns the 95 % interval of the median, by bootstrap."""
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
     return medians[draws // 40], medians[-draws // 40]
 
 
 def summary(pairs):
-    """`{work: figures}`; raises where the two trees compute other numbers."""
+    """Returns `{work: figures}`. Raises AssertionError if the outputs of the two trees differ."""
     found = {}
     for name in pairs[0]["new"]:
         both = [(pair["new"][name], pair["old"][name]) for pair in pairs if name in pair["new"]]
@@ -203,17 +208,17 @@ def main():
     parser.add_argument("new", nargs="?")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--core", help="the cores that each process runs on, as for taskset")
-    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no pair is begun")
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no new pair starts")
     parser.add_argument("--work", nargs="*", default=["scan", "step", "decode", "language"])
-    parser.add_argument("--save", help="the file to write the pairs to after each")
-    parser.add_argument("--read", nargs="*", default=[], help="files of pairs to bring together")
-    parser.add_argument("--record", help="the file in results/ to write, without .json")
+    parser.add_argument("--save", help="file that the pairs are written to after each pair")
+    parser.add_argument("--read", nargs="*", default=[], help="files of pairs to merge")
+    parser.add_argument("--record", help="name of the file in results/ to write, without .json")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        return measured(args.work)
-    pairs, begun = [pair for file in args.read for pair in json.loads(Path(file).read_text())], time.perf_counter()
-    while args.old and len(pairs) < args.pairs and time.perf_counter() - begun < args.limit:
+        return print_measurements(args.work)
+    pairs, started = [pair for file in args.read for pair in json.loads(Path(file).read_text())], time.perf_counter()
+    while args.old and len(pairs) < args.pairs and time.perf_counter() - started < args.limit:
         order = [("old", args.old), ("new", args.new)]
         pairs.append({which: process(tree, args) for which, tree in order[:: 1 if len(pairs) % 2 else -1]})
         print(f"pair {len(pairs)}", file=sys.stderr, flush=True)

@@ -1,12 +1,12 @@
-"""Trains DHCJamba on real images and draws how it did.
+"""Trains DHCJamba on real images and draws the results.
 
-Default: scikit-learn's 1,797 handwritten digits, which come with it (no download).  The halves are not
-shuffled: other people wrote the test half.  Its accuracy over seeds is what benchmarks/quality.py measures.
+Default: the 1,797 handwritten digits of scikit-learn, without a download. The halves are not shuffled, since
+different people wrote the test half. benchmarks/images/quality.py measures the accuracy over several seeds.
 
     python examples/image_classification.py [--dataset digits|cifar10|cifar100|mnist|FOLDER]
 
-A FOLDER holds one folder of images a class.  Writes to --output: model/ (a preset for `DHCJamba.from_preset`),
-learning_curve.png, confusion_matrix.png, results.json and, where the model has experts, expert_usage.png.
+A FOLDER holds one folder of images per class. Writes to --output: model/ (a preset for `DHCJamba.from_preset`),
+learning_curve.png, confusion_matrix.png, results.json and, if the model has experts, expert_usage.png.
 """
 
 import argparse
@@ -32,13 +32,15 @@ matplotlib.use("Agg")
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, mnist or a folder")
-    parser.add_argument("--preset", default=None, help="whose sizes to take; default: digits for digits, else small")
+    parser.add_argument(
+        "--preset", default=None, help="preset with the model's sizes; default: digits for digits, else small"
+    )
     parser.add_argument("--epochs", type=int, default=None, help="default: 60 for digits, else 30")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--validation",
         action="store_true",
-        help="choose a recipe: test on the last 20 %% of the training images instead",
+        help="test on the last 20 %% of the training images instead, to choose a recipe",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/image_classification"))
     parser.add_argument("--smoke", action="store_true", help="a few small steps, to see that all of it runs")
@@ -46,7 +48,7 @@ def arguments():
 
 
 def build(args, data):
-    """An untrained model of the preset's sizes for images of the data's."""
+    """Returns an untrained model with the preset's sizes and the data's image shape."""
     digits = args.dataset == "digits"
     small = dict(d_model=16, num_layers=2, mamba_ratio=1) if args.smoke else {}
     # About 16 tokens for an 8 x 8 image, 64 for a 32 x 32 one.
@@ -65,7 +67,7 @@ def build(args, data):
 
 
 def baselines(data):
-    """Test accuracy of two classical classifiers on the pixels, in percent."""
+    """Returns the test accuracy of two classical classifiers on the pixels, in percent."""
     flat = [x.reshape(len(x), -1)[:5000] for x in (data.train_images, data.test_images)]
     labels = data.train_labels[:5000], data.test_labels[:5000]
     models = {"SVC": SVC(gamma="scale", C=10), "kNN-3": KNeighborsClassifier(3)}
@@ -81,7 +83,7 @@ def main():
     if args.smoke:
         data = data.first(128)
     epochs = 1 if args.smoke else args.epochs or (60 if args.dataset == "digits" else 30)
-    # RandAugment and its like are for photographs, and take minutes to compile for a few epochs.
+    # RandAugment in the recipe for photographs takes minutes to compile, too long for a few epochs.
     recipe = replace(recipes.DIGITS, epochs=epochs)
     model = build(args, data)
     print(

@@ -11,14 +11,15 @@ import keras
 import numpy as np
 from checks import full, once
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
 FOLDER = Path("datasets", "cifar-10-batches-py-target", "cifar-10-batches-py")
 FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
 def cifar10(keras_home, *arguments):
     return subprocess.run(
-        [sys.executable, BENCHMARKS / "cifar10.py", *map(str, arguments)],
+        [sys.executable, "-m", "benchmarks.images.cifar10", *map(str, arguments)],
+        cwd=ROOT,
         env=os.environ
         | {"KERAS_HOME": str(keras_home), "KERAS_BACKEND": keras.backend.backend(), "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,

@@ -1,9 +1,7 @@
-"""The replicas of the quality benchmark are what `Recipe.fit` trains."""
+"""Replicas of the quality benchmark get the same weights as models that `Recipe.fit` trains."""
 
 import functools
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,16 +11,15 @@ from checks import full, numpy
 import keras_jamba
 from keras_jamba.training import recipes
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 TINY = dict(num_classes=3, image_shape=(6, 6, 1), downsample=2, d_model=8, num_layers=2, mamba_ratio=1, num_heads=2)
 
 
 @full()
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="replicas are for JAX")
-def test_replicas_end_with_the_weights_of_as_many_fits(monkeypatch):
-    import replicas
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="replicas run on JAX only")
+def test_replicas_end_with_the_weights_of_separate_fits(monkeypatch):
+    from benchmarks.images import replicas
 
-    # With Adam's usual epsilon the step for a gradient close to 0 depends on how sums are rounded.
+    # With Adam's default epsilon, the step for a gradient close to 0 depends on the rounding of sums.
     monkeypatch.setattr(recipes, "optimizer", functools.partial(recipes.optimizer, epsilon=1e-3))
 
     make = lambda: keras_jamba.DHCJamba(**TINY, moe_frequency=0, dropout=0.1, drop_path=0.2)  # noqa: E731

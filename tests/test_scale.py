@@ -1,4 +1,4 @@
-"""The benchmark of models on many devices counts what is there, in a process with 8 devices."""
+"""The benchmark of models on many devices counts the real bytes per device, in a process with 8 devices."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ from checks import full
 
 
 @full()
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
-def test_a_device_holds_as_many_bytes_as_the_benchmark_counts():
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution.ModelParallel shards on JAX only")
+def test_each_device_holds_as_many_bytes_as_the_benchmark_counts():
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {quick} --xla_force_host_platform_device_count=8"
     script = Path(__file__).parent / "subprocess" / "scale_on_devices.py"
-    # What comes from a cache was not compiled, and wrote nothing down.
+    # XLA dumps no text for a program from the cache, because it does not compile it.
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,7 @@
-"""The kernels of the convolution and of one token's step in Triton's interpreter on a CPU, against float64.
+"""The kernels of the convolution and of the scan's one-token step in Triton's interpreter, against float64.
 
-In a process of its own: KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_convolution.py
+Runs on a CPU, in its own process:
+KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_convolution.py
 """
 
 import sys
@@ -16,7 +17,7 @@ from triton_on_cpu import launch  # noqa: E402
 from keras_jamba._triton import convolution, step  # noqa: E402
 from keras_jamba.ops.convolution import portable, triton  # noqa: E402
 
-# Several programs a row, and strips of several turns.
+# Several programs per row, and strips of several steps.
 TILE = convolution.Tile(block=16, runs=2, strip=16, count=8, warps=1)
 
 
@@ -32,8 +33,8 @@ def normal(rng, *shape, dtype=torch.float32):
     return torch.tensor(rng.standard_normal(shape)).to(dtype)
 
 
-def wide_and_narrow(x, before, after):
-    """Columns of an array with that many others around them, which are no numbers."""
+def inside_a_wider_array(x, before, after):
+    """Returns `x` as columns of a wider array, with `before` and `after` columns of NaN around them."""
     others = [torch.full((*x.shape[:-1], width), torch.nan, dtype=x.dtype) for width in (before, after)]
     return convolution.Columns(torch.cat([others[0], x, others[1]], -1), first=before)
 
@@ -43,7 +44,7 @@ def silu(x):
 
 
 def reference(x, kernel, bias, initial, begins, activated):
-    """In float64 of PyTorch, by the definition of each output, so that it has gradients."""
+    """Computes each output by its definition in PyTorch float64, which supplies gradients."""
     k, length = len(kernel), x.shape[1]
     window = torch.cat([initial, x], 1)
     y = bias
@@ -54,7 +55,7 @@ def reference(x, kernel, bias, initial, begins, activated):
 
 
 def documents(rng, b, t, k):
-    """How far windows reach where documents begin anywhere."""
+    """Returns how many earlier tokens each window reaches, with random document starts."""
     new = rng.random((b, t)) < 0.2
     begins = np.empty((b, t), "int32")
     for row, at in np.ndindex(b, t):
@@ -74,7 +75,7 @@ def check_convolution(b, t, e, k, *, has=(), dtype=torch.float32, activated=True
         initial=initial if "initial" in has else None,
         begins=begins if "documents" in has else None,
     )
-    columns = wide_and_narrow(x, 16, 8) if "wide" in has else x
+    columns = inside_a_wider_array(x, 16, 8) if "wide" in has else x
     y = convolution.forward(launch, columns, kernel, **given, silu=activated, tile=tile)
     found = convolution.gradients(launch, grad_y, columns, kernel, **given, silu=activated, tile=tile)
 
@@ -100,16 +101,16 @@ def check_convolution(b, t, e, k, *, has=(), dtype=torch.float32, activated=True
 
 
 def check_a_view():
-    """Columns that are a view, with a step given: nothing else of what they are cut from is read."""
+    """Checks columns of a view with an explicit row stride: the kernel reads nothing outside the view."""
     rng = np.random.default_rng(0)
     x, kernel = normal(rng, 2, 9, 24), normal(rng, 4, 24)
-    wide = wide_and_narrow(x, 24, 0).array
+    wide = inside_a_wider_array(x, 24, 0).array
     y = convolution.forward(launch, convolution.Columns(wide[..., 24:], row=48), kernel)
     close(y, convolution.forward(launch, x, kernel), "a view")
 
 
 def check_scan_step(b, e, n, *, has=(), dtype=torch.float32, tile=None):
-    name = f"scan's step: b {b}, e {e}, n {n}, {has}, {dtype}, tile {tile}: "
+    name = f"scan step: b {b}, e {e}, n {n}, {has}, {dtype}, tile {tile}: "
     rng = np.random.default_rng(e)
     u, delta, z = (normal(rng, b, e, dtype=dtype) for _ in range(3))
     B, C = (normal(rng, b, n, dtype=dtype) for _ in range(2))
@@ -117,19 +118,19 @@ def check_scan_step(b, e, n, *, has=(), dtype=torch.float32, tile=None):
     softplus = "softplus" in has
     delta = delta if softplus else delta.abs()
     wide = "wide" in has
-    parts = torch.cat([torch.full((b, 8), torch.nan, dtype=dtype), B, C], -1)
+    joined = torch.cat([torch.full((b, 8), torch.nan, dtype=dtype), B, C], -1)
     real = torch.tensor(np.arange(b) % 3 > 0).to(torch.int8) if "real" in has else None
     if real is not None:
-        u[0] = torch.inf  # of a token that is not there
+        u[0] = torch.inf  # a padding token
     y, after = step.scan(
         launch,
-        wide_and_narrow(u, 3, 2) if wide else u,
+        inside_a_wider_array(u, 3, 2) if wide else u,
         delta,
         A,
-        convolution.Columns(parts, 8) if wide else B,
-        convolution.Columns(parts, 8 + n) if wide else C,
+        convolution.Columns(joined, 8) if wide else B,
+        convolution.Columns(joined, 8 + n) if wide else C,
         D if "D" in has else None,
-        (wide_and_narrow(z, e, 0) if wide else z) if "z" in has else None,
+        (inside_a_wider_array(z, e, 0) if wide else z) if "z" in has else None,
         bias if "bias" in has else None,
         state=state,
         real=real,
@@ -155,24 +156,24 @@ def check_scan_step(b, e, n, *, has=(), dtype=torch.float32, tile=None):
     )
     expected = expected[:, 0]
     if real is not None:
-        there = real.numpy() > 0
-        expected = np.where(there[:, None], expected, 0)
-        last = np.where(there[:, None, None], last, exact(state))
+        is_real = real.numpy() > 0
+        expected = np.where(is_real[:, None], expected, 0)
+        last = np.where(is_real[:, None, None], last, exact(state))
     close(y, expected, name + "y", dtype != torch.float32)
     close(after, last, name + "state")
 
 
 def check_op(masked, packed):
-    """`causal_depthwise_conv`, with masks and documents as it takes them, against the portable form."""
+    """Checks `causal_depthwise_conv` with masks and documents against the portable implementation."""
     rng = np.random.default_rng(0)
     arrays = [normal(rng, *shape) for shape in ((2, 13, 6), (4, 6), (6,), (2, 3, 6))]
     mask = torch.tensor(np.arange(26).reshape(2, 13) % 4 != 2) if masked else None
     ids = torch.tensor(np.array([[0] * 5 + [1] * 8, [2] * 2 + [3] * 4 + [4] * 7])).int() if packed else None
     found = []
-    for form in (triton, portable):
+    for implementation in (triton, portable):
         leaves = [x.clone().requires_grad_() for x in arrays]
         wide = torch.cat([leaves[0], leaves[0].detach()], -1)[..., :6]
-        y = form.run(wide, *leaves[1:], mask, ids, True)
+        y = implementation.run(wide, *leaves[1:], mask, ids, True)
         found.append([y, *torch.autograd.grad((y * y).sum(), leaves)])
     for actual, expected in zip(*found, strict=True):
         close(actual.detach(), expected.detach(), f"masked {masked} packed {packed}")

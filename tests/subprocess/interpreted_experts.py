@@ -1,6 +1,6 @@
-"""The kernels of the experts in Triton's interpreter on a CPU, against float64; in a process of its own.
+"""The kernels of the experts in Triton's interpreter on a CPU, against float64.
 
-KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_experts.py
+Runs in its own process: KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_experts.py
 """
 
 import sys
@@ -32,7 +32,7 @@ def close(actual, expected, name):
 
 
 def draw(d, f):
-    """Tokens, weights, banks, and indices; expert 3 gets no token and expert 0 more than a tile has room for."""
+    """Returns tensors, indices and a gradient. Expert 3 gets no token, and expert 0 more tokens than a tile holds."""
     rng = np.random.default_rng(d)
     normal = lambda *shape: torch.tensor(rng.standard_normal(shape).astype("float32"))  # noqa: E731
     indices = np.stack([[0, rng.choice([1, 2, 4])][:: rng.choice([-1, 1])] for _ in range(TOKENS)])
@@ -63,7 +63,7 @@ def check_mixture(d, f, swiglu, products):
 
 
 def check_indices_of_no_expert(d, f):
-    """As for experts shared by devices: what others have counts for nothing, and its gradients are none."""
+    """Checks sharded experts: rows of other devices add nothing to outputs and gradients."""
     tensors, indices, gradient = draw(d, f)
     indices = torch.where((indices == 0) | (indices == 4), EXPERTS, indices)
     tokens, weights, *banks = (x.requires_grad_() for x in tensors)
@@ -90,7 +90,7 @@ def check_that_a_second_gradient_is_refused():
 
 
 def check_tiles(d, f):
-    """Many tiles for each expert, and strips of them, in all directions."""
+    """Checks many tiles per expert and strips of tiles, along all axes."""
     (tokens, weights, up, down, gate), indices, gradient = draw(d, f)
     rows = sorted_by_expert(indices, EXPERTS)
     order, source = rows.order.numpy(), rows.source.numpy()
@@ -99,19 +99,19 @@ def check_tiles(d, f):
     x = exact(tokens)[source]
     product = lambda a, bank, inner: np.einsum(inner, a, exact(bank)[expert])  # noqa: E731
     into, back = "rd,rdf->rf", "rf,rdf->rd"
-    wide, opening = product(x, up, into), product(x, gate, into)
+    projected, logits = product(x, up, into), product(x, gate, into)
     found = kernels.first_product(launcher(), tokens, rows.source, rows.counts, up, gate, keep=True, tiles=TILES)
-    for actual, expected in zip(found, (wide * opening / (1 + np.exp(-opening)), wide, opening), strict=True):
+    for actual, expected in zip(found, (projected * logits / (1 + np.exp(-logits)), projected, logits), strict=True):
         close(actual, expected, "first_product")
     _, up_rows, gate_rows = found
     y = kernels.rows_product(launcher(), up_rows, down, rows.counts, target=rows.order, scale=weights, tiles=TILES)
     expected = np.empty((len(order), d))
-    expected[order] = product(wide, down, "rf,rfd->rd") * exact(weights).reshape(-1)[order][:, None]
+    expected[order] = product(projected, down, "rf,rfd->rd") * exact(weights).reshape(-1)[order][:, None]
     close(y, expected, "rows_product")
     both = kernels.rows_product(
         launcher(), up_rows, up, rows.counts, (gate_rows, gate), transpose_rhs=True, tiles=TILES
     )
-    close(both, product(wide, up, back) + product(opening, gate, back), "rows_product, two, turned")
+    close(both, product(projected, up, back) + product(logits, gate, back), "rows_product, two banks, transposed")
     bank = kernels.bank_gradient(launcher(), tokens, gradient, rows.counts, rows.source, rows.source, tiles=TILES)
     expected = np.zeros((EXPERTS, d, d))
     np.add.at(expected, expert, x[:, :, None] * exact(gradient)[source][:, None])

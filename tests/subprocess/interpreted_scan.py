@@ -1,6 +1,6 @@
-"""The kernels of the selective scan in Triton's interpreter on a CPU, against float64; in a process of its own.
+"""The kernels of the selective scan in Triton's interpreter on a CPU, against float64.
 
-KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_scan.py
+Runs in its own process: KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_scan.py
 """
 
 import sys
@@ -31,7 +31,7 @@ def draw(batch, length, channels, states):
 
 
 def tensors_of(arrays, dtype=torch.float32):
-    """Leaves, and what is made of them: z as half of a wider tensor, as a layer has it."""
+    """Returns leaves, and the arguments made from them. `z` is half of a wider tensor, as in a layer."""
     leaves = {name: torch.tensor(x).requires_grad_() for name, x in arrays.items() if x is not None}
     given = {name: leaves.get(name) for name in NAMES}
     wide = torch.stack([given["z"], given["z"].detach()], dim=2).flatten(2)
@@ -59,7 +59,7 @@ def check(batch, length, channels, states, dtype=torch.float32, tolerance=1e-5):
     close(last, expected[1], "last state")
     rng = np.random.default_rng(1)
     weights = [rng.standard_normal(x.shape).astype("float32") for x in expected]
-    # Rounded, so that both see the same gradient.
+    # Rounded, so that kernel and reference get the same gradient.
     weights[0] = torch.tensor(weights[0]).to(dtype).float().numpy()
     found = torch.autograd.grad(
         [y, last], list(leaves.values()), [torch.tensor(weights[0]).to(dtype), torch.tensor(weights[1])]
@@ -70,7 +70,7 @@ def check(batch, length, channels, states, dtype=torch.float32, tolerance=1e-5):
 
 
 def check_options(left_out, softplus=True, mask=None, segment_ids=None):
-    """Against the reference, where inputs are left out, tokens masked, or documents packed."""
+    """Checks missing inputs, masked tokens and packed documents against the reference."""
     arrays = draw(2, 13, 5, 3) | dict.fromkeys(left_out)
     arrays["delta"] = arrays["delta"] if softplus else np.abs(arrays["delta"])
     found = []
@@ -91,32 +91,32 @@ def check_options(left_out, softplus=True, mask=None, segment_ids=None):
 
 
 def check_one_token():
-    """A step of decoding, without gradients, has a kernel of its own."""
+    """Checks the separate kernel for one decoding step without gradients."""
     arrays = draw(3, 1, 10, 16)
     mask = torch.tensor([[True], [False], [True]])
     with torch.no_grad():
         _, given = tensors_of(arrays)
         y, last = triton.run(**given, delta_softplus=True, mask=mask, segment_ids=None)
     expected = oracles.selective_scan(**arrays, delta_softplus=True)
-    held = mask.numpy()[:, :, None]
-    close(y, np.where(held, expected[0], 0), "y of one token")
-    close(last, np.where(held, expected[1], arrays["initial_state"]), "state after one token")
+    is_real = mask.numpy()[:, :, None]
+    close(y, np.where(is_real, expected[0], 0), "y of one token")
+    close(last, np.where(is_real, expected[1], arrays["initial_state"]), "state after one token")
 
 
-def check_cuts():
-    """Long sequences are cut into segments, each long enough; short ones are not."""
-    for multiprocessors, sizes, cuts in (
+def check_segment_counts():
+    """Checks that the plan divides only long sequences into segments."""
+    for multiprocessors, sizes, segments in (
         (132, dict(batch=1, length=4096, channels=512, states=16), 16),
         (132, dict(batch=64, length=64, channels=512, states=16), 1),
         (132, dict(batch=8, length=2048, channels=2048, states=16), 1),
     ):
         gpu = Gpu(None, None, None, multiprocessors)
         plan = kernels.backward_plan(sizes, gpu, kernels.backward_choice(sizes))
-        assert plan.segments(sizes) == cuts, (sizes, plan)
+        assert plan.segments(sizes) == segments, (sizes, plan)
 
 
 def check_segments(length, documents):
-    """As a long sequence is cut, here with segments of one or two checkpoints, and these near to each other."""
+    """Checks division into segments on short sequences, with close checkpoints and one or two per segment."""
     complete, every = kernels._plan, kernels.every
     kernels.every = lambda length: 8
     kernels._plan = lambda *given, **more: complete(*given, **more)._replace(segment=16 if documents else 8)
@@ -133,6 +133,7 @@ def check_segments(length, documents):
 
 
 def check_packed(length, mask, segment_ids):
+    """Checks masked tokens and packed documents against the associative scan."""
     arrays = draw(2, length, 3, 2)
     results = []
     for run in (
@@ -162,7 +163,7 @@ def main():
     check_options([], segment_ids=ids)
     check_options([], mask=mask, segment_ids=ids)
     check_one_token()
-    check_cuts()
+    check_segment_counts()
     check_segments(29, documents=False)
     check_segments(35, documents=True)
     with triton_on_cpu.on_an_unknown_device():

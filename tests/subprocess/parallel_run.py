@@ -1,9 +1,9 @@
-"""Four steps of training on whole batches; alone or, where the environment asks, by replicas.
+"""Four training steps on complete batches, in one process or by replicas.
 
     python parallel_run.py OUTPUT MODEL REPLICAS
 
-MODEL is backbone, a sequence model without batch norm, or images, DHCJamba with experts. Each process writes its loss
-and all weights to a file of its own in OUTPUT, and the training is saved in OUTPUT/saves.
+MODEL is `backbone` (a sequence model without batch norm) or `images` (DHCJamba with experts). Each process writes its
+losses and all weights to its own file in OUTPUT. The checkpoint saves the training in OUTPUT/saves.
 """
 
 import contextlib
@@ -43,13 +43,13 @@ def devices(replicas):
     return [f"CPU:{i}" for i in range(replicas)]
 
 
-def main(output, which, replicas):
+def main(output, kind, replicas):
     keras.utils.set_random_seed(0)
     context = contextlib.nullcontext()
     if int(replicas) > 1:
         context = training.DataParallel(devices(int(replicas)))
     with context as parallel:
-        model = {"backbone": backbone, "images": images}[which]()
+        model = {"backbone": backbone, "images": images}[kind]()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(training.optimizer(model, STEPS, learning_rate=1e-3, global_clipnorm=0.1), loss)
         if parallel:

@@ -1,8 +1,8 @@
-"""A training of a model that is split among two processes is saved by both, and goes on in both or in one.
+"""Two processes save the training of a sharded model, and two or one continue it.
 
-python processes_saving.py FOLDER I PORT    process I of two, with four devices each: saves steps 6 and 7, going on in
-                                            between; the second dies as by kill -9 when it has written step 8
-python processes_saving.py FOLDER           one process with eight devices goes on from step 7
+python processes_saving.py FOLDER I PORT    process I of two, with four devices each: saves step 6, resumes and saves
+                                            step 7; SIGKILL ends the second process after it has written step 8
+python processes_saving.py FOLDER           one process with eight devices continues from step 7
 """
 
 import os
@@ -24,16 +24,16 @@ from keras_jamba import training  # noqa: E402
 
 
 def across_processes():
-    """Two devices of each have the parts of a row of the mesh."""
+    """Returns a distribution whose mesh rows have two devices of each process."""
     names = keras.distribution.list_devices("cpu")
     order = [0, 1, 4, 5, 2, 3, 6, 7]
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), [names[i] for i in order])
-    # Each process makes all rows of a batch, for its devices have some of each.
+    # Each process makes all rows of a batch, because its devices hold a shard of every row.
     return keras.distribution.ModelParallel(layout_map=training.layout_map(mesh), auto_shard_dataset=False)
 
 
-def dies_at(step):
-    """When all is on the disk, and nothing renamed."""
+def die_at(step):
+    """Kills the process before it renames the folder of `step`, when all files are on disk."""
     replace = os.replace
 
     def replaced(source, target):
@@ -45,11 +45,11 @@ def dies_at(step):
 
 
 def greedy(model):
-    """In two processes each has some of the tokens."""
+    """Returns greedy tokens. With two processes, each holds a shard of the tokens."""
     return model.generate(TOKENS[:4, :5], max_length=9)
 
 
-class BeginsToWrite(Begins):
+class BeginsWithTokens(Begins):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self.tokens = greedy(self.model)
@@ -66,7 +66,7 @@ def two(folder, index):
             np.savez(folder / "end.npz", *end)
         print("all are equal", flush=True)
         if index == 1:
-            dies_at(BREAKS + 2)
+            die_at(BREAKS + 2)
         fit(folder / "saves", seed=2)
 
 
@@ -74,7 +74,7 @@ def one(folder):
     with np.load(folder / "end.npz") as file:
         *expected, expected_logits, tokens = [file[f"arr_{i}"] for i in range(len(file.files))]
     with distribution((4, 2)).scope():
-        _, begins = fit(folder / "saves", seed=3, begins=BeginsToWrite())
+        _, begins = fit(folder / "saves", seed=3, begins=BeginsWithTokens())
     assert_equal(begins.state, expected)
     np.testing.assert_allclose(begins.logits, expected_logits, atol=1e-6)
     np.testing.assert_array_equal(begins.tokens, tokens)

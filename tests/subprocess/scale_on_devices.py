@@ -1,4 +1,4 @@
-"""What `benchmarks/scale.py` counts for a device is what a model that is really there has on each of 8 devices."""
+"""The counts per device of `benchmarks/scaling/scale.py` equal those of a real model on each of 8 devices."""
 
 import sys
 from pathlib import Path
@@ -9,17 +9,15 @@ import numpy as np
 import keras_jamba
 from keras_jamba import training
 
-sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
-import scale  # noqa: E402
-import scale_memory  # noqa: E402
-import scale_steps  # noqa: E402
-from collectives import collectives, compiled, usual_collectives  # noqa: E402
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks.scaling import memory, scale, steps  # noqa: E402
+from benchmarks.scaling.collectives import collectives, compiled, usual_collectives  # noqa: E402
 
 TINY = scale.TINY | {"num_layers": 2}
 
 
 def on_each_device(arrays):
-    """Bytes; the same on all."""
+    """Returns the bytes per device, which must be equal on all devices."""
     found = {device: 0 for device in jax.devices()}
     for array in jax.tree.leaves(arrays):
         for shard in array.addressable_shards:
@@ -29,22 +27,22 @@ def on_each_device(arrays):
 
 
 def check_training(shape, layout):
-    counted = scale_memory.Memory(TINY, "training").of(shape, layout, 8, 16)
-    with scale_steps.distribution(shape, layout).scope():
+    counted = memory.Memory(TINY, "training").per_device(shape, layout, 8, 16)
+    with steps.distribution(shape, layout).scope():
         model = keras_jamba.JambaCausalLM(**TINY, dtype="mixed_bfloat16")
         model.compile(training.optimizer(model, steps=10))
         model.optimizer.build(model.trainable_variables)
-        for name, variables in scale_steps.groups(model).items():
+        for name, variables in steps.groups(model).items():
             found = on_each_device([v.value for v in variables])
             assert found == counted[name], (shape, layout, name, found, counted[name])
 
 
 def check_decoding(shape):
-    """The step is compiled for shapes and run on arrays, whose cache XLA lays."""
+    """Checks a step that is compiled from shapes and run on arrays. XLA chooses the layout of the cache."""
     rows, length = 8, 64
-    counted = scale_memory.Memory(TINY, "decoding").of(shape, {}, rows, length)
-    with scale_steps.distribution(shape, {}).scope():
-        lowered = scale_steps.lowered(scale_steps.model(TINY, "decoding"), "decoding", rows, length)
+    counted = memory.Memory(TINY, "decoding").per_device(shape, {}, rows, length)
+    with steps.distribution(shape, {}).scope():
+        lowered = steps.lowered(steps.model(TINY, "decoding"), "decoding", rows, length)
         program, text = compiled(lowered)
         model = keras_jamba.JambaCausalLM(**TINY, dtype="bfloat16")
         values = [v.value for v in model.variables]
@@ -53,7 +51,7 @@ def check_decoding(shape):
         tokens, cache = program(values, *given)
     assert on_each_device(values) == counted["weights"]
     assert on_each_device(cache) == counted["caches"]
-    # In the program that runs bfloat16 is float32.
+    # The compiled CPU program computes bfloat16 in float32, so it sends more bytes.
     most, usual, run = (sum(size for _, size in x.values()) for x in (
         collectives(text), usual_collectives(text), collectives(program.as_text())
     ))  # fmt: skip
@@ -61,7 +59,7 @@ def check_decoding(shape):
 
 
 def check_branches():
-    """Of a condition the branch that sends less counts, and what is sent in a loop is refused."""
+    """Checks that a condition counts as the branch that sends fewer bytes, and that loops are refused."""
     gather = "  %a = f32[{}]{{0}} all-gather(%x)"
     branches = ["%few (x: f32[2]) -> f32[4] {", gather.format(4), "}"]
     branches += ["%all (x: f32[2]) -> f32[8] {", gather.format(8), "}"]
@@ -74,12 +72,12 @@ def check_branches():
     except ValueError as error:
         assert "in a loop" in str(error)
     else:
-        raise AssertionError("a loop was counted once")
+        raise AssertionError("A collective in a loop was counted once.")
 
 
 def check_gathered_as_computed():
-    """Parts of a matrix in float32 that is computed with in bfloat16 are sent in bfloat16."""
-    with scale_steps.distribution((2, 4), {"fully_sharded": True}).scope():
+    """Checks that shards of a float32 matrix are sent in bfloat16, the compute dtype."""
+    with steps.distribution((2, 4), {"fully_sharded": True}).scope():
         layer = keras_jamba.layers.FeedForward(64, 32, dtype="mixed_bfloat16", name="feed_forward")
         layer.build((None, None, 64))
         function = jax.jit(lambda values, x: layer.stateless_call(values, [], x)[0])
@@ -90,9 +88,9 @@ def check_gathered_as_computed():
 
 
 def check_channels_stay_apart():
-    """No device gets all channels of a Mamba layer, of tokens or of weights, where blocks are computed again."""
+    """Checks that rematerialization gathers no full channel axis of a Mamba layer, for tokens or weights."""
     rows, length, d = 8, 16, 64
-    with scale_steps.distribution((2, 4), {}).scope():
+    with steps.distribution((2, 4), {}).scope():
         given = dict(mamba_ratio=None, moe_frequency=1, num_experts=16, gradient_checkpointing=True)
         model = keras_jamba.models.JambaBackbone(d_model=d, num_layers=2, **given, dtype="mixed_bfloat16")
 
@@ -103,7 +101,7 @@ def check_channels_stay_apart():
         values = [[v.value for v in each] for each in variables]
         _, text = compiled(jax.jit(jax.grad(loss)).lower(*values, np.zeros((rows, length, d), "float32")))
     gathered = [line.split()[2] for line in text.splitlines() if " all-gather(" in line]
-    wide = (f",{2 * d}]", f",{4 * d}]")  # one half or both
+    wide = (f",{2 * d}]", f",{4 * d}]")  # one half of the projection or both
     assert gathered and not any(end in shape for shape in gathered for end in wide), gathered
 
 

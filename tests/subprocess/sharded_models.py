@@ -1,4 +1,4 @@
-"""Models split among 8 devices take the steps of one device: in a process of its own."""
+"""Models sharded over 8 devices take the training steps of one device. Runs in its own process."""
 
 import functools
 import sys
@@ -12,10 +12,10 @@ import keras_jamba
 from keras_jamba import training
 from keras_jamba.ops import expert_mlp, quantization, selective_scan
 
-sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
-from collectives import collectives, usual_collectives  # noqa: E402
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks.scaling.collectives import collectives, usual_collectives  # noqa: E402
 
-# The mesh; whether tokens are split too; whether the first axis shares matrices.
+# The mesh shape; whether tokens are sharded too; whether the first axis shards matrices.
 SPLIT = {
     "language_model": [((2, 4), False, False), ((1, 8), True, False), ((4, 2), False, True)],
     "image_model": [((4, 2), False, False), ((2, 4), True, True)],
@@ -44,7 +44,7 @@ def steps(make):
     keras.utils.set_random_seed(0)
     model, x, y = make()
     if keras.distribution.distribution() is not None:
-        # None stays where another model of this process was.
+        # No variable may keep the mesh of an earlier model in this process.
         meshes = {tuple(v.value.sharding.mesh.shape.values()) for v in model.variables}
         assert meshes == {keras.distribution.distribution().device_mesh.shape}
     loss = None if make is language_model else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -56,19 +56,19 @@ def steps(make):
 
 
 def check_an_empty_cache(model):
-    """It lies in parts from the beginning; two key-value heads are not divided by four."""
-    parts = {"conv": 8, "ssm": 8, "key": 2, "value": 2}
+    """Checks that an empty cache is sharded. Two key-value heads cannot be divided by four devices."""
+    shards = {"conv": 8, "ssm": 8, "key": 2, "value": 2}
     for each in model.init_cache(8, 64).values():
         for name, x in each.items():
-            assert x.addressable_shards[0].data.size * parts.get(name, 2) == x.size, (name, x.sharding)
+            assert x.addressable_shards[0].data.size * shards.get(name, 2) == x.size, (name, x.sharding)
 
 
 def greedy(model):
     return np.asarray(model.generate(np.arange(20).reshape(4, 5) % 64, max_length=12))
 
 
-def check_what_travels_to_experts():
-    """Half as many rows again as an even routing sends, there and back."""
+def check_bytes_sent_to_experts():
+    """Checks that tokens sent to experts and back take 1.5 times the bytes of an even routing."""
     tokens, k, experts, d, f, count = 1024, 2, 8, 64, 128, 8
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
@@ -79,35 +79,36 @@ def check_what_travels_to_experts():
         compiled = jax.jit(lambda *given: expert_mlp(*given)).lower(*given).compile()
         found = np.asarray(compiled(*given))
     np.testing.assert_allclose(found, np.asarray(expert_mlp(*given, implementation="dense")), rtol=1e-4, atol=1e-4)
-    # Of a device's 128 tokens 2 choices each, an eighth of them to each device; a token with its 2 weights and indices.
+    # 128 tokens per device make 2 choices each, and each device receives an eighth of them.
+    # A choice sends a token, its output, 2 weights and 2 indices.
     expected = 1.5 * (128 * 2) * (4 * 64 + 4 * 64 + 4 * 2 + 4 * 2)
     assert abs(usual_collectives(compiled.as_text())["all-to-all"][1] / expected - 1) < 0.1
 
 
 def banks(split, mode=None):
-    """A device's experts of eight are two, in floating point or few bits."""
+    """Yields the three banks of eight experts, sharded over the model axis, in floating point or quantized."""
     layout = lambda x: keras.distribution.TensorLayout(("model",) + (None,) * (x.ndim - 1), split.device_mesh)  # noqa: E731
-    laid = lambda x: keras.distribution.distribute_tensor(x, layout(x))  # noqa: E731
+    sharded = lambda x: keras.distribution.distribute_tensor(x, layout(x))  # noqa: E731
     for shape in ((8, 16, 24), (8, 24, 16), (8, 16, 24)):
         x = np.random.default_rng(shape[1]).standard_normal(shape).astype("float32")
-        parts = quantization.quantized(x, mode) if mode else None
-        yield quantization.QuantizedTensor(*(laid(np.asarray(part)) for part in parts.values())) if mode else laid(x)
+        arrays = quantization.quantized(x, mode) if mode else None
+        yield quantization.QuantizedTensor(*(sharded(np.asarray(a)) for a in arrays.values())) if mode else sharded(x)
 
 
 def check_no_device_fetches_experts(tokens, mode):
-    """Of another device, be they in few bits and tokens fewer than devices."""
+    """Checks that no device fetches experts of another, with quantized experts and with fewer tokens than devices."""
     given = np.ones((tokens, 16), "float32"), np.ones((tokens, 2), "float32"), np.tile([3, 2], (tokens, 1))
     expected = np.asarray(expert_mlp(*given, *banks(distribution((1, 8)), mode), implementation="dense"))
     with distribution((2, 4)).scope():
         own = tuple(banks(distribution((2, 4)), mode))
         compiled = jax.jit(lambda *given: expert_mlp(*given)).lower(*given, *own).compile()
         np.testing.assert_allclose(np.asarray(compiled(*given, *own)), expected, rtol=1e-4, atol=1e-4)
-    # All banks of one device, in eight bits.
+    # The bytes of all banks of one device in int8.
     assert sum(size for _, size in usual_collectives(compiled.as_text()).values()) < 3 * 2 * 16 * 24
 
 
-def check_rows_alone_are_shared():
-    """By Keras' DataParallel too: no device scans, or sends to experts, rows of another."""
+def check_data_parallel_sends_nothing():
+    """Checks that scan and experts send nothing between devices under Keras' DataParallel."""
     rng = np.random.default_rng(0)
     u, delta = rng.standard_normal((2, 8, 16, 8)).astype("float32")
     A, B = -np.ones((8, 4), "float32"), rng.standard_normal((8, 16, 4)).astype("float32")
@@ -117,16 +118,16 @@ def check_rows_alone_are_shared():
     tokens = keras.distribution.TensorLayout(("batch", None), split.device_mesh)
     complete = tuple(np.asarray(x) for x in banks(distribution((1, 8))))
     with split.scope():
-        laid = [keras.distribution.distribute_tensor(x, rows) for x in (u, delta, B)]
+        placed = [keras.distribution.distribute_tensor(x, rows) for x in (u, delta, B)]
         scan = jax.jit(lambda u, delta, B: selective_scan(u, delta, A, B, B))
         given = [keras.distribution.distribute_tensor(x, tokens) for x in given]
         experts = jax.jit(lambda *given: expert_mlp(*given, *complete))
-        for compiled in (scan.lower(*laid).compile(), experts.lower(*given).compile()):
+        for compiled in (scan.lower(*placed).compile(), experts.lower(*given).compile()):
             assert not collectives(compiled.as_text()), collectives(compiled.as_text())
 
 
-def check_a_batch_that_cannot_be_shared():
-    """Is refused, and the model keeps its weights."""
+def check_an_indivisible_batch_is_refused():
+    """Checks that a batch not divisible by the devices is refused, and that the model still predicts the same."""
     with distribution((4, 2)).scope():
         model, x, y = image_model()
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -142,7 +143,7 @@ def check_a_batch_that_cannot_be_shared():
 
 
 def check_any_routing(tokens):
-    """All tokens to the same experts: more than there is room for, if there are many."""
+    """Checks a routing of all tokens to the same experts. Many tokens exceed the capacity."""
     rng = np.random.default_rng(0)
     given = [rng.standard_normal((tokens, 16)).astype("float32"), rng.random((tokens, 2), "float32")]
     given += [np.tile([3, 2], (tokens, 1)).astype("int32")]
@@ -163,14 +164,14 @@ def check_any_routing(tokens):
 
 
 def main():
-    check_what_travels_to_experts()
+    check_bytes_sent_to_experts()
     check_any_routing(64)
-    check_any_routing(8)  # as many as a step of decoding has
+    check_any_routing(8)  # as many as in a decoding step
     check_any_routing(3)
     for mode in (None, "int8", "int4"):
         check_no_device_fetches_experts(3, mode)
-    check_rows_alone_are_shared()
-    check_a_batch_that_cannot_be_shared()
+    check_data_parallel_sends_nothing()
+    check_an_indivisible_batch_is_refused()
     for make in (language_model, image_model):
         losses, weights, model, _ = steps(make)
         tokens = greedy(model) if make is language_model else None

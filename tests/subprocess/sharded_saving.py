@@ -1,7 +1,7 @@
-"""Trainings of models split among 8 devices are saved in pieces and go on on other meshes; presets of split models.
+"""Trainings of models sharded over 8 devices save local shards and continue on other meshes. Presets are checked too.
 
-python sharded_saving.py FOLDER            all of it, ends with "all are equal"
-python sharded_saving.py FOLDER forever    saves a split model, filled with the number of the step, until it is killed
+python sharded_saving.py FOLDER            runs all checks and prints "all are equal"
+python sharded_saving.py FOLDER forever    saves a sharded model, filled with the step number, until it is killed
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import keras_jamba
 from keras_jamba import training
 from keras_jamba.training.checkpointing import _snapshots
 
-EPOCHS, STEPS, BREAKS = 2, 4, 6  # the training breaks in the middle of its last epoch
+EPOCHS, STEPS, BREAKS = 2, 4, 6  # the training stops after step 6, in the middle of its last epoch
 TOKENS = np.random.default_rng(0).integers(0, 64, (8 * STEPS, 9)).astype("int32")
 
 
@@ -28,7 +28,7 @@ class Broken(Exception):
 
 
 class Breaks(keras.callbacks.Callback):
-    """After a step, when the checkpoint before it in the list has saved."""
+    """Stops the training after a step. The checkpoint is earlier in the list, so it has saved."""
 
     def __init__(self, step):
         super().__init__()
@@ -40,7 +40,7 @@ class Breaks(keras.callbacks.Callback):
 
 
 class Begins(keras.callbacks.Callback):
-    """What a training begins with, when the checkpoint before it in the list has loaded."""
+    """Records the state at the beginning. The checkpoint is earlier in the list, so it has loaded."""
 
     def on_train_begin(self, logs=None):
         self.state, self.logits = state(self.model), logits(self.model)
@@ -73,7 +73,7 @@ def logits(model):
 
 
 def fit(folder, seed=0, breaks=None, every=1, begins=None):
-    """`(model, begins)`: a model trained from the last save on, another one before, and what it began with."""
+    """Trains a new model from the last save, if any. Returns `(model, begins)`, where `begins` has its first state."""
     made, begins = model(seed), begins or Begins()
     batches = training.Batches((TOKENS[:, :-1], TOKENS[:, 1:]), 8)
     callbacks = [training.Checkpoint(folder, batches, every=every), begins]
@@ -87,26 +87,26 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(a, e)
 
 
-def check_each_part_is_saved_once(folder, model):
+def check_each_shard_is_saved_once(folder, model):
     arrays, _ = _snapshots.read(folder, BREAKS)
-    split = 0
+    sharded = 0
     for array, variable in zip(arrays, variables(model), strict=False):
-        parts = {str(shard.index) for shard in variable.value.addressable_shards}
-        assert len(array.chunks) == len(parts), variable.path
-        assert sum(piece.size for _, piece in array.chunks) == variable.value.size
-        split += len(parts) > 1
-    assert split > 30
+        shards = {str(shard.index) for shard in variable.value.addressable_shards}
+        assert len(array.chunks) == len(shards), variable.path
+        assert sum(chunk.size for _, chunk in array.chunks) == variable.value.size
+        sharded += len(shards) > 1
+    assert sharded > 30
 
 
 @contextlib.contextmanager
 def reads():
-    """A list of how many numbers each reading of a part of an array takes."""
+    """Yields a list that records the number of values per read from a saved array."""
     read, sizes = _snapshots.Saved.read, []
 
     def watched(saved, index=None):
-        part = read(saved, index)
-        sizes.append(part.size)
-        return part
+        values = read(saved, index)
+        sizes.append(values.size)
+        return values
 
     _snapshots.Saved.read = watched
     try:
@@ -115,12 +115,12 @@ def reads():
         _snapshots.Saved.read = read
 
 
-def check_training_goes_on(folder):
+def check_training_continues(folder):
     with distribution((2, 4)).scope():
         unbroken = state(fit(folder / "unbroken", every=100)[0])
         broken, _ = fit(folder / "broken", breaks=BREAKS)
         expected, expected_logits = state(broken), logits(broken)
-        check_each_part_is_saved_once(folder / "broken", broken)
+        check_each_shard_is_saved_once(folder / "broken", broken)
     scopes = {"(2, 4)": distribution((2, 4)).scope(), "(4, 2)": distribution((4, 2)).scope()}
     for name, scope in (scopes | {"one device": contextlib.nullcontext()}).items():
         shutil.copytree(folder / "broken", folder / name)
@@ -141,20 +141,20 @@ def weights(model):
 
 
 def check_presets(folder):
-    """What is written of a split model is what is written of another, and either is read into either."""
+    """Checks that sharded and unsharded models write equal presets and load each other's."""
     make, plain = keras_jamba.JambaCausalLM.from_preset, model()
     plain.save_to_preset(folder / "plain")
     plain.export_to_transformers(folder / "plain_exported")
     with distribution((2, 4)).scope():
-        split = make(folder / "plain")
-        assert any(not v.value.is_fully_replicated for v in split.variables)
-        assert_equal(weights(split), weights(plain))
-        np.testing.assert_allclose(logits(split), logits(plain), atol=1e-6)
+        sharded = make(folder / "plain")
+        assert any(not v.value.is_fully_replicated for v in sharded.variables)
+        assert_equal(weights(sharded), weights(plain))
+        np.testing.assert_allclose(logits(sharded), logits(plain), atol=1e-6)
         assert_equal(weights(make(folder / "plain_exported")), weights(plain))
-        split.save_to_preset(folder / "split")
-        split.export_to_transformers(folder / "split_exported")
-    assert_equal(weights(make(folder / "split")), weights(plain))
-    one, other = ((folder / name / "model.safetensors").read_bytes() for name in ("plain_exported", "split_exported"))
+        sharded.save_to_preset(folder / "sharded")
+        sharded.export_to_transformers(folder / "sharded_exported")
+    assert_equal(weights(make(folder / "sharded")), weights(plain))
+    one, other = ((folder / name / "model.safetensors").read_bytes() for name in ("plain_exported", "sharded_exported"))
     assert one == other
 
 
@@ -177,7 +177,7 @@ def save_forever(folder):
 def main(folder, forever=None):
     if forever:
         save_forever(folder)
-    check_training_goes_on(Path(folder))
+    check_training_continues(Path(folder))
     check_presets(Path(folder))
     print("all are equal")
 

@@ -1,4 +1,7 @@
-"""Scan and convolution, kernels or not, on parts of the rows and channels: in a process of its own, with 4 devices."""
+"""Scan and convolution, with kernels and without, on shards of rows and channels.
+
+Runs in its own process, on 4 devices.
+"""
 
 import jax
 import numpy as np
@@ -14,11 +17,11 @@ WIDE, NARROW, CHANNEL = P("b", None, "e"), P("b"), P("e")
 
 
 def check(function, tensors, specs, out_specs):
-    """Outputs and all gradients as of the whole."""
-    parts = jax.shard_map(function, mesh=MESH, in_specs=tuple(specs), out_specs=out_specs)
+    """Checks that sharded outputs and gradients equal the unsharded ones."""
+    sharded = jax.shard_map(function, mesh=MESH, in_specs=tuple(specs), out_specs=out_specs)
     loss = lambda f: lambda tensors: sum((x * x).sum() for x in jax.tree.leaves(f(*tensors)))  # noqa: E731
     for run in (lambda f: jax.jit(f)(*tensors), lambda f: jax.jit(jax.grad(loss(f)))(tensors)):
-        for a, e in zip(jax.tree.leaves(run(parts)), jax.tree.leaves(run(function)), strict=True):
+        for a, e in zip(jax.tree.leaves(run(sharded)), jax.tree.leaves(run(function)), strict=True):
             np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
 
 
@@ -30,7 +33,7 @@ def main():
     tensors += (normal(e), normal(b, t, e), normal(e))
     specs = (WIDE, WIDE, CHANNEL, NARROW, NARROW, CHANNEL, WIDE, CHANNEL)
     states = (WIDE, P("b", "e"))
-    # Lowered for this platform the kernels for a GPU are their portable form: what is tested is what surrounds them.
+    # On a CPU, the GPU kernels lower to their portable implementations, so this checks the code around the kernels.
     check(lambda *x: triton.run(*x, True, None, None, None), tensors, specs, states)
     check(lambda *x: selective_scan(*x, delta_softplus=True, return_last_state=True), tensors, specs, states)
     tensors, specs = (normal(b, t, e), normal(4, e), normal(e)), (WIDE, P(None, "e"), CHANNEL)

@@ -1,9 +1,9 @@
-"""A tiny training with everything that has a state: dropout, experts, batch norm, a schedule, averages of weights.
+"""A tiny training with every kind of state: dropout, experts, batch norm, a schedule, averages of weights.
 
     python tiny_run.py FOLDER [STEP]
 
-Saves every 3 steps into FOLDER, dies as by kill -9 after STEP where one is given, and goes on from the last save. At
-the end it writes FOLDER/end.npz: all variables, and the losses of the last epoch.
+Saves every 3 steps to FOLDER and resumes from the last save. If STEP is given, SIGKILL ends the process after that
+step. A complete training writes FOLDER/end.npz: all variables, and the logs of the last epoch.
 """
 
 import os
@@ -17,7 +17,7 @@ import numpy as np
 import keras_jamba
 from keras_jamba import training
 
-EPOCHS, EXAMPLES, BATCH = 3, 44, 4  # 11 steps an epoch
+EPOCHS, EXAMPLES, BATCH = 3, 44, 4  # 11 steps per epoch
 
 
 class Dies(keras.callbacks.Callback):
@@ -40,7 +40,7 @@ def model():
         mamba_ratio=1,
         num_heads=2,
         num_experts=2,
-        pixel_range=None,  # noise leaves every range
+        pixel_range=None,  # the noise exceeds any range
         num_experts_per_token=1,
         dropout=0.2,
     )
