@@ -24,6 +24,14 @@ def direct_sublayers(layer):
     return list(layer._layers)
 
 
+def named_sublayers(layer, kind, name=""):
+    """Yields `(path, layer)` of each layer of class `kind` in `layer`; the path of `layer` itself is empty."""
+    if isinstance(layer, kind):
+        yield name, layer
+    for inner in direct_sublayers(layer):
+        yield from named_sublayers(inner, kind, f"{name}/{inner.name}" if name else inner.name)
+
+
 def own_variables(layer):
     """Returns the `(trainable, non-trainable)` variables that a layer itself created, without its sublayers'."""
     return layer._trainable_variables, layer._non_trainable_variables

@@ -136,7 +136,7 @@ def _fill(model, config, changed, dropped, variables, preset, file):
 
 def write(model, folder, more=None):
     """Writes a preset, see `DHCJamba.save_to_preset`. `more(folder)` writes further files."""
-    with whole_folder(folder) as staging:
+    with preset_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
         metadata = {
@@ -150,7 +150,7 @@ def write(model, folder, more=None):
             more(staging)
 
 
-def whole_folder(folder):
+def preset_folder(folder):
     """Returns a context with a staged folder, which becomes `folder` on success and is removed otherwise.
 
     Raises:

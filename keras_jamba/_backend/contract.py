@@ -295,7 +295,7 @@ class Trainer(Protocol):
     class Loop(Protocol):
         """A context for one `fit`, `evaluate`, `predict` or `..._on_batch` of a model in this thread.
 
-        `kind` is the name of that method. The caller sets the attributes `looked` and `begun`, which start as False.
+        `kind` is the name of that method. The caller sets the attributes `checked` and `has_begun`, initially False.
         JAX: the loop also holds the values of the variables.
 
         Raises:

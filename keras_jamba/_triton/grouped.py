@@ -250,7 +250,7 @@ def _grid_of_rows(rows, experts, columns, tiles):
 
 
 def _launched(gpu, name, grid, inputs, outputs, constants, experts, tiles):
-    constants = constants | dict(EXPERTS=experts, ROOM=power(experts)) | tiles.constants()
+    constants = constants | dict(EXPERTS=experts, EXPERTS_PADDED=power(experts)) | tiles.constants()
     return gpu.launch(_kernel(name), grid, inputs, outputs, constants, num_warps=tiles.warps, num_stages=tiles.stages)
 
 

@@ -13,8 +13,8 @@ _SINGLE = tl.constexpr("tf32x3")
 
 
 @triton.jit
-def _experts_of(counts, EXPERTS: tl.constexpr, ROOM: tl.constexpr):
-    expert = tl.arange(0, ROOM)
+def _experts_of(counts, EXPERTS: tl.constexpr, EXPERTS_PADDED: tl.constexpr):
+    expert = tl.arange(0, EXPERTS_PADDED)
     return expert, tl.load(counts + expert, mask=expert < EXPERTS, other=0)
 
 
@@ -23,7 +23,7 @@ def _tile_of_rows(
     program,
     counts,
     EXPERTS: tl.constexpr,
-    ROOM: tl.constexpr,
+    EXPERTS_PADDED: tl.constexpr,
     COLUMN_TILES: tl.constexpr,
     BM: tl.constexpr,
     STRIP: tl.constexpr,
@@ -32,7 +32,7 @@ def _tile_of_rows(
 
     The expert is EXPERTS or more for a program without work.
     """
-    each, count = _experts_of(counts, EXPERTS, ROOM)
+    each, count = _experts_of(counts, EXPERTS, EXPERTS_PADDED)
     tiles = (count + BM - 1) // BM
     expert = tl.sum((tl.cumsum(tiles, 0) * COLUMN_TILES <= program).to(tl.int32), 0)
     before = each < expert
@@ -90,7 +90,7 @@ def first_product(
     K: tl.constexpr,
     N: tl.constexpr,
     EXPERTS: tl.constexpr,
-    ROOM: tl.constexpr,
+    EXPERTS_PADDED: tl.constexpr,
     GATED: tl.constexpr,
     GATHERED: tl.constexpr,
     KEPT: tl.constexpr,
@@ -103,7 +103,7 @@ def first_product(
 
     `silu(x @ gate) * (x @ up)`, or `gelu(x @ up)` without GATED. With KEPT, stores the products too.
     """
-    expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, ROOM, tl.cdiv(N, BN), BM, STRIP)
+    expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, EXPERTS_PADDED, tl.cdiv(N, BN), BM, STRIP)
     if expert >= EXPERTS:
         return
     rows = row + tl.arange(0, BM)
@@ -156,7 +156,7 @@ def rows_product(
     K: tl.constexpr,
     N: tl.constexpr,
     EXPERTS: tl.constexpr,
-    ROOM: tl.constexpr,
+    EXPERTS_PADDED: tl.constexpr,
     TRANSPOSE_RHS: tl.constexpr,
     TWO: tl.constexpr,
     GATHERED: tl.constexpr,
@@ -172,7 +172,7 @@ def rows_product(
     TWO adds the product of `other_x` and `other_bank`. GATHERED reads the rows of `x` at `source`. SCATTERED writes
     the rows of `y` at `target`, and SCALED then multiplies each by its element of `scale`.
     """
-    expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, ROOM, tl.cdiv(N, BN), BM, STRIP)
+    expert, row, end, tile = _tile_of_rows(tl.program_id(0), counts, EXPERTS, EXPERTS_PADDED, tl.cdiv(N, BN), BM, STRIP)
     if expert >= EXPERTS:
         return
     rows = row + tl.arange(0, BM)
@@ -213,7 +213,7 @@ def bank_gradient(
     M: tl.constexpr,
     N: tl.constexpr,
     EXPERTS: tl.constexpr,
-    ROOM: tl.constexpr,
+    EXPERTS_PADDED: tl.constexpr,
     A_GATHERED: tl.constexpr,
     B_GATHERED: tl.constexpr,
     BM: tl.constexpr,
@@ -230,7 +230,7 @@ def bank_gradient(
     width = tl.minimum(ROW_TILES - strip * STRIP, STRIP)
     i = (strip * STRIP + place % width) * BM + tl.arange(0, BM)
     j = (place // width) * BN + tl.arange(0, BN)
-    each, count = _experts_of(counts, EXPERTS, ROOM)
+    each, count = _experts_of(counts, EXPERTS, EXPERTS_PADDED)
     start = tl.sum(tl.where(each < expert, count, 0), 0)
     end = start + tl.sum(tl.where(each == expert, count, 0), 0)
     inner = tl.arange(0, BK)

@@ -50,13 +50,13 @@ def _row(x, i: tl.constexpr):
 
 
 @triton.jit
-def _tokens(pointer, t, e, left, ROW: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
+def _tokens(pointer, t, e, left, ROW: tl.constexpr, CHANNELS: tl.constexpr, FULL_TILE: tl.constexpr):
     """Loads a tile (COUNT, BLOCK) of tokens; zeros past the `left` remaining tokens.
 
-    WHOLE means that all tokens and channels of the tile exist.
+    FULL_TILE means that all tokens and channels of the tile exist.
     """
     place = pointer + (t[:, None] * ROW + e[None, :] + _opaque_zero())
-    if WHOLE:
+    if FULL_TILE:
         return tl.load(place)
     else:
         return tl.load(place, mask=(t < left)[:, None] & (e < CHANNELS)[None, :], other=0)
@@ -76,29 +76,29 @@ def _gathered(
     Z_ROW: tl.constexpr,
     CHANNELS: tl.constexpr,
     HAS_Z: tl.constexpr,
-    WHOLE: tl.constexpr,
+    FULL_TILE: tl.constexpr,
 ):
     """Loads tiles of u, delta and z of the tokens from `at` on."""
-    x = _tokens(u + at * U_ROW, t, e, left, U_ROW, CHANNELS, WHOLE)
-    raw = _tokens(delta + at * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, WHOLE)
-    return x, raw, _tokens(z + at * Z_ROW, t, e, left, Z_ROW, CHANNELS, WHOLE) if HAS_Z else x
+    x = _tokens(u + at * U_ROW, t, e, left, U_ROW, CHANNELS, FULL_TILE)
+    raw = _tokens(delta + at * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, FULL_TILE)
+    return x, raw, _tokens(z + at * Z_ROW, t, e, left, Z_ROW, CHANNELS, FULL_TILE) if HAS_Z else x
 
 
 @triton.jit
-def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, WHOLE: tl.constexpr):
+def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, FULL_TILE: tl.constexpr):
     place = pointer + (t[:, None] * CHANNELS + e[None, :] + _opaque_zero())
-    if WHOLE:
+    if FULL_TILE:
         tl.store(place, x.to(pointer.dtype.element_ty))
     else:
         tl.store(place, x.to(pointer.dtype.element_ty), mask=(t < left)[:, None] & (e < CHANNELS)[None, :])
 
 
 @triton.jit
-def _states(pointer, n, left, STATES: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr):
-    """Loads B or C of COUNT tokens, each (LANES, EACH); repeats the last past the `left` tokens, unless WHOLE."""
+def _states(pointer, n, left, STATES: tl.constexpr, COUNT: tl.constexpr, FULL_TILE: tl.constexpr):
+    """Loads B or C of COUNT tokens, each (LANES, EACH); repeats the last past the `left` tokens, unless FULL_TILE."""
     found = ()
     for i in tl.static_range(COUNT):
-        place = pointer + i * STATES if WHOLE else pointer + tl.minimum(i, left - 1) * STATES
+        place = pointer + i * STATES if FULL_TILE else pointer + tl.minimum(i, left - 1) * STATES
         if STATES == n.shape[0] * n.shape[1]:
             found = found + (tl.load(place + n),)
         else:
@@ -107,24 +107,24 @@ def _states(pointer, n, left, STATES: tl.constexpr, COUNT: tl.constexpr, WHOLE: 
 
 
 @triton.jit
-def _held(x, flags, t, left, FLAGS: tl.constexpr, WHOLE: tl.constexpr):
+def _held(x, flags, t, left, FLAGS: tl.constexpr, FULL_TILE: tl.constexpr):
     """Returns `x (COUNT, BLOCK)` with zeros for padding and past the `left` tokens."""
     if FLAGS:
         real = (tl.load(flags + t, mask=t < left, other=0).to(tl.int32) & REAL) != 0
         return tl.where(real[:, None], x, 0.0)
-    elif WHOLE:
+    elif FULL_TILE:
         return x
     else:
         return tl.where((t < left)[:, None], x, 0.0)
 
 
 @triton.jit
-def _time_steps(raw, shift, flags, t, left, SOFTPLUS: tl.constexpr, FLAGS: tl.constexpr, WHOLE: tl.constexpr):
+def _time_steps(raw, shift, flags, t, left, SOFTPLUS: tl.constexpr, FLAGS: tl.constexpr, FULL_TILE: tl.constexpr):
     """Computes delta' of each token: 0, which keeps the state, for padding."""
     steps = raw.to(tl.float32) + shift[None, :]
     if SOFTPLUS:
         steps = _softplus(steps)
-    return _held(steps, flags, t, left, FLAGS, WHOLE)
+    return _held(steps, flags, t, left, FLAGS, FULL_TILE)
 
 
 @triton.jit
@@ -188,12 +188,12 @@ def _prepared(
     SOFTPLUS: tl.constexpr,
     HAS_Z: tl.constexpr,
     FLAGS: tl.constexpr,
-    WHOLE: tl.constexpr,
+    FULL_TILE: tl.constexpr,
 ):
     """Computes the terms of a tile that do not depend on the state: delta', delta' u, u and silu(z)."""
     u, delta, z = tile
     x = u.to(tl.float32)
-    steps = _time_steps(delta, shift, flags, t, left, SOFTPLUS, FLAGS, WHOLE)
+    steps = _time_steps(delta, shift, flags, t, left, SOFTPLUS, FLAGS, FULL_TILE)
     share = x
     if HAS_Z:
         gate = z.to(tl.float32)
@@ -225,13 +225,13 @@ def _finish(
     CHANNELS: tl.constexpr,
     HAS_Z: tl.constexpr,
     FLAGS: tl.constexpr,
-    WHOLE: tl.constexpr,
+    FULL_TILE: tl.constexpr,
 ):
     """Skips, gates and stores a tile's outputs."""
     out += skip[None, :] * x
     if HAS_Z:
         out = out * share
-    _put(pointer, _held(out, flags, t, left, FLAGS, True), t, e, left, CHANNELS, WHOLE)
+    _put(pointer, _held(out, flags, t, left, FLAGS, True), t, e, left, CHANNELS, FULL_TILE)
 
 
 @triton.jit

@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         pattern: one `(mixer, feed_forward)` per block.
-        d, f, e, n, k, r, h, g, x: widths and counts. f is d_ff; the property c is d / h.
+        d, f, e, n, w, r, h, g, x: widths and counts. f is d_ff; the property c is d / h.
         chosen: experts per token.
         config: the backbone's arguments, including defaults.
         image: an `Image` or None.
@@ -56,7 +56,7 @@ class Plan:
     f: int
     e: int
     n: int
-    k: int
+    w: int
     r: int
     h: int
     g: int
@@ -157,7 +157,7 @@ def _letters(config):
         f=config["d_ff"] or 4 * d,
         e=config["expand"] * d,
         n=config["d_state"],
-        k=config["d_conv"],
+        w=config["d_conv"],
         r=config["dt_rank"] or math.ceil(d / 16),
         h=h,
         g=config["num_kv_heads"] or h,

@@ -64,7 +64,7 @@ def _gated(run, plan, keeps_gate, inner):
 def _convolution(run, plan):
     """Returns the bytes of the output and, for "portable", of the padded input and the SiLU's input."""
     s, a, e = run.s, run.computed, plan.e
-    return s * e * a + (run.b * (run.t + plan.k - 1) * e * a + s * e * a if run.convolution == "portable" else 0)
+    return s * e * a + (run.b * (run.t + plan.w - 1) * e * a + s * e * a if run.convolution == "portable" else 0)
 
 
 def _ssm(run, plan):

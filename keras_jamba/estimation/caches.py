@@ -39,7 +39,7 @@ def cache_bytes(plan, run, mixer):
     if not _has_cache(plan):
         return nothing
     if mixer != "attention":
-        conv = run.b * (plan.k - 1) * plan.e * run.computed
+        conv = run.b * (plan.w - 1) * plan.e * run.computed
         ssm = 4 * run.b * plan.e * plan.n if mixer == "mamba" else 0
         return nothing | dict(conv_cache=conv, ssm_cache=ssm, counters=4 * run.b)
     capacity = min(run.t, plan.config["attention_window"] or run.t)

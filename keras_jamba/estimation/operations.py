@@ -88,8 +88,8 @@ def _gated_conv(run, plan):
 
 def _gated(run, plan, inner):
     """Counts projections, convolutions and `inner`, the operations after each direction's convolution with the gate."""
-    s, d, e, k = run.s, plan.d, plan.e, plan.k
-    direction = _each(s * e, 2 * k, 4 * k) + _each(s * e, *_SILU) + inner
+    s, d, e, w = run.s, plan.d, plan.e, plan.w
+    direction = _each(s * e, 2 * w, 4 * w) + _each(s * e, *_SILU) + inner
     both = direction + direction + _each(s * e, 1, 1) if plan.directions == 2 else direction
     return matmul(s, d, 2 * e) + both + matmul(s, e, d)
 

@@ -34,7 +34,7 @@ def _mamba(plan):
 
 def _gated_conv(plan):
     d, e, config = plan.d, plan.e, plan.config
-    convolution = plan.k * e + e * config["conv_bias"]
+    convolution = plan.w * e + e * config["conv_bias"]
     return _same(plan.directions * convolution + d * 2 * e + e * d + (2 * e + d) * config["proj_bias"])
 
 

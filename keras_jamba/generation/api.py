@@ -71,7 +71,7 @@ def prefill(model, inputs, prefill_chunk_size):
     cache = model.init_cache(1, rounded_capacity(prompts.token_ids.shape[1]))
     decoder = decoder_for(model, sampler_of("greedy"), (), pad_token_id(model))
     logits, cache = decoder.prefill(prompts.token_ids, prompts.mask, cache, prefill_chunk_size)
-    return PromptState(prompts.token_ids[0], cache, logits, model._fingerprint())
+    return PromptState(prompts.token_ids[0], cache, logits, model.fingerprint())
 
 
 def _decoder_of(model, request):
@@ -113,7 +113,7 @@ def _prefilled(model, request, decoder, capacity, chunk_size):
     # Files store bfloat16 as float32: the cast restores the dtypes.
     template = model.init_cache(1, rounded_capacity(1))
     repeated = lambda x, y: ops.repeat(ops.cast(x, y.dtype), rows, axis=0)  # noqa: E731
-    cache = model.backbone.with_room(keras.tree.map_structure(repeated, state.cache, template), capacity)
+    cache = model.grow_cache(keras.tree.map_structure(repeated, state.cache, template), capacity)
     logits = ops.repeat(state.logits, rows, axis=0)
     suffixes = [prompts.row(i)[len(state.token_ids) :].tolist() for i in range(rows)]
     if not any(suffixes):

@@ -10,23 +10,24 @@ class LanguageModel(Protocol):
         tokenizer: an object with `encode`, `decode` and, for conversations, `apply_chat_template`; or None.
         generation_config: the dict of a generation_config.json, or None.
         sampler: the sampler of `compile`, or None.
-        backbone: an object with `with_room(cache, max_length)`, which returns a cache of larger capacity.
         variables: the variables that `step` reads.
-        weights: the weights. Their values are part of `_fingerprint`.
+        weights: the weights. Their values are part of `fingerprint`.
     """
 
     tokenizer: Any
     generation_config: dict | None
     sampler: Any
-    backbone: Any
     variables: list
     weights: list
 
     def constructor_arguments(self):
         """Returns a dict with the keys vocab_size, pad_token_id, eos_token_id and transformers_config."""
 
-    def init_cache(self, batch_size, max_length):
-        """Returns the cache before the first token, with capacity for `max_length` tokens."""
+    def init_cache(self, batch_size, max_length=None):
+        """Returns the cache before the first token, with capacity for `max_length` tokens, or for the window if None."""
+
+    def grow_cache(self, cache, max_length):
+        """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""
 
     def step(self, inputs, cache, logits_to_keep=None, return_rollback_state=False):
         """Runs the model on tokens that follow the tokens of the cache.
@@ -44,5 +45,5 @@ class LanguageModel(Protocol):
     def rollback(self, rollback_state, count):
         """Returns the cache after the first `count` `(b,)` tokens per row of a step."""
 
-    def _fingerprint(self):
+    def fingerprint(self):
         """Returns text that identifies the arguments and the weights of the model. It is equal on all backends."""

@@ -145,7 +145,7 @@ def _check_stop_strings(request, tokenizer):
 
 
 def _check_state(state, model, prompts):
-    if state.model != model._fingerprint():
+    if state.model != model.fingerprint():
         raise ValueError(
             "A prompt state belongs to one model and its weights. Received: the state of another model. Prefill again."
         )

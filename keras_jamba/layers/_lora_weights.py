@@ -94,3 +94,13 @@ class LoraWeights:
             for suffix in ADAPTER:
                 delattr(self, self._attribute(name) + suffix)
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
+
+
+def adaptable_layers(layer):
+    """Yields `(path, layer)` of each `LoraWeights` layer in `layer`; the path of `layer` itself is empty."""
+    return _keras_internals.named_sublayers(layer, LoraWeights)
+
+
+def adapted_layers(layer):
+    """Yields `(path, layer)` of each layer in `layer` that has adapters."""
+    return ((path, each) for path, each in adaptable_layers(layer) if each.lora_enabled)

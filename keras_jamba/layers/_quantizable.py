@@ -172,12 +172,9 @@ def deferred_garbage_collection():
         gc.collect()
 
 
-def quantizable_layers(layer, name=""):
+def quantizable_layers(layer):
     """Yields `(path, layer)` of each `QuantizableWeights` layer in `layer`; the path of `layer` itself is empty."""
-    if isinstance(layer, QuantizableWeights):
-        yield name, layer
-    for inner in _keras_internals.direct_sublayers(layer):
-        yield from quantizable_layers(inner, f"{name}/{inner.name}" if name else inner.name)
+    return _keras_internals.named_sublayers(layer, QuantizableWeights)
 
 
 def float_policy(layer):

@@ -161,7 +161,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             )
         return empty_state(self._state_specs(batch_size, min(sizes)))
 
-    def with_room(self, cache, max_length):
+    def grow_cache(self, cache, max_length):
         """Returns a cache with capacity for `max_length` tokens, or for the window; `cache` itself if it suffices.
 
         Raises:

@@ -3,6 +3,7 @@
 import math
 
 from keras_jamba import _backend, _keras_internals
+from keras_jamba.layers._lora_weights import adaptable_layers, adapted_layers
 from keras_jamba.layers._quantizable import QuantizableWeights, deferred_garbage_collection, quantizable_layers
 from keras_jamba.layers.attention import AttentionLayer
 from keras_jamba.layers.feed_forward import FeedForward
@@ -92,7 +93,7 @@ def thaw(layer):
 def print_trainable_parameters(layer):
     """Prints and returns the number of trained weights."""
     trained = sum(math.prod(v.shape) for v in layer.trainable_variables)
-    adapted = [each for _, each in quantizable_layers(layer) if each.lora_enabled]
+    adapted = [each for _, each in adapted_layers(layer)]
     count = sum(len(each.matrices()) for each in adapted)
     weights = sum(map(math.prod, float_shapes(layer).values())) + trained
     print(
@@ -123,7 +124,7 @@ def with_adapters(layer):
     Raises:
         ValueError: if no layer has adapters.
     """
-    found = [each for _, each in quantizable_layers(layer) if each.lora_enabled]
+    found = [each for _, each in adapted_layers(layer)]
     if not found:
         raise ValueError(f"There must be adapters. Received: {layer.name!r} without any. Call enable_lora first.")
     return found
@@ -135,7 +136,7 @@ def is_adapter(variable):
 
 
 def _targeted(layer, targets):
-    """Returns the layers with `QuantizableWeights` that `targets` name."""
+    """Returns the `LoraWeights` layers that `targets` name."""
     requested = ("attention", "mamba", "gated_conv") if targets is None else targets
     requested = (requested,) if isinstance(requested, str) else tuple(requested)
     found = {}
@@ -162,7 +163,7 @@ def _of_kind(layer, kind, projection):
     cls, projections = TARGETS[kind]
     for owner in _keras_internals.sublayers(layer):
         if isinstance(owner, cls):
-            for path, each in quantizable_layers(owner):
+            for path, each in adaptable_layers(owner):
                 name = path.rpartition("/")[2]
                 if not projections or name in ([projection] if projection else projections):
                     yield each

@@ -6,18 +6,17 @@ import keras
 from keras import ops
 
 from keras_jamba.layers import _initializers, states
-from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._projection import Projection
+from keras_jamba.layers._recurrent_mixer import RecurrentMixer
 from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._short_convolution import ShortConvolution
-from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks, selective_scan
 from keras_jamba.ops._sharding import by_channels, by_tokens, check_divisible
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
+class MambaLayer(RecurrentMixer):
     """Mamba: a gated selective state space after a short causal convolution.
 
     As in docs/concepts/architecture.md: project to `x` and `z` of width `e = expand * d_model`; convolve x over
@@ -148,14 +147,8 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
         return_rollback_state=False,
     ):
         requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
-        if initial_state is not None or any(requested.values()):
-            states.check_has_state(self)
-        states.check_rollback_request(self, initial_state, return_rollback_state)
-        _checks.check_last_axis("MambaLayer", inputs.shape, self.d_model)
-        if initial_state is not None:
-            initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
-        tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
-        sequence = states.SequenceState.begin(initial_state, *tokens, inputs)
+        tokens = mask, segment_ids, reset_mask
+        initial_state, tokens, sequence = self._begin(inputs, tokens, initial_state, **requested)
         given = dict(mask=sequence.mask, segment_ids=sequence.documents)
 
         # Constrains the layout of each half: otherwise XLA moves more data between devices.
@@ -170,52 +163,9 @@ class MambaLayer(SublayerQuantizationConfig, keras.layers.Layer):
         state = sequence.final(state) if return_state else None
         return append_requested(outputs, (return_state, state), (return_rollback_state, rollback_state))
 
-    def init_cache(self, batch_size, max_length=None):
-        """Returns the state before the first token. `max_length` matters to attention only."""
-        states.check_has_state(self)
-        _checks.check_integer("batch_size", batch_size)
-        return states.empty_state(self._state_specs(batch_size))
-
-    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
-        """Runs `(b, t, d)` more tokens after the tokens of the cache.
-
-        A step equals a call with `initial_state`. Its cost does not depend on the number of earlier tokens.
-
-        Returns:
-            `(outputs, cache)`; with `return_rollback_state` also the input of `rollback`.
-        """
-        given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=cache)
-        return self(inputs, **given, return_state=True, return_rollback_state=return_rollback_state)
-
-    def rollback(self, rollback_state, count):
-        """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
-
-        No projection runs again. The inputs of the convolution determine its state, and the scan runs again over the
-        inputs of the kept tokens.
-        """
-        return states.rolled_back(self.ssm, self._state_specs, rollback_state, count)
-
-    def _state_specs(self, batch_size):
-        return states.recurrent_specs(self.ssm, batch_size)
-
-    def compute_output_spec(
-        self,
-        inputs,
-        mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_rollback_state=False,
-    ):
-        _checks.check_last_axis("MambaLayer", inputs.shape, self.d_model)
-        if return_rollback_state:
-            raise ValueError(
-                "A rollback state is returned of tensors, not of symbolic inputs. Received: "
-                "return_rollback_state=True. Call the layer on tensors."
-            )
-        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
+    @property
+    def _forward_layer(self):
+        return self.ssm
 
     def get_config(self):
         names = ("d_model", "expand", "proj_bias", "bidirectional", "residual_gain")

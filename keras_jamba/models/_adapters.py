@@ -8,8 +8,7 @@ from keras import ops
 
 from keras_jamba import _files, _keras_internals
 from keras_jamba.layers import lora
-from keras_jamba.layers._lora_weights import ADAPTER
-from keras_jamba.layers._quantizable import quantizable_layers
+from keras_jamba.layers._lora_weights import ADAPTER, adaptable_layers, adapted_layers
 
 FORMAT = "keras_jamba.lora.1"
 
@@ -21,7 +20,7 @@ def adapted(model):
         ValueError: if the model has no adapters.
     """
     lora.with_adapters(model)
-    return {_path_in_model(model, each.path): each for _, each in quantizable_layers(model) if each.lora_enabled}
+    return {_path_in_model(model, each.path): each for _, each in adapted_layers(model)}
 
 
 def pair(layer):
@@ -79,7 +78,7 @@ def install(model, adapters, tensors, source):
     Raises:
         ValueError: if the adapters do not fit the model or are not finite. The model is not changed then.
     """
-    layers = {_path_in_model(model, each.path): each for _, each in quantizable_layers(model)}
+    layers = {_path_in_model(model, each.path): each for _, each in adaptable_layers(model)}
     expected = {}
     for path, (rank, _) in adapters.items():
         for name in layers[path].matrices() if path in layers else ():

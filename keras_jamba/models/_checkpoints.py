@@ -12,7 +12,7 @@ from keras_jamba.models import _adapters
 from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
-from keras_jamba.tokenizers.files import check_comes_back, load_tokenizer, save_tokenizer
+from keras_jamba.tokenizers.files import check_can_be_restored, load_tokenizer, save_tokenizer
 
 _DEFAULTS = {name: p.default for name, p in inspect.signature(JambaBackbone.__init__).parameters.items()}
 
@@ -43,7 +43,7 @@ def save_to_preset(model, folder):
     """Implements `TextModel.save_to_preset`."""
     model._check_has_no_adapters()
     model._check_quantization_matches_config()
-    check_comes_back(model.tokenizer)
+    check_can_be_restored(model.tokenizer)
     presets.write(model, folder, more=lambda staging: write_assets(model, staging))
 
 
@@ -55,7 +55,7 @@ def export_to_transformers(model, folder, dtype, max_shard_bytes):
     model._check_has_no_adapters()
     model._check_quantization_matches_config()
     values = {path.removeprefix(f"{model.name}/"): value for path, value in float_values(model).items()}
-    with presets.whole_folder(folder) as staging:
+    with presets.preset_folder(folder) as staging:
         config = model.constructor_arguments()
         if config["eos_token_id"] is None:
             # `generate` falls back to the tokenizer's id; transformers does not.
@@ -84,7 +84,7 @@ def export_lora_to_peft(model, folder):
         )
     for path, variable in _adapters.fully_trained_variables(model).items():
         fully_trained |= weights[path].theirs(keras.ops.convert_to_numpy(variable))
-    with presets.whole_folder(folder) as staging:
+    with presets.preset_folder(folder) as staging:
         peft.write(staging, type(model).__name__, pairs, *ranks.pop(), fully_trained)
 
 

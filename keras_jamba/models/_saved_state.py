@@ -4,7 +4,7 @@ import keras
 
 from keras_jamba import _backend
 from keras_jamba.generation.samplers import ProbabilitySampler, sampler_of
-from keras_jamba.layers._quantizable import quantizable_layers
+from keras_jamba.layers._lora_weights import adaptable_layers, adapted_layers
 from keras_jamba.layers._trainable import apply_trainable_state, trainable_state
 
 _STATE = ("adapters", "trainable_state", "sampler", "compiled_on")
@@ -18,9 +18,7 @@ def state_of(model, jit_compile):
         jit_compile: the argument of `compile`.
     """
     found = {
-        "adapters": {
-            path: [layer.lora_rank, layer.lora_alpha] for path, layer in quantizable_layers(model) if layer.lora_enabled
-        },
+        "adapters": {path: [layer.lora_rank, layer.lora_alpha] for path, layer in adapted_layers(model)},
         "trainable_state": trainable_state(model),
         "sampler": serialized_sampler(getattr(model, "sampler", None)),
         "compiled_on": _backend.name if model.compiled and jit_compile != "auto" else None,
@@ -36,7 +34,7 @@ def split_state(config):
 
 def apply_state(model, state):
     """Gives a new model the adapters, frozen layers and variables, and sampler of `state_of`."""
-    layers = dict(quantizable_layers(model)) if "adapters" in state else {}
+    layers = dict(adaptable_layers(model)) if "adapters" in state else {}
     for path, (rank, lora_alpha) in state.get("adapters", {}).items():
         layers[path].enable_lora(rank, lora_alpha)
     if "trainable_state" in state:

@@ -12,7 +12,7 @@ from keras_jamba.models._backbone_config import BACKBONE_ARGUMENTS
 from keras_jamba.models._logits_model import LogitsModel
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
-from keras_jamba.tokenizers.files import check_comes_back
+from keras_jamba.tokenizers.files import check_can_be_restored
 
 # Defaults that differ from `JambaBackbone`, as in the training of Jamba.
 DEFAULTS = dict(
@@ -54,7 +54,7 @@ class TextModel(LogitsModel, keras.Model):
             _check_special_token(special, options[special], options["vocab_size"])
         self.backbone = JambaBackbone(**DEFAULTS | backbone, dtype=dtype, name="backbone")
         self.block_pattern = self.backbone.block_pattern
-        self._config = {**options, **self.backbone.get_config()}
+        self._config = {**options, **self.backbone.constructor_arguments()}
         self.token_embedding = self._embedding(options["vocab_size"], options.get("tie_embeddings"))
         self.tokenizer = None
         self._add_routing_metrics()
@@ -219,10 +219,10 @@ class TextModel(LogitsModel, keras.Model):
 
     def _check_can_be_saved(self):
         super()._check_can_be_saved()
-        check_comes_back(self.tokenizer)
+        check_can_be_restored(self.tokenizer)
 
     def save_assets(self, folder):
-        check_comes_back(self.tokenizer)
+        check_can_be_restored(self.tokenizer)
         _checkpoints.write_assets(self, folder)
 
     def load_assets(self, folder):

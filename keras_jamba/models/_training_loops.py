@@ -55,12 +55,12 @@ class TrainingLoops(threading.local):
                 yield loop
         except UnboundLocalError as error:
             # Keras' `predict` raises it without a batch.
-            if loop.looked:
+            if loop.checked:
                 raise
             raise _no_data(kind) from error
         finally:
             self.running.remove(loop)
-        if not loop.looked and (loop.begun or kind in ("evaluate", "predict")):
+        if not loop.checked and (loop.has_begun or kind in ("evaluate", "predict")):
             raise _no_data(kind)
 
     @contextlib.contextmanager
@@ -99,10 +99,10 @@ class TrainingLoops(threading.local):
 
         def step(*given):
             loop = self.innermost
-            if loop is not None and not loop.looked:
-                look = lambda data: self.check(model, data)  # noqa: E731
-                given = _backend.trainer.first_batch(given, look, model.steps_per_execution)
-                loop.looked = True
+            if loop is not None and not loop.checked:
+                check = lambda data: self.check(model, data)  # noqa: E731
+                given = _backend.trainer.first_batch(given, check, model.steps_per_execution)
+                loop.checked = True
             before, self.inside_step = self.inside_step, True
             try:
                 return function(*given)

@@ -1,7 +1,6 @@
 """The base class of all models."""
 
 import functools
-import inspect
 from pathlib import Path
 
 import keras
@@ -74,7 +73,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     def constructor_arguments(self):
         """Returns the constructor arguments without name and dtype."""
-        return {name: value for name, value in self._config.items() if name not in ("name", "dtype")}
+        return dict(self._config)
 
     # Compilation
 
@@ -164,16 +163,28 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         self._reset_functions_and_optimizer()
 
     def enable_lora(self, rank, targets=None, lora_alpha=None, also_train=()):
+        """Adds low-rank adapters to projections of the model, and freezes all other weights.
+
+        `keras_jamba.layers.enable_lora` describes the arguments, the returned counts and the errors. The optimizer
+        restarts.
+
+        Example:
+            >>> import keras_jamba
+            >>> model = keras_jamba.DHCJamba.from_preset("digits")
+            >>> share = model.enable_lora(4, also_train="head")["share"]
+        """
         found = lora.enable_lora(self, rank, targets, lora_alpha, also_train)
         self._reset_functions_and_optimizer()
         return found
 
     def merge_lora(self):
+        """Adds all adapters to their matrices, removes them, and makes all weights trainable.
+
+        Raises:
+            ValueError: if the model has no adapters.
+        """
         lora.merge_lora(self)
         self._reset_functions_and_optimizer()
-
-    enable_lora.__doc__ = inspect.getdoc(lora.enable_lora).replace("a layer or model, ", "the model, ")
-    merge_lora.__doc__ = inspect.getdoc(lora.merge_lora)
 
     def save_lora(self, file):
         """Writes the adapters and the fully trained variables to a safetensors file.
@@ -329,27 +340,27 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
     def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
         with self._loops.run("train_on_batch") as loop:
             self.check_batch(x, y, sample_weight)
-            loop.looked = True
+            loop.checked = True
             return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
         with self._loops.run("test_on_batch") as loop:
             self.check_batch(x, y, sample_weight)
-            loop.looked = True
+            loop.checked = True
             return super().test_on_batch(x, y, sample_weight, *args, **kwargs)
 
     @functools.wraps(keras.Model.predict_on_batch)
     def predict_on_batch(self, x):
         with self._loops.run("predict_on_batch") as loop:
             self.check_batch(x)
-            loop.looked = True
+            loop.checked = True
             return super().predict_on_batch(x)
 
     def reset_metrics(self):
         # Keras calls this method at the start of an epoch.
         if (loop := self._this_loop()) is not None:
-            loop.begun = True
+            loop.has_begun = True
         super().reset_metrics()
 
     def make_train_function(self, force=False):

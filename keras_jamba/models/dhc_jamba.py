@@ -109,7 +109,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         for argument in backbone:
             _checks.check_choice("a constructor argument", argument, _ARGUMENTS)
         jamba = JambaBackbone(**backbone, dtype=dtype, name="backbone")
-        d_model = jamba.get_config()["d_model"]
+        d_model = jamba.constructor_arguments()["d_model"]
         encoder = _STEMS[stem](d_model, downsample, dtype=dtype, name="encoder")
         if tokens == "frames":
             tokenizer = FrameTokens(d_model, dtype=dtype, name="tokens")
@@ -142,7 +142,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
             "readout": readout,
             "pixel_range": pixel_range,
             "class_names": class_names,
-            **jamba.get_config(),
+            **jamba.constructor_arguments(),
         }
         self._add_routing_metrics()
 
@@ -153,7 +153,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
 
     def __call__(self, images, training=None, mask=None):
         # This check precedes Keras' conversion and shape check, which raise other errors.
-        self._check_images(images, values=not getattr(self, "_inside_step", False))
+        self._check_images(images, values=not self._inside_step)
         return super().__call__(images, training=training, mask=mask)
 
     def call(self, images, training=None, mask=None):

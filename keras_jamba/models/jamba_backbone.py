@@ -259,13 +259,13 @@ class JambaBackbone(JambaModel, keras.Model):
         """
         return {name: block.init_cache(batch_size, max_length) for name, block in self._named_blocks()}
 
-    def with_room(self, cache, max_length):
+    def grow_cache(self, cache, max_length):
         """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""
         caches = {}
         for name, block in self._named_blocks():
             caches[name] = cache[name]
             if isinstance(block.mixer, AttentionLayer):
-                caches[name] = block.mixer.with_room(cache[name], max_length)
+                caches[name] = block.mixer.grow_cache(cache[name], max_length)
         return caches
 
     def step(self, features, cache, padding_mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):

@@ -95,6 +95,10 @@ class JambaCausalLM(NextTokenModel):
         """Returns the state before the first token; see `JambaBackbone.init_cache` for the capacity `max_length`."""
         return self.backbone.init_cache(batch_size, max_length)
 
+    def grow_cache(self, cache, max_length):
+        """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""
+        return self.backbone.grow_cache(cache, max_length)
+
     def step(self, inputs, cache, logits_to_keep=None, return_rollback_state=False):
         """Continues from a cache by further tokens: a prefill, or one token at a time.
 
@@ -240,7 +244,8 @@ class JambaCausalLM(NextTokenModel):
         """
         return api.prefill(self, inputs, prefill_chunk_size)
 
-    def _fingerprint(self):
+    def fingerprint(self):
+        """Returns a hash of the constructor arguments and the weights as text; it is the same on all backends."""
         return fingerprint(self)
 
 

@@ -40,7 +40,7 @@ def save_tokenizer(tokenizer, folder):
         )
 
 
-def check_comes_back(tokenizer):
+def check_can_be_restored(tokenizer):
     """Raises ValueError unless `load_tokenizer` restores the class of a saved tokenizer. None is allowed.
 
     Raises:

@@ -32,7 +32,7 @@ class _LayoutMap(keras.distribution.LayoutMap):
 
     def __init__(self, mesh, sequence_parallel, at_use):
         super().__init__(mesh)
-        self.parts = (*mesh.axis_names, sequence_parallel, at_use)
+        self.active_mesh = (*mesh.axis_names, sequence_parallel, at_use)
 
 
 def layout_map(mesh, sequence_parallel=False, fully_sharded=False):

@@ -5,7 +5,7 @@ import contextlib
 
 class Loop:
     def __init__(self, kind):
-        self.kind, self.looked, self.begun = kind, False, False
+        self.kind, self.checked, self.has_begun = kind, False, False
 
     def __enter__(self):
         return self

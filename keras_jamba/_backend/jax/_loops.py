@@ -25,7 +25,7 @@ _readers = 0
 
 class Loop:
     def __init__(self, kind):
-        self.kind, self.looked, self.begun = kind, False, False
+        self.kind, self.checked, self.has_begun = kind, False, False
         self.thread, self.lock = threading.get_ident(), threading.RLock()
         # Variables and their newest values, by the names under which Keras passes them to its steps.
         self.variables, self.state, self.given, self.synced = {}, None, {}, True

@@ -81,9 +81,9 @@ def _seconds(specs, run):
         times = []
         for _ in range(7):
             jax.block_until_ready(arrays)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             jax.block_until_ready(run(arrays))
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
     except Exception as error:
         # Device memory may be free later. The resources of a multiprocessor never grow.
         return None if "RESOURCE_EXHAUSTED" in str(error) and "shared memory" not in str(error) else math.inf

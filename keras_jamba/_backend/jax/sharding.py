@@ -15,7 +15,7 @@ def supports_model_parallel():
 
 def active_mesh():
     distribution = keras.distribution.distribution()
-    axes = getattr(layout_map(distribution), "parts", None)
+    axes = getattr(layout_map(distribution), "active_mesh", None)
     if isinstance(distribution, keras.distribution.DataParallel):
         axes = distribution.batch_dim_name, None, False, None
     # Inside `shard_map` every tensor is a local shard already.

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_jamba._backend.common.whole_variables import assign_from_shards, local_shards  # noqa: F401
+from keras_jamba._backend.common.unsplit_variables import assign_from_shards, local_shards  # noqa: F401
 
 
 def process_index():

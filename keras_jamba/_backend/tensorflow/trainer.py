@@ -24,7 +24,7 @@ class TrainerLoops(TensorFlowReplicasHook):
     def _replicas_data(self, iterator):
         # `first_batch` cannot return a batch of replicas to its iterator. This hook can, because no step has started.
         iterator = self._symbolic_build_data(iterator)
-        self._this_loop().looked = True
+        self._this_loop().checked = True
         return iterator
 
 

@@ -5,7 +5,7 @@ import os
 import torch
 
 from keras_jamba._backend.common.combined_gradients import all_reduce_sum  # noqa: F401
-from keras_jamba._backend.common.whole_variables import assign_from_shards, local_shards  # noqa: F401
+from keras_jamba._backend.common.unsplit_variables import assign_from_shards, local_shards  # noqa: F401
 
 
 def process_index():

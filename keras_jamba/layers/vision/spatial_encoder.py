@@ -22,8 +22,8 @@ class SpatialEncoder(GridEncoder):
     In training, a batch norm uses the batch statistics; in inference, the moving statistics. The first batch sets the
     moving statistics, and later batches update them with momentum 0.8. Inference is therefore right after one epoch of
     a short training. Adam's averages are free of their initial values in the same way
-    ([Kingma and Ba (2015)](https://arxiv.org/abs/1412.6980), section 3). `benchmarks/short_training.py` compares
-    alternatives. With `trainable=False`, training also uses the moving statistics and does not update them.
+    ([Kingma and Ba (2015)](https://arxiv.org/abs/1412.6980), section 3). `benchmarks/training/short_training.py`
+    compares alternatives. With `trainable=False`, training also uses the moving statistics and does not update them.
 
     Args:
         d_model: width of the features; even.
