@@ -1,4 +1,4 @@
-"""Images for the examples."""
+"""Image data sets of the examples."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class Images:
-    """Float images `(count, H, W, C)` from 0 to 1 and integer labels."""
+    """Float images `(count, H, W, C)` from 0 to 1 and integer labels `(count,)`."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -18,18 +18,19 @@ class Images:
     classes: list
 
     def first(self, count):
+        """Returns the first `count` images of each split."""
         arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
         return Images(*(x[:count] for x in arrays), self.classes)
 
     def validation_split(self, share):
-        """The last `share` of the training images in the place of the test images."""
+        """Returns the data with the last `share` of the training images as test images."""
         cut = round(len(self.train_images) * (1 - share))
         x, y = self.train_images, self.train_labels
         return Images(x[:cut], y[:cut], x[cut:], y[cut:], self.classes)
 
 
 def load(name):
-    """A data set by name, or a folder with one folder of images a class."""
+    """Returns the data set `name`: a known name, or a folder with one folder of images per class."""
     if name == "digits":
         return _digits()
     if name in ("cifar10", "cifar100", "mnist"):
@@ -45,7 +46,7 @@ def load(name):
 
 
 def _digits():
-    """Unshuffled halves: the writers of the second are not those of the first."""
+    """Returns unshuffled halves, since different people wrote the two halves."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -59,25 +60,25 @@ def _scaled(images):
 
 
 def _folder(folder, size=32):
-    """Every fifth image of a class is for testing."""
+    """Returns the images of a folder. Every fifth image of a class is a test image."""
     from PIL import Image
 
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if len(classes) < 2:
         raise SystemExit(
-            "A folder of images must hold one folder a class, two or more. "
+            "A folder of images must hold one folder per class and at least two classes. "
             f"Received: {str(folder)!r} with {len(classes)}. Sort the images into folders."
         )
-    parts = {False: ([], []), True: ([], [])}
+    splits = {False: ([], []), True: ([], [])}  # whether for testing
     for label, name in enumerate(classes):
         files = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in _SUFFIXES)
         for i, file in enumerate(files):
             with Image.open(file) as image:
                 pixels = np.asarray(image.convert("RGB").resize((size, size)))
-            images, labels = parts[i % 5 == 4]
+            images, labels = splits[i % 5 == 4]
             images.append(pixels)
             labels.append(label)
-    arrays = [(_scaled(np.stack(x)), np.array(y)) for x, y in (parts[False], parts[True])]
+    arrays = [(_scaled(np.stack(x)), np.array(y)) for x, y in (splits[False], splits[True])]
     return Images(*arrays[0], *arrays[1], classes)
 
 

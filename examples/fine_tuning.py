@@ -1,8 +1,9 @@
-"""Teaches a trained model another task by low-rank adapters, and stores its weights in few bits.
+"""Fine-tunes a trained model on another task with low-rank adapters, and quantizes its weights.
 
-The built-in model for handwritten digits has never seen one lying on its side, and guesses. Adapters beside its
-projections, and its head, are trained on turned digits, less than a quarter of all weights; the rest stays as it is,
-so that without the adapters the model is what it was. Then the weights are rounded to eight and four bits.
+The preset for handwritten digits was trained on upright digits only, and guesses at rotated ones. The script trains
+adapters of the projections, and the head, on rotated digits: less than a quarter of all weights. The other weights
+stay unchanged, so the model without the adapters is the original one. Then the script quantizes the original weights
+to int8 and int4.
 
     python examples/fine_tuning.py [--rank 16] [--epochs 60]
 
@@ -27,10 +28,10 @@ from keras_jamba.training import recipes
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402, which asks for a screen before Agg is chosen
+import matplotlib.pyplot as plt  # noqa: E402, since pyplot requires a screen unless Agg is chosen before
 
 PRESET = "digits"
-BITS = {"float32": None, "int8": "int8", "int4": "int4"}
+MODES = {"float32": None, "int8": "int8", "int4": "int4"}
 
 
 def arguments():
@@ -39,35 +40,39 @@ def arguments():
     parser.add_argument("--epochs", type=int, default=60, help="default: 60")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--output", type=Path, default=Path("runs") / "fine_tuning", help="default: runs/fine_tuning")
-    parser.add_argument("--smoke", action="store_true", help="one epoch on a few images: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="one epoch on a few images, to see that all of it runs")
     return parser.parse_args()
 
 
-def turned(images):
-    """Every image on its side."""
+def rotated(images):
+    """Returns the images rotated by 90 degrees."""
     return np.ascontiguousarray(np.rot90(images, axes=(1, 2)))
 
 
 def accuracy(model, images, labels):
+    """Returns the percentage of images that the model classifies correctly."""
     return 100 * float((model.predict(images, verbose=0).argmax(-1) == labels).mean())
 
 
 def fine_tune(model, data, args):
-    """Trains adapters on turned images; the loss of each epoch."""
+    """Trains adapters on rotated images and returns the loss of each epoch."""
     keras.utils.set_random_seed(args.seed)
     model.enable_lora(args.rank, ["attention", "mamba", "feed_forward"], also_train="head")
     recipe = replace(recipes.DIGITS, epochs=args.epochs, learning_rate=1e-2)
-    history = recipe.fit(model, turned(data.train_images), data.train_labels, args.seed, verbose=0)
+    history = recipe.fit(model, rotated(data.train_images), data.train_labels, args.seed, verbose=0)
     return history.history["loss"]
 
 
-def in_few_bits(data, output):
-    """Accuracy on upright images, size of the weights, and time an image, of the model in each number of bits."""
-    found = {}
-    for name, mode in BITS.items():
+def quantize(data, output):
+    """Returns per data type: accuracy on upright images, bytes of the weights, and images per second.
+
+    Saves the int8 model as a preset in `output / "int8"`.
+    """
+    quantized = {}
+    for name, mode in MODES.items():
         given = {} if mode is None else {"quantization": mode}
         model = keras_jamba.DHCJamba.from_preset(PRESET, **given)
-        right = accuracy(model, data.test_images, data.test_labels)  # and compiles
+        right = accuracy(model, data.test_images, data.test_labels)  # compiles the model, too
         times = []
         for _ in range(3):
             started = time.perf_counter()
@@ -75,19 +80,19 @@ def in_few_bits(data, output):
             times.append(time.perf_counter() - started)
         size = sum(keras.ops.convert_to_numpy(v.value).nbytes for v in model.weights)
         rate = len(data.test_images) / statistics.median(times)
-        found[name] = {"accuracy": right, "bytes": size, "images_per_second": round(rate)}
-        print(f"{name:>10}  {right:6.2f} % right  {size / 1024:6.0f} KiB  {rate:7.0f} images a second")
+        quantized[name] = {"accuracy": right, "bytes": size, "images_per_second": round(rate)}
+        print(f"{name:>10}  {right:6.2f} % right  {size / 1024:6.0f} KiB  {rate:7.0f} images per second")
         if mode == "int8":
             shutil.rmtree(output / "int8", ignore_errors=True)
             model.save_to_preset(output / "int8")
-    return found
+    return quantized
 
 
-def draw(images, tuning, bits, file):
+def draw(images, tuning, quantized, file):
     figure = plt.figure(figsize=(11, 3.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))
     grid = left.add_gridspec(2, 3, width_ratios=(1, 2.2, 2.2))
-    for row, (name, image) in enumerate((("upright", images[0]), ("turned", turned(images[:1])[0]))):
+    for row, (name, image) in enumerate((("upright", images[0]), ("turned", rotated(images[:1])[0]))):
         axis = left.add_subplot(grid[row, 0])
         axis.imshow(image[..., 0], cmap="gray_r")
         axis.set(xticks=[], yticks=[], xlabel=name)
@@ -103,9 +108,9 @@ def draw(images, tuning, bits, file):
     axis.plot(np.arange(1, len(tuning["loss"]) + 1), tuning["loss"])
     axis.set(xlabel="epoch", title=f"loss, {tuning['share']:.0%} of weights trained")
     axis = right.subplots()
-    bars = axis.barh(list(bits), [row["bytes"] / 1024 for row in bits.values()], color="C2")
-    axis.bar_label(bars, [f" {row['accuracy']:.1f} % right" for row in bits.values()])
-    axis.set(xlabel="weights, KiB", title="in few bits, upright images", xlim=(0, 720))
+    bars = axis.barh(list(quantized), [row["bytes"] / 1024 for row in quantized.values()], color="C2")
+    axis.bar_label(bars, [f" {row['accuracy']:.1f} % right" for row in quantized.values()])
+    axis.set(xlabel="weights, KiB", title="quantized, upright images", xlim=(0, 720))
     axis.invert_yaxis()
     figure.savefig(file, dpi=120)
 
@@ -116,7 +121,7 @@ def main():
     if args.smoke:
         data, args.epochs = data.first(128), 1
     model = keras_jamba.DHCJamba.from_preset(PRESET)
-    both = {"upright": data.test_images, "turned": turned(data.test_images)}
+    both = {"upright": data.test_images, "turned": rotated(data.test_images)}
     found = {"before": {name: accuracy(model, x, data.test_labels) for name, x in both.items()}}
     started = time.perf_counter()
     loss = fine_tune(model, data, args)
@@ -128,10 +133,10 @@ def main():
     for when, rows in found.items():
         for name, value in rows.items():
             print(f"{name:>10} {when:>6} fine-tuning  {value:6.2f} % of the test images right")
-    bits = in_few_bits(data, args.output)
+    quantized = quantize(data, args.output)
     tuning = {"accuracy": found, "loss": loss, "share": share, "seconds": round(seconds, 1), "rank": args.rank}
-    draw(data.test_images, tuning, bits, args.output / "fine_tuning.png")
-    record = {"backend": keras.backend.backend(), "seed": args.seed, "fine_tuning": tuning, "few_bits": bits}
+    draw(data.test_images, tuning, quantized, args.output / "fine_tuning.png")
+    record = {"backend": keras.backend.backend(), "seed": args.seed, "fine_tuning": tuning, "quantized": quantized}
     (args.output / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     size = (args.output / "adapters.safetensors").stat().st_size / 1024
     print(f"{seconds:.0f} s of training. adapters.safetensors ({size:.0f} KiB), int8/ and more are in {args.output}")

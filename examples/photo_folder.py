@@ -1,9 +1,9 @@
-"""From a folder of pictures to a saved model that takes bytes and answers with names.
+"""Trains on a folder of pictures and saves a model that takes uint8 pixels and returns class names.
 
     python examples/photo_folder.py [--folder PICTURES] [--size H W] [--epochs N] [--output runs/photo_folder] [--smoke]
 
 PICTURES holds one folder of pictures per class. Without it the script writes scikit-learn's handwritten digits as PNG
-files, and one file that is no picture. The saved model takes integers from 0 to 255, as cameras and files give them.
+files, and one file that is no picture. The saved model takes integers from 0 to 255, the values in picture files.
 Pictures become grey and are stretched to H x W pixels, 8 x 8 by default. OUTPUT must not hold a model yet.
 """
 
@@ -19,6 +19,7 @@ from keras_jamba.training import ImageFolder
 
 
 def write_digits(folder):
+    """Writes digits and an unreadable file to one folder per class, and returns `folder`."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -51,7 +52,7 @@ def main():
     unreadable = [*train.unreadable, *test.unreadable]
     print(f"{len(train.class_names)} classes; left out {len(unreadable)} unreadable file(s)")
 
-    # The sizes of a preset, with random weights. Labels are numbers of the folder's classes, so their names go along.
+    # The sizes of a preset with random weights. Labels are indices into the class names.
     given = dict(num_classes=len(train.class_names), class_names=train.class_names, image_shape=(*args.size, 1))
     model = keras_jamba.DHCJamba.from_preset("digits", load_weights=False, **given)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -60,7 +61,7 @@ def main():
     accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
     print(f"{accuracy:.1%} of the test pictures are right")
 
-    # The same weights behind a division by 255, in one file.
+    # The same weights with a division by 255 before them, in one file.
     model.save_to_preset(args.output / "model")
     server = keras_jamba.DHCJamba.from_preset(args.output / "model", pixel_range=(0, 255))
     server.save(args.output / "model.keras")

@@ -1,10 +1,11 @@
-"""The pictures of the image classification example."""
+"""Figures of the image classification example."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 
 def draw_learning_curve(history, file):
+    """Draws losses, accuracy and the entropy of the experts per epoch, where the history has them."""
     titles = {
         "loss": "loss, auxiliary losses included",
         "accuracy": "training accuracy",
@@ -20,7 +21,7 @@ def draw_learning_curve(history, file):
 
 
 def draw_confusion_matrix(data, predicted, file):
-    """The confusion matrix, and beside it up to 18 of the mistakes."""
+    """Draws the confusion matrix and up to 18 wrongly classified images."""
     count = len(data.classes)
     matrix = np.zeros((count, count), int)
     np.add.at(matrix, (data.test_labels, predicted), 1)
@@ -48,7 +49,7 @@ def draw_confusion_matrix(data, predicted, file):
 
 
 def draw_expert_usage(model, file):
-    """Share of the test images' tokens each expert got in the last batch, a row a layer."""
+    """Draws the share of tokens per expert in the last batch of test images, one row per layer."""
     layers = {
         f"block {i}": block.feed_forward
         for i, block in enumerate(model.backbone.blocks)

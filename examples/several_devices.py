@@ -1,13 +1,13 @@
-"""Trains a language model on one device or on all devices of many machines: the same program, JAX.
+"""Trains a language model on one device or on all devices of several machines, on JAX.
 
     KERAS_BACKEND=jax python examples/several_devices.py         rows over all devices of this machine
     ... --mesh 2x4                                               rows over 2 times 4 devices, the model over the 4
-    ... --mesh 8x1 --fully-sharded                               each device holds an eighth of the training's state
+    ... --mesh 8x1 --fully-sharded                               each device holds an eighth of weights and optimizer
     ... --mesh 1x8 --sequence-parallel                           the tokens of a row over 8 devices
-    ... --coordinator 10.0.0.1:1234 --processes 4 --process 0    on each machine one process of four
+    ... --coordinator 10.0.0.1:1234 --processes 4 --process 0    one of four processes, one per machine
 
-Killed and run again, on another mesh too, it goes on where it was. With
-XLA_FLAGS=--xla_force_host_platform_device_count=8 a CPU stands for eight devices. Writes to --output.
+A killed training resumes when the script runs again, also on another mesh. With
+XLA_FLAGS=--xla_force_host_platform_device_count=8 a CPU acts as eight devices. Writes to --output: saves/, log.csv.
 """
 
 import argparse
@@ -30,39 +30,44 @@ SIZES = {
 
 
 def mesh_of(text):
-    """(rows, model) of "2x4"."""
+    """Returns the mesh shape `(rows, model)` of a text such as "2x4"."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"A mesh is ROWSxMODEL. Received: {text!r}. Try 2x4.")
+        raise argparse.ArgumentTypeError(f"A mesh must be ROWSxMODEL. Received: {text!r}. Pass for example 2x4.")
     return tuple(map(int, found.groups()))
 
 
 def distribution(args):
-    """The devices of all processes as a mesh, and how the model is split among them."""
+    """Returns a `ModelParallel` of the devices of all processes."""
     devices = keras.distribution.list_devices()
     shape = args.mesh or (len(devices), 1)
     if shape[0] * shape[1] > len(devices):
-        raise SystemExit(f"--mesh must be one of the devices that there are. Received: {shape}, and {len(devices)}.")
+        raise SystemExit(
+            f"--mesh must not have more devices than JAX finds. Received: {shape}, and {len(devices)} devices. "
+            "Pass a smaller mesh."
+        )
     mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), devices[: shape[0] * shape[1]])
     layouts = training.layout_map(mesh, args.sequence_parallel, args.fully_sharded)
-    # Each process reads its own rows, below.
+    # Each process reads its own rows, see `text`.
     return keras.distribution.ModelParallel(layout_map=layouts, auto_shard_dataset=False)
 
 
 def text(args, rows):
-    """Rows of bytes of text that lies on every machine, of a batch those that this process' devices have.
+    """Returns batches of byte rows; of each batch, the rows of this process' devices.
 
-    Processes come one after the other in the mesh: each has some of its rows, or several share one.
+    The text is on every machine. The mesh orders devices by process, so a process has several mesh rows, or several
+    processes share one.
     """
     tokenizer = ByteTokenizer()
     texts, _ = documents(30_000 if args.size == "smoke" else 3_000_000)
     ids = [np.array(tokenizer.encode(x), "int32") for x in texts]
-    parts = min(rows, args.processes)
-    shard = (args.process * parts // args.processes, parts)
+    shards = min(rows, args.processes)
+    shard = (args.process * shards // args.processes, shards)
     return training.PackedText(ids, args.length, args.batch, eos_id=tokenizer.eos_token_id, shard=shard)
 
 
 def train(args, rows):
+    """Trains a model with checkpoints and returns the history of `fit`."""
     batches = text(args, rows)
     model = keras_jamba.JambaCausalLM(
         vocab_size=8 * -(-ByteTokenizer.vocab_size // 8), gradient_checkpointing=args.recompute, **SIZES[args.size]
@@ -72,18 +77,18 @@ def train(args, rows):
         training.optimizer(model, steps=steps),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
     )
-    own = sum(v.value.addressable_shards[0].data.nbytes for v in model.variables)
-    print(f"{model.count_params():,} parameters; {own / 1e6:.1f} MB of them on each device", flush=True)
+    local_bytes = sum(v.value.addressable_shards[0].data.nbytes for v in model.variables)
+    print(f"{model.count_params():,} parameters; {local_bytes / 1e6:.1f} MB of them on each device", flush=True)
     checkpoint = training.Checkpoint(args.output / "saves", batches, every=args.every)
     csv = args.output / "log.csv" if args.process == 0 else None
-    rate = training.Monitor([training.Throughput(args.batch)], every=10, csv=csv)
+    monitor = training.Monitor([training.Throughput(args.batch)], every=10, csv=csv)
     verbose = 2 if args.process == 0 else 0
-    return model.fit(batches, epochs=args.epochs, callbacks=[rate, checkpoint], verbose=verbose).history
+    return model.fit(batches, epochs=args.epochs, callbacks=[monitor, checkpoint], verbose=verbose).history
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mesh", type=mesh_of, metavar="ROWSxMODEL", help="all devices over rows unless given")
+    parser.add_argument("--mesh", type=mesh_of, metavar="ROWSxMODEL", help="default: all devices over rows")
     parser.add_argument("--fully-sharded", action="store_true", help="the first axis shares matrices too")
     parser.add_argument("--sequence-parallel", action="store_true", help="the second axis shares the tokens of a row")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
@@ -105,10 +110,10 @@ def main():
         keras.distribution.initialize(args.coordinator, args.processes, args.process)
     keras.config.set_dtype_policy(args.dtype)
     keras.utils.set_random_seed(0)
-    split = distribution(args)
-    with split.scope():
-        history = train(args, split.device_mesh.shape[0])
-    if history.get("loss"):  # empty where the training had ended before
+    parallel = distribution(args)
+    with parallel.scope():
+        history = train(args, parallel.device_mesh.shape[0])
+    if history.get("loss"):  # empty if the training had ended before
         print(f"loss {history['loss'][-1]:.4f}")
 
 

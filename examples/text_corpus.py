@@ -1,4 +1,4 @@
-"""Text that lies on every machine with Python: the topics of its help, and docstrings of installed packages."""
+"""Text on every machine with Python: its help topics, and docstrings of installed packages."""
 
 import ast
 import sysconfig
@@ -13,9 +13,9 @@ _PACKAGES = {"numpy": Path(np.__file__).parent, "keras": Path(keras.__file__).pa
 
 
 def documents(limit=3_000_000):
-    """`(training texts, test texts)`, `limit` characters at most; a twelfth of the documents are for the test.
+    """Returns `(training texts, test texts)` of at most `limit` characters. A twelfth of the documents are test texts.
 
-    Where a text belongs depends on the text alone, so none is in both.
+    The split depends on the text alone, so no text is in both lists.
     """
     train, test, size = [], [], 0
     for text in dict.fromkeys(_texts()):

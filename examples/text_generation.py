@@ -1,7 +1,7 @@
-"""Trains a small Jamba on bytes of text that lies on every machine, and lets it write.
+"""Trains a small Jamba on bytes of local text and generates text with it.
 
-Beside it two models of as many parameters, of attention alone and of Mamba layers alone, are trained alike, and
-gzip and xz compress the same test text. Nothing is downloaded.
+The script also trains two models of about as many parameters in the same way: one of attention layers only, one of
+Mamba layers only. gzip and xz compress the same test text. There is no download.
 
     python examples/text_generation.py [--minutes 5] [--prompt "The "]
 
@@ -30,7 +30,7 @@ matplotlib.use("Agg")
 
 LENGTH, BATCH = 128, 16
 BODY = dict(d_model=64, num_layers=4, num_heads=4, num_experts=4, d_ff=128)
-# Attention has no other way to know what stands where.
+# Attention alone requires RoPE to know positions.
 KINDS = {
     "Jamba": dict(mamba_ratio=3, attention_offset=2, moe_frequency=2),
     "attention": dict(mamba_ratio=0, moe_frequency=0, use_rope=True),
@@ -40,7 +40,7 @@ PEAK, WARMUP = 5e-3, 0.1
 
 
 def build(kind, parameters=None, **smaller):
-    """A model of a kind; with `parameters`, as wide between as gives it about as many."""
+    """Returns a model of a kind. With `parameters`, d_ff is chosen to give about that many parameters."""
     options = BODY | KINDS[kind] | smaller
     make = lambda **changed: keras_jamba.JambaCausalLM(  # noqa: E731
         vocab_size=ByteTokenizer.vocab_size,
@@ -51,7 +51,7 @@ def build(kind, parameters=None, **smaller):
     )
     model = make()
     if parameters is not None:
-        # Three matrices, d x d_ff, in each layer.
+        # Each layer has three matrices of d x d_ff.
         missing = (parameters - model.count_params()) / (3 * options["d_model"] * options["num_layers"])
         model = make(d_ff=max(8, options["d_ff"] + round(missing)))
     model.tokenizer = ByteTokenizer()
@@ -59,30 +59,30 @@ def build(kind, parameters=None, **smaller):
 
 
 def rows(texts, seed=0, shuffle=True):
-    """Texts side by side in rows, as bytes that end with the token for the end."""
+    """Returns packed rows of the texts as bytes. Each text ends with the end-of-sequence token."""
     tokenizer = ByteTokenizer()
     ids = [np.array(tokenizer.encode(text), "int32") for text in texts]
     return PackedText(ids, LENGTH, BATCH, seed=seed, shuffle=shuffle, eos_id=tokenizer.eos_token_id)
 
 
 class Clock(keras.callbacks.Callback):
-    """The learning rate, up and down over the time that there is, which ends the training; and a bar of seconds."""
+    """Callback that schedules the learning rate over a number of seconds, ends the training and shows progress."""
 
     def __init__(self, seconds):
         super().__init__()
-        self.seconds, self.begun, self.steps = seconds, None, 0
+        self.seconds, self.started, self.steps = seconds, None, 0
         self.bar = keras.utils.Progbar(seconds, unit_name="second", stateful_metrics=["loss"])
 
     def done(self):
-        """The share of the time that is over; the first step, which compiles, does not count."""
-        return 0.0 if self.begun is None else (time.perf_counter() - self.begun) / self.seconds
+        """Returns the elapsed share of the time. The first step, which compiles, does not count."""
+        return 0.0 if self.started is None else (time.perf_counter() - self.started) / self.seconds
 
     def on_epoch_begin(self, epoch, logs=None):
         rising, falling = self.done() / WARMUP, 0.5 * (1 + math.cos(math.pi * min(1.0, self.done())))
         self.model.optimizer.learning_rate = PEAK * max(0.01, min(rising, falling))
 
     def on_train_batch_end(self, batch, logs=None):
-        self.begun = self.begun or time.perf_counter()
+        self.started = self.started or time.perf_counter()
         self.steps += 1
 
     def on_epoch_end(self, epoch, logs=None):
@@ -91,17 +91,17 @@ class Clock(keras.callbacks.Callback):
 
 
 def train(model, text, seconds):
-    """Steps taken in so many seconds."""
+    """Trains the model for `seconds` and returns the number of steps."""
     clock = Clock(seconds)
     model.compile(JambaAdamW(PEAK, weight_decay=0.05))
-    # Between such short epochs a learning rate can be set on all backends.
+    # Every backend lets a callback set the learning rate between epochs, so epochs are short.
     steps = min(16, text.steps_per_epoch)
     model.fit(text, epochs=100_000, steps_per_epoch=steps, callbacks=[clock], verbose=0)
     return clock.steps
 
 
 def bits_per_byte(model, text, size):
-    """Of a text of `size` bytes in packed rows, the ends of its documents included."""
+    """Returns the bits per byte of a text of `size` bytes in packed rows. The ends of documents count."""
     nats = 0.0
     for step in range(text.steps_per_epoch):
         inputs, targets, weight = text.batch(step)
@@ -114,7 +114,7 @@ def bits_per_byte(model, text, size):
 
 
 def compressed(train_text, test_text, compress):
-    """Bits a byte of the test text by itself, and behind the training text."""
+    """Returns the bits per byte of the compressed test text, alone and after the training text."""
     alone, before = len(compress(test_text)), len(compress(train_text))
     return 8 * alone / len(test_text), 8 * (len(compress(train_text + test_text)) - before) / len(test_text)
 
@@ -133,7 +133,7 @@ def draw(figures, file):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="for all of it, about")
+    parser.add_argument("--minutes", type=float, default=5.0, help="approximate time of the complete run")
     parser.add_argument("--prompt", default="Return the ")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/text_generation"))
@@ -141,20 +141,24 @@ def main():
     args = parser.parse_args()
     keras.utils.set_random_seed(args.seed)
     smaller = dict(d_model=16, num_layers=1, d_ff=16, num_heads=2) if args.smoke else {}
-    learned, unseen = documents(60_000 if args.smoke else 1_500_000)
-    train_text, test_text = ("\n".join(texts).encode() for texts in (learned, unseen))
-    print(f"{len(train_text):,} bytes of text to learn from, {len(test_text):,} unseen ones for the test")
-    text, test = rows(learned, args.seed), rows(unseen, shuffle=False)
+    train_texts, test_texts = documents(60_000 if args.smoke else 1_500_000)
+    train_text, test_text = ("\n".join(texts).encode() for texts in (train_texts, test_texts))
+    print(f"{len(train_text):,} bytes of training text, {len(test_text):,} bytes of test text")
+    text, test = rows(train_texts, args.seed), rows(test_texts, shuffle=False)
 
     figures, record, model = {}, {"backend": keras.backend.backend(), "seed": args.seed}, None
     for kind in KINDS:
-        made = build(kind, model and model.count_params(), **smaller)
-        model = model or made
-        print(f"{kind}: {made.count_params():,} parameters")
-        # Of the five minutes a minute and a half are for compiling, for the test, and for writing.
-        steps = train(made, text, 1 if args.smoke else max(5, round(args.minutes * 60 * 0.7 / len(KINDS))))
-        figures[kind] = bits_per_byte(made, test, len(test_text))
-        record[kind] = {"parameters": made.count_params(), "steps": steps, "bits_per_byte": round(figures[kind], 3)}
+        candidate = build(kind, model and model.count_params(), **smaller)
+        model = model or candidate
+        print(f"{kind}: {candidate.count_params():,} parameters")
+        # 30 % of the time remains for compilation, the test and the generated text.
+        steps = train(candidate, text, 1 if args.smoke else max(5, round(args.minutes * 60 * 0.7 / len(KINDS))))
+        figures[kind] = bits_per_byte(candidate, test, len(test_text))
+        record[kind] = {
+            "parameters": candidate.count_params(),
+            "steps": steps,
+            "bits_per_byte": round(figures[kind], 3),
+        }
     for name, compress in {"xz": lzma.compress, "gzip": gzip.compress}.items():
         figures[name], figures[f"{name}, behind the training text"] = compressed(train_text, test_text, compress)
     width = max(map(len, figures))

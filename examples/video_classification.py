@@ -1,7 +1,7 @@
-"""Trains DHCJamba on clips whose order of frames decides, and classifies a clip frame by frame.
+"""Trains DHCJamba on clips whose class depends on the order of frames, and classifies a clip frame by frame.
 
-Three tasks (video_tasks.py): in which direction a digit moves; in which order three digits flash up; whether
-the digits at both ends of a clip are of one class. Nothing is downloaded.
+Three tasks (video_tasks.py): the direction in which a digit moves; the order in which three digits flash; whether
+the first and the last digit of a clip are of one class. There is no download.
 
     python examples/video_classification.py [--task direction|order|match]
 
@@ -30,10 +30,11 @@ BODY = dict(tokens="frames", d_model=32, num_layers=2, mamba_ratio=1, moe_freque
 
 
 def slightly_moved(num_classes):
+    """Returns the layers of an augmentation."""
     return [RandomAffine(rotation=15.0, shear=0.1, dtype="float32")]
 
 
-# Of each task: the model, and the stages of its training, `(frames, clips, recipe)`.
+# Per task: arguments of the model, and training stages `(frames, clips, recipe)`.
 SETTINGS = {
     "direction": (
         BODY | dict(stem="patchify", downsample=4),
@@ -44,10 +45,10 @@ SETTINGS = {
         [(12, 8192, Recipe(epochs=3, batch_size=64, learning_rate=3e-3, ema_momentum=0.98))],
     ),
     "match": (
-        # Without positions attention finds the first frame over any wait.
+        # Attention without positions finds the first frame at any distance.
         BODY | dict(downsample=2, use_rope=False, d_model=48, attention_offset=0),
         [
-            # Over 16 frames from the start the comparison is not found.
+            # Training on 16 frames from the start does not find the comparison.
             (3, 16384, Recipe(12, 64, 3e-3, ema_momentum=0.99, augmentation=slightly_moved)),
             (16, 8192, Recipe(3, 64, 2e-3, ema_momentum=0.99, augmentation=slightly_moved)),
         ],
@@ -56,9 +57,17 @@ SETTINGS = {
 
 
 def train(name, seed=0, salt=0, control=None, share=1.0, smoke=False, verbose=0, **changes):
-    """A model of a task, some of its arguments changed; with the name of a control, of clips that it has changed.
+    """Returns a model trained on a task.
 
-    `share` is how many clips it learns from, as a multiple of the usual number.
+    Args:
+        name: the task, a key of `TASKS`.
+        seed: decides weights, clips and order.
+        salt: draws other clips and weights.
+        control: None, or a key of `CONTROLS`, which changes the training clips.
+        share: the number of training clips as a multiple of the usual number.
+        smoke: True for one epoch of 128 clips per stage.
+        verbose: as in `fit`.
+        **changes: other arguments of the model.
     """
     task, (options, stages) = TASKS[name], SETTINGS[name]
     keras.utils.set_random_seed(seed + 1000 * salt)
@@ -76,7 +85,7 @@ def train(name, seed=0, salt=0, control=None, share=1.0, smoke=False, verbose=0,
 
 
 def accuracy(model, name, seed=0, salt=0, control=None, frames=None, split="test", count=TEST_CLIPS):
-    """Percent of new clips of other digits."""
+    """Returns the percentage of new clips of other digits that the model classifies correctly."""
     clips, labels = TASKS[name].clips(split, count, seed, salt, frames)
     if control:
         clips = CONTROLS[control](clips, generator(control, split, seed, salt))
@@ -84,7 +93,7 @@ def accuracy(model, name, seed=0, salt=0, control=None, frames=None, split="test
 
 
 def streamed(model, clip):
-    """Probabilities `(T, classes)` after each frame of one clip `(T, h, w, 1)`."""
+    """Returns the probabilities `(T, classes)` after each frame of one clip `(T, h, w, 1)`."""
     cache = model.init_cache(1, max_frames=len(clip))
     probabilities = []
     for frame in clip:
@@ -94,7 +103,7 @@ def streamed(model, clip):
 
 
 def draw_stream(clip, label, probabilities, file):
-    """The frames of a clip, and under each what the model believes after it."""
+    """Draws the frames of a clip, and the class probabilities after each frame."""
     from matplotlib import pyplot as plt
 
     frames, classes = probabilities.shape

@@ -1,8 +1,8 @@
-"""Clips of moving, flashing and returning digits, each with controls and what these can score at most.
+"""Clips of moving, flashing and returning digits, with controls and their highest possible accuracies.
 
-A control takes away what a task is about, the order of frames or all but the last. A model which scores more
-than the control's ceiling has found a leak. Clips are made in NumPy, from scikit-learn's digits: a function of
-the task, the split and the numbers given, the same on every backend.
+A control removes the information that a task requires: the order of frames, or all frames but the last. A model with
+a higher accuracy than the control's ceiling uses a leak. NumPy makes the clips from scikit-learn's digits. They are a
+function of the task, the split, the seed and the salt, and equal on every backend.
 """
 
 import functools
@@ -16,13 +16,13 @@ import numpy as np
 SPRITE = 8
 NOISE = 0.3
 SPECKLES = 0.05
-# Remainders of a digit image's index by 5.
+# The index of a digit image modulo 5 decides its split.
 SPLITS = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}
 # (down, right), clockwise: the opposite of d is (d + 4) % 8.
 DIRECTIONS = np.array([(0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)])
 # Row `label` holds the digits in the order they are shown.
 ORDERS = np.array(list(itertools.permutations(range(3))))
-# The names of the classes, by task.
+# The class names per task.
 CLASS_NAMES = {
     "direction": ("right", "down right", "down", "down left", "left", "up left", "up", "up right"),
     "order": tuple(", ".join(map(str, order)) for order in ORDERS),
@@ -31,14 +31,14 @@ CLASS_NAMES = {
 
 
 def generator(task, split, seed=0, salt=0):
-    """Random numbers of a task (any name) and a split."""
+    """Returns the random generator of a task (any name) and a split."""
     entropy = [zlib.crc32(task.encode()), zlib.crc32(split.encode()), salt, seed]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 @functools.cache
 def sprites(split):
-    """The digit images `(count, 8, 8)` of a split, from 0 to 1, sorted by class, and their classes `(count,)`."""
+    """Returns a split's digit images `(count, 8, 8)` from 0 to 1, sorted by class, and their classes `(count,)`."""
     from sklearn.datasets import load_digits
 
     if split not in SPLITS:
@@ -54,7 +54,11 @@ def sprites(split):
 
 @dataclass(frozen=True)
 class Task:
-    """`frames`: T unless told, from `shortest` to `longest`. `ceilings`: percent a control may score, by its name."""
+    """Task of video classification.
+
+    `frames` is the default number of frames T, which may be from `shortest` to `longest`. `multiple` divides every
+    count of clips. `ceilings` holds the highest possible accuracy in percent, by the name of the control.
+    """
 
     name: str
     classes: int
@@ -67,7 +71,11 @@ class Task:
     make: Callable
 
     def clips(self, split, count, seed=0, salt=0, frames=None):
-        """Clips `(count, T, h, w, 1)` from 0 to 1 in float32, and labels `(count,)` in int32."""
+        """Returns float32 clips `(count, T, h, w, 1)` from 0 to 1, and int32 labels `(count,)`.
+
+        Raises:
+            ValueError: if the count is no multiple of `multiple`, or the task does not allow the number of frames.
+        """
         frames = self.frames if frames is None else frames
         if count < 1 or count % self.multiple:
             raise ValueError(
@@ -86,12 +94,12 @@ class Task:
 
 
 def _direction(rng, images, _, shape):
-    """A digit moves 2 pixels a frame, up, down, left, right or diagonally; the label is the row of DIRECTIONS.
+    """Returns clips of a digit that moves 2 pixels per frame in one of 8 directions, and rows of DIRECTIONS as labels.
 
-    Clips 2i and 2i + 1 are the same frames in opposite orders: a path has its middle as its centre, which is that
-    of the frame but for a pixel either way. So frames without their order tell the axis and no more. One frame
-    does tell the direction, since the digit comes from the other side: no ceiling is stated for it. (Of 8 frames,
-    even one next to the middle is right in 25 of 72 cases.)
+    Clips 2i and 2i + 1 are the same frames in opposite orders. A path is symmetric around its centre, which is at
+    most one pixel from the frame's centre in each direction. So frames without their order reveal the axis only. A
+    single frame reveals the direction, since the digit comes from the other side: there is no ceiling for it. (Of 8
+    frames, even one next to the middle is correct in 25 of 72 cases.)
     """
     count, frames, *size = shape
     axis = _balanced(rng, count // 2, 4)
@@ -107,10 +115,10 @@ def _direction(rng, images, _, shape):
 
 
 def _order(rng, images, classes, shape):
-    """A 0, a 1 and a 2 flash for a frame each, at three random times and random places; the label is the row of ORDERS.
+    """Returns clips of the digits 0, 1 and 2, one frame each at random times and places, and rows of ORDERS as labels.
 
-    Times and places are drawn alike for all orders: frames without their order tell nothing. The last frame does,
-    when it holds a digit.
+    Times and places have the same distribution for all orders, so frames without their order reveal nothing. The last
+    frame does reveal something if it holds a digit.
     """
     count, frames, *size = shape
     labels = _balanced(rng, count, len(ORDERS))
@@ -125,11 +133,11 @@ def _order(rng, images, classes, shape):
 
 
 def _match(rng, images, classes, shape):
-    """A digit in the first frame and one in the last, at random places; 1 if they are of one class, else 0.
+    """Returns clips with a digit in the first and the last frame; label 1 if both are of one class, else 0.
 
-    They are never the same image. Each class is as likely first, and as likely last, whatever the label. In the
-    frames between, one pixel of twenty is a speckle between the noise and a digit's brightest. The first and the
-    last frame are the same for any number of frames: only the wait differs.
+    Both digits are at random places and never the same image. Every class is equally likely first and last, for both
+    labels. In the frames between, one of twenty pixels is a speckle between the noise and the brightest value. The
+    number of frames changes neither the first nor the last frame, only their distance.
     """
     count, frames, *size = shape
     same = _balanced(rng, count, 2)
@@ -148,18 +156,18 @@ def _match(rng, images, classes, shape):
 
 
 def _balanced(rng, count, classes):
-    """Labels `(count,)` in a random order, each as often as any other, or once more."""
+    """Returns labels `(count,)` in a random order. Their frequencies differ by at most one."""
     return rng.permutation(np.arange(count) % classes)
 
 
 def _ranges(classes):
-    """Where each of the ten classes starts in sorted `classes`, and how many it has."""
+    """Returns the first index and the size of each of the ten classes in sorted `classes`."""
     sizes = np.bincount(classes, minlength=10)
     return np.cumsum(sizes) - sizes, sizes
 
 
 def _corners(rng, shape, size):
-    """Upper left corners `(*shape, 2)` of sprites which lie within a frame."""
+    """Returns upper left corners `(*shape, 2)` of sprites within a frame."""
     return rng.integers(np.array(size) - SPRITE + 1, size=(*shape, 2))
 
 
@@ -168,7 +176,10 @@ def _noise(rng, shape):
 
 
 def _paste(clips, times, corners, digits):
-    """Puts digits `(N, K, 8, 8)` where brighter into clips `(N, T, h, w)`: at times `(N, K)`, corners `(N, K, 2)`."""
+    """Writes digits `(N, K, 8, 8)` into clips `(N, T, h, w)` where they are brighter.
+
+    `times` has the shape `(N, K)`, `corners` `(N, K, 2)`.
+    """
     pixels = corners[..., None] + np.arange(SPRITE)
     clip = np.arange(len(clips))[:, None, None, None]
     where = clip, times[..., None, None], pixels[..., 0, :, None], pixels[..., 1, None, :]
@@ -176,23 +187,23 @@ def _paste(clips, times, corners, digits):
 
 
 def shuffled_frames(clips, rng):
-    """Each clip's frames in a random order of its own."""
+    """Returns clips with the frames of each clip in a random order."""
     count, frames = clips.shape[:2]
     order = rng.permuted(np.tile(np.arange(frames), (count, 1)), axis=1)
     return clips[np.arange(count)[:, None], order]
 
 
 def frame_mean(clips):
-    """Each clip's mean frame, T times."""
+    """Returns clips that repeat the mean frame of each clip T times."""
     return np.repeat(clips.mean(axis=1, keepdims=True), clips.shape[1], axis=1)
 
 
 def only_last(clips):
-    """Each clip's last frame, T times."""
+    """Returns clips that repeat the last frame of each clip T times."""
     return np.repeat(clips[:, -1:], clips.shape[1], axis=1)
 
 
-# By the names in `Task.ceilings`; called with clips and a generator.
+# Functions of clips and a generator, by the names in `Task.ceilings`.
 CONTROLS = {
     "shuffled": shuffled_frames,
     "mean": lambda clips, rng: frame_mean(clips),
@@ -202,7 +213,7 @@ CONTROLS = {
 TASKS = {
     task.name: task
     for task in (
-        # Nine frames with a pixel either way would leave the frame.
+        # The path of nine frames, shifted by a pixel, would leave the frame.
         Task("direction", 8, 8, (24, 24), 2, 8, 2, {"shuffled": 50.0, "mean": 50.0}, _direction),
         Task("order", 6, 12, (12, 12), 3, None, 1, {"shuffled": 100 / 6, "mean": 100 / 6}, _order),
         Task("match", 2, 16, (12, 12), 2, None, 1, {"last": 50.0}, _match),
