@@ -1,4 +1,4 @@
-"""Shared by all tests: helper modules on the path, fixed seeds, cheap compilation, one store of what JAX compiled."""
+"""Shared by all tests: helper modules on the path, fixed seeds, fast compilation, one JAX compilation cache."""
 
 import importlib.util
 import mmap
@@ -6,20 +6,20 @@ import os
 import sys
 from pathlib import Path
 
-# Most of the time on JAX is compilation: tests build the same small models again and again, and examples run
-# in processes of their own. To be set before keras imports jax.
+# Compilation takes most of the time on JAX: tests rebuild the same small models, and examples run in their own
+# processes. These variables must be set before keras imports jax.
 STORE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(STORE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Half the time to compile a drawing of random weights, which each new shape needs; the numbers are others.
+# Halves the time to compile random initialisation, which each new shape needs. The random numbers differ.
 os.environ.setdefault("JAX_THREEFRY_PARTITIONABLE", "0")
 
 
 def cheap_compilation(package, library):
-    """XLA's flags to optimise little: a third of the time to compile, for programs that run for milliseconds."""
+    """Returns XLA flags that cut compile time to a third by optimising less; programs run for milliseconds."""
     flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-    # The older of its two ways to emit loops compiles faster; a version that no longer knows it ends the process.
+    # XLA's older loop emitter compiles faster. A version that does not know its flag ends the process.
     found = importlib.util.find_spec(package)
     for path in Path(found.origin).parent.glob(library) if found else ():
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -42,8 +42,8 @@ if backend == "tensorflow":
 
     from keras.src.trainers.compile_utils import CompileMetrics
 
-    # A step that makes variables of optimizers and metrics when it is traced is traced twice, which is most of its
-    # time. Examples, in processes of their own, make them there, as users do.
+    # TensorFlow traces a step twice if tracing creates optimizer or metric variables. Tracing takes most of the time.
+    # Examples run in their own processes and create the variables while tracing, as users do.
     make_train_function, build_metrics = keras.Model.make_train_function, CompileMetrics.build
 
     def of_a_built_optimizer(model, force=False):
@@ -52,7 +52,7 @@ if backend == "tensorflow":
         return make_train_function(model, force)
 
     def built_outside(metrics, y_true, y_pred):
-        # In another thread nothing is traced.
+        # TensorFlow traces per thread: another thread runs eagerly.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(build_metrics, metrics, y_true, y_pred).result()
 
@@ -60,11 +60,11 @@ if backend == "tensorflow":
 
 
 def pytest_addoption(parser):
-    parser.addoption("--part", default="1/1", help="of the test files, the first of two for example: 1/2")
+    parser.addoption("--part", default="1/1", help="the part of the test files to run; 1/2 is the first of two parts")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves the files of one part, dealt out in turn."""
+    """Keeps the test files of the requested part; files are assigned to parts in turn."""
     part, parts = map(int, config.getoption("part").split("/"))
     files = {path: i % parts == part - 1 for i, path in enumerate(dict.fromkeys(item.path for item in items))}
     if parts > 1:

@@ -1,4 +1,4 @@
-"""House rules that can be read off the source: who imports whom, sizes, names."""
+"""Rules on the source text: allowed imports, knowledge of the backend, file lengths and names."""
 
 import ast
 from pathlib import Path
@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 from checks import once
 
-# Files alone.
+# Independent of the backend.
 pytestmark = once
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_jamba"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part may import of ours, itself included.  A part that is not listed fails the test, so
-# that a new part states its place here.
+# `{part: parts of the package that it may import}`. A part without a row fails the test.
 MAY_IMPORT = {
     "_keras": {"_keras"},
     "_keras_internals": {"_keras_internals"},
@@ -40,23 +39,23 @@ MAY_IMPORT = {
         *("_backend", "_keras_internals", "_files"),
     },
 }
-# Which package of `_backend` may import a framework.
+# `{framework: package of _backend that may import it}`.
 FRAMEWORKS = {"jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "torch": "torch"}
-# A formula that is written in operations of PyTorch.
+# `{file: framework}` for formulas that are written in a framework's operations.
 FORMULAS = {"ops/scan/torch_chunks.py": "torch"}
-# It writes into files on which backend a model was compiled.
+# This file stores the backend on which a model was compiled.
 KEEPS_BACKEND = {"models/_saved_state.py"}
 MAX_LINES = 400
 
 
 def module_name(path):
-    """`keras_jamba/ops/scan/__init__.py` is `keras_jamba.ops.scan`."""
+    """Returns the dotted name of a module: `keras_jamba.ops.scan` for `keras_jamba/ops/scan/__init__.py`."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def part_of(name):
-    """`keras_jamba.ops.scan` belongs to `ops`; the package itself to ``."""
+    """Returns the part of a dotted name: `ops` for `keras_jamba.ops.scan`, an empty string for the package itself."""
     return (name.split(".") + [""])[1]
 
 
@@ -65,7 +64,7 @@ def tree_of(path):
 
 
 def imports(tree, path):
-    """`(line, dotted name)` of every import, those inside functions and of relative names too."""
+    """Yields `(line, dotted name)` of every import, including relative imports and imports inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -82,7 +81,7 @@ def imports(tree, path):
 
 
 def dotted(node):
-    """`keras.backend.backend` as text, or None for what is not a chain of names."""
+    """Returns a chain of names as text, such as `keras.backend.backend`, or None for any other node."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -91,9 +90,9 @@ def dotted(node):
     return None
 
 
-def backwards_imports(tree, path):
+def disallowed_imports(tree, path):
     part = part_of(module_name(path))
-    # The package's own __init__ gathers the public names and may reach everything.
+    # The package's own __init__ collects the public names and may import every part.
     allowed = MAY_IMPORT.get(part, set()) if part else set(MAY_IMPORT)
     return [
         f"{line}: imports {name}"
@@ -103,15 +102,15 @@ def backwards_imports(tree, path):
 
 
 def framework_of(path):
-    """The framework that a file may import: that of its package in `_backend`, or of its formula."""
-    place = path.relative_to(PACKAGE)
-    if place.parts[0] == "_backend" and len(place.parts) == 3:
-        return place.parts[1]
-    return FORMULAS.get(place.as_posix())
+    """Returns the framework that a file may import: that of its package in `_backend`, or of its formula."""
+    relative = path.relative_to(PACKAGE)
+    if relative.parts[0] == "_backend" and len(relative.parts) == 3:
+        return relative.parts[1]
+    return FORMULAS.get(relative.as_posix())
 
 
 def backend_knowledge(tree, path):
-    """Imports of a framework, and the question which backend runs, under any alias of `keras`."""
+    """Returns the imports of a framework and the queries for the active backend, under any alias of `keras`."""
     found = []
     local = {}
     for node in ast.walk(tree):
@@ -129,45 +128,47 @@ def backend_knowledge(tree, path):
     if part_of(module_name(path)) == "_backend":
         return found
     for node in ast.walk(tree):
-        # Names that are only mentioned too: they may be called later.
+        # A name without a call counts too: it may be called later.
         name = dotted(node) if isinstance(node, ast.Attribute | ast.Name) else None
         head, _, rest = (name or "").partition(".")
         full = local.get(head, head) + (f".{rest}" if rest else "")
         if full in {"keras.backend.backend", "keras.config.backend"}:
-            found.append(f"{node.lineno}: asks by {full}")
+            found.append(f"{node.lineno}: uses {full}")
         elif isinstance(node, ast.Call) and ast.unparse(node).startswith(("importlib.import_module('", "__import__('")):
             framework = FRAMEWORKS.get(node.args[0].value.split(".")[0])
             if framework and framework != framework_of(path):
                 found.append(f"{node.lineno}: imports {node.args[0].value}")
         elif full == "keras_jamba._backend.name" and path.relative_to(PACKAGE).as_posix() not in KEEPS_BACKEND:
-            found.append(f"{node.lineno}: asks by {full}")
+            found.append(f"{node.lineno}: reads {full}")
         elif isinstance(node, ast.Constant) and node.value == "KERAS_BACKEND" and path.name != "_keras.py":
             found.append(f"{node.lineno}: reads KERAS_BACKEND")
     return found
 
 
-def broken(rule):
-    """`path:line: what` of every violation of one rule in the package."""
-    return [f"{path.relative_to(ROOT).as_posix()}:{what}" for path in FILES for what in rule(tree_of(path), path)]
+def violations(rule):
+    """Returns `path:line: violation` for every violation of one rule in the package."""
+    return [f"{path.relative_to(ROOT).as_posix()}:{found}" for path in FILES for found in rule(tree_of(path), path)]
 
 
-def test_imports_never_run_back_up():
+def test_every_part_imports_only_allowed_parts():
     assert FILES
-    assert broken(backwards_imports) == []
+    assert violations(disallowed_imports) == []
 
 
-def test_every_part_states_its_place():
+def test_every_part_has_a_row_of_allowed_imports():
     parts = {part_of(module_name(path)) for path in FILES} - {""}
     assert parts <= MAY_IMPORT.keys()
 
 
-def test_only_a_backends_package_imports_its_framework_and_none_outside_asks_which_runs():
-    assert broken(backend_knowledge) == []
+def test_only_backend_packages_know_the_framework_and_the_backend():
+    assert violations(backend_knowledge) == []
 
 
 def test_the_package_has_no_assert_statement():
     assert (
-        broken(lambda tree, path: [f"{node.lineno}: assert" for node in ast.walk(tree) if isinstance(node, ast.Assert)])
+        violations(
+            lambda tree, path: [f"{node.lineno}: assert" for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        )
         == []
     )
 
@@ -179,7 +180,7 @@ def test_every_file_is_under_400_lines():
 
 def test_no_public_function_shares_its_modules_name():
     assert (
-        broken(
+        violations(
             lambda tree, path: [
                 f"{node.lineno}: {node.name}"
                 for node in tree.body
@@ -204,8 +205,8 @@ def test_no_public_function_shares_its_modules_name():
         ("layers/moe.py", "import keras_jamba"),
     ],
 )
-def test_the_import_rule_sees_every_way_to_write_an_import(where, source):
-    assert backwards_imports(ast.parse(source), PACKAGE / where)
+def test_the_import_rule_finds_every_form_of_import(where, source):
+    assert disallowed_imports(ast.parse(source), PACKAGE / where)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_the_import_rule_sees_every_way_to_write_an_import(where, source):
         ("_backend/jax/tensors.py", "import torch"),
     ],
 )
-def test_the_backend_rule_sees_every_way_to_ask(where, source):
+def test_the_backend_rule_finds_every_form_of_query(where, source):
     assert backend_knowledge(ast.parse(source), PACKAGE / where)
 
 
@@ -240,5 +241,5 @@ def test_the_backend_rule_sees_every_way_to_ask(where, source):
         ("_backend/__init__.py", "import keras\nkeras.backend.backend()"),
     ],
 )
-def test_the_backend_rule_lets_a_backends_package_know(where, source):
+def test_the_backend_rule_accepts_backend_packages(where, source):
     assert backend_knowledge(ast.parse(source), PACKAGE / where) == []

@@ -1,4 +1,4 @@
-"""Every example runs with --smoke, and leaves what it promises; so does the README's code."""
+"""Every example runs with --smoke and writes its promised files. The README's code runs too."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_image_classification_trains_and_draws(tmp_path):
 
 @full()
 @once
-def test_photo_folder_trains_and_answers_with_names(tmp_path):
+def test_photo_folder_trains_and_predicts_class_names(tmp_path):
     output = python(ROOT / "examples" / "photo_folder.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     assert "10 classes; left out 1 unreadable file" in output
     assert re.search(r"(eight|nine|one) \d+%, [a-z]+ \d+% - is eight", output)
@@ -70,7 +70,7 @@ def test_video_classification_trains_streams_and_draws(tmp_path):
 
 
 @full()
-def test_text_generation_trains_compares_and_writes(tmp_path):
+def test_text_generation_trains_compares_and_generates(tmp_path):
     output = python(ROOT / "examples" / "text_generation.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     for name in ("Jamba", "attention", "Mamba", "xz", "gzip", "xz, behind the training text"):
         assert re.search(rf"^ *{name} +\d+\.\d\d bits per byte", output, re.MULTILINE)
@@ -82,15 +82,15 @@ def test_text_generation_trains_compares_and_writes(tmp_path):
 
 
 @full()
-def test_fine_tuning_adapts_rounds_and_draws(tmp_path):
+def test_fine_tuning_adapts_quantizes_and_draws(tmp_path):
     output = python(ROOT / "examples" / "fine_tuning.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     assert "39,498 of 169,159 weights are trained" in output
     results = json.loads((tmp_path / "results.json").read_text())
     before = results["fine_tuning"]["accuracy"]["before"]
     assert before["upright"] > 95 and before["turned"] < 25
-    bits = results["few_bits"]
-    assert bits["int4"]["bytes"] < bits["int8"]["bytes"] < bits["float32"]["bytes"]
-    assert bits["int8"]["accuracy"] > 95
+    quantized = results["quantized"]
+    assert quantized["int4"]["bytes"] < quantized["int8"]["bytes"] < quantized["float32"]["bytes"]
+    assert quantized["int8"]["accuracy"] > 95
     assert (tmp_path / "fine_tuning.png").read_bytes().startswith(b"\x89PNG")
     model = keras_jamba.DHCJamba.from_preset("digits")
     model.load_lora(tmp_path / "adapters.safetensors")
@@ -98,8 +98,8 @@ def test_fine_tuning_adapts_rounds_and_draws(tmp_path):
 
 
 @full()
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="models are split on JAX")
-def test_a_training_on_several_devices_splits_learns_and_saves(tmp_path, monkeypatch):
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras shards models on JAX only")
+def test_training_on_several_devices_shards_learns_and_saves(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4")
     arguments = ("--smoke", "--mesh", "2x2", "--fully-sharded", "--output", tmp_path)
     output = python(ROOT / "examples" / "several_devices.py", *arguments, cwd=tmp_path)
@@ -141,7 +141,7 @@ def test_an_unknown_data_set_is_named(tmp_path):
 def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert blocks
-    # Two layers, and four steps an epoch instead of 29.
+    # Two layers, and four steps per epoch instead of 29.
     for long, short in (("[:898]", "[:128]"), ("downsample=2)", "downsample=2, num_layers=2, mamba_ratio=1)")):
         assert long in blocks[0]
         blocks = [block.replace(long, short) for block in blocks]
@@ -152,8 +152,8 @@ def test_the_readmes_code_runs_and_begins_by_line_25(tmp_path):
 
 @full()
 @once
-def test_the_quick_start_evaluates_what_it_has_trained(tmp_path):
-    """One epoch over 898 images; before batch norm began with the first batch, `evaluate` was at chance."""
+def test_the_quick_start_evaluates_its_trained_model(tmp_path):
+    """Trains one epoch on 898 images: batch norm must start from the first batch, or `evaluate` stays at chance."""
     block = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL).group(1)
     block = block.replace("model.fit(", "history = model.fit(")
     check = """
@@ -169,7 +169,7 @@ MILLIONS = {"small": 0.8, "medium": 2.0, "large": 8.5}
 
 @once
 @pytest.mark.parametrize("preset", keras_jamba.presets.list_presets())
-def test_presets_have_the_size_that_they_promise_and_the_readme_tells_it(preset):
+def test_presets_have_the_size_that_the_readme_states(preset):
     metadata, folder = keras_jamba.presets.read(preset)
     model = keras_jamba.DHCJamba.from_preset(preset, load_weights=False)
     size = sum(int(np.prod(v.shape)) for v in model.trainable_weights)

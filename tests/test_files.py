@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whoever writes them."""
+"""Every writer replaces files and folders atomically: they appear complete or not at all."""
 
 import contextlib
 import json
@@ -18,18 +18,18 @@ from keras_jamba._triton import tuning
 from keras_jamba.training.checkpointing import _snapshots
 
 resource = pytest.importorskip("resource")
-# Files alone.
+# Independent of the backend.
 pytestmark = once
 
 
 def content(folder):
-    """`{name: bytes}` of all that lies in a folder, None for folders."""
+    """Returns `{name: bytes}` of everything in a folder, with None for folders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_file_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, is_there):
+def test_a_file_appears_only_when_it_is_complete(tmp_path, kind, is_there):
     file = tmp_path / "file.txt"
     if is_there:
         file.write_text("old")
@@ -42,7 +42,7 @@ def test_a_file_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, is_the
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_file_that_is_not_finished_leaves_what_was_there(tmp_path, error, is_there):
+def test_an_interrupted_file_leaves_the_old_content(tmp_path, error, is_there):
     if is_there:
         (tmp_path / "file").write_bytes(b"old")
     before = content(tmp_path)
@@ -53,14 +53,14 @@ def test_a_file_that_is_not_finished_leaves_what_was_there(tmp_path, error, is_t
 
 
 @pytest.mark.parametrize("writer", [_files.atomic_file, _files.atomic_folder, _files.atomic_files])
-def test_a_parent_folder_that_is_missing_is_made(tmp_path, writer):
+def test_a_missing_parent_folder_is_created(tmp_path, writer):
     with writer(tmp_path / "a" / "b") as staged:
         (staged if writer is _files.atomic_file else staged / "c").write_text("new")
     expected = {"a": None, "a/b": b"new"} if writer is _files.atomic_file else {"a": None, "a/b": None, "a/b/c": b"new"}
     assert content(tmp_path) == expected
 
 
-def test_a_file_has_the_permissions_of_the_one_before_or_of_any_new_one(tmp_path):
+def test_a_file_keeps_the_old_permissions_or_follows_the_umask(tmp_path):
     mode = lambda: (tmp_path / "file").stat().st_mode & 0o777  # noqa: E731
 
     def write():
@@ -78,7 +78,7 @@ def test_a_file_has_the_permissions_of_the_one_before_or_of_any_new_one(tmp_path
         os.umask(before)
 
 
-def test_a_link_is_followed_and_the_file_is_written_under_the_name_of_the_link(tmp_path):
+def test_a_link_is_followed_and_the_staged_file_has_its_name(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.keras").symlink_to(tmp_path / "folder" / "blob")
     with _files.atomic_file(tmp_path / "link.keras") as staged:
@@ -88,7 +88,7 @@ def test_a_link_is_followed_and_the_file_is_written_under_the_name_of_the_link(t
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])
-def test_a_pipe_is_written_to_and_stays_even_if_the_writer_replaces_its_file(tmp_path, through_a_link):
+def test_a_pipe_is_written_and_never_replaced(tmp_path, through_a_link):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     if through_a_link:
@@ -104,7 +104,7 @@ def test_a_pipe_is_written_to_and_stays_even_if_the_writer_replaces_its_file(tmp
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_where_a_folder_stands_no_file_is_written(tmp_path):
+def test_a_file_never_replaces_a_folder(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(IsADirectoryError), _files.atomic_file(tmp_path / "b") as staged:
         staged.write_text("new")
@@ -114,7 +114,7 @@ def test_where_a_folder_stands_no_file_is_written(tmp_path):
     assert content(tmp_path) == {"b": None}
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
     def refused(*args, **kwargs):
         raise PermissionError(13, "Permission denied", ".unfinished-file")
 
@@ -144,7 +144,7 @@ def test_files_of_a_folder_have_the_permissions_of_new_files(tmp_path):
 
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("flushes", [False, True])
-def test_a_folder_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, flushes):
+def test_a_folder_appears_only_when_it_is_complete(tmp_path, kind, flushes):
     with _files.atomic_folder(kind(tmp_path / "folder"), flushes=flushes) as staged:
         (staged / "inner").mkdir()
         (staged / "inner" / "file").write_text("new")
@@ -154,7 +154,7 @@ def test_a_folder_is_put_in_place_when_all_of_it_is_written(tmp_path, kind, flus
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("replaces", [False, True])
-def test_a_folder_that_is_not_finished_leaves_what_was_there(tmp_path, error, replaces):
+def test_an_interrupted_folder_leaves_the_old_content(tmp_path, error, replaces):
     (tmp_path / "folder").mkdir()
     if replaces:
         (tmp_path / "folder" / "file").write_text("old")
@@ -165,7 +165,7 @@ def test_a_folder_that_is_not_finished_leaves_what_was_there(tmp_path, error, re
     assert content(tmp_path) == before
 
 
-def test_a_folder_that_holds_anything_is_replaced_when_that_was_asked_for(tmp_path):
+def test_a_non_empty_folder_is_replaced_only_on_request(tmp_path):
     def write(text, replaces):
         with _files.atomic_folder(tmp_path / "folder", replaces) as staged:
             (staged / text).write_text(text)
@@ -179,8 +179,8 @@ def test_a_folder_that_holds_anything_is_replaced_when_that_was_asked_for(tmp_pa
 
 
 @pytest.mark.parametrize("stop", range(3))
-def test_at_each_step_of_a_replacement_there_is_a_folder_or_restore_finds_it(tmp_path, monkeypatch, stop):
-    """Killed before each renaming, and after the last."""
+def test_restore_recovers_a_folder_from_an_interrupted_replacement(tmp_path, monkeypatch, stop):
+    """Interrupts the replacement before each rename, and after the last one."""
     with _files.atomic_folder(tmp_path / "folder") as staged:
         (staged / "file").write_text("old")
     replace, calls = os.replace, []
@@ -200,7 +200,7 @@ def test_at_each_step_of_a_replacement_there_is_a_folder_or_restore_finds_it(tmp
     assert content(tmp_path) == {"folder": None, "folder/file": b"old" if stop < 2 else b"new"}
 
 
-def test_what_killed_processes_left_is_removed_by_name_alone(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_by_name(tmp_path):
     for name in (".unfinished-a_1-x", ".replaced-a_2", ".unfinished-b", "a_3"):
         (tmp_path / name).mkdir()
     _files.remove_leftovers(tmp_path, "a_*")
@@ -209,7 +209,7 @@ def test_what_killed_processes_left_is_removed_by_name_alone(tmp_path):
     assert set(content(tmp_path)) == {".unfinished-b"}
 
 
-def test_files_of_a_folder_are_put_in_place_together_beside_others(tmp_path):
+def test_several_files_appear_together_beside_existing_files(tmp_path):
     for name in ("kept", "changed"):
         (tmp_path / name).write_text("old")
     before = content(tmp_path)
@@ -226,7 +226,7 @@ def test_files_of_a_folder_are_put_in_place_together_beside_others(tmp_path):
 
 @contextlib.contextmanager
 def full_disk(size):
-    """No file can be larger."""
+    """Limits every file to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -263,7 +263,7 @@ def draw(file):
     return lambda: visualize.draw_token_order(model, images, file=file)
 
 
-# Each makes a function that writes into a folder.
+# `{name: function}`. The function returns a writer into a folder.
 WRITERS = {
     "a prompt's state": lambda folder, patch: partial(language().prefill([1, 2]).save, folder / "state"),
     "adapters": lambda folder, patch: partial(language(adapted=True).save_lora, folder / "adapters.safetensors"),
@@ -280,14 +280,14 @@ WRITERS = {
         _snapshots.write, folder, 1, [_snapshots.as_single_shard(np.arange(99))], {"state": "new"}
     ),
 }
-# Where anything is there already, these refuse to write.
+# These writers refuse a folder that holds files.
 INTO_NEW_FOLDERS = ("adapters for PEFT", "a checkpoint of transformers")
-# Goes on without the file.
+# This writer continues without its file.
 SILENT = ("a measured choice",)
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_on_a_full_disk_what_was_there_stays_and_nothing_is_left_behind(tmp_path, monkeypatch, name):
+def test_a_full_disk_leaves_the_old_files_and_no_leftovers(tmp_path, monkeypatch, name):
     folder = tmp_path / "folder"
     folder.mkdir()
     write = WRITERS[name](folder, monkeypatch)
@@ -307,8 +307,8 @@ def test_on_a_full_disk_what_was_there_stays_and_nothing_is_left_behind(tmp_path
     assert content(folder) == before
 
 
-def test_a_preset_whose_last_file_cannot_be_written_leaves_the_empty_folder(tmp_path, monkeypatch):
-    """On a full disk HDF5 itself may end the process."""
+def test_a_preset_that_fails_at_its_last_file_leaves_an_empty_folder(tmp_path, monkeypatch):
+    """Fails in the tokenizer's writer, because HDF5 may end the process on a full disk."""
 
     def full(tokenizer, folder):
         assert {path.name for path in folder.iterdir()} == {"config.json", "model.weights.h5"}
@@ -322,7 +322,7 @@ def test_a_preset_whose_last_file_cannot_be_written_leaves_the_empty_folder(tmp_
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_keras_file_that_is_not_finished_leaves_the_one_before(tmp_path, monkeypatch, kind):
+def test_an_interrupted_keras_file_leaves_the_old_file(tmp_path, monkeypatch, kind):
     def full(tokenizer, folder):
         raise OSError("No space left on device")
 
@@ -345,13 +345,13 @@ def test_a_keras_file_that_is_not_finished_leaves_the_one_before(tmp_path, monke
         ("missing/model.keras", {}, "missing/model.keras"),
     ],
 )
-def test_what_keras_says_of_a_path_names_the_path_that_was_given(tmp_path, name, given, message):
+def test_path_errors_of_keras_name_the_given_path(tmp_path, name, given, message):
     with pytest.raises((ValueError, OSError), match=message) as caught:
         language().save(tmp_path / name, **given)
     assert "unfinished" not in str(caught.value) and content(tmp_path) == {}
 
 
-def test_a_tokenizer_with_a_template_that_cannot_be_written_leaves_all_files_as_they_were(tmp_path):
+def test_an_invalid_template_name_leaves_the_tokenizer_files_unchanged(tmp_path):
     tokenizer = jamba_tokenizer(tmp_path)
     tokenizer.chat_template = {"default": "a", "../../outside": "b"}
     (tmp_path / "saved").mkdir()
@@ -361,7 +361,7 @@ def test_a_tokenizer_with_a_template_that_cannot_be_written_leaves_all_files_as_
     assert content(tmp_path / "saved") == {"tokenizer.json": b"old"}
 
 
-def test_json_is_written_as_it_was(tmp_path):
+def test_json_files_keep_their_formatting(tmp_path):
     _files.write_json(tmp_path / "a", {"b": "é"})
     assert (tmp_path / "a").read_text("utf-8") == '{\n  "b": "\\u00e9"\n}\n'
     _files.write_json(tmp_path / "a", {"b": "é", "a": 1}, indent=None, ensure_ascii=False, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Files of every format that were written before give the numbers that they gave then, on every backend."""
+"""Stored files of every format give their recorded numbers on every backend."""
 
 import csv
 import functools
@@ -18,7 +18,7 @@ from keras_jamba.tokenizers import load_tokenizer
 
 BACKEND = keras.backend.backend()
 DHCJamba = keras_jamba.DHCJamba
-# Of the largest logit: what three backends may differ by.
+# Tolerance between the three backends, relative to the largest logit.
 NEAR = 2e-6
 
 
@@ -55,7 +55,7 @@ def near(actual, expected, share=NEAR):
 
 
 def check(model, name, inputs, statistics=True):
-    """A model has the weights of the one that was saved, bit for bit, and its logits."""
+    """Checks that a model has the recorded weights, bit for bit, and the recorded logits."""
     assert described(model, statistics) == numbers(name)["weights"]
     near(logits(model, inputs), numbers(name)["logits"])
 
@@ -83,7 +83,7 @@ def test_a_preset_keeps_class_names_tokenizer_and_generation_config():
     assert preset("text_classifier").tokenizer.encode(made.TEXT) == numbers("tokenizers/jamba")["ids"]
 
 
-def test_a_language_model_of_a_preset_writes_its_tokens():
+def test_a_language_model_of_a_preset_generates_its_tokens():
     assert written(preset("language_model")).tolist() == numbers("preset-1/language_model")["tokens"]
 
 
@@ -95,8 +95,8 @@ def test_a_keras_file_has_its_weights_and_logits(name):
     check(loaded(name), f"keras/{name}", KERAS[name])
 
 
-def test_a_trained_classifier_of_a_keras_file_takes_the_next_step_as_before(tmp_path):
-    """Loss with smoothed labels, schedule, gradient and experts stand in its log, which is gone on with."""
+def test_a_classifier_of_a_keras_file_repeats_the_recorded_step(tmp_path):
+    """The log holds the loss with smoothed labels, schedule, gradient and experts. Training appends to it."""
     name = "keras/image_classifier"
     model = keras.models.load_model(FORMATS / name / "model.keras")
     assert (model.class_names, model.pixel_range) == (("cat", "dog", "owl"), (0, 255))
@@ -110,7 +110,7 @@ def test_a_trained_classifier_of_a_keras_file_takes_the_next_step_as_before(tmp_
     assert now == pytest.approx(before, rel=NEAR)
 
 
-def test_a_language_model_of_a_keras_file_keeps_all_that_is_beside_its_weights():
+def test_a_keras_file_keeps_everything_beside_the_weights():
     model, expected = loaded("language_model"), numbers("keras/language_model")
     assert made.slots(model) == expected["optimizer"]
     assert made.seeds(model) == expected["seeds"]
@@ -118,29 +118,29 @@ def test_a_language_model_of_a_keras_file_keeps_all_that_is_beside_its_weights()
     assert sorted(trained) == expected["trained"]
     assert model.tokenizer.add_bos is True and model.generation_config == {"max_new_tokens": 6}
     assert model.get_config()["quantization"] == "int8"
-    # Said on jax; another backend decides anew.
+    # The file stores the value of jax; another backend chooses again.
     assert model.get_compile_config()["jit_compile"] == (False if BACKEND == "jax" else "auto")
 
 
-def test_a_language_model_of_a_keras_file_draws_its_tokens():
+def test_a_language_model_of_a_keras_file_samples_its_tokens():
     assert written(loaded("language_model")).tolist() == numbers("keras/language_model")["tokens"]
 
 
-def test_a_model_of_anybodys_layers_in_a_keras_file_has_its_weights_seeds_and_logits():
+def test_a_keras_file_of_a_custom_model_has_its_weights_seeds_and_logits():
     model, expected = loaded("layers"), numbers("keras/layers")
     assert made.in_order(model) == expected["weights"]
     assert made.seeds(model) == expected["seeds"]
     near(logits(model, made.CLIPS), expected["logits"])
 
 
-@pytest.mark.parametrize("mode", made.IN_BITS)
-def test_weights_in_few_bits_have_their_logits(mode):
-    model = made.language_model(seed=1, quantization=mode, **made.IN_BITS[mode])
+@pytest.mark.parametrize("mode", made.QUANTIZED)
+def test_quantized_weights_have_their_logits(mode):
+    model = made.language_model(seed=1, quantization=mode, **made.QUANTIZED[mode])
     model.load_weights(FORMATS / "weights" / mode / "model.weights.h5")
     check(model, f"weights/{mode}", made.IDS)
 
 
-def test_weights_in_floating_point_are_rounded_on_their_way_in():
+def test_loading_quantizes_floating_point_weights():
     model = made.language_model(seed=1, quantization="int8")
     model.load_weights(FORMATS / "preset-1" / "language_model" / "preset" / "model.weights.h5")
     expected = numbers("weights/int8")["weights"]
@@ -193,7 +193,7 @@ def test_a_tokenizer_has_its_ids_and_texts(name):
         assert tokenizer.apply_chat_template(made.CHAT, chat_template=template) == text
 
 
-def test_a_state_of_a_prompt_is_gone_on_from():
+def test_generation_continues_from_a_prompt_state():
     name = "prompt_state/language_model"
     model, expected = preset("language_model"), numbers(name)
     state = type(model.prefill(made.PROMPT)).load(FORMATS / name / "state")
@@ -216,7 +216,7 @@ def resumed(name, tmp_path, model, data):
 
 
 def check_resumed(found, expected, *left_out):
-    """PyTorch's generators are saved on PyTorch."""
+    """Compares a resumed training with its record. PyTorch's generators are saved on PyTorch only."""
     expected, found = ({key: x for key, x in each.items() if key not in left_out} for each in (expected, found))
     draws = expected.pop("draws", {}), found.pop("draws", {})
     assert found == expected
@@ -224,13 +224,13 @@ def check_resumed(found, expected, *left_out):
 
 
 @pytest.mark.parametrize("name", ONE)
-def test_a_training_goes_on_from_the_save_of_one_process(name, tmp_path):
+def test_training_resumes_from_a_save_of_one_process(name, tmp_path):
     found = resumed(name, tmp_path, trainings.image_model(), trainings.image_data())
     check_resumed(found, numbers(name))
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_a_training_goes_on_in_one_process_from_the_save_of_two(name, tmp_path):
+def test_training_resumes_in_one_process_from_a_save_of_two(name, tmp_path):
     found = resumed(name, tmp_path, trainings.text_model(), trainings.text_data())
     check_resumed(found, numbers(name, "numbers_0.json"), "draws", "batch")
     assert found["batch"] == made.digests(trainings.text_data().batch(trainings.BREAKS))
@@ -238,9 +238,9 @@ def test_a_training_goes_on_in_one_process_from_the_save_of_two(name, tmp_path):
 
 @pytest.mark.parametrize("index", range(2))
 @pytest.mark.parametrize("name", TWO)
-def test_each_of_two_processes_goes_on_from_its_own_part_of_a_save(name, index, tmp_path):
+def test_each_of_two_processes_resumes_from_its_shard_of_a_save(name, index, tmp_path):
     found = resumed(name, tmp_path, trainings.text_model(), trainings.text_data(shard=(index, 2)))
-    # Of two on JAX each has all rows of a batch.
+    # On JAX, each of the two processes has all rows of a batch.
     check_resumed(found, numbers(name, f"numbers_{index}.json"), *(["batch"] if "jax" in name else []))
 
 
@@ -248,7 +248,7 @@ def test_each_of_two_processes_goes_on_from_its_own_part_of_a_save(name, index, 
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.npz")))
-def test_a_trained_preset_has_the_logits_that_it_had_on_this_backend(name):
+def test_a_trained_preset_has_its_recorded_logits_on_this_backend(name):
     with np.load(PRESETS / f"{name}.npz") as file:
         inputs, expected = file["inputs"], file[BACKEND]
     near(logits(DHCJamba.from_preset(name), inputs), expected, share=1e-6)

@@ -1,4 +1,4 @@
-"""The pages for developers name functions and files that exist, and the walks have the stated number of hops."""
+"""Developer pages name existing functions and files, and each walk has its stated number of hops."""
 
 import importlib
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checks import once
 
-# Files alone.
+# Independent of the backend.
 pytestmark = once
 ROOT = Path(__file__).parent.parent
 DEVELOPMENT = ROOT / "docs" / "development"

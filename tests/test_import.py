@@ -1,4 +1,4 @@
-"""What a user sees who imports the package without a backend, or without the C library."""
+"""Errors and notices of an import without a backend or without the C library."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def imported(backend, missing=()):
 
 
 @pytest.mark.parametrize("backend", [None, "tensorflow"])
-def test_a_missing_backend_is_named_with_the_variable_that_chooses_another(backend):
+def test_a_missing_backend_is_named_with_its_environment_variable(backend):
     done = imported(backend, missing=["tensorflow"])
     assert done.returncode == 1
     assert f"Received: KERAS_BACKEND={backend}, No module named 'tensorflow" in done.stderr.replace("import of ", "")
@@ -44,10 +44,10 @@ def without_library(monkeypatch):
     monkeypatch.setattr(_implementations, "_noticed", [])
 
 
-def test_a_missing_library_is_noticed_once(without_library, caplog):
+def test_a_missing_library_is_logged_once(without_library, caplog):
     x = ops.ones((1, 3, 2))
     with caplog.at_level(logging.WARNING, "keras_jamba"):
-        # A form that the user names is no reason for a notice.
+        # An implementation that the user names gives no notice.
         causal_depthwise_conv(x, ops.ones((2, 2)), implementation="portable")
         assert not caplog.records
         for _ in range(2):

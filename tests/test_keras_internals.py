@@ -20,14 +20,14 @@ def names(found):
     return [each.name for each in found]
 
 
-def layers_inside():
+def nested_model():
     inner = keras.Sequential([keras.layers.Dense(2, name="first"), keras.layers.Dense(2, name="second")], name="inner")
     model = keras.Sequential([keras.Input((2,)), inner, keras.layers.BatchNormalization(name="norm")], name="outer")
     return model, inner
 
 
-def test_layers_inside_are_found_from_the_outside_in():
-    model, inner = layers_inside()
+def test_sublayers_are_found_from_the_outside_in():
+    model, inner = nested_model()
     found = [name for name in names(internals.sublayers(inner)) if not name.startswith("input")]
     assert found == ["inner", "first", "second"]
     assert {"inner", "first", "second", "norm"} <= set(names(internals.sublayers(model, include_self=False)))
@@ -35,7 +35,7 @@ def test_layers_inside_are_found_from_the_outside_in():
     assert names(internals.direct_sublayers(inner))[-2:] == ["first", "second"]
 
 
-def test_the_variables_of_a_layer_itself_stay_apart_when_it_is_frozen():
+def test_own_variables_keep_their_groups_when_a_layer_is_frozen():
     layer = keras.layers.BatchNormalization()
     layer.build((None, 3))
     layer.trainable = False
@@ -54,7 +54,7 @@ def test_a_weight_is_stored_behind_the_property_of_a_layer(layer):
     assert getattr(layer, name) is variable
 
 
-def test_a_layer_that_says_that_it_is_quantized_is_not_quantized_by_its_policy():
+def test_a_layer_that_is_marked_as_quantized_ignores_its_policy():
     layer = keras.layers.Dense(2)
     layer.build((None, 3))
     internals.mark_quantized(layer)
@@ -62,7 +62,7 @@ def test_a_layer_that_says_that_it_is_quantized_is_not_quantized_by_its_policy()
     assert keras.backend.standardize_dtype(layer._kernel.dtype) == "float32"
 
 
-def test_a_built_layer_takes_new_variables_only_while_it_is_unlocked():
+def test_a_built_layer_accepts_new_variables_only_while_unlocked():
     layer = keras.layers.Dense(2)
     layer.build((None, 3))
     with pytest.raises(ValueError, match="cannot add"):
@@ -75,7 +75,7 @@ def test_a_built_layer_takes_new_variables_only_while_it_is_unlocked():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="parameters are PyTorch's")
-def test_parameters_are_those_of_now():
+def test_tracked_torch_parameters_include_new_variables():
     layer = keras.layers.Dense(2)
     layer.build((None, 3))
     layer.kernel.trainable = False
@@ -85,12 +85,12 @@ def test_parameters_are_those_of_now():
     assert len(list(layer.parameters())) == 3
 
 
-def test_a_layer_is_told_after_each_build():
-    class Told(internals.PostBuildHook, keras.layers.Dense):
+def test_a_layer_is_notified_after_its_build():
+    class Notified(internals.PostBuildHook, keras.layers.Dense):
         def _on_built(self):
             self.reported = self.kernel.shape
 
-    layer = Told(2)
+    layer = Notified(2)
     layer(np.ones((1, 3), "float32"))
     assert layer.reported == (3, 2)
 
@@ -111,7 +111,7 @@ def test_variables_are_read_in_the_dtype_of_the_scope():
             assert dtype() == "float32"
 
 
-def test_a_mask_goes_with_a_tensor():
+def test_a_tensor_carries_its_mask():
     x, mask = ops.ones((1, 2)), ops.ones((1, 2), "bool")
     assert internals.get_keras_mask(x) is None
     internals.set_keras_mask(x, mask)
@@ -125,7 +125,7 @@ class AddsLoss(keras.layers.Layer):
         return x
 
 
-def test_losses_of_the_last_call_are_forgotten():
+def test_losses_of_the_last_call_are_cleared():
     model = keras.Sequential([keras.Input((2,)), AddsLoss()])
     model(np.ones((1, 2), "float32"))
     assert len(model.losses) == 1
@@ -133,11 +133,11 @@ def test_losses_of_the_last_call_are_forgotten():
     assert model.losses == []
 
 
-def test_what_was_given_to_compile_is_found_with_its_functions():
+def test_arguments_of_compile_are_found_with_their_functions():
     def own(y_true, y_pred):
         return ops.mean(y_pred, axis=-1)
 
-    model, _ = layers_inside()
+    model, _ = nested_model()
     model.compile("sgd", keras.losses.MeanSquaredError(), metrics=["mae", own])
     model.fit(np.ones((2, 2)), np.ones((2, 2)), verbose=0)
     found = internals.given_to_compile(model)
@@ -146,20 +146,20 @@ def test_what_was_given_to_compile_is_found_with_its_functions():
     assert "mae" not in found
 
 
-def test_fit_begins_at_the_epoch_that_was_set():
-    model, _ = layers_inside()
+def test_fit_begins_at_the_epoch_of_set_initial_epoch():
+    model, _ = nested_model()
     model.compile("sgd", "mse")
     seen = []
     model.fit(np.ones((2, 2)), np.ones((2, 2)), epochs=1, verbose=0)
 
-    class Begins(keras.callbacks.Callback):
+    class SetEpoch(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             internals.set_initial_epoch(self.model, 2)
 
         def on_epoch_begin(self, epoch, logs=None):
             seen.append(epoch)
 
-    model.fit(np.ones((2, 2)), np.ones((2, 2)), epochs=4, callbacks=[Begins()], verbose=0)
+    model.fit(np.ones((2, 2)), np.ones((2, 2)), epochs=4, callbacks=[SetEpoch()], verbose=0)
     assert seen == [2, 3]
 
 
@@ -172,21 +172,21 @@ def test_losses_and_metrics_say_whether_they_expect_probabilities():
 
 class Hooked(internals.SymbolicBuildHook, keras.Sequential):
     def _symbolic_build_data(self, iterator):
-        self.requests = iterator
+        self.received = iterator
         return iterator
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="elsewhere Keras builds on shapes in some versions only")
-def test_a_model_sees_the_data_before_keras_builds_on_shapes():
+@pytest.mark.skipif(BACKEND != "torch", reason="on other backends only some versions of Keras build symbolically")
+def test_a_model_receives_the_data_before_the_symbolic_build():
     model = Hooked([keras.layers.Dense(1)])
     model.compile("sgd", "mse", metrics=["mae"])
     model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
-    assert model.requests is not None
+    assert model.received is not None
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a hook of TensorFlow")
 @pytest.mark.parametrize("replicas", [False, True])
-def test_a_model_of_replicas_sees_the_data_before_its_first_step(replicas):
+def test_a_replicated_model_receives_the_data_before_its_first_step(replicas):
     import tensorflow as tf
 
     class Model(internals.TensorFlowReplicasHook, Hooked):
@@ -197,11 +197,11 @@ def test_a_model_of_replicas_sees_the_data_before_its_first_step(replicas):
         model = Model([keras.Input((2,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse")
     model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
-    assert hasattr(model, "requests") == replicas
+    assert hasattr(model, "received") == replicas
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="hooks of JAX")
-def test_keras_goes_through_the_hooks_of_a_loop_on_jax():
+def test_keras_calls_the_trainer_hooks_on_jax():
     class Model(internals.JaxTrainerHooks, keras.Sequential):
         state, synced, seen = None, True, ()
 
@@ -249,11 +249,11 @@ def test_an_export_of_keras_comes_from_its_export_modules():
 
 
 class Data(keras.utils.PyDataset):
-    requests = None
+    adapter = None
 
     @property
     def workers(self):
-        self.requests = internals.asking_adapter(self, depth=1) or self.requests
+        self.adapter = internals.asking_adapter(self, depth=1) or self.adapter
         return internals.dataset_workers(self)
 
     @workers.setter
@@ -267,13 +267,13 @@ class Data(keras.utils.PyDataset):
         return np.ones((2, 2)), np.ones((2, 2))
 
 
-def test_the_adapter_that_asks_a_dataset_for_its_workers_can_shuffle():
-    data, (model, _) = Data(workers=1), layers_inside()
+def test_the_adapter_that_reads_the_workers_of_a_dataset_is_found():
+    data, (model, _) = Data(workers=1), nested_model()
     assert data.workers == 1
-    assert data.requests is None
+    assert data.adapter is None
     model.compile("sgd", "mse")
     model.fit(data, shuffle=True, verbose=0)
-    assert data.requests.shuffle is True
+    assert data.adapter.shuffle is True
 
 
 def test_the_layout_map_of_a_distribution_is_found():
@@ -318,7 +318,7 @@ def stepped(optimizer):
     return variables
 
 
-def test_the_hooks_of_adamw_change_no_step():
+def test_adamw_hooks_change_no_step():
     given = dict(weight_decay=0.1, clipnorm=1.0, use_ema=True, amsgrad=True)
     mine, theirs = Recording(0.1, **given), keras.optimizers.AdamW(0.1, **given)
     theirs.exclude_from_weight_decay(var_names=["bias"])
@@ -332,6 +332,6 @@ def test_the_hooks_of_adamw_change_no_step():
     assert int(internals.step_counter(mine)) == 2
 
 
-def test_a_schedule_is_found_as_it_was_given():
+def test_the_given_schedule_is_found():
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
     assert internals.AdamWHooks(schedule)._given_learning_rate is schedule

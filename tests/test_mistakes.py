@@ -1,4 +1,4 @@
-"""No mistake is silent: each ends in an error with rule, received and remedy, in NaN, or in the right numbers."""
+"""Every mistake gives an error with rule, received value and remedy, or NaN, or the right numbers."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,9 @@ from mistakes import MISTAKES, NAN, RIGHT, table
 from mistakes.subjects import Subjects
 
 PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
-# Rule, what was received, remedy. Keras writes more around an error that a layer raises.
+# The parts of an error: rule, received value, remedy. Keras adds text to an error that a layer raises.
 FORM = re.compile(r"(?s)\S.{10,}Received: .+[.\])'\"] \S.{10,}")
-# What Keras says before anything of ours is called.
+# Keras raises these errors before it calls the package.
 KERAS_OWN = ("same number of samples", "Only input tensors may be passed")
 
 
@@ -46,6 +46,6 @@ def test_no_mistake_is_silent(mistake, subjects):
 
 
 @once
-def test_there_are_sixty_and_the_documentation_lists_them():
+def test_the_documentation_lists_at_least_sixty_mistakes():
     assert len(MISTAKES) >= 60
     assert PAGE.read_text().endswith(table()), "Run `python -m mistakes` in tests."

@@ -1,4 +1,4 @@
-"""The wheel holds the package and the presets, all of them, and nothing else."""
+"""The wheel holds the package, all presets and nothing else."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from checks import full, once
 
-# Files alone.
+# Independent of the backend.
 pytestmark = once
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel built by hatchling itself: no network, no environment of its own."""
+    """Returns a wheel that hatchling builds directly, without network access or an isolated environment."""
     folder = tmp_path_factory.mktemp("wheel")
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
@@ -38,7 +38,7 @@ def contents(wheel):
 
 
 def files_under(folder):
-    """As a clone has them: what Python or a desktop left behind is not part of it."""
+    """Returns the files of a folder as in a clone: without `__pycache__` and `.DS_Store`."""
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -67,7 +67,7 @@ def test_an_unpacked_wheel_finds_its_presets(wheel, tmp_path):
     code = (
         "import keras_jamba, keras_jamba.presets as presets;print(keras_jamba.__file__); print(presets.list_presets())"
     )
-    # PYTHONPATH comes before an editable install, which would lead back to the clone.
+    # PYTHONPATH precedes an editable install, which would import the clone.
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "unpacked")}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -79,6 +79,6 @@ def test_an_unpacked_wheel_finds_its_presets(wheel, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    where, names = done.stdout.splitlines()[-2:]
-    assert Path(where).is_relative_to(tmp_path)
+    file, names = done.stdout.splitlines()[-2:]
+    assert Path(file).is_relative_to(tmp_path)
     assert names == str(tuple(sorted(path.parent.name for path in (ROOT / "presets").glob("*/config.json"))))

@@ -1,4 +1,4 @@
-"""Presets: one format for three backends, and what is wrong with one is said before anything is loaded or written."""
+"""Presets have one format on three backends. Errors are raised before anything is loaded or written."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from checks import full, numpy
 import keras_jamba
 from keras_jamba import presets
 
-# Written on jax. Attribute and variable names are part of the format: this folder holds them fast.
+# Written on jax. Attribute and variable names are part of the format, and this folder records them.
 GOLDEN = Path(__file__).parent / "golden" / "preset"
 TINY = dict(num_classes=3, image_shape=(8, 8, 1), d_model=8, num_layers=1, moe_frequency=0, downsample=2)
 
@@ -33,16 +33,16 @@ def test_a_preset_saved_on_jax_gives_its_logits_on_every_backend():
     np.testing.assert_allclose(numpy(model(recorded["images"])), recorded["logits"], rtol=0, atol=1e-5)
 
 
-def test_a_preset_written_here_is_the_same_preset(tmp_path):
+def test_saving_a_loaded_preset_gives_the_same_preset(tmp_path):
     keras_jamba.DHCJamba.from_preset(GOLDEN).save_to_preset(tmp_path / "again")
     written, original = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "again", GOLDEN))
-    # Arguments that came later are written too, with their defaults.
+    # Arguments that are newer than the preset are written with their defaults.
     assert written["config"] | original["config"] == written["config"]
     assert written["weights"]["variables"] == original["weights"]["variables"]
 
 
 @full("jax", "tensorflow")
-def test_a_preset_of_a_trained_model_holds_its_weights_and_not_its_optimizer(tmp_path):
+def test_a_preset_of_a_trained_model_omits_the_optimizer(tmp_path):
     model = keras_jamba.DHCJamba(**TINY)
     model.save_to_preset(tmp_path / "new")
     model.compile("adam", "mse")
@@ -66,7 +66,7 @@ def test_overrides_that_change_no_weight_keep_the_weights():
 
 
 @full("jax")
-def test_loading_leaves_the_random_numbers_as_the_caller_seeded_them():
+def test_loading_leaves_the_callers_random_seed_unchanged():
     def drawn(seed):
         keras.utils.set_random_seed(seed)
         model = keras_jamba.DHCJamba.from_preset(GOLDEN, dropout=0.5)
@@ -75,7 +75,7 @@ def test_loading_leaves_the_random_numbers_as_the_caller_seeded_them():
     assert np.abs(drawn(1) - drawn(2)).max() > 0
 
 
-def test_a_preset_without_weights_says_so_once(caplog):
+def test_a_preset_without_weights_warns_once(caplog):
     keras_jamba.DHCJamba.from_preset("small", **TINY)
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
         "The preset 'small' has no weights: the model starts from random ones."
@@ -91,14 +91,14 @@ def test_a_preset_with_weights_can_start_from_random_ones(mine, caplog):
 
 
 @pytest.mark.parametrize("weights", [{}, False, [], "abc", {"sha256": "0"}, {"variables": {}}, {"sha256": 1}])
-def test_weights_that_are_described_badly_are_not_taken_for_none(mine, weights):
+def test_invalid_metadata_of_weights_is_refused(mine, weights):
     edit(mine, weights=weights)
     with pytest.raises(ValueError, match="must be JSON with format=1.*Received: .*config.json"):
         keras_jamba.DHCJamba.from_preset(mine)
 
 
-@pytest.mark.filterwarnings("ignore:Skipping nested container")  # on its way to the error
-def test_weights_of_another_model_are_refused_where_only_the_head_may_differ(mine, tmp_path):
+@pytest.mark.filterwarnings("ignore:Skipping nested container")  # Keras warns before the error
+def test_weights_of_another_body_are_refused_for_a_new_head(mine, tmp_path):
     other = keras_jamba.DHCJamba(**TINY | {"d_model": 4, "num_heads": 2})
     other.save_to_preset(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.weights.h5", mine)
@@ -127,7 +127,7 @@ def test_an_unknown_override_is_named_with_the_known_ones():
         keras_jamba.DHCJamba.from_preset("small", num_layer=3)
 
 
-def test_nothing_is_written_over(mine):
+def test_an_existing_preset_is_not_overwritten(mine):
     before = {p.name: p.read_bytes() for p in mine.iterdir()}
     model = keras_jamba.DHCJamba(**TINY)
     with pytest.raises(ValueError, match="does not exist or is empty. Received"):
@@ -135,7 +135,7 @@ def test_nothing_is_written_over(mine):
     assert {p.name: p.read_bytes() for p in mine.iterdir()} == before
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_files(tmp_path, monkeypatch):
     model = keras_jamba.DHCJamba(**TINY)
 
     def full(file):

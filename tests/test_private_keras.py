@@ -1,4 +1,4 @@
-"""No file but `_keras_internals.py` touches private Keras, by an access or by an override."""
+"""Only `_keras_internals.py` uses private names of Keras, by access or by override."""
 
 import ast
 import importlib
@@ -12,12 +12,12 @@ from checks import once
 import keras_jamba
 from keras_jamba import _keras_internals as internals
 
-# Names that objects of ours have by accident too.
+# Names that objects of this package share with Keras by accident.
 OURS = {"_config"}
 
 
 def keras_private_names():
-    """Private names that any file of Keras gives to objects or classes."""
+    """Returns the private names that files of Keras assign to objects or define in classes."""
     import keras.src as source
 
     found = set()
@@ -35,7 +35,7 @@ def keras_private_names():
 
 
 def private_accesses(tree, private):
-    """`line: access` of Keras' private names, but for those that the file gives to objects of its own classes."""
+    """Yields `line: access` for private names of Keras, except names that the file itself defines."""
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     stored = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
     own |= {node.attr for node in stored if ast.unparse(node.value) == "self"}
@@ -54,12 +54,12 @@ def private_accesses(tree, private):
 
 
 @once
-def test_no_other_file_touches_private_keras():
+def test_no_other_file_accesses_private_keras():
     package, private = Path(keras_jamba.__file__).parent, keras_private_names()
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")}
     trees.pop(package / "_keras_internals.py")
     ours = {n.name for tree in trees.values() for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    found = [f"{path.name}:{what}" for path, tree in trees.items() for what in private_accesses(tree, private - ours)]
+    found = [f"{path.name}:{line}" for path, tree in trees.items() for line in private_accesses(tree, private - ours)]
     assert found == []
     for source in (
         "layer._flatten_layers()",
@@ -72,7 +72,7 @@ def test_no_other_file_touches_private_keras():
 
 
 def overrides(classes):
-    """Private names that a class of ours, or one before Keras' among its bases, takes from a class of Keras."""
+    """Yields private names of Keras that a class of this package overrides, directly or in one of its bases."""
     for cls in classes:
         theirs = [base for base in cls.__mro__ if base.__module__.startswith("keras.")]
         ours = [base for base in cls.__mro__ if base.__module__.startswith("keras_jamba")]
@@ -83,7 +83,7 @@ def overrides(classes):
                     yield f"{base.__module__}.{base.__qualname__}.{name}"
 
 
-def test_no_class_of_ours_overrides_a_private_hook_of_keras():
+def test_no_class_of_the_package_overrides_a_private_hook_of_keras():
     modules = [m.name for m in pkgutil.walk_packages(keras_jamba.__path__, "keras_jamba.")]
     others = tuple(f"keras_jamba.{name}" for name in ("_backend", "_triton", "_native"))
     found = []

@@ -1,4 +1,4 @@
-"""What a model or layer that was saved, pickled, copied or cloned still knows: all that `fit` and `generate` use."""
+"""Saving, pickling, copying and cloning keep all state that `fit` and `generate` use."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ import keras_jamba
 from keras_jamba import layers
 from keras_jamba.tokenizers import ByteTokenizer
 
-# How a model is changed before
+# Changes to a model before it is saved
 
 
 def freeze_a_layer(model):
@@ -74,7 +74,7 @@ def give_files(model):
 
 
 TEXT, BACKBONE, TEXTS, PICTURES = MODELS
-# {name: (how it is changed, the kinds of models)}
+# `{name: (change, kinds of models)}`
 CHANGES = {
     "nothing": (lambda model: None, MODELS),
     "a frozen layer": (freeze_a_layer, [TEXT, PICTURES]),
@@ -105,7 +105,7 @@ def pairs(table):
 
 @once
 @pytest.mark.parametrize(("change", "kind"), pairs(CHANGES))
-def test_an_uncompiled_model_comes_back_as_it_was(change, kind, tmp_path):
+def test_an_uncompiled_model_is_restored(change, kind, tmp_path):
     model = MODELS[kind][0]()
     CHANGES[change][0](model)
     check_comes_back(model, tmp_path)
@@ -113,12 +113,12 @@ def test_an_uncompiled_model_comes_back_as_it_was(change, kind, tmp_path):
 
 @once
 @pytest.mark.parametrize(("options", "kind"), pairs(OPTIONS))
-def test_policies_and_options_come_back(options, kind, tmp_path):
+def test_policies_and_options_are_restored(options, kind, tmp_path):
     check_comes_back(MODELS[kind][0](**OPTIONS[options][0]), tmp_path)
 
 
 @once
-def test_the_clone_that_keras_makes_of_a_functional_model_is_frozen_as_it_was():
+def test_a_keras_clone_of_a_functional_model_has_the_same_frozen_weights():
     model = image_classifier()
     freeze_the_stem(model)
     freeze_a_variable(model)
@@ -130,7 +130,7 @@ def test_the_clone_that_keras_makes_of_a_functional_model_is_frozen_as_it_was():
 
 
 def compiled(kind, **given):
-    """A model of a kind as its users compile it, with the slots of the optimizer."""
+    """Returns a compiled model of a kind, with a built optimizer."""
     make, _, _, loss = MODELS[kind]
     options = {name: given.pop(name) for name in ("dtype",) if name in given}
     model = make(**options)
@@ -151,7 +151,7 @@ def compiled(kind, **given):
         ("language model", dict(sampler=keras_jamba.generation.BeamSampler(3), loss=None, weighted_metrics=None)),
     ],
 )
-def test_a_compiled_model_comes_back_compiled_as_it_was(kind, given, tmp_path):
+def test_a_compiled_model_is_restored_with_its_compilation(kind, given, tmp_path):
     model = compiled(kind, **given)
     expected = compilation(model)
     for name, way in ways_of(model).items():
@@ -164,10 +164,10 @@ def test_a_compiled_model_comes_back_compiled_as_it_was(kind, given, tmp_path):
 @pytest.mark.parametrize(
     ("jit_compile", "compiled_on", "expected"),
     [("auto", None, "auto"), (True, BACKEND, True), (False, BACKEND, False)]
-    # Of another backend, or of a version that stored what "auto" was and not on which backend.
+    # Compiled on another backend, or by a version that stored the value of "auto" without its backend.
     + [(True, "another", "auto"), (False, "another", "auto"), (True, None, "auto"), (False, None, "auto")],
 )
-def test_jit_compile_holds_on_the_backend_that_it_was_given_on(jit_compile, compiled_on, expected):
+def test_jit_compile_is_restored_only_on_its_own_backend(jit_compile, compiled_on, expected):
     usual = compiled("backbone", jit_compile="auto").jit_compile
     stored = keras.saving.serialize_keras_object(compiled("backbone", jit_compile=jit_compile))
     assert stored["config"].pop("compiled_on", None) == (None if jit_compile == "auto" else BACKEND)
@@ -178,7 +178,7 @@ def test_jit_compile_holds_on_the_backend_that_it_was_given_on(jit_compile, comp
 
 
 @once
-def test_a_model_that_is_loaded_without_compiling_generates_as_before(tmp_path):
+def test_a_model_that_is_loaded_without_compiling_keeps_its_sampler(tmp_path):
     model = compiled("language model", sampler=keras_jamba.Sampler(top_k=3, seed=1))
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", compile=False)
@@ -186,7 +186,7 @@ def test_a_model_that_is_loaded_without_compiling_generates_as_before(tmp_path):
 
 
 @once
-def test_a_tokenizer_within_a_model_of_ones_own_comes_back(tmp_path):
+def test_a_tokenizer_inside_a_custom_model_is_restored(tmp_path):
     inner, inputs = language_model(), keras.Input((None,), dtype="int32")
     inner.tokenizer = ByteTokenizer(add_bos=False)
     model = keras.Model(inputs, inner(inputs))
@@ -194,9 +194,9 @@ def test_a_tokenizer_within_a_model_of_ones_own_comes_back(tmp_path):
         assert vars(way(model, tmp_path).layers[-1].tokenizer) == {"add_bos": False}
 
 
-# Behaviour: {kind: (options, change, compile, way)}. Each kind goes one way: each step is compiled.
+# Behaviour: `{kind: (options, change, compile, way)}`. Each kind has one way, because every step must be compiled.
 
-# Keras' dropout on PyTorch draws from the generator of the process, drop_path from that of the block.
+# On PyTorch, Keras' dropout draws from the process's generator, and drop_path draws from the block's generator.
 DROPS = dict(dropout=0.0 if BACKEND == "torch" else 0.2, drop_path=0.2)
 STEPS = {
     "language model": ({}, adapt_in("int8"), dict(sampler=keras_jamba.Sampler(top_k=3, seed=1)), "checkpoint"),
@@ -208,7 +208,7 @@ STEPS = {
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("kind", STEPS)
-def test_the_next_step_of_training_is_that_of_the_model_before(kind, tmp_path):
+def test_a_restored_model_takes_the_same_next_training_step(kind, tmp_path):
     make, x, y, loss = MODELS[kind]
     options, change, given, way = STEPS[kind]
     model = make(**options)
@@ -234,11 +234,11 @@ def test_the_next_step_of_training_is_that_of_the_model_before(kind, tmp_path):
         again.merge_lora()
 
 
-# What cannot be saved
+# Objects that cannot be saved
 
 
 class Letters:
-    """A tokenizer that has no file."""
+    """A tokenizer without a method `save`."""
 
     eos_token_id = None
 
@@ -250,14 +250,14 @@ class Letters:
 
 
 class SavedLetters(Letters):
-    """One whose file nobody reads."""
+    """A tokenizer whose file `load_tokenizer` cannot read."""
 
     def save(self, folder):
         (folder / "letters.txt").write_text("abc")
 
 
 class Draws:
-    """A sampler that has no config."""
+    """A sampler without a method `get_config`."""
 
     def get_next_token(self, probabilities):
         return ops.argmax(probabilities, axis=-1)
@@ -272,7 +272,7 @@ class Draws:
         ("sampler", Draws(), "saved by its get_config"),
     ],
 )
-def test_what_cannot_be_saved_is_refused_before_anything_is_written(attribute, value, message, tmp_path):
+def test_unsavable_objects_are_refused_before_anything_is_written(attribute, value, message, tmp_path):
     model = language_model()
     setattr(model, attribute, value)
     ways = [lambda: model.save(tmp_path / "model.keras"), lambda: pickle.dumps(model), lambda: copy.deepcopy(model)]
@@ -284,7 +284,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(attribute, v
 
 
 @once
-def test_a_preset_says_nothing_of_what_was_frozen(tmp_path):
+def test_a_preset_does_not_store_frozen_layers(tmp_path):
     model = image_classifier()
     freeze_the_stem(model)
     model.save_to_preset(tmp_path / "preset")
@@ -293,7 +293,7 @@ def test_a_preset_says_nothing_of_what_was_frozen(tmp_path):
 
 
 @once
-def test_what_is_frozen_is_no_part_of_what_a_state_of_a_prompt_belongs_to():
+def test_freezing_a_model_keeps_its_prompt_states_valid():
     model = language_model()
     prompt = model.prefill([1, 2, 3])
     model.backbone.trainable = False

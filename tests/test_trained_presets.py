@@ -1,4 +1,4 @@
-"""The presets with weights know what they promise, on every backend, and their bodies learn other tasks."""
+"""Presets with weights reach their stated accuracy on every backend, and their bodies learn other tasks."""
 
 import sys
 from pathlib import Path
@@ -20,31 +20,32 @@ def digits():
     return (data.images / 16).astype("float32")[..., None], data.target
 
 
-def right(model, inputs, labels):
+def accuracy(model, inputs, labels):
+    """Returns the accuracy in percent."""
     return 100 * (model.predict(inputs, batch_size=500, verbose=0).argmax(-1) == labels).mean()
 
 
 @full("jax")
-def test_digits_of_writers_it_has_not_seen_are_read():
+def test_digits_of_unseen_writers_are_classified():
     model = keras_jamba.DHCJamba.from_preset("digits")
     images, labels = digits()
     assert model.count_params() <= 300_000
-    assert right(model, images[898:], labels[898:]) >= 98.5
+    assert accuracy(model, images[898:], labels[898:]) >= 98.5
 
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("name, least", [("direction", 99.5), ("order", 99.0), ("match", 97.0)])
-def test_clips_are_understood(name, least):
+def test_clips_are_classified(name, least):
     model = keras_jamba.DHCJamba.from_preset(f"video_{name}")
     clips, labels = TASKS[name].clips("test", 1000, seed=7)
-    assert right(model, clips, labels) >= least
+    assert accuracy(model, clips, labels) >= least
 
 
 @full("jax", "tensorflow")
-def test_a_stream_ends_with_the_logits_of_the_clip_and_over_a_longer_wait_with_the_right_answer():
+def test_longer_clips_are_classified_and_streams_end_with_their_logits():
     model = keras_jamba.DHCJamba.from_preset("video_match")
     clips, labels = TASKS["match"].clips("test", 500, seed=7, frames=64)
-    assert right(model, clips, labels) >= 95
+    assert accuracy(model, clips, labels) >= 95
     step, cache = jitted(model.step), model.init_cache(4, max_frames=64)
     for t in range(64):
         logits, cache = step(clips[:4, t], cache)
@@ -52,7 +53,7 @@ def test_a_stream_ends_with_the_logits_of_the_clip_and_over_a_longer_wait_with_t
 
 
 @full("jax")
-def test_another_number_of_classes_keeps_the_body_and_begins_the_head_anew(caplog):
+def test_another_number_of_classes_keeps_the_body_and_resets_the_head(caplog):
     trained = keras_jamba.DHCJamba.from_preset("digits")
     other = keras_jamba.DHCJamba.from_preset("digits", num_classes=3)
     assert "not made for num_classes=3: the head starts from random weights" in caplog.text
@@ -65,7 +66,7 @@ def test_another_number_of_classes_keeps_the_body_and_begins_the_head_anew(caplo
 
 
 @full("jax", "tensorflow")
-def test_a_frozen_body_stays_as_it_is_while_a_new_head_learns():
+def test_a_frozen_body_is_unchanged_while_a_new_head_learns():
     model = keras_jamba.DHCJamba.from_preset("digits", num_classes=2, dropout=0.0, drop_path=0.0)
     model.encoder.trainable = model.backbone.trainable = False
     assert [v.path for v in model.trainable_variables] == ["head/kernel", "head/bias"]
@@ -76,11 +77,11 @@ def test_a_frozen_body_stays_as_it_is_while_a_new_head_learns():
     after = [numpy(v.value) for v in (*model.encoder.weights, *model.backbone.weights)]
     for a, b in zip(after, before, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert right(model, images[898:], labels[898:] % 2) >= 95
+    assert accuracy(model, images[898:], labels[898:] % 2) >= 95
 
 
 @full("jax", "tensorflow")
-def test_the_body_reads_images_of_other_sizes():
+def test_the_body_classifies_images_of_other_sizes():
     images, labels = digits()
     model = keras_jamba.DHCJamba.from_preset("digits", image_shape=(None, None, 1))
     np.testing.assert_allclose(
@@ -89,4 +90,4 @@ def test_the_body_reads_images_of_other_sizes():
         atol=1e-5,
     )
     framed = np.pad(images[898:], ((0, 0), (0, 2), (2, 0), (0, 0)))
-    assert right(model, framed, labels[898:]) >= 85
+    assert accuracy(model, framed, labels[898:]) >= 85

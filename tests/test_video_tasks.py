@@ -1,4 +1,4 @@
-"""The clips of the video tasks say what their labels say, and their controls say no more than stated."""
+"""Clips of the video tasks match their labels, and their controls reveal no more than stated."""
 
 import hashlib
 import sys
@@ -26,7 +26,7 @@ from video_tasks import (  # noqa: E402
     sprites,
 )
 
-# NumPy alone.
+# Independent of the backend.
 pytestmark = once
 DIGESTS = {
     "direction": "32b0a2fdb9d60c0f",
@@ -48,7 +48,7 @@ def without_noise(x):
 
 
 def shown(frames, split):
-    """Which of a split's sprites is in each of `frames (N, h, w)`, and how far from it the nearest window is."""
+    """Returns the sprite of a split in each of `frames (N, h, w)`, and the squared distance of its nearest window."""
     images = without_noise(sprites(split)[0]).reshape(-1, 64)
     windows = np.lib.stride_tricks.sliding_window_view(without_noise(frames), (8, 8), axis=(1, 2))
     windows = windows.reshape(-1, 64)
@@ -60,16 +60,16 @@ def shown(frames, split):
 
 
 def read_direction(clips):
-    """The label by the way from the first frame's centre of mass to the last one's."""
+    """Returns the labels, read from the motion between the centres of mass of the first and last frames."""
     mass = clips[..., 0] / clips[..., 0].sum((2, 3), keepdims=True)
     rows, columns = np.arange(clips.shape[2])[:, None], np.arange(clips.shape[3])
     centres = np.stack([(mass * rows).sum((2, 3)), (mass * columns).sum((2, 3))], axis=-1)
-    way = np.sign(np.round(centres[:, -1] - centres[:, 0]))
-    return (way[:, None] * DIRECTIONS / np.linalg.norm(DIRECTIONS, axis=1)[:, None]).sum(-1).argmax(1)
+    motion = np.sign(np.round(centres[:, -1] - centres[:, 0]))
+    return (motion[:, None] * DIRECTIONS / np.linalg.norm(DIRECTIONS, axis=1)[:, None]).sum(-1).argmax(1)
 
 
 def read_order(clips, split="test"):
-    """The label by the digits in the three frames which are brighter than noise."""
+    """Returns the labels, read from the digits in the three frames that are brighter than noise."""
     bright = (clips > NOISE).any((2, 3, 4))
     assert (bright.sum(1) == 3).all()
     rows, distance = shown(clips[bright][..., 0], split)
@@ -79,7 +79,7 @@ def read_order(clips, split="test"):
 
 
 def read_match(clips, split="test"):
-    """The label, and the rows `(N, 2)` of the digits in the first and the last frame."""
+    """Returns the labels, and the rows `(N, 2)` of the digits in the first and last frames."""
     rows, distance = shown(clips[:, [0, -1]].reshape(-1, *clips.shape[2:4]), split)
     assert distance.max() < 1e-3
     rows = rows.reshape(-1, 2)
@@ -88,7 +88,7 @@ def read_match(clips, split="test"):
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_clips_are_those_of_any_machine(task):
+def test_clips_are_equal_on_every_machine(task):
     clips, labels = task.clips("test", 16, seed=1, salt=2)
     assert clips.shape == (16, task.frames, *task.size, 1) and clips.dtype == np.float32
     assert labels.shape == (16,) and labels.dtype == np.int32
@@ -106,9 +106,9 @@ def test_any_other_split_seed_or_salt_gives_other_clips(task):
     assert hashes(task.clips("train", 32, seed=1)[0]) != hashes(task.clips("train", 32, salt=1)[0])
 
 
-def test_splits_share_no_sprite_and_leave_none_out():
+def test_splits_share_no_sprite_and_omit_none():
     found = {split: hashes(sprites(split)[0]) for split in SPLITS}
-    assert {split: len(of) for split, of in found.items()} == {"train": 1079, "validation": 359, "test": 359}
+    assert {split: len(digests) for split, digests in found.items()} == {"train": 1079, "validation": 359, "test": 359}
     assert len(set().union(*found.values())) == 1797
 
 
@@ -125,13 +125,13 @@ def test_clips_show_the_sprites_of_their_split_only(split):
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_no_clip_of_training_is_one_of_testing(task):
+def test_splits_share_no_clip(task):
     seen = [hashes(task.clips(split, 2000)[0]) for split in SPLITS]
     assert len(set().union(*seen)) == sum(map(len, seen))
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_every_label_is_as_frequent_as_any_other(task):
+def test_labels_are_balanced(task):
     assert np.ptp(np.bincount(task.clips("train", 4 * 6 * 20)[1], minlength=task.classes)) == 0
     assert np.ptp(np.bincount(task.clips("train", 502)[1], minlength=task.classes)) <= 1
 
@@ -140,13 +140,13 @@ def test_every_direction_has_its_exact_reversal():
     clips, labels = TASKS["direction"].clips("train", 400)
     assert np.array_equal(clips[::2, ::-1], clips[1::2])
     assert np.array_equal(DIRECTIONS[labels[::2]], -DIRECTIONS[labels[1::2]])
-    # To the last bit, or the mean would tell them apart.
+    # Equal to the last bit: otherwise the mean would reveal the direction.
     assert np.array_equal(frame_mean(clips[::2]), frame_mean(clips[1::2]))
     assert set(labels[::2]) == set(range(8))
 
 
 @pytest.mark.parametrize("frames", [2, 7, 8])
-def test_a_direction_is_the_way_of_a_digit_which_stays_whole(frames):
+def test_a_direction_is_the_motion_of_a_complete_digit(frames):
     clips, labels = TASKS["direction"].clips("test", 400, frames=frames)
     assert np.array_equal(read_direction(clips), labels)
     ink = clips.sum((2, 3, 4))
@@ -154,13 +154,13 @@ def test_a_direction_is_the_way_of_a_digit_which_stays_whole(frames):
 
 
 @pytest.mark.parametrize("frames", [3, 12, 30])
-def test_an_order_is_that_of_three_flashes(frames):
+def test_an_order_is_the_order_of_three_flashes(frames):
     clips, labels = TASKS["order"].clips("test", 240, frames=frames)
     assert np.array_equal(read_order(clips), labels)
 
 
 @pytest.mark.parametrize("frames", [2, 16, 64])
-def test_a_match_is_of_two_images_of_one_class(frames):
+def test_a_match_shows_two_images_of_one_class(frames):
     clips, labels = TASKS["match"].clips("test", 300, frames=frames)
     read, rows = read_match(clips)
     assert np.array_equal(read, labels)
@@ -177,7 +177,7 @@ def test_matches_of_any_length_have_the_same_ends():
     assert np.array_equal(short[:, [0, -1]], long[:, [0, -1]]) and np.array_equal(labels, same_labels)
 
 
-def test_each_digit_is_as_frequent_in_matches_as_in_others():
+def test_digits_are_as_frequent_in_matches_as_in_mismatches():
     clips, labels = TASKS["match"].clips("test", 2000, frames=2)
     classes = sprites("test")[1][read_match(clips)[1]]
     for end in (0, 1):
@@ -197,7 +197,7 @@ def test_controls_are_what_their_names_say():
         assert np.array_equal(only_last(clips)[:, frame], clips[:, -1])
 
 
-def test_reading_controls_scores_their_ceiling():
+def test_exact_readers_of_controls_reach_their_ceiling():
     count = 600
     order, labels = TASKS["order"].clips("test", count)
     right = np.mean(read_order(shuffled_frames(order, generator("control", "test"))) == labels)
@@ -225,13 +225,13 @@ def test_no_classifier_of_a_control_passes_its_ceiling(name, control):
         assert right < ceiling + 3 * (ceiling * (1 - ceiling) / count) ** 0.5
 
 
-def test_the_same_classifiers_tell_directions_in_order():
+def test_the_same_classifiers_read_directions_from_ordered_frames():
     (x, y), (x_test, y_test) = (TASKS["direction"].clips(split, 800) for split in ("train", "test"))
     for classifier in (RidgeClassifier(10.0), KNeighborsClassifier(5)):
         assert np.mean(classifier.fit(x.reshape(800, -1), y).predict(x_test.reshape(800, -1)) == y_test) > 0.95
 
 
-def test_what_cannot_be_made_is_refused():
+def test_invalid_arguments_of_clips_are_refused():
     with pytest.raises(ValueError, match="multiple of 2. Received: 7. Ask for 8"):
         TASKS["direction"].clips("train", 7)
     with pytest.raises(ValueError, match="2 to 8 frames. Received: frames=9"):

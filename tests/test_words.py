@@ -1,4 +1,4 @@
-"""Identifiers that the field has standard words for stay out of the code."""
+"""Retired identifiers stay out of the code: each has a standard replacement."""
 
 import tokenize
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from checks import once
 
-# Files alone.
+# Independent of the backend.
 pytestmark = once
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("keras_jamba", "tests", "benchmarks", "examples")
-# The retired identifier, and what to write instead.
+# `{retired identifier: replacements}`.
 RETIRED = {
     "asked": "append_requested, requested",
     "told": "print_trainable_parameters, given",

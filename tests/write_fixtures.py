@@ -1,12 +1,12 @@
-"""Writes the fixtures of `tests/fixtures` that are not there yet; what is there is never written again.
+"""Writes the missing fixtures of `tests/fixtures`. Existing fixtures are never written again.
 
     python tests/write_fixtures.py [NAME ...]
 
-It is run when a format gets a new number, or a file of a new kind: add a row with a new name, and leave the old rows
-and their files. NAME is a row of FIXTURES, or presets; without names all are written. Each row says on which backend
-its fixture is written: this program starts itself again with it. It uses what users may use, and nothing else.
+Run it when a format gets a new number, or for a new kind of file: add a row with a new name, and keep the old rows
+and their files. NAME is a row of FIXTURES, or `presets`; without names, the program writes all fixtures. Each row names
+the backend of its fixture: the program starts itself again on that backend. It uses the public API only.
 
-Numbers are those of the model that is saved, before it is saved.
+The program records the numbers of a model before it saves the model.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest  # noqa: F401, numbers of presets are those of XLA's flags in tests
+import conftest  # noqa: F401, the presets' numbers depend on the tests' XLA flags
 import fixture_models as made
 import fixture_trainings as trainings
 import keras
@@ -41,7 +41,7 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{
 
 
 def outputs(model, inputs, statistics=True, **more):
-    # A call changes statistics of the experts on some backends.
+    # Called before the weights are read: a call changes the experts' statistics on some backends.
     found = logits(model, inputs)
     return {"weights": described(model, statistics), "logits": found} | more
 
@@ -80,19 +80,19 @@ def preset_of_texts(folder):
 
 
 def keras_of_images(folder):
-    """Trained for one step."""
+    """Writes a classifier that is trained for one step."""
     model = made.compiled(made.byte_classifier())
     model.fit(made.BYTES, made.LABELS, batch_size=4, verbose=0)
     found = outputs(model, made.BYTES, optimizer=made.slots(model))
     model.save(folder / "model.keras")
-    # What the loaded one is to do too.
+    # The loaded model must repeat this step.
     monitor = training.Monitor(made.probes(), csv=folder / "log.csv")
     model.fit(made.BYTES, made.LABELS, batch_size=4, verbose=0, callbacks=[monitor])
     write_numbers(folder / "numbers.json", found)
 
 
 def keras_of_language(folder):
-    """In few bits, with adapters, frozen parts and all that goes into files beside the weights."""
+    """Writes a quantized model with adapters, frozen layers and all other content of a Keras file."""
     model = made.language_model(drop_path=0.1, dropout=0.1)
     model.quantize("int8")
     model.enable_lora(2, lora_alpha=4, also_train="mixer_norm")
@@ -117,7 +117,7 @@ def keras_of_layers(folder):
 
 def weights_in(mode):
     def write(folder):
-        model = made.language_model(**made.IN_BITS[mode])
+        model = made.language_model(**made.QUANTIZED[mode])
         model.quantize(mode)
         write_numbers(folder / "numbers.json", outputs(model, made.IDS))
         model.save_weights(folder / "model.weights.h5")
@@ -190,25 +190,27 @@ def save_of_two_processes(folder):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     running = [subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags}) for command in commands]
     if any([process.wait() for process in running]):
-        raise RuntimeError("A process has failed, see above.")
+        raise RuntimeError(
+            "Every process must end with exit code 0. Received: a process that failed. Read its traceback above."
+        )
 
 
 def save_of_format_1(folder):
-    """As before version 2, whole arrays in an archive of NumPy: today's save, written in that way."""
+    """Writes a save of format 1: the arrays of a save of format 2, complete, in an archive of NumPy."""
     source = FORMATS / "checkpoint-2" / "one_process_jax"
     shutil.copy(source / "numbers.json", folder)
-    (place,) = (source / "saves").glob("step_*")
-    state = json.loads((place / "state.json").read_text("utf-8"))
-    content, arrays, places = (place / "arrays.bin").read_bytes(), [], []
+    (save,) = (source / "saves").glob("step_*")
+    state = json.loads((save / "state.json").read_text("utf-8"))
+    content, arrays, specs = (save / "arrays.bin").read_bytes(), [], []
     for shape, ((_, _, dtype, offset),) in state["arrays"]:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         arrays.append(np.frombuffer(content[offset : offset + size], "uint8"))
-        places.append([shape, dtype])
-    kept = folder / "saves" / place.name
+        specs.append([shape, dtype])
+    kept = folder / "saves" / save.name
     kept.mkdir(parents=True)
     np.savez(kept / "arrays.npz", *arrays)
     del state["processes"], state["run"]
-    state |= {"format": 1, "arrays": places, "sha256": hashlib.sha256((kept / "arrays.npz").read_bytes()).hexdigest()}
+    state |= {"format": 1, "arrays": specs, "sha256": hashlib.sha256((kept / "arrays.npz").read_bytes()).hexdigest()}
     (kept / "state.json").write_text(json.dumps(state), "utf-8")
 
 
@@ -229,7 +231,7 @@ def byte_tokenizer(folder):
 
 
 def jamba_tokenizer(folder):
-    """Of bytes and three special tokens, with two templates."""
+    """Writes a tokenizer of bytes and three special tokens, with two templates."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     special = ["<pad>", "<s>", "</s>"]
@@ -237,8 +239,8 @@ def jamba_tokenizer(folder):
     library = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate([*special, *alphabet])}, merges=[]))
     library.add_special_tokens(special)
     library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    begins = dict(single="<s> $A", special_tokens=[("<s>", 1)])
-    library.post_processor = processors.TemplateProcessing(**begins)
+    template = dict(single="<s> $A", special_tokens=[("<s>", 1)])
+    library.post_processor = processors.TemplateProcessing(**template)
     given = folder / "given"
     given.mkdir()
     library.save(str(given / "tokenizer.json"))
@@ -253,13 +255,13 @@ def jamba_tokenizer(folder):
 
 
 def trained_preset(name):
-    """Some inputs of a trained preset, and its logits on this backend."""
+    """Writes inputs of a trained preset, and its logits on this backend."""
     file = PRESETS / f"{name}.npz"
-    have = dict(np.load(file)) if file.exists() else {"inputs": preset_inputs(name)}
-    if BACKEND not in have:
+    arrays = dict(np.load(file)) if file.exists() else {"inputs": preset_inputs(name)}
+    if BACKEND not in arrays:
         file.parent.mkdir(exist_ok=True)
         model = keras_jamba.DHCJamba.from_preset(name)
-        np.savez_compressed(file, **have | {BACKEND: logits(model, have["inputs"])})
+        np.savez_compressed(file, **arrays | {BACKEND: logits(model, arrays["inputs"])})
 
 
 def preset_inputs(name):
@@ -268,7 +270,7 @@ def preset_inputs(name):
     return TASKS[name.removeprefix("video_")].clips("test", 24, seed=7)[0][:3]
 
 
-# `{name: (backend, function)}`, in the order in which one is made of another.
+# `{name: (backend, function)}`. Some fixtures are made from earlier ones, so the order matters.
 FIXTURES = {
     "tokenizers/byte": ("torch", byte_tokenizer),
     "tokenizers/jamba": ("torch", jamba_tokenizer),
@@ -300,7 +302,7 @@ FIXTURES = {
 
 
 def write_here(name):
-    """On the backend of this process."""
+    """Writes one fixture on the backend of this process."""
     if name == "presets":
         for preset in TRAINED:
             trained_preset(preset)
@@ -322,7 +324,7 @@ def main(*names):
     for name in names or (*FIXTURES, "presets"):
         backends = ("jax", "tensorflow", "torch") if name == "presets" else FIXTURES[name][:1]
         if (FORMATS / name).exists():
-            print(f"{name} is there, and stays as it is.")
+            print(f"{name} exists and is kept.")
             continue
         for backend in backends:
             print(f"{name} on {backend}", flush=True)

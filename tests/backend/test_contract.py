@@ -19,7 +19,7 @@ def parsed(path):
 
 
 def protocols(tree):
-    """`{module name: {name: definition}}` of the contract."""
+    """Returns `{module name: {name: definition}}` of the contract."""
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and is_protocol(node)]
     return {each.name.lower(): definitions(each) for each in classes}
 
@@ -33,20 +33,20 @@ def definitions(node):
 
 
 def exported(path):
-    """`{name: definition}` of a module, those that it imports from `_backend` too."""
+    """Returns `{name: definition}` of a module, including definitions that it imports from `_backend`."""
     tree = parsed(path)
     found = {name: each for name, each in definitions(tree).items() if not name.startswith("_")}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_jamba._backend."):
             source = BACKEND.joinpath(*node.module.split(".")[2:])
             source = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
-            there = definitions(parsed(source))
-            found |= {alias.asname or alias.name: there[alias.name] for alias in node.names if alias.name in there}
+            known = definitions(parsed(source))
+            found |= {alias.asname or alias.name: known[alias.name] for alias in node.names if alias.name in known}
     return found
 
 
 def parameters(function, method):
-    """Names, kinds and defaults as text, without `self`."""
+    """Returns names, kinds and defaults as text, without `self`."""
     given = function.args
     if method:
         given = ast.arguments(**{name: getattr(given, name) for name in given._fields} | {"args": given.args[1:]})
@@ -54,18 +54,18 @@ def parameters(function, method):
 
 
 def differences(contract, module):
-    """What a module of a backend has otherwise than its Protocol says."""
+    """Returns the differences between a module of a backend and its Protocol."""
     found = []
-    for name, wanted in contract.items():
-        there = module.get(name)
-        if type(there) is not type(wanted):
+    for name, expected in contract.items():
+        actual = module.get(name)
+        if type(actual) is not type(expected):
             found.append(f"{name} is missing")
-        elif isinstance(wanted, ast.FunctionDef):
-            if parameters(there, method=False) != parameters(wanted, method=True):
-                found.append(f"{name}({parameters(there, False)}) is not {name}({parameters(wanted, True)})")
+        elif isinstance(expected, ast.FunctionDef):
+            if parameters(actual, method=False) != parameters(expected, method=True):
+                found.append(f"{name}({parameters(actual, False)}) is not {name}({parameters(expected, True)})")
         else:
-            methods = definitions(there)
-            for method, each in definitions(wanted).items():
+            methods = definitions(actual)
+            for method, each in definitions(expected).items():
                 if method not in methods:
                     found.append(f"{name}.{method} is missing")
                 elif parameters(methods[method], True) != parameters(each, True):
@@ -74,13 +74,13 @@ def differences(contract, module):
 
 
 def extra(contract, tree):
-    """Public definitions and assignments of a module that its Protocol does not name."""
+    """Returns public definitions and assignments of a module that its Protocol does not name."""
     stored = {node.id for node in module_level(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return sorted(name for name in stored | set(definitions(tree)) if not name.startswith("_") and name not in contract)
 
 
 def module_level(tree):
-    """The nodes of a module outside of its functions and classes, those under `if` and `try` too."""
+    """Yields the nodes of a module outside its functions and classes, including nodes under `if` and `try`."""
     for node in ast.iter_child_nodes(tree):
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node
@@ -88,7 +88,7 @@ def module_level(tree):
 
 
 def refusing(path):
-    """`{name: parameters}` of the functions of a module that only refuse."""
+    """Returns `{name: (number of required arguments, keyword-only names)}` of the functions that only refuse."""
     found = {}
     for name, each in exported(path).items():
         only = ast.unparse(each.body[0])
@@ -103,7 +103,7 @@ CONTRACT = protocols(parsed(BACKEND / "contract.py"))
 
 @once
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_backend_has_one_module_per_protocol_and_nothing_else_that_is_public(package):
+def test_a_backend_has_exactly_one_public_module_per_protocol(package):
     files = {path.stem for path in (BACKEND / package).glob("*.py") if not path.stem.startswith("_")}
     assert files == set(CONTRACT)
 
@@ -115,12 +115,12 @@ def test_a_module_has_the_names_parameters_and_defaults_of_its_protocol(package,
     path = BACKEND / package / f"{module}.py"
     assert differences(CONTRACT[module], exported(path)) == []
     assert extra(CONTRACT[module], parsed(path)) == []
-    # The contract is written in one place.
+    # Only the contract has docstrings.
     assert [name for name, each in exported(path).items() if name in CONTRACT[module] and ast.get_docstring(each)] == []
 
 
 @once
-def test_the_comparison_sees_what_differs():
+def test_the_comparison_finds_every_difference():
     contract = protocols(
         ast.parse(
             "class A(Protocol):\n def f(self, x, y=1): ...\n def g(self): ...\n"
@@ -142,7 +142,7 @@ def test_every_function_of_the_contract_is_documented():
     assert [each.name for each in functions if not ast.get_docstring(each)] == []
 
 
-def test_the_modules_of_the_backend_that_runs_are_imported():
+def test_the_modules_of_the_active_backend_are_imported():
     prefix = f"keras_jamba._backend.{keras.backend.backend()}"
     assert {name: getattr(_backend, name).__name__ for name in CONTRACT} == {
         name: f"{prefix}.{name}" for name in CONTRACT
@@ -164,27 +164,27 @@ REFUSING = [
 
 
 @pytest.mark.parametrize(("module", "name", "count", "named"), REFUSING, ids=[f"{m}.{n}" for m, n, *_ in REFUSING])
-def test_a_function_that_a_backend_cannot_offer_refuses_with_its_reason(module, name, count, named):
+def test_an_unavailable_function_refuses_with_its_reason(module, name, count, named):
     function = getattr(getattr(_backend, module), name)
     message = rf"{name} is not available here. Received: a call of it, though .*. Ask .* first"
     with pytest.raises(NotImplementedError, match=message):
         function(*[None] * count, **dict.fromkeys(named))
 
 
-def test_what_refuses_says_so_beforehand():
-    """The functions by which callers ask, on the backends where they must have a reason."""
-    backend, requests = keras.backend.backend(), _backend
+def test_unavailable_functions_are_reported_before_a_call():
+    """Checks the functions that report availability, on the backends where they must give a reason."""
+    backend = keras.backend.backend()
     refusing = {name for _, name, *_ in REFUSING}
     assert ("split_rows" in refusing) == (backend == "jax")
-    assert ("fused_adamw" in refusing) == (not requests.optimizer.has_fused_adamw()) == (backend != "torch")
-    assert ("shard_map" in refusing) == (not requests.sharding.supports_model_parallel()) == (backend != "jax")
+    assert ("fused_adamw" in refusing) == (not _backend.optimizer.has_fused_adamw()) == (backend != "torch")
+    assert ("shard_map" in refusing) == (not _backend.sharding.supports_model_parallel()) == (backend != "jax")
     assert ("grouped_matmul" in refusing) == ("triton_launcher" in refusing) == (backend == "tensorflow")
-    assert bool(requests.numerics.why_no_grouped_matmul("cpu", "float32", (4, 4))) == (backend == "tensorflow")
-    assert requests.sharding.active_mesh() is None
+    assert bool(_backend.numerics.why_no_grouped_matmul("cpu", "float32", (4, 4))) == (backend == "tensorflow")
+    assert _backend.sharding.active_mesh() is None
     if backend == "tensorflow":
-        assert requests.kernels.why_no_triton() == requests.kernels.why_no_triton_op((1, 1, 1)) is not None
+        assert _backend.kernels.why_no_triton() == _backend.kernels.why_no_triton_op((1, 1, 1)) is not None
         with pytest.raises(NotImplementedError, match="triton_op is not available here"):
-            requests.kernels.triton_op(None, None)((), ())
-    if not requests.optimizer.has_fused_adamw():
+            _backend.kernels.triton_op(None, None)((), ())
+    if not _backend.optimizer.has_fused_adamw():
         with pytest.raises(NotImplementedError, match="HostStepCounter is not available here"):
-            requests.optimizer.HostStepCounter()
+            _backend.optimizer.HostStepCounter()

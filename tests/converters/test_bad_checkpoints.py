@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is named before anything is loaded."""
+"""Errors name the defect of a checkpoint before anything is loaded."""
 
 import fnmatch
 import json
@@ -63,7 +63,7 @@ def test_a_truncated_file_is_named(folder, nothing_is_built):
             load(folder)
 
 
-def test_a_header_that_lies_about_sizes_is_refused(folder, nothing_is_built):
+def test_a_header_with_false_sizes_is_refused(folder, nothing_is_built):
     header, rest = header_of((folder / MODEL).read_bytes())
     name = "model.final_layernorm.weight"
     for entry in (
@@ -80,20 +80,20 @@ def test_a_header_that_lies_about_sizes_is_refused(folder, nothing_is_built):
         load(folder)
 
 
-def test_a_config_that_lies_about_sizes_allocates_nothing(folder, nothing_is_built):
+def test_a_config_with_false_sizes_allocates_nothing(folder, nothing_is_built):
     configured(folder, hidden_size=2**30)
     with pytest.raises(ValueError, match="model.embed_tokens.weight has the shape .*, not"):
         load(folder)
 
 
 @pytest.mark.parametrize("fields", [dict(num_hidden_layers=10**9), dict(num_experts=10**9)])
-def test_a_config_that_lies_about_layers_or_experts_makes_no_list_of_them(folder, nothing_is_built, fields):
+def test_a_config_with_false_counts_builds_no_list_of_tensors(folder, nothing_is_built, fields):
     configured(folder, **fields)
     with pytest.raises(ValueError, match="a tensor for each layer and each expert at least"):
         load(folder)
 
 
-def test_stacked_experts_without_numbers_make_no_list_of_them(folder, nothing_is_built):
+def test_empty_stacked_experts_build_no_list_of_experts(folder, nothing_is_built):
     header, rest = header_of((folder / MODEL).read_bytes())
     place = [len(rest), len(rest)]
     header["model.layers.0.feed_forward.experts.down_proj"] = {
@@ -105,7 +105,7 @@ def test_stacked_experts_without_numbers_make_no_list_of_them(folder, nothing_is
 
 
 @pytest.mark.parametrize("options", [dict(mixer="gated_conv"), dict(use_swiglu=False)])
-def test_a_model_of_other_weights_than_the_checkpoints_is_refused(folder, options):
+def test_options_that_change_the_weights_are_refused(folder, options):
     with pytest.raises(ValueError, match="must be those of its checkpoint. Received: .*, without .* and with"):
         keras_jamba.JambaCausalLM.from_preset(folder, **options)
     with pytest.raises(ValueError, match=r"without .*backward_ssm"):
@@ -169,7 +169,7 @@ def test_an_index_and_its_shards_must_agree(folder, nothing_is_built):
         (dict(head_dim=5), "head_dim=5"),
     ],
 )
-def test_a_config_of_something_else_is_named(folder, nothing_is_built, fields, message):
+def test_an_unsupported_config_is_named(folder, nothing_is_built, fields, message):
     configured(folder, **fields)
     with pytest.raises(ValueError, match=message):
         load(folder)
@@ -187,7 +187,7 @@ def test_a_folder_without_weights_or_config_is_named(folder, nothing_is_built):
         load(folder)
 
 
-def test_a_head_that_is_tied_and_differs_is_refused(folder, nothing_is_built):
+def test_a_tied_head_that_differs_from_the_embedding_is_refused(folder, nothing_is_built):
     configured(folder, tie_word_embeddings=True)
     with pytest.raises(ValueError, match="the head must be the embedding"):
         load(folder)
@@ -196,7 +196,7 @@ def test_a_head_that_is_tied_and_differs_is_refused(folder, nothing_is_built):
 @pytest.mark.parametrize(
     "options", [dict(use_rope=True), dict(normalize_top_k=True), dict(attention_window=3), dict(use_swiglu=False)]
 )
-def test_what_transformers_does_not_have_is_not_exported(tmp_path, options):
+def test_options_that_transformers_lacks_are_not_exported(tmp_path, options):
     model = keras_jamba.JambaCausalLM(11, d_model=8, num_layers=2, mamba_ratio=1, num_heads=2, num_experts=2, **options)
     with pytest.raises(ValueError, match="Jamba in transformers supports only"):
         model.export_to_transformers(tmp_path / "out")
@@ -209,7 +209,7 @@ def test_a_handle_must_name_owner_and_model():
             load(handle)
 
 
-def test_a_handle_downloads_what_is_needed_and_loads_it(folder, monkeypatch):
+def test_a_handle_downloads_and_loads_only_the_needed_files(folder, monkeypatch):
     import huggingface_hub
 
     requests = {}
@@ -221,14 +221,14 @@ def test_a_handle_downloads_what_is_needed_and_loads_it(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     model = load("hf://owner/name@v2")
     assert requests["name"] == "owner/name" and requests["revision"] == "v2"
-    # Neither pickles nor another library's weights; but what save_to_preset writes.
+    # The patterns include the files of save_to_preset, but no pickles and no weights of other libraries.
     wanted = {"config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model.weights.h5"}
     for file in (*wanted, "pytorch_model.bin", "tf_model.h5"):
         assert any(fnmatch.fnmatch(file, pattern) for pattern in requests["allow_patterns"]) == (file in wanted)
     assert model.count_params() == load(folder).count_params()
 
 
-def test_the_labels_of_a_new_head_are_new(tmp_path):
+def test_a_new_head_has_new_labels(tmp_path):
     folder = golden_jamba.FOLDER / "seqcls"
     known = json.loads((folder / "config.json").read_text()).get("id2label") or {}
     classes = len(known) + 2

@@ -1,4 +1,4 @@
-"""Adapters there and back, beside PEFT itself."""
+"""Adapters exchanged with PEFT give the same logits in both libraries."""
 
 import json
 import shutil
@@ -13,15 +13,15 @@ from transformers import JambaForCausalLM, JambaForSequenceClassification
 
 import keras_jamba
 
-# PEFT asks transformers by a name that it will give up.
+# PEFT uses a deprecated name of transformers.
 pytestmark = [full(), pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")]
 IDS = np.random.default_rng(0).integers(3, 31, (2, 9))
-# Unmerged, transformers multiplies by dt_proj's weight without its adapter.
-SEEN = ["attention", "mamba.in_proj", "mamba.x_proj", "mamba.out_proj"]
+# Without merging, transformers multiplies by dt_proj's weight and ignores its adapter.
+UNMERGED = ["attention", "mamba.in_proj", "mamba.x_proj", "mamba.out_proj"]
 
 
 def with_adapters(case, kind=keras_jamba.JambaCausalLM, **given):
-    """A golden model with adapters that have been trained."""
+    """Returns a golden model with random values in its adapters and other trainable weights."""
     model = kind.from_preset(FOLDER / case)
     model.enable_lora(3, lora_alpha=6, **given)
     rng = np.random.default_rng(1)
@@ -35,7 +35,7 @@ def theirs(model):
         return model.eval()(torch.tensor(IDS)).logits.numpy()
 
 
-@pytest.mark.parametrize(("targets", "merged"), [(SEEN, False), (None, True)])
+@pytest.mark.parametrize(("targets", "merged"), [(UNMERGED, False), (None, True)])
 def test_peft_reads_our_adapters(targets, merged, tmp_path):
     model = with_adapters("proj_bias", targets=targets)
     model.export_lora_to_peft(tmp_path / "adapters")
@@ -64,7 +64,7 @@ def test_we_read_what_peft_wrote(tmp_path):
     np.testing.assert_allclose(numpy(model(IDS)), theirs(adapted.merge_and_unload()), atol=1e-4)
 
 
-def test_what_was_trained_whole_goes_with_the_adapters(tmp_path):
+def test_fully_trained_layers_are_exported_with_the_adapters(tmp_path):
     model = with_adapters("seqcls", keras_jamba.JambaClassifier, targets="mamba.in_proj", also_train="head")
     model.export_lora_to_peft(tmp_path / "adapters")
     base = JambaForSequenceClassification.from_pretrained(FOLDER / "seqcls")
@@ -75,14 +75,14 @@ def test_what_was_trained_whole_goes_with_the_adapters(tmp_path):
     np.testing.assert_array_equal(numpy(again(IDS)), numpy(model(IDS)))
 
 
-def test_adapters_of_experts_have_no_place_in_peft(tmp_path):
+def test_adapters_of_experts_are_not_exported_to_peft(tmp_path):
     model = with_adapters("gqa_leftpad", targets="experts")
     with pytest.raises(ValueError, match="no place for adapters of experts"):
         model.export_lora_to_peft(tmp_path / "adapters")
     assert not list(tmp_path.iterdir())
 
 
-def test_single_parameters_that_were_trained_have_no_place_in_peft(tmp_path):
+def test_single_trained_parameters_are_not_exported_to_peft(tmp_path):
     with pytest.raises(ValueError, match="PEFT trains whole modules"):
         with_adapters("dense", targets="attention", also_train="block_0").export_lora_to_peft(tmp_path / "adapters")
     assert not list(tmp_path.iterdir())
@@ -96,7 +96,7 @@ def test_single_parameters_that_were_trained_have_no_place_in_peft(tmp_path):
         (dict(r=4), "Adapters must fit the layers"),
     ],
 )
-def test_another_kind_of_adapter_is_refused_and_nothing_changes(change, message, tmp_path):
+def test_an_unsupported_adapter_is_refused_and_changes_nothing(change, message, tmp_path):
     with_adapters("dense").export_lora_to_peft(tmp_path / "adapters")
     file = tmp_path / "adapters" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -106,8 +106,8 @@ def test_another_kind_of_adapter_is_refused_and_nothing_changes(change, message,
     assert not [v for v in model.weights if "_lora_" in v.path]
 
 
-def test_adapters_beside_a_checkpoint_which_transformers_loads_with_it_are_named(tmp_path, caplog):
-    model = with_adapters("proj_bias", targets=SEEN)
+def test_adapters_beside_a_checkpoint_are_named(tmp_path, caplog):
+    model = with_adapters("proj_bias", targets=UNMERGED)
     model.export_lora_to_peft(tmp_path / "adapters")
     JambaForCausalLM.from_pretrained(FOLDER / "proj_bias").save_pretrained(tmp_path / "all")
     before = theirs(JambaForCausalLM.from_pretrained(tmp_path / "all"))

@@ -1,4 +1,4 @@
-"""Fresh random Jambas, there and back, beside transformers itself."""
+"""Random Jamba models exchanged with transformers give the same logits in both libraries."""
 
 import keras
 import numpy as np
@@ -44,7 +44,7 @@ IDS = np.random.default_rng(0).integers(3, 31, (2, 9))
 
 
 def drawn(model):
-    """Weights that show every mistake; their own start has most of them at one value."""
+    """Returns the model with random weights that reveal mistakes; many initial weights share one value."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -59,21 +59,21 @@ def drawn(model):
 
 def theirs(model, ids, **given):
     model.eval()
-    # Its other ways to compute experts want widths that are multiples of four.
+    # Other expert implementations of transformers require widths that are multiples of four.
     model.set_experts_implementation("eager")
     with torch.no_grad():
-        # With a cache it wants a layer with attention.
+        # With a cache, transformers requires an attention layer.
         return model(torch.as_tensor(ids), use_cache=False, **given).logits.numpy()
 
 
-# How tensors are spread over files does not depend on the sizes of the model; what is tied is stored once.
+# Sharding does not depend on model sizes, so these cases suffice. Tied weights are stored once.
 SHARDED = [case for case in CASES if "tied" in case or "odd" in case]
 
 
 @pytest.mark.parametrize(
     "case, max_shard_size", [*((case, "5GB") for case in CASES), *((case, "8KB") for case in SHARDED)]
 )
-def test_a_jamba_of_transformers_has_the_same_logits_here_and_back_there(tmp_path, case, max_shard_size):
+def test_a_jamba_of_transformers_keeps_its_logits_in_both_directions(tmp_path, case, max_shard_size):
     other = drawn(JambaForCausalLM(JambaConfig(**TINY | CASES[case])))
     other.save_pretrained(tmp_path / "theirs", max_shard_size=max_shard_size)
     expected = theirs(other, IDS)
@@ -88,7 +88,7 @@ def test_a_jamba_of_transformers_has_the_same_logits_here_and_back_there(tmp_pat
             assert str(getattr(back.config, name)).removeprefix("torch.") == str(value), name
 
 
-def test_greedy_tokens_are_theirs_for_prompts_of_different_lengths(tmp_path):
+def test_greedy_tokens_equal_those_of_transformers(tmp_path):
     other = drawn(JambaForCausalLM(JambaConfig(**TINY | CASES["several stops, experts in one layer of three"])))
     other.save_pretrained(tmp_path / "theirs")
     ours = keras_jamba.JambaCausalLM.from_preset(tmp_path / "theirs")
@@ -107,7 +107,7 @@ def test_stacked_experts_of_version_five_are_read(tmp_path):
     np.testing.assert_allclose(numpy(jitted(ours)(IDS)), theirs(other, IDS), rtol=0, atol=1e-4)
 
 
-def test_weights_in_bfloat16_stay_what_they_are(tmp_path):
+def test_weights_in_bfloat16_are_unchanged(tmp_path):
     other = drawn(JambaForCausalLM(JambaConfig(**TINY))).to(torch.bfloat16)
     other.save_pretrained(tmp_path / "low")
     ours = keras_jamba.JambaCausalLM.from_preset(tmp_path / "low", dtype="bfloat16")
@@ -117,7 +117,7 @@ def test_weights_in_bfloat16_stay_what_they_are(tmp_path):
         assert torch.equal(a, b), name
 
 
-def test_a_classifier_goes_there_and_back_and_takes_the_body_of_a_language_model(tmp_path, caplog):
+def test_a_classifier_keeps_its_logits_and_accepts_a_new_head(tmp_path, caplog):
     config = JambaConfig(**TINY, num_labels=3)
     other = drawn(JambaForSequenceClassification(config))
     other.save_pretrained(tmp_path / "theirs")
@@ -132,7 +132,7 @@ def test_a_classifier_goes_there_and_back_and_takes_the_body_of_a_language_model
     np.testing.assert_array_equal(numpy(five.token_embedding.embeddings), numpy(ours.token_embedding.embeddings))
 
 
-def test_a_mamba_of_transformers_goes_there_and_back(tmp_path):
+def test_a_mamba_of_transformers_keeps_its_logits_in_both_directions(tmp_path):
     config = MambaConfig(vocab_size=31, hidden_size=24, num_hidden_layers=2, state_size=4, use_bias=True)
     other = drawn(MambaForCausalLM(config))
     other.save_pretrained(tmp_path / "theirs")
@@ -143,7 +143,7 @@ def test_a_mamba_of_transformers_goes_there_and_back(tmp_path):
     np.testing.assert_array_equal(theirs(MambaForCausalLM.from_pretrained(tmp_path / "ours"), IDS), expected)
 
 
-def test_a_model_from_here_is_read_there(tmp_path):
+def test_transformers_reads_a_new_model(tmp_path):
     keras.utils.set_random_seed(1)
     ours = keras_jamba.JambaCausalLM(19, d_model=16, num_layers=4, mamba_ratio=None, num_heads=2, num_experts=3)
     ours.export_to_transformers(tmp_path / "ours")

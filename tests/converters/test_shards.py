@@ -1,4 +1,4 @@
-"""How tensors are spread over files."""
+"""Distribution of tensors over shard files."""
 
 import json
 import sys
@@ -11,19 +11,19 @@ from safetensors.numpy import load_file
 
 from keras_jamba.converters import safetensors_folder
 
-# Files alone.
+# Independent of the backend.
 pytestmark = once
-# In bytes; one is larger than a shard, one as large.
+# Bytes per tensor. One is larger than a shard, and one is as large as a shard.
 SIZES = {"a": 24, "b": 40, "c": 8, "large": 200, "d": 16, "full": 64, "e": 60}
 LIMIT = 64
 
 
 def arrays():
-    return ((name, np.full(size, place, "uint8")) for place, (name, size) in enumerate(SIZES.items()))
+    return ((name, np.full(size, index, "uint8")) for index, (name, size) in enumerate(SIZES.items()))
 
 
 @pytest.mark.parametrize("limit", [LIMIT, 10, 211])
-def test_a_file_holds_no_more_than_asked_for_or_one_tensor(tmp_path, limit):
+def test_a_file_holds_at_most_the_limit_or_one_tensor(tmp_path, limit):
     safetensors_folder.write(tmp_path, SIZES, arrays(), limit)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -40,27 +40,27 @@ def test_a_file_holds_no_more_than_asked_for_or_one_tensor(tmp_path, limit):
     assert not any(found.values())
 
 
-def test_what_fits_into_one_file_has_no_index(tmp_path):
+def test_a_single_file_has_no_index(tmp_path):
     safetensors_folder.write(tmp_path, SIZES, arrays(), sum(SIZES.values()))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert set(load_file(tmp_path / "model.safetensors")) == set(SIZES)
 
 
-def test_no_more_than_a_shard_and_a_larger_tensor_is_held(tmp_path):
+def test_writing_holds_at_most_one_shard_and_one_larger_tensor(tmp_path):
     made = []
 
-    def watched():
+    def watched_arrays():
         for name, x in arrays():
             made.append(weakref.ref(x))
             assert sum(ref().nbytes for ref in made if ref() is not None) <= LIMIT + SIZES["large"]
             yield name, x
 
-    safetensors_folder.write(tmp_path, SIZES, watched(), LIMIT)
+    safetensors_folder.write(tmp_path, SIZES, watched_arrays(), LIMIT)
     assert len(made) == len(SIZES)
 
 
 @pytest.mark.parametrize("library", ["safetensors.numpy", "huggingface_hub"])
-def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch, library):
+def test_a_missing_library_is_named(tmp_path, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match="written with the libraries safetensors and huggingface_hub. Received"):
         safetensors_folder.write(tmp_path, SIZES, arrays(), LIMIT)

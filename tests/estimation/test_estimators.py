@@ -1,4 +1,4 @@
-"""What a model costs, foretold: against built models and counts by hand."""
+"""Cost estimates equal built models and counts by hand."""
 
 import json
 
@@ -10,7 +10,7 @@ import keras_jamba
 from keras_jamba.estimation import kv_cache_bytes, model_report
 from keras_jamba.models import JambaBackbone
 
-# Jamba-v0.1 as its checkpoint has it: 32 layers of which 4 attend, experts in every other one.
+# Jamba-v0.1 as in its checkpoint: 32 layers, 4 of them with attention, experts in every second layer.
 JAMBA = dict(d_model=4096, num_layers=32, mamba_ratio=7, attention_offset=4, moe_frequency=2, moe_offset=1)
 JAMBA |= dict(num_experts=16, num_experts_per_token=2, d_ff=14336, num_heads=32, num_kv_heads=8, use_rope=False)
 JAMBA |= dict(dt_rank=256, vocab_size=65536)
@@ -24,14 +24,14 @@ def test_jamba_has_the_parameters_and_the_cache_of_its_paper():
     assert report.kv_cache == 4 * GIB
     assert report.ssm_cache == 28 * 8192 * 16 * 4
     assert report.conv_cache == 28 * 8192 * 3 * 2
-    # The statistics of 16 layers with experts are all that is not in bfloat16.
+    # Only the statistics of the 16 layers with experts are not in bfloat16.
     assert report.weights == 2 * report.parameters + 4 * 16 * 18
 
 
 @pytest.mark.parametrize(
     "layers, kv_heads, gib", [(32, 32, 128), (32, 8, 32), (4, 8, 4)], ids=["Llama-2 7B", "Mistral and Mixtral", "Jamba"]
 )
-def test_caches_of_256k_tokens_are_those_of_the_papers_table(layers, kv_heads, gib):
+def test_caches_of_256k_tokens_equal_the_papers_table(layers, kv_heads, gib):
     assert kv_cache_bytes(layers, kv_heads, 128, context=256 * 1024) == gib * GIB
 
 
@@ -58,7 +58,7 @@ IMAGES = {
 
 @full("jax")
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_counts_are_those_of_built_backbones(config):
+def test_counts_equal_those_of_built_backbones(config):
     config = dict(d_model=16, num_layers=2, num_heads=4, d_state=3) | config
     assert_counted(JambaBackbone(**config), config, context=8)
 
@@ -66,13 +66,13 @@ def test_counts_are_those_of_built_backbones(config):
 @full("jax")
 @pytest.mark.parametrize("downsample", [1, 8])
 @pytest.mark.parametrize("kind", IMAGES.values(), ids=IMAGES)
-def test_counts_are_those_of_built_image_models(kind, downsample):
+def test_counts_equal_those_of_built_image_models(kind, downsample):
     config = dict(num_classes=3, image_shape=(16, 16, 3), downsample=downsample, d_model=16, num_layers=2, num_heads=4)
     assert_counted(keras_jamba.DHCJamba(**config | kind), config | kind)
 
 
 @pytest.mark.parametrize("options, tokens", [(FRAMES, 4), (CELLS, 4 * 4 * 4)])
-def test_a_clip_has_a_token_a_frame_or_a_token_a_cell(options, tokens):
+def test_a_clip_has_one_token_per_frame_or_per_cell(options, tokens):
     report = model_report(options)
     assert report.context == tokens
     assert report == model_report(options | dict(image_shape=(None, None, None, 3)), image_size=(4, 16, 16))
@@ -85,7 +85,7 @@ def assert_counted(model, config, **given):
         assert report.parameters + report.statistics == model.count_params()
 
 
-def test_a_language_models_embeddings_count_once_where_they_are_tied():
+def test_tied_embeddings_of_a_language_model_count_once():
     config = dict(d_model=16, num_layers=1, num_heads=4)
     bare, plain, tied = (
         model_report(config | words, context=8).parameters
@@ -95,7 +95,7 @@ def test_a_language_models_embeddings_count_once_where_they_are_tied():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_counts_are_those_of_built_language_models(tied):
+def test_counts_equal_those_of_built_language_models(tied):
     model = keras_jamba.JambaCausalLM(50, tie_embeddings=tied, d_model=16, num_layers=2, num_heads=4, eos_token_id=2)
     report = model_report(model, context=8)
     assert report.parameters == sum(np.prod(v.shape, dtype=int) for v in model.trainable_variables)
@@ -104,7 +104,7 @@ def test_counts_are_those_of_built_language_models(tied):
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("quantization", ["int8", "int4", "experts_int8"])
-def test_weights_in_few_bits_are_those_of_built_models(quantization):
+def test_quantized_weights_equal_those_of_built_models(quantization):
     given = dict(d_model=16, num_layers=2, mamba_ratio=1, d_ff=70, num_heads=4, quantization=quantization)
     for model in (
         keras_jamba.JambaCausalLM(50, **given),
@@ -118,7 +118,7 @@ def test_weights_in_few_bits_are_those_of_built_models(quantization):
 @full("jax")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("window", [None, 6])
-def test_caches_are_those_that_init_cache_makes(dtype, window):
+def test_caches_equal_those_of_init_cache(dtype, window):
     model = JambaBackbone(16, 4, mamba_ratio=1, num_heads=4, num_kv_heads=2, attention_window=window, dtype=dtype)
     cache = model.init_cache(3, max_length=10)
     assert_cached(model_report(model, batch_size=3, context=10, training=False), cache)
@@ -127,13 +127,13 @@ def test_caches_are_those_that_init_cache_makes(dtype, window):
 @full("jax")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("options", [FRAMES, FRAMES | dict(readout="last"), CELLS | dict(readout="seqpool")])
-def test_caches_of_streams_are_those_that_init_cache_makes(options, dtype):
+def test_caches_of_streams_equal_those_of_init_cache(options, dtype):
     config = dict(d_model=16, downsample=8, num_layers=2, mamba_ratio=1, mixer="gated_conv", dtype=dtype) | options
     model = keras_jamba.DHCJamba(**config)
     cache = model.init_cache(3, max_frames=4)
     assert_cached(model_report(model, batch_size=3, training=False), cache["backbone"] | {"readout": cache["readout"]})
-    for cannot_go_on in (config | dict(direction="bidirectional"), dict(num_classes=2)):
-        assert model_report(cannot_go_on, training=False).cache == 0
+    for not_streaming in (config | dict(direction="bidirectional"), dict(num_classes=2)):
+        assert model_report(not_streaming, training=False).cache == 0
 
 
 def assert_cached(report, cache):
@@ -146,20 +146,20 @@ def assert_cached(report, cache):
         assert {name: getattr(layer, name) for name in held} == held
 
 
-def test_operations_of_experts_are_those_of_the_chosen_ones():
+def test_operations_of_experts_count_only_the_chosen_experts():
     config = dict(d_model=8, num_layers=1, mamba_ratio=0, num_heads=2, use_rope=False, d_ff=32)
     moe = model_report(config | dict(moe_frequency=1, num_experts=4, num_experts_per_token=2), context=10)
     dense = model_report(config | dict(moe_frequency=0), context=10)
-    # 10 tokens, 2 experts each: three products of 8 x 32, and 5 operations for each of 32 hidden numbers.
+    # 10 tokens, 2 experts per token: three products of 8 x 32, and 5 operations per each of 32 hidden values.
     experts = 10 * 2 * (3 * 2 * 8 * 32 + 5 * 32)
-    # The router's product of 8 x 4 and 8 operations an expert; the weighted sum of two outputs of 8.
-    around = 10 * (2 * 8 * 4 + 8 * 4) + 10 * 2 * 2 * 8
-    assert moe.flops_forward - dense.flops_forward == experts + around - 10 * (3 * 2 * 8 * 32 + 5 * 32)
+    # The router's product of 8 x 4, 8 operations per expert, and the weighted sum of two outputs of 8.
+    routing = 10 * (2 * 8 * 4 + 8 * 4) + 10 * 2 * 2 * 8
+    assert moe.flops_forward - dense.flops_forward == experts + routing - 10 * (3 * 2 * 8 * 32 + 5 * 32)
     assert moe.active_parameters == dense.parameters + 8 * 4 + 3 * 8 * 32
     assert moe.parameters == moe.active_parameters + 2 * 3 * 8 * 32
 
 
-def test_what_is_checkpointed_is_computed_twice_and_kept_once():
+def test_checkpointed_blocks_are_computed_twice():
     config = dict(d_model=32, num_layers=4, num_heads=2, moe_frequency=0)
     plain = model_report(config, context=64)
     checkpointed = model_report(config, context=64, gradient_checkpointing=True)
@@ -212,6 +212,6 @@ def test_the_report_is_a_table_and_a_dict():
         ("jamba", dict(context=8), "model must be a JambaBackbone"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_remedy(model, given, message):
+def test_invalid_arguments_are_refused_with_a_remedy(model, given, message):
     with pytest.raises(ValueError, match=message):
         model_report(model, **given)

@@ -1,4 +1,4 @@
-"""Estimates against XLA's count of operations and what PyTorch keeps."""
+"""Estimates equal XLA's count of operations and the bytes that PyTorch keeps."""
 
 import functools
 import json
@@ -14,8 +14,8 @@ from keras_jamba.estimation import model_report, scan_flops
 from keras_jamba.models import JambaBackbone
 
 BACKEND = keras.backend.backend()
-ON_JAX = pytest.mark.skipif(BACKEND != "jax", reason="XLA's own count of operations; runs on jax")
-ON_TORCH = pytest.mark.skipif(BACKEND != "torch", reason="what autograd keeps can be looked at there; runs on torch")
+ON_JAX = pytest.mark.skipif(BACKEND != "jax", reason="compares with XLA's count of operations; runs on jax")
+ON_TORCH = pytest.mark.skipif(BACKEND != "torch", reason="inspects the tensors that autograd keeps; runs on torch")
 
 
 def lowered_flops(function, *arguments, compiled=False):
@@ -26,7 +26,7 @@ def lowered_flops(function, *arguments, compiled=False):
 
 
 @ON_JAX
-def test_operations_of_the_scan_are_those_of_eight_unrolled_tokens():
+def test_operations_of_the_scan_equal_those_of_eight_unrolled_tokens():
     import jax
     import jax.numpy as jnp
 
@@ -45,7 +45,7 @@ def test_operations_of_the_scan_are_those_of_eight_unrolled_tokens():
         return outputs, gradient(cotangents)
 
     single = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
-    # A tensor a token: the gradient of a slice would be as long as the whole.
+    # One tensor per token: the gradient of a slice would have the length of the complete tensor.
     tokens = [(single(b, e), single(b, e), single(b, n), single(b, n), single(b, e))] * t
     arguments = tokens, single(e, n), single(e), single(e), single(b, e, n)
     forward, backward = scan_flops(b, t, e, n)
@@ -74,19 +74,20 @@ COUNTED = {
     "config",
     [pytest.param(config, id=name, marks=[full()] * (i > 1)) for i, (name, config) in enumerate(COUNTED.items())],
 )
-def test_operations_without_the_scan_are_those_that_xla_counts(config, monkeypatch):
+def test_operations_without_the_scan_equal_xlas_count(config, monkeypatch):
     import jax
 
     from keras_jamba.layers import _short_convolution, mamba
 
     def no_scan(u, delta, A, B, C, D=None, z=None, **_):
-        # Of the same shapes, and with a gradient for all of them.
+        # The outputs have the scan's shapes and a gradient for its inputs.
         y = (u + delta) * keras.ops.silu(z) + keras.ops.sum(B * C, axis=-1, keepdims=True)
         return y, keras.ops.zeros((u.shape[0], *A.shape))
 
     monkeypatch.setattr(mamba, "selective_scan", no_scan)
-    in_sight = functools.partial(keras_jamba.ops.causal_depthwise_conv, implementation="portable")
-    monkeypatch.setattr(_short_convolution, "causal_depthwise_conv", in_sight)  # XLA does not see into the C library
+    # XLA cannot count operations inside the C library.
+    portable = functools.partial(keras_jamba.ops.causal_depthwise_conv, implementation="portable")
+    monkeypatch.setattr(_short_convolution, "causal_depthwise_conv", portable)
     config = dict(d_model=128, num_layers=2, moe_frequency=0, num_heads=4) | config
     images = "image_shape" in config
     model = (keras_jamba.DHCJamba if images else JambaBackbone)(**config)
@@ -105,13 +106,13 @@ def test_operations_without_the_scan_are_those_that_xla_counts(config, monkeypat
     assert report.flops_per_step - forward - backward == pytest.approx(counted, rel=0.02)
 
 
-# Large patches: XLA adds the bias anew in each of its fusions.
+# Patches are large, because XLA repeats the addition of the bias in each fusion.
 PARTS = {"encoder": dict(stem="patchify", downsample=8), "tokens": FRAMES, "readout": CELLS | dict(readout="seqpool")}
 
 
 @ON_JAX
 @pytest.mark.parametrize("part", PARTS)
-def test_operations_of_a_part_are_those_that_xla_counts(part):
+def test_operations_of_a_part_equal_xlas_count(part):
     import jax
 
     model = keras_jamba.DHCJamba(d_model=128, num_layers=1, **PARTS[part])
@@ -123,7 +124,7 @@ def test_operations_of_a_part_are_those_that_xla_counts(part):
     def weighted(trained, inputs, weights):
         return (layer.stateless_call(trained, others, inputs)[0] * weights).sum()
 
-    # Nobody asks for the gradient of the pixels.
+    # Training computes no gradient of the pixels.
     both = jax.value_and_grad(weighted, (0,) if part == "encoder" else (0, 1))
     for function, count in ((weighted, row.flops_forward), (both, row.flops_forward + row.flops_backward)):
         counted = lowered_flops(function, trained, inputs, outputs, compiled=True) - 2 * np.prod(outputs.shape)
@@ -131,7 +132,7 @@ def test_operations_of_a_part_are_those_that_xla_counts(part):
 
 
 def kept_for_the_gradient(model, inputs):
-    """Bytes that autograd keeps, the model's own variables apart."""
+    """Returns the bytes that autograd keeps, without the model's own variables."""
     import torch
 
     own = {v.value.untyped_storage().data_ptr() for v in model.variables}
@@ -141,7 +142,7 @@ def kept_for_the_gradient(model, inputs):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)  # or its address would be given to another
+        alive.append(tensor)  # prevents reuse of its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -165,7 +166,7 @@ KEPT = {
 @ON_TORCH
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
 @pytest.mark.parametrize("config", KEPT.values(), ids=KEPT)
-def test_activations_are_what_autograd_keeps(config, dtype):
+def test_activations_equal_the_bytes_that_autograd_keeps(config, dtype):
     model = JambaBackbone(**dict(d_model=64, num_layers=2, num_heads=4, dtype=dtype) | config)
     report = model_report(model, batch_size=2, context=50)
     assert report.activations == pytest.approx(kept_for_the_gradient(model, np.ones((2, 50, 64), "float32")), rel=0.03)
@@ -174,7 +175,7 @@ def test_activations_are_what_autograd_keeps(config, dtype):
 @ON_TORCH
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("scan", ["portable", "associative", "reference"])
-def test_activations_are_those_of_each_scan(scan, dtype, monkeypatch):
+def test_activations_of_each_scan_equal_the_bytes_that_autograd_keeps(scan, dtype, monkeypatch):
     monkeypatch.setenv("KERAS_JAMBA_SCAN", scan)
     model = JambaBackbone(64, 2, mamba_ratio=None, moe_frequency=0, dtype=dtype)
     report = model_report(model, batch_size=2, context=50)
@@ -185,7 +186,7 @@ def test_activations_are_those_of_each_scan(scan, dtype, monkeypatch):
 @ON_TORCH
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("kind", IMAGES.values(), ids=IMAGES)
-def test_activations_of_an_image_model_are_what_autograd_keeps(kind, dtype):
+def test_activations_of_image_models_equal_the_bytes_autograd_keeps(kind, dtype):
     config = dict(image_shape=(16, 16, 3), d_model=32, num_layers=2, mamba_ratio=1, dtype=dtype) | kind
     model = keras_jamba.DHCJamba(5, **config)
     report = model_report(model, batch_size=2)
@@ -194,18 +195,18 @@ def test_activations_of_an_image_model_are_what_autograd_keeps(kind, dtype):
 
 
 @ON_TORCH
-def test_with_checkpointing_autograd_keeps_the_inputs_of_blocks():
+def test_checkpointing_keeps_only_the_inputs_of_blocks():
     model = JambaBackbone(64, 4, mamba_ratio=1, num_experts=4, gradient_checkpointing=True)
     report = model_report(model, batch_size=2, context=50)
     kept = kept_for_the_gradient(model, np.ones((2, 50, 64), "float32"))
-    # Inputs of the blocks and the final norm; besides, the checkpoint of the first block holds its own input.
+    # Autograd keeps the inputs of the blocks and the final norm. The first block's checkpoint also holds its own input.
     inside = max(layer.activations for layer in report.layers if layer.kind)
     assert report.activations - inside == pytest.approx(kept, abs=2 * 50 * 64 * 4 + 1024)
 
 
 @ON_TORCH
 @pytest.mark.parametrize("options", [dict(stem="patchify"), FRAMES, FRAMES | dict(stem="patchify")])
-def test_the_peak_is_that_of_pytorchs_allocator(options, tmp_path):
+def test_the_peak_equals_that_of_pytorchs_allocator(options, tmp_path):
     import torch
 
     config = dict(image_shape=(32, 32, 3), downsample=2, d_model=64, num_layers=2, mamba_ratio=1) | options
@@ -215,7 +216,7 @@ def test_the_peak_is_that_of_pytorchs_allocator(options, tmp_path):
     def step():
         model(keras.ops.ones((2, *config["image_shape"])), training=True).square().sum().backward()
 
-    step()  # the gradients of a step before are there all the time
+    step()  # allocates the gradients, which exist during every later step
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     profiler.export_chrome_trace(str(tmp_path / "trace"))

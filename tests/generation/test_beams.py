@@ -1,4 +1,4 @@
-"""Beam search against one written out over whole sequences, and beside transformers."""
+"""Beam search against a reference over complete sequences, and against transformers."""
 
 import keras
 import numpy as np
@@ -15,8 +15,8 @@ from keras_jamba.generation.samplers import sampler_of
 
 PROMPTS = [[5, 6, 7, 5, 6], [3], [9, 8, 9]]
 LENGTH, STOPS = 12, (22, 13)
-ELSEWHERE = pytest.mark.skipif(
-    keras.backend.backend() == "tensorflow", reason="the same loop on every backend; runs on the other two"
+NOT_ON_TENSORFLOW = pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="all backends share the loop; the other two run this test"
 )
 
 
@@ -26,12 +26,12 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def likely(model):
-    """A function of at most four rows of tokens that gives the logarithms of the next ones' probabilities."""
+def log_probabilities(model):
+    """Returns a function from at most four rows of tokens to the log probabilities of the next tokens."""
     step = lambda ids, mask: model.step({"token_ids": ids, "padding_mask": mask}, model.init_cache(4, 16))[0]  # noqa: E731
     run = _backend.compilation.jit_inference(step, model.variables)
 
-    def likely(rows):
+    def log_probabilities(rows):
         ids, mask = np.zeros((4, 16), "int32"), np.zeros((4, 16), bool)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, True
@@ -40,24 +40,29 @@ def likely(model):
         ]
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
-    return likely
+    return log_probabilities
 
 
-def searched(likely, prompt, room, num_beams, length_penalty=1.0, early_stopping=False):
-    """The best sequence of new tokens, and how many beams ended before they had to."""
+def beam_search(log_probabilities, prompt, limit, num_beams, length_penalty=1.0, early_stopping=False):
+    """Returns the best sequence of new tokens, and the number of beams that ended before the limit."""
     running, pool, early = [(0.0, [])], [], 0
-    for length in range(1, room + 1):
-        scores = [s + more for (s, _), more in zip(running, likely([prompt + new for _, new in running]), strict=True)]
-        ways = [(s[token], new + [token]) for s, (_, new) in zip(scores, running, strict=True) for token in range(SIZE)]
-        ways = sorted(ways, key=lambda way: -way[0])[: (1 + len(STOPS)) * num_beams]
-        ended = [way for way in ways[:num_beams] if way[1][-1] in STOPS or length == room]
-        early += length < room and len(ended)
-        pool = sorted(pool + [(s / length**length_penalty, new) for s, new in ended], key=lambda way: -way[0])
+    for length in range(1, limit + 1):
+        more = log_probabilities([prompt + new for _, new in running])
+        scores = [s + x for (s, _), x in zip(running, more, strict=True)]
+        beams = [
+            (s[token], new + [token]) for s, (_, new) in zip(scores, running, strict=True) for token in range(SIZE)
+        ]
+        beams = sorted(beams, key=lambda beam: -beam[0])[: (1 + len(STOPS)) * num_beams]
+        ended = [beam for beam in beams[:num_beams] if beam[1][-1] in STOPS or length == limit]
+        early += length < limit and len(ended)
+        pool = sorted(pool + [(s / length**length_penalty, new) for s, new in ended], key=lambda beam: -beam[0])
         pool = pool[:num_beams]
-        running = [way for way in ways if way[1][-1] not in STOPS and length < room][:num_beams]
-        hoped = room if early_stopping == "never" and length_penalty > 0 else length
+        running = [beam for beam in beams if beam[1][-1] not in STOPS and length < limit][:num_beams]
+        best_length = limit if early_stopping == "never" and length_penalty > 0 else length
         full = len(pool) == num_beams
-        if full and (early_stopping is True or not running or running[0][0] / hoped**length_penalty <= pool[-1][0]):
+        if full and (
+            early_stopping is True or not running or running[0][0] / best_length**length_penalty <= pool[-1][0]
+        ):
             break
     return pool[0][1], early
 
@@ -67,26 +72,26 @@ def searched(likely, prompt, room, num_beams, length_penalty=1.0, early_stopping
     "rules",
     [
         dict(num_beams=4, length_penalty=2.0, early_stopping="never"),
-        pytest.param(dict(num_beams=2, length_penalty=-0.5, early_stopping=True), marks=ELSEWHERE),
+        pytest.param(dict(num_beams=2, length_penalty=-0.5, early_stopping=True), marks=NOT_ON_TENSORFLOW),
     ],
     ids=str,
 )
-def test_each_row_of_a_batch_is_the_best_of_its_own_search(model, likely, rules):
+def test_each_row_of_a_batch_equals_its_own_search(model, log_probabilities, rules):
     given = dict(max_length=LENGTH, stop_token_ids=STOPS, sampler=BeamSampler(**rules))
     found, early = model.generate(PROMPTS, **given), 0
     for prompt, row in zip(PROMPTS, found, strict=True):
-        new, ended = searched(likely, prompt, LENGTH - len(prompt), **rules)
+        new, ended = beam_search(log_probabilities, prompt, LENGTH - len(prompt), **rules)
         assert row.tolist() == prompt + new
         early += ended
     assert early > 0
-    if rules["num_beams"] == 4:  # nothing more to compile but pieces of a prompt
+    if rules["num_beams"] == 4:  # compiles only the chunks of a prompt
         state = model.prefill(PROMPTS[0][:3])
         again = model.generate([PROMPTS[0], PROMPTS[0], PROMPTS[0][:3]], state=state, **given)
         np.testing.assert_array_equal(again[1], found[0])
 
 
-@ELSEWHERE
-def test_one_beam_is_greedy_and_stays_with_a_compiled_model(model):
+@NOT_ON_TENSORFLOW
+def test_one_beam_is_greedy_and_compile_keeps_the_sampler(model):
     given = dict(max_length=LENGTH, stop_token_ids=STOPS)
     greedy = model.generate(PROMPTS, **given)
     sampler = BeamSampler(num_beams=1, early_stopping="never")
@@ -102,7 +107,7 @@ def test_one_beam_is_greedy_and_stays_with_a_compiled_model(model):
 
 
 @pytest.mark.parametrize("eos", [[19, 22], pytest.param(None, marks=once)], ids=["eos", "no eos"])
-def test_beams_are_those_of_transformers(tmp_path, eos):
+def test_beams_match_transformers(tmp_path, eos):
     config = dict(vocab_size=23, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2)
     config |= dict(num_key_value_heads=1, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=4)
     torch.manual_seed(0)
@@ -137,13 +142,13 @@ def test_beams_are_those_of_transformers(tmp_path, eos):
         (lambda model: sampler_of(type("BeamSampler", (), {"num_beams": 5})()), r"Pass keras_jamba.*num_beams=5\)"),
     ],
 )
-def test_what_beams_cannot_do_is_named(model, call, message):
+def test_unsupported_beam_arguments_are_refused(model, call, message):
     with pytest.raises(ValueError, match=message):
         call(model)
 
 
-@ELSEWHERE
-def test_a_penalty_that_makes_every_score_small_still_ends_with_tokens(model):
+@NOT_ON_TENSORFLOW
+def test_an_extreme_length_penalty_still_returns_tokens(model):
     given = dict(max_new_tokens=48, stop_token_ids=None, strip_prompt=True)
     assert model.generate([PROMPTS[0]], sampler=BeamSampler(num_beams=2, length_penalty=-5.0), **given)[0].shape == (
         48,

@@ -1,4 +1,4 @@
-"""Generating: against the model's own logits, for any batch, piece, state, sampler and stop."""
+"""Generation against the model's own logits: batches, chunks, prompt states, samplers and stops."""
 
 import checks
 import golden_jamba
@@ -20,14 +20,14 @@ def model():
     keras.utils.set_random_seed(0)
     for variable in model.trainable_variables:
         if "embeddings" in variable.path:
-            # Their tied head repeats one token for ever.
+            # The recorded tied head would repeat one token for ever.
             variable.assign(keras.random.normal(variable.shape, seed=3))
     return model
 
 
 @pytest.fixture(scope="module")
-def speaker():
-    """A model of bytes that knows nothing."""
+def byte_model():
+    """Returns an untrained model with a byte tokenizer."""
     keras.utils.set_random_seed(0)
     model = keras_jamba.JambaCausalLM(
         259, d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, moe_frequency=0, eos_token_id=258, pad_token_id=256
@@ -37,25 +37,25 @@ def speaker():
     return model
 
 
-def greedy(whole_pass, prompt, count):
-    """The tokens that whole passes give one after the other."""
+def greedy(forward, prompt, count):
+    """Returns `prompt` and `count` greedy tokens, each from a full forward pass."""
     row = list(prompt)
     for _ in range(count):
-        # Padded to one size, for which JAX compiles once.
+        # Padded to one size, so that JAX compiles once.
         ids = np.array([row + [0] * (16 - len(row))])
-        logits = whole_pass({"token_ids": ids, "padding_mask": np.arange(16)[None] < len(row)})
+        logits = forward({"token_ids": ids, "padding_mask": np.arange(16)[None] < len(row)})
         row.append(int(numpy(logits)[0, len(row) - 1].argmax()))
     return row
 
 
 @full("jax", "tensorflow")
-def test_each_prompt_of_a_batch_gives_what_whole_passes_give(model):
-    rows, whole_pass = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None), checks.jitted(model)
+def test_each_prompt_of_a_batch_matches_full_forward_passes(model):
+    rows, forward = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None), checks.jitted(model)
     for prompt, row in zip(PROMPTS, rows, strict=True):
-        assert row.dtype == np.int32 and row.tolist() == greedy(whole_pass, prompt, 6)
+        assert row.dtype == np.int32 and row.tolist() == greedy(forward, prompt, 6)
 
 
-def test_a_row_ends_with_its_stop_token_and_the_others_go_on(model):
+def test_a_row_ends_with_its_stop_token_and_the_others_continue(model):
     complete = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=None)
     stop = int(complete[0][len(PROMPTS[0]) + 2])
     rows = model.generate(PROMPTS, max_new_tokens=6, stop_token_ids=[stop])
@@ -66,7 +66,7 @@ def test_a_row_ends_with_its_stop_token_and_the_others_go_on(model):
     assert len(rows[0]) <= len(PROMPTS[0]) + 3
 
 
-def test_auto_stops_at_the_models_own_ends(model):
+def test_auto_stops_at_the_eos_tokens_of_the_model(model):
     complete, own = model.generate(PROMPTS[0], max_new_tokens=6, stop_token_ids=None), model._config["eos_token_id"]
     model._config["eos_token_id"] = [int(complete[-4]), 96]
     try:
@@ -77,7 +77,7 @@ def test_auto_stops_at_the_models_own_ends(model):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_arrays_come_back_padded_on_the_same_side(model, side):
+def test_padded_arrays_stay_padded_on_the_same_side(model, side):
     ids, mask = np.full((3, 5), 96), np.zeros((3, 5), int)
     for i, prompt in enumerate(PROMPTS):
         here = slice(5 - len(prompt), 5) if side == "left" else slice(0, len(prompt))
@@ -90,7 +90,7 @@ def test_padded_arrays_come_back_padded_on_the_same_side(model, side):
         np.testing.assert_array_equal(padded[here], row)
 
 
-def test_kinds_of_input_and_lengths(model):
+def test_input_types_and_length_arguments_agree(model):
     row = model.generate(PROMPTS[0], max_new_tokens=3, stop_token_ids=None)
     assert row.shape == (8,)
     array = model.generate(np.array([PROMPTS[0]]), max_length=8, stop_token_ids=None)
@@ -105,19 +105,19 @@ def test_kinds_of_input_and_lengths(model):
     assert [len(r) for r in rows] == [6, 6, 6]
 
 
-def test_a_stream_gives_the_same_tokens_one_by_one(model):
+def test_a_stream_yields_the_same_tokens_one_by_one(model):
     row = model.generate(PROMPTS[0], max_new_tokens=5, stop_token_ids=None)
     stream = model.stream(PROMPTS[0], max_new_tokens=5, stop_token_ids=None)
     assert next(stream) == row[5] and list(stream) == row[6:].tolist()
 
 
 @full("jax", "tensorflow")
-def test_a_prompt_state_saves_reading_and_is_bound_to_tokens_and_model(model, tmp_path):
+def test_a_prompt_state_resumes_exactly_and_checks_tokens_and_weights(model, tmp_path):
     begin = PROMPTS[0]
     model.prefill(begin, prefill_chunk_size=2).save(tmp_path / "state")
     state = PromptState.load(tmp_path / "state")
     prompts = [[*begin, 3, 4], begin]
-    given = dict(max_new_tokens=70, stop_token_ids=None)  # more than the room that the state was made with
+    given = dict(max_new_tokens=70, stop_token_ids=None)  # more than the capacity of the saved state
     for plain, resumed in zip(
         model.generate(prompts, **given), model.generate(prompts, state=state, **given), strict=True
     ):
@@ -139,9 +139,9 @@ def test_a_prompt_state_saves_reading_and_is_bound_to_tokens_and_model(model, tm
             PromptState.load(tmp_path / "state")
 
 
-def test_weights_count_as_they_are_when_generate_is_called(speaker):
-    generate = lambda: speaker.generate([[1, 2, 3]], max_new_tokens=6, stop_token_ids=None)[0].tolist()  # noqa: E731
-    first, weight = generate(), speaker.backbone.blocks[1].mixer_norm.scale
+def test_generate_uses_the_current_weights(byte_model):
+    generate = lambda: byte_model.generate([[1, 2, 3]], max_new_tokens=6, stop_token_ids=None)[0].tolist()  # noqa: E731
+    first, weight = generate(), byte_model.backbone.blocks[1].mixer_norm.scale
     before = numpy(weight)
     weight.assign(-3.0 * before)
     changed = generate()
@@ -149,30 +149,30 @@ def test_weights_count_as_they_are_when_generate_is_called(speaker):
     assert generate() == first != changed
 
 
-def test_a_token_runs_no_python_of_the_model(model, monkeypatch):
+def test_generating_a_token_runs_no_python_of_the_model(model, monkeypatch):
     calls, step = [], model.backbone.step
     monkeypatch.setattr(model.backbone, "step", lambda *given, **more: calls.append(1) or step(*given, **more))
     model.__dict__.pop("_decoders", None)
     model.generate(PROMPTS[0], max_new_tokens=20, stop_token_ids=None)
-    # The prompt, and once to compile or to write down; TensorFlow's loops look twice.
+    # One call for the prompt and one to compile or record the step. TensorFlow traces a loop twice.
     assert 2 <= len(calls) <= 4
 
 
-def test_a_router_that_looks_at_values_still_generates():
+def test_a_model_whose_router_reads_values_still_generates():
     @keras.saving.register_keras_serializable(package="tests")
-    class Looks(keras_jamba.layers.Router):
+    class ReadsValues(keras_jamba.layers.Router):
         def choose(self, logits, mask, training):
             if keras.backend.backend() == "torch" and numpy(logits)[0, 0] > 0:
-                logits = -logits  # other experts
+                logits = -logits  # selects other experts
             return super().choose(logits, mask, training)
 
     keras.utils.set_random_seed(0)
     model = keras_jamba.JambaCausalLM(
-        31, d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, d_ff=16, router=Looks(3, 1)
+        31, d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, d_ff=16, router=ReadsValues(3, 1)
     )
     model.token_embedding.embeddings.assign(keras.random.normal((31, 16), seed=1))
     row = model.generate([1, 2, 3], max_new_tokens=8, stop_token_ids=None)
-    # Whole passes see all tokens at once, and the first of them decides: so token by token.
+    # One token per call, because this router decides by the first token of each call.
     step, cache, found = checks.jitted(model.step), model.init_cache(1, 16), [1, 2, 3]
     logits, cache = step({"token_ids": np.array([[1, 2, 3]])}, cache)
     for _ in range(8):
@@ -181,7 +181,7 @@ def test_a_router_that_looks_at_values_still_generates():
     assert row.tolist() == found
 
 
-def test_samples_are_the_same_for_a_seed_and_other_for_another(model):
+def test_equal_seeds_give_equal_samples_and_other_seeds_differ(model):
     def drawn(seed):
         sampler = keras_jamba.Sampler(temperature=2.0, top_k=20, seed=seed)
         return model.generate(PROMPTS, max_new_tokens=8, stop_token_ids=None, sampler=sampler, strip_prompt=True)
@@ -190,13 +190,13 @@ def test_samples_are_the_same_for_a_seed_and_other_for_another(model):
     assert not np.array_equal(drawn(1), drawn(2))
 
 
-def test_a_repetition_penalty_reaches_prompt_and_new_tokens(model):
+def test_a_repetition_penalty_applies_to_prompt_and_new_tokens(model):
     sampler = keras_jamba.Sampler(temperature=0.0, repetition_penalty=1e6)
     row = model.generate(PROMPTS[0], max_new_tokens=8, stop_token_ids=None, sampler=sampler)
     assert len(set(row.tolist())) == len(row)
 
 
-def test_compile_takes_the_samplers_of_keras_hub(model):
+def test_compile_accepts_keras_hub_samplers(model):
     class Second:
         temperature = 1.0
 
@@ -212,27 +212,27 @@ def test_compile_takes_the_samplers_of_keras_hub(model):
     np.testing.assert_array_equal(again, row)
 
 
-def test_text_comes_back_as_text(speaker):
-    text = speaker.generate("abc", max_new_tokens=8, stop_token_ids=None)
+def test_text_prompts_return_text(byte_model):
+    text = byte_model.generate("abc", max_new_tokens=8, stop_token_ids=None)
     assert isinstance(text, str) and text.startswith("abc")
-    batch = speaker.generate(["abc", "z"], max_new_tokens=8, stop_token_ids=None)
-    assert batch == [text, speaker.generate("z", max_new_tokens=8, stop_token_ids=None)]
-    assert speaker.generate("abc", max_new_tokens=8, stop_token_ids=None, strip_prompt=True) == text[3:]
-    assert "".join(speaker.stream("abc", max_new_tokens=8, stop_token_ids=None)) == text[3:]
+    batch = byte_model.generate(["abc", "z"], max_new_tokens=8, stop_token_ids=None)
+    assert batch == [text, byte_model.generate("z", max_new_tokens=8, stop_token_ids=None)]
+    assert byte_model.generate("abc", max_new_tokens=8, stop_token_ids=None, strip_prompt=True) == text[3:]
+    assert "".join(byte_model.stream("abc", max_new_tokens=8, stop_token_ids=None)) == text[3:]
 
 
-def test_text_ends_before_a_stop_string(speaker):
-    new = speaker.generate("abc", max_new_tokens=40, stop_token_ids=None, strip_prompt=True)
+def test_text_ends_before_a_stop_string(byte_model):
+    new = byte_model.generate("abc", max_new_tokens=40, stop_token_ids=None, strip_prompt=True)
     for stop in (new[3:5], new[20:23], new[:1]):
         expected = new[: new.index(stop)]
         given = dict(max_new_tokens=40, stop_token_ids=None, stop_strings=[stop, "never"])
-        assert speaker.generate("abc", strip_prompt=True, **given) == expected
-        assert "".join(speaker.stream("abc", **given)) == expected
+        assert byte_model.generate("abc", strip_prompt=True, **given) == expected
+        assert "".join(byte_model.stream("abc", **given)) == expected
 
 
 @full("jax", "tensorflow")
-def test_programs_are_few(model):
-    """One for samplers that differ in their seed alone; another for a subclass; prompts of a few lengths share one."""
+def test_requests_share_compiled_programs(model):
+    """Samplers that differ only in their seed share one. A subclass has its own. Several prompt lengths share one."""
 
     class Last(keras_jamba.Sampler):
         def choose(self, logits, uniform, seen=None):
@@ -246,16 +246,16 @@ def test_programs_are_few(model):
     assert model.generate([[1]], sampler=Last(seed=1), **given)[0].tolist() == [1] + [96] * 6
     assert len(set(model._decoders) - made) == 1
     assert len({id(decoder.compiled_step) for decoder in model._decoders.values()}) == 1
-    seen = []
+    shapes = []
     decoder = next(iter(model._decoders.values()))
     prefill, decoder.compiled_step = (
         decoder.compiled_step,
-        lambda inputs, cache: seen.append(inputs["token_ids"].shape) or (prefill(inputs, cache)),
+        lambda inputs, cache: shapes.append(inputs["token_ids"].shape) or (prefill(inputs, cache)),
     )
     for length in (1, 7, 16):
         decoder.prefill(np.ones((1, length), "int32"), np.ones((1, length), bool), model.init_cache(1, 64), 512)
     decoder.compiled_step = prefill
-    assert keras.backend.backend() == "torch" or set(seen) == {(1, 16)}
+    assert keras.backend.backend() == "torch" or set(shapes) == {(1, 16)}
 
 
 @pytest.mark.parametrize(
@@ -283,12 +283,12 @@ def test_programs_are_few(model):
         ({"ids": [[1]]}, {}, "must hold token_ids"),
     ],
 )
-def test_bad_prompts_are_named(inputs, given, message):
+def test_bad_prompts_are_refused(inputs, given, message):
     plain = golden_jamba.model("dense")
     with pytest.raises(ValueError, match=message):
         plain.generate(inputs, **given)
 
 
-def test_ids_out_of_the_vocabulary_are_named_in_a_call():
+def test_a_call_refuses_ids_out_of_the_vocabulary():
     with pytest.raises(ValueError, match="from 0 to vocab_size - 1 = 96. Received: 97"):
         golden_jamba.model("dense")(np.array([[1, 97]]))

@@ -1,4 +1,4 @@
-"""What transformers reads of a checkpoint beside its weights decides what `generate` does by default."""
+"""The generation settings of a checkpoint decide the defaults of `generate`, as in transformers."""
 
 import json
 
@@ -44,7 +44,7 @@ def ours(folder):
 
 
 def write(folder, config, model_config=None):
-    """generation_config.json, or None, and what config.json says besides."""
+    """Writes generation_config.json, or removes it for None, and adds `model_config` to config.json."""
     (folder / "generation_config.json").unlink(missing_ok=True)
     if config is not None:
         (folder / "generation_config.json").write_text(json.dumps(config))
@@ -52,14 +52,14 @@ def write(folder, config, model_config=None):
     (folder / "config.json").write_text(json.dumps(found | (model_config or {})))
 
 
-def generated(folder, **given):
+def generated_by_theirs(folder, **given):
     model = JambaForCausalLM.from_pretrained(folder).eval()
     model.set_experts_implementation("eager")
     return model.generate(torch.tensor([PROMPT]), **given)[0].tolist()
 
 
-def of_ours(ours, config, **given):
-    """One model for all configs: on JAX another would compile again."""
+def generated_by_ours(ours, config, **given):
+    """Returns the tokens of `ours` under a generation config. One model serves all, so that JAX compiles once."""
     ours.generation_config = config
     try:
         return ours.generate(PROMPT, **given).tolist()
@@ -70,22 +70,22 @@ def of_ours(ours, config, **given):
 @pytest.fixture(scope="module")
 def complete(folder):
     write(folder, {})
-    return generated(folder, max_new_tokens=24)
+    return generated_by_theirs(folder, max_new_tokens=24)
 
 
 @full("jax", "tensorflow")
-def test_rows_end_with_the_tokens_of_generation_config(ours, folder, complete):
+def test_rows_end_with_the_stop_tokens_of_generation_config(ours, folder, complete):
     stop = complete[9]
     for config in ({"eos_token_id": [2, stop]}, {"eos_token_id": stop, "max_new_tokens": 12}, {"eos_token_id": None}):
         write(folder, config)
         for given in ({"max_new_tokens": 16}, {}):
-            assert of_ours(ours, config, **given) == generated(folder, **given), (config, given)
-    assert of_ours(ours, {"eos_token_id": stop}, stop_token_ids=None, max_new_tokens=24) == complete
-    # Without the file it is config.json that names them, and a file that names none names none.
+            assert generated_by_ours(ours, config, **given) == generated_by_theirs(folder, **given), (config, given)
+    assert generated_by_ours(ours, {"eos_token_id": stop}, stop_token_ids=None, max_new_tokens=24) == complete
+    # Without the file, config.json names the stop tokens. A file without stop tokens means that there are none.
     ours._config["eos_token_id"] = stop
     try:
-        assert of_ours(ours, None, max_new_tokens=20) == complete[: complete.index(stop, 4) + 1]
-        assert of_ours(ours, {}, max_new_tokens=24) == complete
+        assert generated_by_ours(ours, None, max_new_tokens=20) == complete[: complete.index(stop, 4) + 1]
+        assert generated_by_ours(ours, {}, max_new_tokens=24) == complete
     finally:
         ours._config["eos_token_id"] = 2
 
@@ -101,11 +101,11 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize("config", LENGTHS, ids=str)
-def test_lengths_are_those_of_transformers_unless_passed(ours, folder, config):
+def test_lengths_match_transformers_unless_passed(ours, folder, config):
     write(folder, config)
     for given in ({}, {"max_new_tokens": 3}):
-        assert of_ours(ours, config, **given) == generated(folder, **given)
-    assert len(of_ours(ours, config, max_length=9)) == 9
+        assert generated_by_ours(ours, config, **given) == generated_by_theirs(folder, **given)
+    assert len(generated_by_ours(ours, config, max_length=9)) == 9
 
 
 CHOICES = [
@@ -116,9 +116,9 @@ CHOICES = [
 
 @full("jax")
 @pytest.mark.parametrize("config", CHOICES, ids=str)
-def test_tokens_are_chosen_as_transformers_chooses_them(ours, folder, config):
+def test_tokens_match_transformers(ours, folder, config):
     write(folder, config)
-    assert of_ours(ours, config) == generated(folder)
+    assert generated_by_ours(ours, config) == generated_by_theirs(folder)
 
 
 SAMPLING = [
@@ -134,7 +134,7 @@ SAMPLING = [
 
 @once
 @pytest.mark.parametrize("config", SAMPLING, ids=str)
-def test_probabilities_are_those_of_transformers(theirs, config):
+def test_probabilities_match_transformers(theirs, config):
     theirs.generation_config, before = transformers.GenerationConfig(**config), theirs.generation_config
     try:
         prepared, _ = theirs._prepare_generation_config(None)
@@ -175,11 +175,11 @@ def test_probabilities_are_those_of_transformers(theirs, config):
         ({"eos_token_id": ["2"]}, "stop_token_ids must be an integer"),
     ],
 )
-def test_what_cannot_be_followed_is_refused_and_a_sampler_that_is_passed_replaces_it(ours, config, message):
+def test_unsupported_options_are_refused_unless_a_sampler_is_passed(ours, config, message):
     with pytest.raises(ValueError, match=message):
-        of_ours(ours, config)
+        generated_by_ours(ours, config)
     if not {"max_new_tokens", "max_length", "eos_token_id"} & config.keys():
-        assert len(of_ours(ours, config, sampler="greedy", max_new_tokens=3)) == 7
+        assert len(generated_by_ours(ours, config, sampler="greedy", max_new_tokens=3)) == 7
 
 
 @once
@@ -192,11 +192,11 @@ def test_what_cannot_be_followed_is_refused_and_a_sampler_that_is_passed_replace
     ],
     ids=str,
 )
-def test_options_that_change_nothing_are_passed_over(ours, neutral):
-    assert of_ours(ours, neutral, max_new_tokens=3) == of_ours(ours, None, max_new_tokens=3)
+def test_options_without_effect_are_ignored(ours, neutral):
+    assert generated_by_ours(ours, neutral, max_new_tokens=3) == generated_by_ours(ours, None, max_new_tokens=3)
 
 
-def test_the_file_goes_with_the_model(theirs, folder, complete, tmp_path):
+def test_generation_config_is_saved_with_the_model(theirs, folder, complete, tmp_path):
     config = {"eos_token_id": [2, complete[9]], "max_new_tokens": 9, "note": "ü"}
     write(folder, config)
     model = keras_jamba.JambaCausalLM.from_preset(folder)
@@ -206,7 +206,7 @@ def test_the_file_goes_with_the_model(theirs, folder, complete, tmp_path):
     assert again.generation_config == config
     model.export_to_transformers(tmp_path / "export")
     assert json.loads((tmp_path / "export" / "generation_config.json").read_text()) == config
-    assert generated(tmp_path / "export") == generated(folder)
+    assert generated_by_theirs(tmp_path / "export") == generated_by_theirs(folder)
     (folder / "generation_config.json").write_text("[1]")
     with pytest.raises(ValueError, match="generation_config.json must hold one JSON object. Received: .*list"):
         keras_jamba.JambaCausalLM.from_preset(folder, load_weights=False)
@@ -214,16 +214,16 @@ def test_the_file_goes_with_the_model(theirs, folder, complete, tmp_path):
 
 
 @once
-def test_what_an_old_config_says_of_generation_counts_where_there_is_no_file(theirs, tmp_path):
+def test_config_json_decides_without_a_generation_config_file(theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
     for more in ({"max_length": 9, "repetition_penalty": 5.0}, {"max_new_tokens": 2, "top_k": 3}):
         write(tmp_path, None, {"max_length": None, "repetition_penalty": None} | more)
         model = keras_jamba.JambaCausalLM.from_preset(tmp_path)
-        assert model.generation_config is None and model.generate(PROMPT).tolist() == generated(tmp_path)
+        assert model.generation_config is None and model.generate(PROMPT).tolist() == generated_by_theirs(tmp_path)
 
 
-def test_an_export_ends_where_the_model_ends(tmp_path):
-    """Whether its own config, its tokenizer or neither names the end."""
+def test_an_export_keeps_the_stop_tokens(tmp_path):
+    """The model config, the tokenizer or neither names the stop tokens."""
     for i, given in enumerate(({"eos_token_id": [5, 7]}, {}, {"eos_token_id": None})):
         model = tiny(**given)
         model.tokenizer = None
@@ -239,7 +239,7 @@ def test_an_export_ends_where_the_model_ends(tmp_path):
         )
 
 
-def test_samplers_of_compile_come_before_the_file_and_the_default_of_compile_does_not():
+def test_only_a_sampler_passed_to_compile_overrides_the_file():
     model = tiny()
     model.generation_config = {"do_sample": True, "top_k": 7}
     assert make_request(model, [1]).sampler.top_k == 7
@@ -257,7 +257,7 @@ def test_samplers_of_compile_come_before_the_file_and_the_default_of_compile_doe
     assert make_request(model, [1]).sampler.temperature == 0
 
 
-def test_samples_without_a_seed_repeat_after_set_random_seed_and_differ_otherwise(ours):
+def test_unseeded_samples_repeat_only_after_set_random_seed(ours):
     draw = lambda: ours.generate([PROMPT], max_new_tokens=8, sampler=Sampler(temperature=3.0))[0].tolist()  # noqa: E731
     keras.utils.set_random_seed(3)
     first, second = draw(), draw()
@@ -283,7 +283,7 @@ KEYWORDS = [
 
 @once
 @pytest.mark.parametrize("given, message", KEYWORDS, ids=str)
-def test_options_of_samplers_and_unknown_arguments_are_shown_their_place(given, message):
+def test_errors_show_where_sampler_options_and_unknown_arguments_belong(given, message):
     model = tiny()
     for call in (lambda: model.generate([1], **given), lambda: model.stream([1], **given)):
         with pytest.raises(ValueError, match=message):
@@ -295,7 +295,7 @@ def test_options_of_samplers_and_unknown_arguments_are_shown_their_place(given, 
 
 @once
 @pytest.mark.parametrize("sampler", [Sampler, 0.7, {"temperature": 0.7}, "temperature", BeamSampler, None, []])
-def test_what_is_no_sampler_is_named(sampler):
+def test_invalid_samplers_are_refused(sampler):
     model = tiny()
     calls = [lambda: model.compile(sampler=sampler)]
     if sampler is not None:
@@ -323,7 +323,7 @@ def test_what_is_no_sampler_is_named(sampler):
         ([True], "must be integers. Received: .*dtype=bool"),
     ],
 )
-def test_what_is_no_prompt_is_named(inputs, message):
+def test_invalid_prompts_are_refused(inputs, message):
     model = tiny()
     model.tokenizer = None if message.startswith("Text") else model.tokenizer
     for call in (model.generate, model.stream, model.prefill):
@@ -332,7 +332,7 @@ def test_what_is_no_prompt_is_named(inputs, message):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int64"])
-def test_ids_of_every_integer_type_are_one_prompt(ours, dtype):
+def test_ids_of_every_integer_dtype_give_the_same_tokens(ours, dtype):
     expected = ours.generate([PROMPT], max_new_tokens=4)[0]
     for x in (np.array([PROMPT], dtype), keras.ops.convert_to_tensor(np.array([PROMPT], dtype))):
         np.testing.assert_array_equal(ours.generate(x, max_new_tokens=4)[0], expected)

@@ -1,4 +1,4 @@
-"""Texts with special tokens, where they stop, and conversations, beside transformers itself."""
+"""Special tokens, stop strings and conversations, against transformers."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tokenizer of bytes and a few pairs of bytes, with special tokens."""
+    """Returns a folder with a tokenizer of bytes, four byte pairs and special tokens."""
     folder = tmp_path_factory.mktemp("tokenizer")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [("H", "i"), ("!", "Ġ"), ("s", "t"), ("o", "p")]
@@ -48,8 +48,8 @@ def model(folder):
     return model
 
 
-class Says:
-    """Gives these ids one after the other, whatever the model finds likely."""
+class Scripted:
+    """A sampler that returns given ids in order, for any probabilities."""
 
     def __init__(self, ids):
         self._ids = iter([*ids, *[2] * 40])
@@ -72,7 +72,7 @@ CASES = {
     "begun in the prompt": ("ask st", ["op", "x"], ["stop"], ""),
     "in the prompt alone": ("stop<|end|>", ["Hi", "x", END, "y"], ["stop", "<|end|>"], "Hix"),
     "a special token and the end of the prompt": ("q<|start|>", ["user", "x"], ["<|start|>us"], ""),
-    "the first that is whole": ("q", ["a", "b", "c", "d"], ["bcd", "c"], "ab"),
+    "the first that is complete": ("q", ["a", "b", "c", "d"], ["bcd", "c"], "ab"),
     "the end of the text first": ("q", ["Hi", [2], "x"], ["x"], "Hi"),
     "a character of several bytes": ("q", ["né", "€", END], ["€<|end|>"], "né"),
     "a character that begins alike": ("q", ["né", "€", "x", END], ["ê<|end|>", "<|end|>"], "né€x"),
@@ -82,19 +82,19 @@ CASES = {
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("name", CASES)
-def test_a_text_ends_before_its_stop_string_where_transformers_ends(model, folder, name):
-    prompt, said, stops, expected = CASES[name]
+def test_a_text_ends_before_its_stop_string_as_in_transformers(model, folder, name):
+    prompt, script, stops, expected = CASES[name]
     encode = lambda x: [x] if isinstance(x, int) else x if isinstance(x, list) else model.tokenizer.encode(x)[1:]  # noqa: E731
-    ids = [i for x in said for i in encode(x)]
+    ids = [i for x in script for i in encode(x)]
     given = dict(max_new_tokens=24, stop_strings=stops)
-    assert model.generate(prompt, sampler=Says(ids), strip_prompt=True, **given) == expected
-    assert model.generate(prompt, sampler=Says(ids), **given) == model.tokenizer.decode(
+    assert model.generate(prompt, sampler=Scripted(ids), strip_prompt=True, **given) == expected
+    assert model.generate(prompt, sampler=Scripted(ids), **given) == model.tokenizer.decode(
         model.tokenizer.encode(prompt)
     ) + (expected)
-    assert "".join(model.stream(prompt, sampler=Says(ids), **given)) == expected
+    assert "".join(model.stream(prompt, sampler=Scripted(ids), **given)) == expected
     row = model.tokenizer.encode(prompt)
-    found = model.generate(row, sampler=Says(ids), strip_prompt=True, **given).tolist()
-    # As many tokens as there.
+    found = model.generate(row, sampler=Scripted(ids), strip_prompt=True, **given).tolist()
+    # transformers stops after the same number of tokens.
     theirs = AutoTokenizer.from_pretrained(folder)
     criteria = StoppingCriteriaList([StopStringCriteria(theirs, stops)])
     ids, count = [*ids, *[2] * 24][:24], 0
@@ -104,25 +104,25 @@ def test_a_text_ends_before_its_stop_string_where_transformers_ends(model, folde
     assert found == ids[:count]
 
 
-def test_text_that_no_stop_string_can_change_is_given_at_once(model):
+def test_text_that_cannot_begin_a_stop_string_is_streamed_at_once(model):
     ids = model.tokenizer.encode("ab<|start|>c<|end|>")[1:]
-    pieces = model.stream("q", sampler=Says(ids), max_new_tokens=9, stop_strings=["<|start|>d", "<|end|>"])
-    assert list(pieces) == ["a", "b", "c"]
+    chunks = model.stream("q", sampler=Scripted(ids), max_new_tokens=9, stop_strings=["<|start|>d", "<|end|>"])
+    assert list(chunks) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("stops", ["", [""], [3], 5, [None]])
-def test_what_is_no_stop_string_is_named(model, stops):
+def test_invalid_stop_strings_are_refused(model, stops):
     with pytest.raises(ValueError, match="stop_strings must be a string or a list of strings .*Received: stop_strings"):
         model.generate("q", stop_strings=stops)
 
 
-def test_stop_strings_of_generation_config_count_unless_passed(model):
-    said = model.tokenizer.encode("Hi!<|end|>x")[1:]
+def test_stop_strings_of_generation_config_apply_unless_passed(model):
+    ids = model.tokenizer.encode("Hi!<|end|>x")[1:]
     model.generation_config = {"stop_strings": ["<|end|>"], "eos_token_id": 2}
     try:
-        assert model.generate("q", sampler=Says(said), strip_prompt=True) == "Hi!"
-        assert "".join(model.stream("q", sampler=Says(said))) == "Hi!"
-        assert model.generate("q", sampler=Says(said), strip_prompt=True, stop_strings=()) == "Hi!x"
+        assert model.generate("q", sampler=Scripted(ids), strip_prompt=True) == "Hi!"
+        assert "".join(model.stream("q", sampler=Scripted(ids))) == "Hi!"
+        assert model.generate("q", sampler=Scripted(ids), strip_prompt=True, stop_strings=()) == "Hi!x"
     finally:
         model.generation_config = None
 
@@ -157,13 +157,13 @@ def test_a_conversation_is_rendered_and_answered(model, folder):
         ([{"token_ids": [1]}], "a role and a content. Received"),
     ],
 )
-def test_what_is_no_conversation_is_named(model, messages, message):
+def test_invalid_conversations_are_refused(model, messages, message):
     with pytest.raises(ValueError, match=message):
         model.generate(messages)
 
 
 @once
-def test_a_conversation_without_a_template_is_named(model):
+def test_a_conversation_without_a_template_is_refused(model):
     own, template = model.tokenizer, model.tokenizer.chat_template
     try:
         own.chat_template = None
@@ -183,7 +183,7 @@ def test_a_conversation_without_a_template_is_named(model):
         model.tokenizer, own.chat_template = own, template
 
 
-def test_a_batch_of_conversations_streams_nothing(model):
+def test_streaming_a_batch_of_conversations_is_refused(model):
     with pytest.raises(ValueError, match="A stream continues one prompt"):
         model.stream([TALK, TALK])
     np.testing.assert_array_equal(

@@ -1,12 +1,12 @@
-"""The public API as text: names, signatures with defaults, and of classes what the package itself defines.
+"""The public API as text: names, signatures with defaults, and the class members that the package itself defines.
 
-    python tests/helpers/api_snapshot.py            prints it
-    python tests/helpers/api_snapshot.py --write    keeps it in tests/fixtures/public_api.txt
+    python tests/helpers/api_snapshot.py            prints the text
+    python tests/helpers/api_snapshot.py --write    writes the text to tests/fixtures/public_api.txt
 
-Public is what `__all__` of `keras_jamba` names, and of the modules in it; and packages inside of these that have an
-`__all__` themselves. A module without one has the names without underscore that it makes. Inherited from Keras is
-nothing here, and nothing of `keras_jamba._backend`, whose bases of models differ from backend to backend. What
-instances alone have, and annotations, are left out. The text is the same on every backend.
+Public names are those in `__all__` of `keras_jamba`, of its public modules, and of packages inside them that define
+`__all__`. A module without `__all__` contributes the names without underscore that it defines. Members inherited from
+Keras are left out. So are members of `keras_jamba._backend`, whose model base classes differ per backend. Instance
+attributes and annotations are left out too. The text is the same on every backend.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ WIDTH = 120
 
 
 def listing():
-    """The text of the snapshot."""
+    """Returns the text of the snapshot."""
     lines, reported = [], {}
     for module in modules(keras_jamba):
         lines += [f"module {module.__name__}"]
@@ -40,7 +40,7 @@ def listing():
 
 
 def modules(module):
-    """A module and the public ones inside, without underscore, each once."""
+    """Yields `module`, then each public module inside it, recursively."""
     yield module
     inside = {name for name in names(module) if isinstance(getattr(module, name), types.ModuleType)}
     for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
@@ -59,7 +59,7 @@ def names(module):
 
 
 def entry(name, value, path, reported):
-    """What there is to say of a name, where it was not said under another path."""
+    """Returns the lines for a name, or one line that refers to the path listed before."""
     if not callable(value):
         return [f"{name} = {text_of(value)}"]
     if value in reported:
@@ -101,7 +101,7 @@ def attribute(name, value):
 
 
 def signature(name, function, skip=None):
-    """`name(a, b=1)`; a parameter has a line where one line is not enough for all."""
+    """Returns `name(a, b=1)` on one line, or with one line per parameter if that line is too long."""
     if function is None:
         return [f"{name}()"]
     parameters = list(inspect.signature(function).parameters.values())
@@ -114,7 +114,7 @@ def signature(name, function, skip=None):
 
 
 def with_marks(parameters, shown):
-    """With `*` before what is passed by name alone."""
+    """Returns `shown` with `*` before the keyword-only parameters."""
     kinds = [each.kind for each in parameters]
     if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
         place = kinds.index(inspect.Parameter.KEYWORD_ONLY)
@@ -123,7 +123,7 @@ def with_marks(parameters, shown):
 
 
 def text_of(value):
-    """Of a value, without where it lies in memory; a function that is not public may be called otherwise."""
+    """Returns the text of a value without memory addresses and without the names of private functions."""
     if dataclasses.is_dataclass(value):
         fields = ((each.name, getattr(value, each.name)) for each in dataclasses.fields(value))
         return f"{type(value).__name__}({', '.join(f'{name}={text_of(x)}' for name, x in fields)})"

@@ -1,32 +1,33 @@
-"""What several tests do on whichever backend runs."""
+"""Marks, conversions, gradients and comparisons that tests share on every backend."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-# PyTorch's tests are the shortest.
+# PyTorch, because its tests run fastest.
 once = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the same on every backend; runs on torch")
 
 
 def full(*backends):
-    """Marks a test that `make test-all` runs and `make test` leaves out: on these backends, or on all if none is named.
+    """Marks a test that `make test-all` runs and `make test` skips, on `backends` or, if none is named, on all.
 
-    For kill and process tests, meshes, trained examples and live peers; and for what takes a backend more than a few
-    seconds to compile, where another backend runs the same test in `make test`.
+    For kill and process tests, meshes, trained examples and live peers. Also for tests that a backend compiles for more
+    than a few seconds, if another backend runs the same test in `make test`.
     """
-    here = not backends or keras.backend.backend() in backends
-    return pytest.mark.full if here else lambda function: function
+    marked = not backends or keras.backend.backend() in backends
+    return pytest.mark.full if marked else lambda function: function
 
 
 def numpy(tree):
+    """Returns `tree` with every tensor as a NumPy array."""
     return keras.tree.map_structure(lambda x: ops.convert_to_numpy(ops.stop_gradient(x)), tree)
 
 
 def jitted(function):
-    """`function` as one program on JAX, which would otherwise compile every operation of every shape by itself.
+    """Returns `function` compiled as one program on JAX, which otherwise compiles each operation per shape.
 
-    Layers are to be built before. Their weights are those of the first call, and what they write down is not kept.
+    Layers must be built before. The program uses the weights of its first call and discards updates of variables.
     """
     if keras.backend.backend() != "jax":
         return function
@@ -41,7 +42,7 @@ def jitted(function):
 
 
 def gradients(function, tensors):
-    """Gradients of a scalar function of a list of tensors, as NumPy arrays."""
+    """Returns the gradients of a scalar function of a list of tensors, as NumPy arrays."""
     backend = keras.backend.backend()
     tensors = [ops.convert_to_tensor(x) for x in tensors]
     if backend == "jax":
@@ -64,11 +65,12 @@ def gradients(function, tensors):
 
 
 def close(actual, expected, relative=1e-4, absolute=1e-6):
+    """Checks that a tensor equals an array within the tolerances."""
     np.testing.assert_allclose(ops.convert_to_numpy(actual), expected, rtol=relative, atol=absolute)
 
 
 def variable_gradients(function, variables):
-    """Gradients of a scalar `function()` for Keras variables that it reads, as NumPy arrays."""
+    """Returns the gradients of a scalar `function()` with respect to Keras variables, as NumPy arrays."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -92,16 +94,16 @@ def variable_gradients(function, variables):
 
 
 def torch_operations(function):
-    """`[(name, shape of the first argument or None)]` of the operations of PyTorch that a call of `function` takes."""
+    """Returns `[(name, shape of the first argument or None)]` of the PyTorch operations in a call of `function`."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Seen(TorchDispatchMode):
+    class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             first = args[0] if args else None
             found.append((function._schema.name, tuple(first.shape) if hasattr(first, "shape") else None))
             return function(*args, **(kwargs or {}))
 
     found = []
-    with Seen():
+    with Recorder():
         function()
     return found

@@ -1,4 +1,4 @@
-"""The small models of `tests/fixtures`, whose weights are the same on every backend, and what is kept of a model."""
+"""The small models of `tests/fixtures`, with the same weights on every backend, and the recorded properties."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ SIZES = dict(d_model=8, num_layers=2, mamba_ratio=1, num_heads=2, d_ff=6, d_stat
 EXPERTS = dict(num_experts=2, num_experts_per_token=1, moe_offset=0)
 MAMBA = dict(num_layers=1, mamba_ratio=None, moe_frequency=0, d_ff=0, mixer_rms_norm=False)
 SPECIAL = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-# Weights that say what was, and change nothing.
+# Routing statistics: recorded in weights, without an effect on outputs.
 STATISTICS = ("usage", "drop_rate", "aux_loss")
-# What a language model in few bits has besides. In four bits a column of more than 64 rows has two scales.
-IN_BITS = {"int8": {}, "int4": dict(num_layers=1, d_ff=70), "experts_int8": dict(num_layers=1)}
+# Constructor arguments per quantization mode. In int4, a column of more than 64 rows has two scales.
+QUANTIZED = {"int8": {}, "int4": dict(num_layers=1, d_ff=70), "experts_int8": dict(num_layers=1)}
 
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(3, 32, (2, 6)).astype("int32")
@@ -37,7 +37,7 @@ CHAT = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": 
 
 
 def filled(model, seed=0):
-    """Gives a model weights that show every mistake."""
+    """Assigns seeded weights, none of them neutral, so that any mistake changes the outputs."""
     rng = np.random.default_rng(seed)
     for variable in sorted(model.weights, key=lambda variable: variable.path):
         values, name = rng.normal(size=variable.shape), variable.path.rsplit("/", 1)[-1]
@@ -57,7 +57,7 @@ def image_classifier(seed=0):
 
 
 def byte_classifier(seed=0):
-    """Of integers, to be trained."""
+    """Returns a classifier of integer images, to be trained."""
     given = SIZES | EXPERTS | dict(num_layers=1, stem="patchify")
     given |= dict(pixel_range=(0, 255), class_names=("cat", "dog", "owl"))
     return filled(keras_jamba.DHCJamba(3, (8, 8, 1), **given), seed)
@@ -74,7 +74,7 @@ def language_model(seed=0, **given):
 
 
 def mamba_model(seed=0):
-    """What transformers calls Mamba."""
+    """Returns a model that transformers loads as Mamba."""
     return filled(keras_jamba.JambaCausalLM(32, tie_embeddings=True, **SIZES | MAMBA), seed)
 
 
@@ -84,7 +84,7 @@ def text_classifier(seed=0):
 
 
 def adapted(model, seed=1):
-    """Gives other values to the adapters of a model, half of which begin as zeros, and what is trained beside them."""
+    """Adds noise to all trainable variables of an adapted model, because half of the adapters begin as zeros."""
     rng = np.random.default_rng(seed)
     for variable in sorted(model.trainable_variables, key=lambda variable: variable.path):
         variable.assign(variable + 0.2 * rng.normal(size=variable.shape))
@@ -92,7 +92,7 @@ def adapted(model, seed=1):
 
 
 def own_model(seed=2):
-    """A model that someone made of the layers."""
+    """Returns a functional model that a user builds from the layers."""
     clips = keras.Input((3, 4, 4, 1))
     x = layers.PatchEncoder(8, 4)(clips)
     x = layers.FrameTokens(8)(x)
@@ -106,7 +106,7 @@ def own_model(seed=2):
 
 
 def compiled(model):
-    """With an optimizer of ours, its schedule, and labels that are smoothed."""
+    """Returns `model` compiled with the package's optimizer and schedule, and with label smoothing."""
     optimizer = training.optimizer(model, steps=8, learning_rate=1e-2, use_ema=True)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     model.compile(optimizer, loss, metrics=["accuracy"])
@@ -114,28 +114,28 @@ def compiled(model):
 
 
 def probes():
-    """Of the columns of a log whatever the device is."""
+    """Returns the callbacks whose log columns exist on every device."""
     return [training.ExpertUsage(), training.GradientNorm(), training.LearningRate()]
 
 
-# What is kept of them
+# Recorded properties
 
 
 def digest(x):
-    """Of the values of an array; how many bits an integer has differs from backend to backend."""
+    """Returns a hash of the values of an array. Integers count as int64, because their width differs per backend."""
     x = np.asarray(x)
     x = x.astype("int64") if x.dtype.kind in "iu" and x.itemsize > 1 else x
     return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:16]
 
 
 def described(model, statistics=True):
-    """`{path: dtype, shape and digest}` of the weights."""
+    """Returns `{path: dtype, shape and digest}` of the weights."""
     found = {v.path.removeprefix(f"{model.name}/"): v for v in model.weights}
     return {path: _description(v) for path, v in found.items() if statistics or not path.endswith(STATISTICS)}
 
 
 def in_order(model):
-    """The same of a model of anybody's layers, whose paths are others after loading."""
+    """Returns the names and descriptions of the weights in order, for a model whose paths change in loading."""
     return [f"{v.name} {_description(v)}" for v in model.weights]
 
 
@@ -148,13 +148,13 @@ def digests(arrays):
 
 
 def seeds(model):
-    """Of the states of the layers' generators."""
+    """Returns the digests of the states of the layers' seed generators."""
     weights = {id(v) for v in model.weights}
     return digests(numpy(v.value) for v in model.variables if id(v) not in weights)
 
 
 def slots(model):
-    """Of all that the optimizer has."""
+    """Returns the digests of all optimizer variables."""
     return digests(numpy(v.value) for v in model.optimizer.variables)
 
 
@@ -163,7 +163,7 @@ def logits(model, inputs):
 
 
 def written(model, **given):
-    """The tokens that a language model writes."""
+    """Returns the tokens that a language model generates after `PROMPT`."""
     return model.generate([PROMPT], max_new_tokens=6, stop_token_ids=None, **given)[0]
 
 
@@ -172,7 +172,7 @@ def read_numbers(file):
 
 
 def write_numbers(file, numbers):
-    """Each key of a dict has a line, and each array."""
+    """Writes JSON with one line per dict key and per array."""
     file.write_text(_text(numbers) + "\n", "utf-8")
 
 
@@ -181,6 +181,6 @@ def _text(x, indent=" "):
         lines = [f"{indent}{json.dumps(key)}: {_text(value, indent + ' ')}" for key, value in x.items()]
         return "{\n" + ",\n".join(lines) + "\n" + indent[1:] + "}"
     if isinstance(x, np.ndarray):
-        # As few digits as tell a number from its neighbours.
+        # The fewest digits that distinguish a float32 from its neighbours.
         x = x.astype(str).astype(float).tolist() if x.dtype == "float32" else x.tolist()
     return json.dumps(x)

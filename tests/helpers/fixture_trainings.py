@@ -1,9 +1,9 @@
-"""Trainings that are saved within an epoch, and what the one that goes on begins with.
+"""Trainings that are saved within an epoch, and the state from which the resumed training begins.
 
-python fixture_trainings.py FOLDER INDEX PORT    process INDEX of two on JAX, which meet at PORT and split a model
+python fixture_trainings.py FOLDER INDEX PORT    process INDEX of two on JAX, which connect at PORT and shard a model
 torchrun ... fixture_trainings.py FOLDER         one of two processes on PyTorch, which share each batch
 
-Two processes save a language model in FOLDER, and each writes down what it has.
+Two processes save a language model in FOLDER, and each writes its own state.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ import keras_jamba  # noqa: E402
 from keras_jamba import training  # noqa: E402
 
 EPOCHS, EXAMPLES, BATCH = 3, 12, 4
-BREAKS = 4  # after the first step of the second epoch
+BREAKS = 4  # the training stops after the first step of the second epoch
 
 
-# What is trained
+# Models and data
 
 
 def image_model():
-    """With all that has a state: experts, dropout, a schedule, averages of weights."""
+    """Returns a model with every kind of state: experts, dropout, a schedule, averages of weights."""
     given = SIZES | EXPERTS | dict(stem="patchify", dropout=0.1, drop_path=0.1)
     model = keras_jamba.DHCJamba(3, (8, 8, 1), **given)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -49,7 +49,7 @@ def image_data(**given):
 
 
 def text_model():
-    """One that two devices can share."""
+    """Returns a model that two devices can share."""
     model = keras_jamba.JambaCausalLM(32, dropout=0.1, **SIZES | EXPERTS | dict(d_ff=8))
     model.compile(_optimizer(model))
     return model
@@ -68,7 +68,7 @@ def _batches(data, given):
     return training.Batches(data, BATCH, seed=5, **given)
 
 
-# What is kept and what comes back
+# Saving and resuming
 
 
 class Broken(Exception):
@@ -76,7 +76,7 @@ class Broken(Exception):
 
 
 class Breaks(keras.callbacks.Callback):
-    """After a step, when the checkpoint before it in the list has saved."""
+    """Records the state after step `BREAKS` and stops. The checkpoint is earlier in the list, so it has saved."""
 
     def __init__(self, data):
         super().__init__()
@@ -90,7 +90,7 @@ class Breaks(keras.callbacks.Callback):
 
 
 class Begins(keras.callbacks.Callback):
-    """Before a step, when the checkpoint before it in the list has loaded."""
+    """Records the state before the first step and stops. The checkpoint is earlier in the list, so it has loaded."""
 
     def __init__(self, data):
         super().__init__()
@@ -109,12 +109,12 @@ class Begins(keras.callbacks.Callback):
 
 def state(model):
     found = {"variables": model.variables, "optimizer": model.optimizer.variables}
-    found = {name: digests(_whole(v.value) for v in variables) for name, variables in found.items()}
+    found = {name: digests(_gathered(v.value) for v in variables) for name, variables in found.items()}
     return found | {"step": int(numpy(model.optimizer.iterations))}
 
 
-def _whole(x):
-    """A tensor of which another process may have parts."""
+def _gathered(x):
+    """Returns the complete array of a tensor that may have shards in another process."""
     if BACKEND == "jax" and not x.is_fully_addressable:
         from jax.experimental.multihost_utils import process_allgather
 
@@ -123,11 +123,11 @@ def _whole(x):
 
 
 def metrics(model):
-    return [_whole(v.value).tolist() for v in model.metrics_variables]
+    return [_gathered(v.value).tolist() for v in model.metrics_variables]
 
 
 def draws():
-    """What the global generators give next."""
+    """Returns the next draws of the global generators."""
     found = {"python": random.random(), "numpy": np.random.random()}
     if BACKEND == "torch":
         import torch
@@ -137,30 +137,30 @@ def draws():
 
 
 def saved(folder, model, data):
-    """What a training has that is saved and broken."""
+    """Returns the state of a training that was saved and then stopped."""
     return _fit(folder, model, data, Breaks(data))
 
 
 def resumed(folder, model, data):
-    """What a training begins with that goes on from a save."""
+    """Returns the state from which a resumed training begins."""
     return _fit(folder, model, data, Begins(data))
 
 
 def _fit(folder, model, data, callback):
     with contextlib.suppress(Broken):
-        keep = training.Checkpoint(folder, data, every=BREAKS)
-        model.fit(data, epochs=EPOCHS, verbose=0, callbacks=[keep, callback])
+        checkpoint = training.Checkpoint(folder, data, every=BREAKS)
+        model.fit(data, epochs=EPOCHS, verbose=0, callbacks=[checkpoint, callback])
     return callback.found
 
 
 # One of two processes
 
 
-def _split():
-    """A mesh whose rows are parts of both processes."""
+def _distribution():
+    """Returns a model-parallel distribution over a mesh whose rows have devices of both processes."""
     names = keras.distribution.list_devices("cpu")
     mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), [names[i] for i in (0, 2, 1, 3)])
-    # Each process makes all rows of a batch, for its devices have some of each.
+    # Each process makes all rows of a batch, because its devices hold a shard of every row.
     return keras.distribution.ModelParallel(layout_map=training.layout_map(mesh), auto_shard_dataset=False)
 
 
@@ -168,7 +168,7 @@ def main(folder, index=None, port=None):
     keras.utils.set_random_seed(7)
     with contextlib.ExitStack() as stack:
         if BACKEND == "jax":
-            stack.enter_context(_split().scope())
+            stack.enter_context(_distribution().scope())
             model, data = text_model(), text_data()
         else:
             parallel = stack.enter_context(training.DataParallel())

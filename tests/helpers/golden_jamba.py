@@ -1,4 +1,4 @@
-"""The recorded models of `tests/golden` (transformers 5.23.0), loaded as a user loads them."""
+"""The recorded models of `tests/golden` (transformers 5.23.0), loaded through the public API."""
 
 import functools
 from pathlib import Path
@@ -35,7 +35,7 @@ def features(case):
 
 @functools.cache
 def recorded(case):
-    """Their arrays; those in float64 are named `truth_`."""
+    """Returns the recorded arrays of transformers. Names of float64 arrays begin with `truth_`."""
     arrays = dict(np.load(FOLDER / case / "golden.npz"))
     if (FOLDER / case / "truth.npz").exists():
         arrays |= {f"truth_{name}": x for name, x in np.load(FOLDER / case / "truth.npz").items()}
@@ -43,12 +43,12 @@ def recorded(case):
 
 
 def gradients(case):
-    """Their gradients by the path of our variable, in our layout."""
+    """Returns the recorded gradients by variable path, in the layout of keras_jamba."""
     theirs = dict(np.load(FOLDER / case / "grads.npz"))
     kind, arguments = checkpoints.read(FOLDER / case, "JambaCausalLM")
-    parts = {}
+    arrays = {}
     for name, x in theirs.items():
-        for part, index in (kind.unstacked(name, x.shape) or {name: ()}).items():
-            parts[part] = x[index] if index else x
+        for each, index in (kind.unstacked(name, x.shape) or {name: ()}).items():
+            arrays[each] = x[index] if index else x
     weights = kind.weights(arguments, model(case).block_pattern)
-    return {weight.path: weight.ours(parts.__getitem__) for weight in weights}
+    return {weight.path: weight.ours(arrays.__getitem__) for weight in weights}

@@ -1,4 +1,4 @@
-"""The maths again in float64 NumPy, as plainly as it can be written."""
+"""Reference formulas of the operations in float64 NumPy, written for readability."""
 
 from math import erf
 
@@ -12,7 +12,7 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
     if delta_softplus:
         delta = np.logaddexp(0, delta)
     state = np.zeros((u.shape[0], *A.shape)) if initial_state is None else np.asarray(initial_state)
-    # All that one token does not have from another at once, or 65536 tokens would take ten seconds.
+    # Vectorized over tokens except for the recurrence: 65536 tokens would otherwise take ten seconds.
     decay, drive = np.exp(delta[..., None] * A), (delta * u)[..., None] * B[:, :, None]
     states = np.empty_like(drive)
     for t in range(u.shape[1]):
@@ -24,7 +24,7 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
 
 
 def selective_scan_gradients(grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, initial_state):
-    """Backpropagation through time by hand, softplus on; in the order of the arguments after grad_last."""
+    """Backpropagates through time by hand, with softplus. Returns gradients in argument order, from `u` on."""
     u, A, B, C, D, z = (np.asarray(x, "float64") for x in (u, A, B, C, D, z))
     biased = np.asarray(delta, "float64") + delta_bias
     delta = np.logaddexp(0, biased)
@@ -54,16 +54,16 @@ def selective_scan_gradients(grad_y, grad_last, u, delta, A, B, C, D, z, delta_b
 
 
 def documents_alone(run, state, length, mask=None, segment_ids=None):
-    """What masks and documents mean: every document of a row by itself, its real tokens alone.
+    """Computes each document of a row separately, from its real tokens only: the definition of masks and documents.
 
     Args:
-        run: `(tokens, state) -> (outputs, state)` of one row, `tokens` being indices.
-        state: of this row before its first document; those after it begin with zeros.
-        length: tokens of the row.
+        run: function `(tokens, state) -> (outputs, state)` of one row, where `tokens` are indices.
+        state: initial state of the first document. Later documents begin with zeros.
+        length: number of tokens in the row.
         mask, segment_ids: `(t,)` of this row, or None.
 
     Returns:
-        `(outputs of the row, zeros where it is masked, last state)`.
+        `(outputs, last state)`. Outputs are zero at masked tokens.
     """
     real = np.arange(length) if mask is None else np.flatnonzero(mask)
     ids = np.zeros(length, int) if segment_ids is None else np.asarray(segment_ids)
@@ -78,7 +78,7 @@ def documents_alone(run, state, length, mask=None, segment_ids=None):
 
 
 def causal_depthwise_conv(x, kernel, bias, state):
-    """One row: `(t, e)`, `(k, e)`, `(e,)`, `(k - 1, e)` to `(outputs, last state)`."""
+    """Computes one row: `(t, e)`, `(k, e)`, `(e,)`, `(k - 1, e)` to `(outputs, last state)`."""
     window = np.concatenate([state, x]).astype("float64")
     k = len(kernel)
     y = np.stack([(kernel * window[t : t + k]).sum(0) + bias for t in range(len(x))])
@@ -86,7 +86,7 @@ def causal_depthwise_conv(x, kernel, bias, state):
 
 
 def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None):
-    """Token by token and expert by expert; GELU by its definition, x times the normal distribution function of x."""
+    """Computes one token and one expert at a time. GELU is exact: x times the normal distribution function of x."""
     tokens, weights, up, down = (np.asarray(x, "float64") for x in (tokens, weights, up_bank, down_bank))
     y = np.zeros_like(tokens)
     for row, (token, chosen) in enumerate(zip(tokens, indices, strict=True)):
@@ -102,26 +102,27 @@ def expert_mlp(tokens, weights, indices, up_bank, down_bank, gate_bank=None):
 
 
 def expert_mlp_gradients(gradient, tokens, weights, indices, up_bank, down_bank, gate_bank=None):
-    """By hand, in the order of the arguments after the gradient, but for the indices."""
+    """Computes gradients by hand, in the order of the arguments from `tokens` on, without `indices`."""
     given = [tokens, weights, up_bank, down_bank] + ([] if gate_bank is None else [gate_bank])
     tokens, weights, up, down, *gate = (np.asarray(x, "float64") for x in given)
     found = [np.zeros_like(x) for x in (tokens, weights, up, down, *gate)]
     for row, choice in np.ndindex(*indices.shape):
         e, token, weight, grad = indices[row, choice], tokens[row], weights[row, choice], gradient[row]
-        wide = token @ up[e]
+        projected = token @ up[e]
         if gate:
-            opening = token @ gate[0][e]
-            opened = 1 / (1 + np.exp(-opening))
-            slope, factor = opening * opened, wide * opened * (1 + opening * (1 - opened))
-            hidden = wide * slope
+            logit = token @ gate[0][e]
+            sigmoid = 1 / (1 + np.exp(-logit))
+            slope, gate_slope = logit * sigmoid, projected * sigmoid * (1 + logit * (1 - sigmoid))
+            hidden = projected * slope
         else:
-            below = (1 + np.vectorize(erf)(wide / np.sqrt(2))) / 2
-            hidden, slope = wide * below, below + wide * np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
+            cdf = (1 + np.vectorize(erf)(projected / np.sqrt(2))) / 2
+            hidden = projected * cdf
+            slope = cdf + projected * np.exp(-(projected**2) / 2) / np.sqrt(2 * np.pi)
         grad_hidden = down[e] @ grad
         found[1][row, choice] = hidden @ down[e] @ grad
         found[3][e] += weight * np.outer(hidden, grad)
-        firsts = [(2, up, slope)] + ([(4, gate[0], factor)] if gate else [])
-        for i, bank, local in firsts:
+        input_banks = [(2, up, slope)] + ([(4, gate[0], gate_slope)] if gate else [])
+        for i, bank, local in input_banks:
             found[0][row] += weight * bank[e] @ (grad_hidden * local)
             found[i][e] += weight * np.outer(token, grad_hidden * local)
     return found

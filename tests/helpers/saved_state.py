@@ -1,4 +1,4 @@
-"""Small models, the ways in which they are saved and copied, and what is compared afterwards."""
+"""Small models, the ways to save and copy them, and the properties compared afterwards."""
 
 import copy
 import pickle
@@ -21,7 +21,7 @@ LOGITS_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 CATEGORIES = dict(pixel_range=(0, 255), class_names=("cat", "dog", "owl"))
 
 
-# Models, examples and how to compile: {kind: (make, x, y, loss)}.
+# Models, examples and losses: {kind: (make, x, y, loss)}.
 
 
 def language_model(**given):
@@ -65,23 +65,23 @@ WAYS = WITH_WEIGHTS | {
 
 
 def ways_of(model):
-    """Keras makes a plain functional model of the clone of a functional one."""
+    """Returns the ways to copy `model`. `clone_model` turns a functional subclass into a plain functional model."""
     functional = isinstance(model, keras_jamba.DHCJamba)
     return {name: way for name, way in WAYS.items() if not (functional and name == "clone")}
 
 
-# What there is to compare
+# Compared properties
 
 
 def frozen(model):
-    """What is trained, layer by layer and variable by variable."""
+    """Returns the `trainable` flag of each layer and each weight."""
     found = [(each.name, each.trainable) for each in model._flatten_layers()]
-    # Weights in few bits stand before statistics or behind them.
+    # Sorted, because quantized weights may come before or after the statistics.
     return found + sorted((v.path, v.trainable) for v in model.weights)
 
 
 def description(model):
-    """All that can be read off without running it."""
+    """Returns the properties of a model that need no call."""
     inner = list(model._flatten_layers())
     return {
         "class": type(model),
@@ -98,14 +98,14 @@ def description(model):
 
 
 def without_numbers(config):
-    """A config without the numbers by which Keras finds shared objects in a file."""
+    """Returns a config without the ids by which Keras finds shared objects in a file."""
     if not isinstance(config, dict):
         return config
     return {name: without_numbers(x) for name, x in config.items() if name != "shared_object_id"}
 
 
 def files(model):
-    """What of a text model lies in files of their own."""
+    """Returns the properties of a text model that a preset stores in separate files."""
     tokenizer = getattr(model, "tokenizer", None)
     return {
         "tokenizer": None if tokenizer is None else (type(tokenizer), vars(tokenizer)),
@@ -114,7 +114,7 @@ def files(model):
 
 
 def compilation(model):
-    """All that `compile` decides, and the optimizer with its slots."""
+    """Returns the arguments of `compile`, and the optimizer with its number of variables."""
     if not model.compiled:
         return {"compiled": False, "optimizer": model.optimizer, "sampler": plain(getattr(model, "sampler", None))}
     optimizer = model.optimizer
@@ -136,9 +136,9 @@ def plain(x):
 
 
 def state(model):
-    """Values: weights, random states, and the slots of the optimizer."""
+    """Returns the values of weights, random states and optimizer variables."""
     weights = {v.path: v for v in model.weights}
-    # Keras numbers the others by what else the process has made. Without dropout nothing is drawn.
+    # Seed states have no stable paths, because Keras numbers them per process. Without dropout nothing is drawn.
     draws = model.get_config()["dropout"] or model.get_config()["drop_path"]
     seeds = [v for v in model.variables if v.path not in weights and draws]
     slots = model.optimizer.variables if model.optimizer is not None else []
@@ -153,7 +153,8 @@ def check_same(actual, expected):
 
 
 def check_comes_back(model, tmp_path):
-    expected, beside = (description(model), files(model)), compilation(model)
+    """Checks that every way to save or copy `model` restores its properties and values."""
+    expected, compiled = (description(model), files(model)), compilation(model)
     for name, way in ways_of(model).items():
         again = way(model, tmp_path)
         assert description(again) == expected[0], name
@@ -162,4 +163,4 @@ def check_comes_back(model, tmp_path):
             check_same(state(again), state(model))
         if name != "config":
             found = compilation(again)
-            assert {kind: x for kind, x in found.items() if beside[kind] != x} == {}, name
+            assert {kind: x for kind, x in found.items() if compiled[kind] != x} == {}, name

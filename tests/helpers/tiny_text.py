@@ -1,4 +1,4 @@
-"""Language models of two layers with the same weights on every backend, and a tokenizer of letters."""
+"""A two-layer language model with the same weights on every backend, and a tokenizer of letters."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ SIZE = 27
 
 
 class Letters:
-    """Each letter a token, the space the first."""
+    """A tokenizer with one token per letter. The space is token 0."""
 
     eos_token_id = None
 
@@ -20,7 +20,10 @@ class Letters:
 
 
 def tiny(seed=0, vocab_size=SIZE, noise=0.0, **given):
-    """A Mamba layer with experts and an attention layer, with weights that show every mistake, or others near them."""
+    """Returns a model of a Mamba layer with experts and an attention layer.
+
+    Its seeded weights are never neutral, so that any mistake changes the outputs. `noise` perturbs them.
+    """
     defaults = dict(d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, num_kv_heads=1, d_ff=16, d_state=4)
     defaults |= dict(num_experts=3, num_experts_per_token=2, moe_offset=0, pad_token_id=0)
     model = keras_jamba.JambaCausalLM(vocab_size, **defaults | given)

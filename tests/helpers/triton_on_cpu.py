@@ -1,4 +1,4 @@
-"""Triton's interpreter on PyTorch's tensors of a CPU; what imports this runs with TRITON_INTERPRET=1."""
+"""Triton's interpreter on PyTorch CPU tensors. Processes that import this run with TRITON_INTERPRET=1."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from keras_jamba._triton import grouped, tuning
 
 
 def _with_indices(patch):
-    """NumPy makes no number of an array of one any more, for which the interpreter asks where a loop ends."""
+    """Adds `__index__`: the interpreter needs it for loop bounds, and NumPy no longer converts one-element arrays."""
 
     def patched(tensor, scope):
         patch(tensor, scope)
@@ -25,7 +25,7 @@ interpreter._patch_lang_tensor = _with_indices(interpreter._patch_lang_tensor)
 
 
 def launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages):
-    """As a backend does it; what a kernel does not write is no number, so that it is seen."""
+    """Launches a kernel as a backend does. Outputs begin as NaN, so that values a kernel never writes are detected."""
     made = [torch.full(shape, torch.nan, dtype=dtype) for shape, dtype in outputs]
     kernel[grid](*inputs, *made, **constants, num_warps=num_warps, num_stages=num_stages)
     return made
@@ -33,13 +33,13 @@ def launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages):
 
 @contextlib.contextmanager
 def on_an_unknown_device():
-    """Whatever can be chosen is run with the arrays that it would be measured with, and the last is taken."""
+    """Simulates an unmeasured device: tuning runs every candidate on its measuring arrays and chooses the last."""
     seconds = iter(range(1000, 0, -1))
 
     def clock(specs, run):
         arrays = {name: _triton._filled(*spec) for name, spec in specs.items()}
         for names, of in grouped._NAMED.items():
-            # The interpreter reads whatever lies behind an array.
+            # The interpreter does not check bounds, so an index out of range would read other memory.
             assert names not in arrays or arrays[names].max() < arrays[of].shape[0]
         run(arrays)
         return float(next(seconds))

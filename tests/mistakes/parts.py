@@ -1,4 +1,4 @@
-"""Mistakes with layers, steps, files and missing extras."""
+"""Mistakes with layers, step calls, files and missing extras."""
 
 import keras
 import numpy as np
@@ -12,28 +12,28 @@ def features(width=8):
     return np.random.default_rng(0).standard_normal((2, 5, width)).astype("float32")
 
 
-def in_a_full_cache(s):
+def step_into_a_full_cache(s):
     layer = layers.AttentionLayer(8, num_heads=2)
     return layer.step(features(), layer.init_cache(2, 4))
 
 
-def nothing_to_merge(s):
+def merge_without_adapters(s):
     keras_jamba.JambaCausalLM(11, **SIZES).merge_lora()
 
 
-def twice_quantized(s):
+def quantize_twice(s):
     model = keras_jamba.JambaCausalLM(11, **SIZES)
     model.quantize("int8")
     model.quantize("int8")
 
 
-def a_preset_with_adapters(s):
+def save_a_preset_with_adapters(s):
     model = keras_jamba.JambaCausalLM(11, **SIZES)
     model.enable_lora(2)
     model.save_to_preset(s.folder / "adapted")
 
 
-def a_damaged_preset(s):
+def load_a_damaged_preset(s):
     import shutil
 
     folder = shutil.copytree(s.preset(), s.folder / "damaged")
@@ -44,13 +44,13 @@ def a_damaged_preset(s):
     keras_jamba.DHCJamba.from_preset(folder)
 
 
-def a_damaged_prompt(s):
+def load_a_damaged_prompt_state(s):
     file = s.folder / "prompt.npz"
     file.write_bytes(b"nothing")
     keras_jamba.generation.prompt_state.PromptState.load(file)
 
 
-def another_folder(s):
+def save_into_a_folder_with_files(s):
     folder = s.folder / "filled"
     folder.mkdir(exist_ok=True)
     (folder / "file").write_text("mine")
@@ -70,7 +70,7 @@ LAYERS = [
     Mistake(
         "AttentionLayer", "heads that do not divide", "must divide", lambda s: layers.AttentionLayer(8, num_heads=3)
     ),
-    Mistake("AttentionLayer", "more tokens than a cache holds", "a capacity of", in_a_full_cache),
+    Mistake("AttentionLayer", "more tokens than a cache holds", "a capacity of", step_into_a_full_cache),
     Mistake(
         "Bidirectional",
         "a Mamba layer",
@@ -84,31 +84,31 @@ LAYERS = [
         lambda s: layers.MoELayer(8, num_experts=2, num_experts_per_token=3),
     ),
     Mistake("quantize", "an unknown mode", "mode must be one of", lambda s: s.images.quantize("int3")),
-    Mistake("quantize", "twice", "Received", twice_quantized),
+    Mistake("quantize", "twice", "Received", quantize_twice),
     Mistake("enable_lora", "an unknown target", "targets must be among", lambda s: s.images.enable_lora(2, "conv")),
     Mistake("enable_lora", "rank=0", "rank must be", lambda s: s.images.enable_lora(0)),
-    Mistake("merge_lora", "no adapters", "There must be adapters", nothing_to_merge),
+    Mistake("merge_lora", "no adapters", "There must be adapters", merge_without_adapters),
     Mistake(
         "load_lora",
         "a file that is not there",
         "Adapters must be a file",
         lambda s: s.images.load_lora(s.folder / "none"),
     ),
-    Mistake("save_to_preset", "a folder that holds files", "does not exist or is empty", another_folder),
-    Mistake("save_to_preset", "adapters", "merge_lora", a_preset_with_adapters),
-    Mistake("from_preset", "damaged weights", "sha256", a_damaged_preset),
-    Mistake("PromptState.load", "a damaged file", "must be a file that its save wrote", a_damaged_prompt),
+    Mistake("save_to_preset", "a folder that holds files", "does not exist or is empty", save_into_a_folder_with_files),
+    Mistake("save_to_preset", "adapters", "merge_lora", save_a_preset_with_adapters),
+    Mistake("from_preset", "damaged weights", "sha256", load_a_damaged_preset),
+    Mistake("PromptState.load", "a damaged file", "must be a file that its save wrote", load_a_damaged_prompt_state),
 ]
 
 
-def a_tokenizer(s):
+def load_a_tokenizer(s):
     folder = s.folder / "tokenizer"
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text("{}")
     return keras_jamba.tokenizers.load_tokenizer(folder)
 
 
-def one_picture(s):
+def load_an_image(s):
     folder = s.folder / "pictures"
     (folder / "a").mkdir(parents=True, exist_ok=True)
     (folder / "a" / "one.png").write_bytes(b"")
@@ -120,13 +120,13 @@ EXTRAS = [
         "load_tokenizer",
         "tokenizers not installed",
         r"keras-jamba\[text\]",
-        lambda s: without("tokenizers", lambda: a_tokenizer(s)),
+        lambda s: without("tokenizers", lambda: load_a_tokenizer(s)),
     ),
     Mistake(
         "ImageFolder",
         "pillow not installed",
         r"keras-jamba\[images\]",
-        lambda s: without("PIL", lambda: one_picture(s)),
+        lambda s: without("PIL", lambda: load_an_image(s)),
     ),
     Mistake(
         "draw_saliency",

@@ -1,4 +1,4 @@
-"""What mistakes are made with: models, pictures, ids and helpers."""
+"""Models, images, ids and functions that the mistakes use."""
 
 import functools
 import sys
@@ -22,10 +22,10 @@ class Mistake(NamedTuple):
 
     Attributes:
         entry: the entry point.
-        name: what the user does wrong.
-        outcome: a pattern that the error matches; RIGHT, where `run` returns what is found and what is right; or NAN,
-            where `run` returns what must be NaN.
-        run: does it, with a `Subjects`.
+        name: the mistake in a few words.
+        outcome: a pattern that the error matches, RIGHT or NAN. With RIGHT, `run` returns the result and the expected
+            result. With NAN, `run` returns a number that must be NaN.
+        run: function of a `Subjects` that makes the mistake.
     """
 
     entry: str
@@ -35,7 +35,7 @@ class Mistake(NamedTuple):
 
 
 class Subjects:
-    """The models that mistakes are made with, each made once."""
+    """The models that the mistakes use. Each property is created once."""
 
     @functools.cached_property
     def images(self):
@@ -70,13 +70,13 @@ class Subjects:
         return model
 
     @functools.cached_property
-    def writer(self):
+    def text_with_tokenizer(self):
         model = keras_jamba.JambaCausalLM(259, **SIZES)
         model.tokenizer = keras_jamba.tokenizers.ByteTokenizer()
         return model
 
     @functools.cached_property
-    def reader(self):
+    def text_classifier(self):
         model = keras_jamba.JambaClassifier(11, num_classes=3, **SIZES)
         model.compile(keras.optimizers.SGD(0.0))
         return model
@@ -118,12 +118,12 @@ def fit(model, x, y=None, **given):
 
 
 def batches(*given):
-    """A generator of batches, as a data pipeline gives them."""
+    """Yields batches like a data pipeline."""
     yield from given
 
 
 def token_loss(model, x, y, weights):
-    """The weighted mean of the cross-entropy of tokens, in float64."""
+    """Returns the weighted mean cross-entropy per token, in float64."""
     logits = numbers(model({"token_ids": x})).astype("float64")
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     losses = -np.take_along_axis(logits, y[..., None], -1)[..., 0]
@@ -132,7 +132,7 @@ def token_loss(model, x, y, weights):
 
 
 def without(module, function):
-    """What `function` does in an environment without a module."""
+    """Returns the result of `function` in an environment without `module`."""
     hidden = {name: x for name, x in sys.modules.items() if name == module or name.startswith(f"{module}.")}
     for name in hidden:
         del sys.modules[name]

@@ -92,7 +92,10 @@ TEXT = [
         ),
     ),
     Mistake(
-        "predict", "a classifier's id out of the vocabulary", VOCABULARY, lambda s: s.reader.predict(BAD_ID, verbose=0)
+        "predict",
+        "a classifier's id out of the vocabulary",
+        VOCABULARY,
+        lambda s: s.text_classifier.predict(BAD_ID, verbose=0),
     ),
     Mistake("fit", "an id out of the vocabulary", VOCABULARY, lambda s: fit(s.text, BAD_ID)),
     Mistake("fit", "a target out of the vocabulary", VOCABULARY, lambda s: fit(s.text, IDS, BAD_ID)),
@@ -105,7 +108,9 @@ TEXT = [
         "sample_weight",
         lambda s: fit(s.text, IDS, IDS, sample_weight=np.ones((2, 3))),
     ),
-    Mistake("fit", "a classifier's labels out of range", "labels", lambda s: fit(s.reader, IDS, np.array([0, 3]))),
+    Mistake(
+        "fit", "a classifier's labels out of range", "labels", lambda s: fit(s.text_classifier, IDS, np.array([0, 3]))
+    ),
     Mistake(
         "fit",
         "a later batch with an id out of the vocabulary",
@@ -139,19 +144,27 @@ TEXT = [
         lambda s: fit(s.compiled_in("float16"), IDS, IDS),
     ),
     Mistake("compile", "an unknown sampler", "sampler", lambda s: s.compiled_in("float32", sampler="nucleus")),
-    Mistake("generate", "None", "Received: None", lambda s: s.writer.generate(None)),
-    Mistake("generate", "no prompts", "Every prompt must have a token", lambda s: s.writer.generate([])),
+    Mistake("generate", "None", "Received: None", lambda s: s.text_with_tokenizer.generate(None)),
+    Mistake("generate", "no prompts", "Every prompt must have a token", lambda s: s.text_with_tokenizer.generate([])),
     Mistake("generate", "text without a tokenizer", "Text needs a tokenizer", lambda s: s.text.generate("hello")),
-    Mistake("generate", "temperature=0.7", "Sampler", lambda s: s.writer.generate("a", temperature=0.7)),
-    Mistake("generate", "a misspelt option", "Received: .*max_token", lambda s: s.writer.generate("a", max_token=3)),
+    Mistake("generate", "temperature=0.7", "Sampler", lambda s: s.text_with_tokenizer.generate("a", temperature=0.7)),
+    Mistake(
+        "generate",
+        "a misspelt option",
+        "Received: .*max_token",
+        lambda s: s.text_with_tokenizer.generate("a", max_token=3),
+    ),
     Mistake(
         "generate",
         "max_length shorter than a prompt",
         "max_length",
-        lambda s: s.writer.generate("abcdef", max_length=3),
+        lambda s: s.text_with_tokenizer.generate("abcdef", max_length=3),
     ),
     Mistake(
-        "generate", "max_new_tokens=-1", "max_new_tokens must be", lambda s: s.writer.generate("a", max_new_tokens=-1)
+        "generate",
+        "max_new_tokens=-1",
+        "max_new_tokens must be",
+        lambda s: s.text_with_tokenizer.generate("a", max_new_tokens=-1),
     ),
     Mistake("generate", "an id out of the vocabulary", VOCABULARY, lambda s: s.text.generate([1, 11])),
     Mistake("generate", "ids as floats", "must be integers", lambda s: s.text.generate([1.5, 2.5])),
@@ -165,7 +178,9 @@ TEXT = [
         "generate", "stop strings without a tokenizer", "tokenizer", lambda s: s.text.generate([1], stop_strings=["."])
     ),
     Mistake("generate", "an unknown sampler", "sampler", lambda s: s.text.generate([1], sampler="nucleus")),
-    Mistake("generate", "a conversation without a template", "template", lambda s: s.writer.generate(MESSAGES)),
+    Mistake(
+        "generate", "a conversation without a template", "template", lambda s: s.text_with_tokenizer.generate(MESSAGES)
+    ),
     Mistake(
         "generate",
         "an assistant that is a name",
@@ -187,5 +202,5 @@ TEXT = [
     ),
     Mistake("Sampler", "top_k=0", "top_k must be", lambda s: keras_jamba.Sampler(top_k=0)),
     Mistake("Sampler", "top_p=2", "top_p must be", lambda s: keras_jamba.Sampler(top_p=2)),
-    Mistake("tokenizer", "a number", "Received", lambda s: s.writer.tokenizer(3)),
+    Mistake("tokenizer", "a number", "Received", lambda s: s.text_with_tokenizer.tokenizer(3)),
 ]

@@ -1,7 +1,8 @@
-/* The kernels under sanitizers: the error of exp2 and its kin, and random shapes on every instruction set.
+/* Checks of the kernels under sanitizers: errors of exp2, softplus and sigmoid, and random calls.
  *
- * Built and run by tests/ops/test_native.py.  Every array is exactly as large as it must be, so that the address
- * sanitizer sees each step beside it; every set and number of threads must give what plain C on one thread gives. */
+ * tests/ops/test_native.py builds and runs this file. Every array has exactly the needed size, so the address sanitizer
+ * finds every access outside it. Every instruction set and thread count must give the results of plain C on one thread.
+ */
 
 #include "../../keras_jamba/_native/keras_jamba.c"
 
@@ -22,7 +23,7 @@ static void fail(const char *what, double got, double bound) {
   exit(1);
 }
 
-/* ---------------------------------------------------------------- functions of vectors */
+/* ---------------------------------------------------------------- vector functions */
 
 #define CHECK_FUNCTIONS(set, lanes)                                                                           \
   static void functions_##set(void) {                                                                         \
@@ -45,7 +46,7 @@ static void fail(const char *what, double got, double bound) {
     printf(#set ": relative errors of exp2 %.2g, of products %.2g, softplus %.2g, sigmoid %.2g\n", worst[0],  \
            worst[1], worst[2], worst[3]);                                                                     \
     if (worst[0] > 2e-7) fail(#set " exp2", worst[0], 2e-7);                                                  \
-    /* without a fused multiply-add the product itself is rounded, by up to 4e-6 here */                      \
+    /* without a fused multiply-add the product is rounded, by up to 4e-6 here */                             \
     if (worst[1] > (lanes == 4 ? 4e-6 : 2e-7)) fail(#set " exp2_product", worst[1], 2e-7);                    \
     if (worst[2] > 8e-6) fail(#set " softplus", worst[2], 8e-6);                                              \
     if (worst[3] > 8e-6) fail(#set " sigmoid", worst[3], 8e-6);                                               \
@@ -71,11 +72,11 @@ CHECK_FUNCTIONS(avx512, 16)
 #pragma GCC pop_options
 #endif
 
-/* Every number of 16 bits there is, there and back. */
+/* Converts every 16-bit number to float and back. */
 static void check_halves(void) {
   for (unsigned bits = 0; bits < 1 << 16; bits++) {
     float x = half_to_float((uint16_t)bits);
-    if (x == x && float_to_half(x) != bits) fail("a float16 there and back", bits, 0);
+    if (x == x && float_to_half(x) != bits) fail("a float16 round trip", bits, 0);
     if (x != x && !((float_to_half(x) & 0x7fff) > 0x7c00)) fail("a float16 NaN", bits, 0);
   }
 }
@@ -92,7 +93,7 @@ static void *member(void *given) {
   return NULL;
 }
 
-/* As OpenMP's: on so many threads, this one among them. */
+/* Runs `work` on `threads` threads, the calling thread included, as OpenMP does. */
 static void team(void (*work)(void *), void *data, unsigned threads, unsigned flags) {
   kj_member given = {work, data};
   pthread_t started[8];
@@ -103,7 +104,7 @@ static void team(void (*work)(void *), void *data, unsigned threads, unsigned fl
   for (unsigned i = 1; i < threads; i++) pthread_join(started[i], NULL);
 }
 
-/* `count` numbers of a dtype in memory of exactly their size. */
+/* Returns `count` random numbers of a dtype, in memory of exactly their size. */
 static kj_tensor draw(int64_t count, int64_t row, int dtype, float low, float high) {
   kj_tensor x = {malloc(count * (dtype == KJ_FLOAT32 ? 4 : 2)), dtype, row};
   for (int64_t i = 0; i < count; i++) put_number(x, i, random_float(low, high));
@@ -127,14 +128,14 @@ static int32_t *draw_segments(int64_t batch, int64_t length) {
   return segments;
 }
 
-/* Memory for a result: NaN all over, so that what was not written shows. */
+/* Returns memory for a result, filled with NaN to reveal unwritten values. */
 static kj_tensor blank(int64_t count, int64_t row, int dtype) {
   kj_tensor x = {malloc(count * (dtype == KJ_FLOAT32 ? 4 : 2)), dtype, row};
   memset(x.data, 0xff, count * (dtype == KJ_FLOAT32 ? 4 : 2));
   return x;
 }
 
-/* How far `found` is from `right`, beside the largest number there. */
+/* Fails if `found` differs from `right` by more than `bound`, relative to the largest value of `right`. */
 static void compare(const char *what, kj_tensor found, kj_tensor right, int64_t count, double bound) {
   double worst = 0, scale = 1e-3;
   for (int64_t i = 0; i < count; i++) {
@@ -198,7 +199,7 @@ static results run_scan(kj_scan call, int backward) {
 static void fuzz_scan(void) {
   static const int lengths[] = {1, 2, 15, 16, 17, 33, 64, 100}, sizes[] = {1, 3, 4, 8, 16, 17, 64};
   int64_t b = 1 + random_number(3), t = lengths[random_number(8)], e = 1 + random_number(40), n = sizes[random_number(7)];
-  int64_t wide = e + random_number(3), narrow = n + random_number(3); /* rows with something after them */
+  int64_t wide = e + random_number(3), narrow = n + random_number(3); /* rows with padding after them */
   int dtype = random_number(3), backward = random_number(4) != 0;
   kj_scan call = {.batch = b, .length = t, .channels = e, .states = n, .softplus = random_number(2)};
   float high = random_number(5) ? 0.5f : 20.0f;
@@ -223,7 +224,7 @@ static void fuzz_scan(void) {
   for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
     for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
       results found = run_scan(call, backward);
-      compare_all("a scan on another set", &found, &right, bound);
+      compare_all("a scan on another instruction set", &found, &right, bound);
     }
   compare_all("a scan", &right, &right, bound);
   for (int i = 0; i < right.used; i++) free(right.x[i].data);
@@ -273,7 +274,7 @@ static void fuzz_conv(void) {
   for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
     for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
       results found = run_conv(call);
-      compare_all("a convolution on another set", &found, &right, bound);
+      compare_all("a convolution on another instruction set", &found, &right, bound);
     }
   compare_all("a convolution", &right, &right, bound);
   for (int i = 0; i < right.used; i++) free(right.x[i].data);
@@ -292,7 +293,7 @@ static void fuzz_experts(void) {
   if (random_number(2)) call.gate = draw(x * d * f, f, weights, -1, 1);
   call.weights = draw_floats(s * k, 0, 1);
   int32_t *indices = malloc(s * k * sizeof *indices);
-  for (int64_t i = 0; i < s * k; i++) indices[i] = (int32_t)random_number(x + 2) - 1; /* no expert's, too */
+  for (int64_t i = 0; i < s * k; i++) indices[i] = (int32_t)random_number(x + 2) - 1; /* some of no expert */
   call.indices = indices;
   kj_tensor right = blank(s * d, d, dtype);
   call.threads = 1;
@@ -300,13 +301,13 @@ static void fuzz_experts(void) {
   call.isa = KJ_PLAIN;
   call.y = right;
   if (kj_experts_forward(&call)) fail("kj_experts", 1, 0);
-  /* the sigmoid's 4e-6, and what cancels in sums of up to a thousand terms */
+  /* the sigmoid's error of 4e-6, and cancellation in sums of up to 1000 terms */
   double bound = dtype == KJ_FLOAT32 ? 1e-4 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
   for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
     for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
       call.y = blank(s * d, d, dtype);
       if (kj_experts_forward(&call)) fail("kj_experts", 1, 0);
-      compare("experts on another set", call.y, right, s * d, bound);
+      compare("experts on another instruction set", call.y, right, s * d, bound);
       free(call.y.data);
     }
   free(call.token.data), free(call.up.data), free(call.down.data), free(call.gate.data);

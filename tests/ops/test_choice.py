@@ -1,4 +1,4 @@
-"""Which implementation runs, and what is said when none can."""
+"""Choice of an implementation, and the reasons when none is available."""
 
 import logging
 
@@ -16,16 +16,16 @@ def inputs(**changes):
     return tensors | {"B": normal(1, 3, 2), "C": normal(1, 3, 2)} | changes
 
 
-def test_all_of_them_can_run_here():
+def test_all_implementations_of_the_scan_are_available():
     assert implementations() == {"native": None, "portable": None, "associative": None, "reference": None}
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones():
+def test_an_unknown_implementation_is_refused_with_the_known_names():
     with pytest.raises(ValueError, match="'associative', 'native', 'portable', 'reference'.*Received.*'fastest'"):
         selective_scan(**inputs(), implementation="fastest")
 
 
-def test_the_environment_names_one_and_an_argument_overrules_it(monkeypatch, caplog):
+def test_the_environment_variable_chooses_and_an_argument_overrides_it(monkeypatch, caplog):
     monkeypatch.setattr(_implementations, "_logged", set())
     monkeypatch.setenv("KERAS_JAMBA_SCAN", "reference")
     with caplog.at_level(logging.INFO, "keras_jamba"):
@@ -62,13 +62,13 @@ def test_a_refusal_gives_every_reason():
         ({"segment_ids": np.ones((1, 3), "float32")}, "segment_ids must be integers.*Received.*float32"),
     ],
 )
-def test_bad_inputs_are_named(changes, message):
+def test_bad_inputs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         selective_scan(**inputs(**changes))
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="where a tensor's device is known; runs on torch")
-def test_tensors_on_a_cpu_take_the_kernel_for_it_on_a_machine_with_a_gpu(monkeypatch, caplog):
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="requires tensors with a known device; runs on torch")
+def test_cpu_tensors_use_the_native_kernels_although_a_gpu_is_present(monkeypatch, caplog):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""Experts that see only their own tokens, against every expert on every token."""
+"""Implementations of the experts against NumPy and against every expert on every token (`dense`)."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ NAMES = ["tokens", "weights", "up_bank", "down_bank", "gate_bank"]
 
 def runnable(experts, per_token, tokens=40, **call):
     call = _Call(experts, per_token, tokens=tokens, platform=_backend.tensors.platform(), **call)
-    return [name for name, form in _TABLE.items() if form.why_not(call) is None]
+    return [name for name, implementation in _TABLE.items() if implementation.why_not(call) is None]
 
 
 CASES = [(name, size) for size in SIZES for name in runnable(*size[1:3], size[0])]
@@ -33,7 +33,7 @@ def draw(tokens, experts, k, skew=0.0, d=8, f=12):
 
 @pytest.mark.parametrize("swiglu", [True, False])
 @pytest.mark.parametrize("name", runnable(8, 2))
-def test_every_form_is_the_weighted_sum_of_the_chosen_experts(name, swiglu):
+def test_every_implementation_is_the_weighted_sum_of_the_chosen_experts(name, swiglu):
     tensors, indices, _ = draw(40, 8, 2)
     given = dict(zip(NAMES, tensors, strict=True)) | ({} if swiglu else {"gate_bank": None})
     y = expert_mlp(indices=ops.convert_to_tensor(indices), implementation=name, **given)
@@ -41,7 +41,7 @@ def test_every_form_is_the_weighted_sum_of_the_chosen_experts(name, swiglu):
 
 
 @pytest.mark.parametrize(("name", "size"), [case for case in CASES if case[0] != "dense"])
-def test_gradients_are_those_of_every_expert_on_every_token(name, size):
+def test_gradients_equal_those_of_the_dense_implementation(name, size):
     tensors, indices, weight = draw(*size)
     indices, weight = ops.convert_to_tensor(indices), ops.convert_to_tensor(weight)
 
@@ -56,9 +56,9 @@ def test_gradients_are_those_of_every_expert_on_every_token(name, size):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["grouped", "dense", "triton"])
-def test_short_floats_give_nearly_the_same(name, dtype):
+def test_half_precision_agrees_with_float32(name, dtype):
     if name not in runnable(8, 2, dtype=dtype):
-        pytest.skip("it cannot run here, and says why in another test")
+        pytest.skip("not available here; another test checks the reason")
     tensors, indices, _ = draw(40, 8, 2, d=16, f=24)
     exact = oracles.expert_mlp(indices=indices, **dict(zip(NAMES, tensors, strict=True)))
     tensors = [x if name == "weights" else ops.cast(x, dtype) for name, x in zip(NAMES, tensors, strict=True)]
@@ -67,7 +67,7 @@ def test_short_floats_give_nearly_the_same(name, dtype):
     assert np.abs(numpy(ops.cast(y, "float32")) - exact).max() < 0.03 * np.abs(exact).max()
 
 
-def test_sizes_that_are_no_multiple_of_anything_are_computed_or_refused_with_the_reason():
+def test_unaligned_sizes_are_computed_or_refused_with_the_reason():
     tensors, indices, _ = draw(40, 8, 2, d=6, f=10)
     given = dict(zip(NAMES, tensors, strict=True))
     exact = oracles.expert_mlp(indices=indices, **given)
@@ -82,13 +82,13 @@ def test_sizes_that_are_no_multiple_of_anything_are_computed_or_refused_with_the
                 expert_mlp(indices=indices, implementation=name, **given)
 
 
-def test_a_gpu_begins_with_other_forms_than_a_cpu():
+def test_a_gpu_prefers_other_implementations_than_a_cpu():
     first = lambda **call: list(_fastest_first(_Call(8, 2, **call)))[:2]  # noqa: E731
     assert first() == first(platform="gpu", is_quantized=True) == ["native", "split"]
     assert first(platform="gpu") == ["triton", "grouped"]
 
 
-def test_what_cannot_run_here_says_why():
+def test_an_unavailable_implementation_is_refused_with_the_reason():
     tensors, indices, _ = draw(4, 4, 2)
     given = dict(zip(NAMES, tensors, strict=True)) | {"indices": indices}
     if _backend.tensors.platform() == "cpu":
@@ -99,28 +99,27 @@ def test_what_cannot_run_here_says_why():
             expert_mlp(implementation="grouped", **given)
 
 
-def room_by_hand(indices, mask, experts, room):
-    """Which assignments find room: first choices first, then earlier tokens."""
+def kept_by_hand(indices, mask, experts, capacity):
+    """Returns which assignments fit the capacity: first choices come first, then earlier tokens."""
     kept, used = np.zeros(indices.shape, bool), np.zeros(experts, int)
     for choice in range(indices.shape[1]):
         for row in np.flatnonzero(mask):
             expert = indices[row, choice]
-            kept[row, choice] = used[expert] < room
+            kept[row, choice] = used[expert] < capacity
             used[expert] += 1
     return kept
 
 
-@pytest.mark.parametrize(("factor", "room"), [(0.4, 4), (1.25, 13), (9.0, 40)])
-def test_a_capacity_drops_what_finds_no_room_and_no_more(factor, room):
+@pytest.mark.parametrize(("factor", "capacity"), [(0.4, 4), (1.25, 13), (9.0, 40)])
+def test_a_capacity_drops_only_the_assignments_beyond_it(factor, capacity):
     tensors, indices, weight = draw(40, 8, 2, skew=0.3)
     mask = np.arange(40) % 5 != 3
-    kept = room_by_hand(indices, mask, 8, room)
+    kept = kept_by_hand(indices, mask, 8, capacity)
     assert kept[mask].all() == (factor == 9.0)
     given = dict(mask=ops.convert_to_tensor(mask), capacity_factor=factor, indices=ops.convert_to_tensor(indices))
-    y, found = expert_mlp(**dict(zip(NAMES, tensors, strict=True)), **given)
-    np.testing.assert_array_equal(numpy(found), kept)
-    left = [tensors[0], tensors[1] * kept, *tensors[2:]]
-    close(y, oracles.expert_mlp(left[0], left[1], indices, *left[2:]), absolute=1e-4)
+    y, actual_kept = expert_mlp(**dict(zip(NAMES, tensors, strict=True)), **given)
+    np.testing.assert_array_equal(numpy(actual_kept), kept)
+    close(y, oracles.expert_mlp(tensors[0], tensors[1] * kept, indices, *tensors[2:]), absolute=1e-4)
 
     def loss(weights_kept, **given):
         def function(*xs):
@@ -137,14 +136,14 @@ def test_a_capacity_drops_what_finds_no_room_and_no_more(factor, room):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5 * max(1, np.abs(e).max()))
 
 
-def test_a_form_that_drops_nothing_refuses_a_capacity():
+def test_an_implementation_without_dropping_refuses_a_capacity():
     tensors, indices, _ = draw(4, 4, 2)
     with pytest.raises(ValueError, match="it does not support capacity_factor"):
         given = dict(indices=indices, capacity_factor=1.0, implementation="dense")
         expert_mlp(**dict(zip(NAMES, tensors, strict=True)), **given)
 
 
-def test_banks_that_do_not_fit_are_named():
+def test_mismatched_banks_and_a_mask_without_capacity_are_refused():
     tensors, indices, _ = draw(4, 4, 2)
     tensors[3] = tensors[3][:, :5]
     with pytest.raises(ValueError, match=r"down_bank must have the shape \(x, f, d\).*Received: down_bank.shape"):

@@ -1,4 +1,4 @@
-"""The C library: its numbers on every instruction set, under sanitizers, in threads, and where it must step aside."""
+"""The C library: results per instruction set, sanitizers, threads, and what runs without the library."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def instruction_set(request, monkeypatch):
     ("batch", "length", "channels", "state"),
     [(1, 1, 1, 1), (2, 33, 17, 3), (3, 40, 5, 8), (1, 70, 33, 32), (2, 35, 18, 64)],
 )
-def test_every_instruction_set_gives_the_recurrence_and_its_gradients(instruction_set, batch, length, channels, state):
+def test_every_instruction_set_computes_the_recurrence_and_gradients(instruction_set, batch, length, channels, state):
     inputs = draw(batch, length, channels, state)
     outputs, actual, weights = outputs_and_gradients(inputs, "native")
     expected = oracles.selective_scan(**inputs, delta_softplus=True)
@@ -46,12 +46,12 @@ def test_every_instruction_set_gives_the_recurrence_and_its_gradients(instructio
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("batch", "channels", "state"), [(1, 1, 1), (3, 17, 3), (2, 130, 16), (1, 33, 40)])
-def test_a_single_token_moves_the_states_on_as_the_recurrence_does(instruction_set, batch, channels, state, masked):
+def test_a_single_token_updates_the_states_like_the_recurrence(instruction_set, batch, channels, state, masked):
     inputs = draw(batch, 1, channels, state)
     mask = np.arange(batch)[:, None] > 0 if masked else None
     actual = selective_scan(**inputs, delta_softplus=True, return_last_state=True, mask=mask, implementation="native")
     y, last = oracles.selective_scan(**inputs, delta_softplus=True)
-    if masked:  # the first row has no token
+    if masked:  # the first row has no real token
         y[0], last[0] = 0, inputs["initial_state"][0]
     for a, e in zip(numpy(actual), (y, last), strict=True):
         assert np.abs(a - e).max() <= 1e-5 * np.abs(e).max()
@@ -59,10 +59,10 @@ def test_a_single_token_moves_the_states_on_as_the_recurrence_does(instruction_s
 
 @pytest.mark.parametrize("swiglu", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_experts_of_few_tokens_are_the_definition_on_every_instruction_set(instruction_set, dtype, swiglu):
+def test_experts_of_few_tokens_match_the_oracle_per_instruction_set(instruction_set, dtype, swiglu):
     rng = np.random.default_rng(0)
     normal = lambda *shape: ops.cast(rng.standard_normal(shape), dtype)  # noqa: E731
-    # So wide that it is shared among threads.
+    # Wide enough for the library to use several threads.
     tokens, banks = normal(5, 70), [normal(4, 70, 1000), normal(4, 1000, 70), normal(4, 70, 1000)]
     weights, indices = rng.random((5, 2), "float32"), np.array([[0, 3], [3, 1], [0, 1], [3, 0], [1, 3]], "int32")
     given = dict(tokens=tokens, weights=weights, indices=indices, up_bank=banks[0], down_bank=banks[1])
@@ -87,7 +87,7 @@ def test_time_steps_from_a_millionth_to_twenty_keep_their_precision(instruction_
         assert np.abs(a - e).max() <= 1e-5 * np.abs(e).max()
 
 
-def test_65536_tokens_give_the_recurrence():
+def test_65536_tokens_match_the_recurrence():
     inputs = draw(1, 65536, 3, 2)
     outputs, actual, weights = outputs_and_gradients(inputs, "native")
     expected = oracles.selective_scan(**inputs, delta_softplus=True)
@@ -97,7 +97,7 @@ def test_65536_tokens_give_the_recurrence():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_short_floats_are_read_as_they_are_and_computed_in_float32(instruction_set, dtype):
+def test_half_precision_inputs_are_computed_in_float32(instruction_set, dtype):
     short = {"u", "delta", "B", "C", "z"}
     inputs = {k: ops.cast(x, dtype) if k in short else ops.convert_to_tensor(x) for k, x in draw(2, 40, 19).items()}
     exact = {k: numpy(ops.cast(x, "float32")) for k, x in inputs.items()}
@@ -110,7 +110,7 @@ def test_short_floats_are_read_as_they_are_and_computed_in_float32(instruction_s
 
 @full("jax")
 @pytest.mark.parametrize("implementation", implementations())
-def test_no_rows_give_no_rows(implementation):
+def test_an_empty_batch_gives_an_empty_batch(implementation):
     inputs = draw(0, 5, 6)
     y, last = selective_scan(**inputs, return_last_state=True, implementation=implementation)
     assert (tuple(y.shape), tuple(last.shape)) == ((0, 5, 6), (0, 6, 16))
@@ -125,7 +125,7 @@ def test_no_rows_give_no_rows(implementation):
 @full("jax")
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
-def test_the_convolution_and_its_gradients_are_those_of_the_portable_form(instruction_set, width, activation):
+def test_the_convolution_and_gradients_match_the_portable_implementation(instruction_set, width, activation):
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
     arrays = [normal(3, 20, 19), normal(width, 19), normal(19), normal(3, width - 1, 19)]
@@ -148,7 +148,7 @@ def test_the_convolution_and_its_gradients_are_those_of_the_portable_form(instru
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
 
 
-def test_what_the_mask_takes_out_may_be_nan():
+def test_masked_tokens_may_be_nan():
     inputs, mask = draw(2, 40, 5), np.random.default_rng(0).random((2, 40)) > 0.4
     holed = dict(inputs)
     for name in ("u", "delta", "B", "C", "z"):
@@ -157,7 +157,7 @@ def test_what_the_mask_takes_out_may_be_nan():
     np.testing.assert_array_equal(run(holed), run(inputs))
 
 
-def test_slices_of_wider_tensors_are_read_where_they_lie():
+def test_slices_of_wider_tensors_are_read_in_place():
     wide = np.random.default_rng(0).standard_normal((2, 37, 40)).astype("float32")
     A = -np.ones((12, 4), "float32")
 
@@ -173,7 +173,7 @@ def test_slices_of_wider_tensors_are_read_where_they_lie():
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_two_threads_train_two_models_as_each_trains_alone():
+def test_two_models_train_in_two_threads_as_they_train_alone():
     def model(seed):
         keras.utils.set_random_seed(seed)
         layers = [keras.Input((24, 8)), keras_jamba.layers.MambaLayer(8), keras.layers.Dense(1)]
@@ -192,11 +192,11 @@ def test_two_threads_train_two_models_as_each_trains_alone():
 
 @full()
 @once
-def test_the_kernels_pass_the_address_and_the_undefined_behaviour_sanitizer(tmp_path):
+def test_the_kernels_pass_address_and_undefined_behaviour_sanitizers(tmp_path):
     program = tmp_path / "check"
     source = ROOT / "tests" / "native" / "check_kernels.c"
     flags = [flag for flag in hatch_build.FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
-    # Lines in reports, without the places of variables, which take half the time to compile.
+    # -g1: reports give line numbers. Locations of variables take half of the compile time.
     flags += ["-O2", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
     command = [hatch_build.compiler(), *flags, str(source), "-o", str(program), "-lm", "-pthread"]
     built = subprocess.run(command, capture_output=True, text=True)
@@ -207,7 +207,7 @@ def test_the_kernels_pass_the_address_and_the_undefined_behaviour_sanitizer(tmp_
 
 
 @full("jax", "tensorflow")
-def test_without_the_library_the_portable_form_runs_and_says_why(tmp_path):
+def test_without_the_library_the_portable_implementation_runs_and_logs_why(tmp_path):
     code = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"
         "from pathlib import Path; import keras_jamba._native as native\n"
@@ -226,7 +226,7 @@ def test_without_the_library_the_portable_form_runs_and_says_why(tmp_path):
 
 
 @once
-def test_an_install_without_a_compiler_goes_through(tmp_path):
+def test_an_installation_without_a_compiler_succeeds(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=_copy_of_the_sources(tmp_path / "sources"),
@@ -251,7 +251,7 @@ def _copy_of_the_sources(folder):
     return folder
 
 
-def test_an_unknown_instruction_set_is_answered_with_the_known_ones(monkeypatch):
+def test_an_unknown_instruction_set_is_refused_with_the_known_names(monkeypatch):
     monkeypatch.setenv("KERAS_JAMBA_ISA", "avx9")
     with pytest.raises(Exception, match="KERAS_JAMBA_ISA must name one of.*Received: KERAS_JAMBA_ISA='avx9'"):
         numpy(selective_scan(**draw(1, 3, 2), implementation="native"))

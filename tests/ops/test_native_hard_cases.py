@@ -1,4 +1,4 @@
-"""The C library where memory is laid out oddly, other numbers stand beside, or a derivative is asked for once more."""
+"""The C library with unusual memory layouts, NaN in another document, and higher derivatives."""
 
 import keras
 import numpy as np
@@ -17,26 +17,26 @@ def scan(inputs, implementation, **more):
     return selective_scan(**inputs, delta_softplus=True, implementation=implementation, **more)
 
 
-def test_one_token_of_a_time_major_tensor_is_read_where_it_lies():
+def test_one_token_of_a_time_major_tensor_is_read_in_place():
     inputs = draw(3, 1, 6, 4)
-    turned = {k: x.swapaxes(0, 1).copy() if x.ndim == 3 and x.shape[1] == 1 else x for k, x in inputs.items()}
+    transposed = {k: x.swapaxes(0, 1).copy() if x.ndim == 3 and x.shape[1] == 1 else x for k, x in inputs.items()}
 
     def loss(implementation):
         def function(*tensors):
-            there = {}
+            given = {}
             for (name, x), tensor in zip(inputs.items(), tensors, strict=True):
-                there[name] = ops.transpose(tensor, (1, 0, 2)) if x.ndim == 3 and x.shape[1] == 1 else tensor
-            y, last = scan(there, implementation, return_last_state=True)
+                given[name] = ops.transpose(tensor, (1, 0, 2)) if x.ndim == 3 and x.shape[1] == 1 else tensor
+            y, last = scan(given, implementation, return_last_state=True)
             return ops.sum(ops.transpose(y, (1, 0, 2)) ** 2) + ops.sum(last**2)
 
         return function
 
-    actual, expected = (gradients(loss(name), list(turned.values())) for name in ("native", "reference"))
+    actual, expected = (gradients(loss(name), list(transposed.values())) for name in ("native", "reference"))
     for name, a, e in zip(inputs, actual, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_a_state_may_be_a_slice_and_its_gradient_another():
+def test_a_state_and_its_gradient_may_be_slices_of_wider_tensors():
     inputs = draw(2, 5, 6, 4)
     wide = np.concatenate([inputs.pop("initial_state")] * 2, axis=-1) * np.linspace(1, 2, 8, dtype="float32")
 
@@ -51,7 +51,7 @@ def test_a_state_may_be_a_slice_and_its_gradient_another():
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_not_a_number_stays_in_its_document():
+def test_nan_stays_in_its_document():
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape).astype("float32") for shape in ((2, 9, 6), (4, 6)))
     ids = np.array([[0, 0, 0, 0, 1, 1, 1, 1, 1]] * 2, "int32")
@@ -65,7 +65,7 @@ def test_not_a_number_stays_in_its_document():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="JAX and TensorFlow fix the set when they trace; runs on torch")
-def test_another_instruction_set_may_do_the_backward_pass(monkeypatch):
+def test_another_instruction_set_may_run_the_backward_pass(monkeypatch):
     import torch
 
     inputs = draw(2, 40, 21, 5)
@@ -80,10 +80,10 @@ def test_another_instruction_set_may_do_the_backward_pass(monkeypatch):
         np.testing.assert_allclose(leaves[name].grad, e, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_a_second_derivative_is_right_or_an_error_that_says_so():
+def test_second_derivatives_are_correct_or_refused():
     inputs = draw(2, 7, 6, 4)
 
-    def steepness(implementation):
+    def squared_gradient(implementation):
         def loss(u):
             return ops.sum(scan(inputs | {"u": u}, implementation) ** 2)
 
@@ -97,24 +97,24 @@ def test_a_second_derivative_is_right_or_an_error_that_says_so():
             return lambda u: ops.sum(torch.autograd.grad(loss(u), u, create_graph=True)[0] ** 2)
         import tensorflow as tf
 
-        def of_tape(u):
+        def squared(u):
             with tf.GradientTape() as tape:
                 tape.watch(u)
                 y = loss(u)
             return tf.reduce_sum(tape.gradient(y, u) ** 2)
 
-        return of_tape
+        return squared
 
-    (expected,) = gradients(steepness("reference"), [inputs["u"]])
+    (expected,) = gradients(squared_gradient("reference"), [inputs["u"]])
     if BACKEND == "jax":
-        close(gradients(steepness("native"), [inputs["u"]])[0], expected, absolute=1e-3)
+        close(gradients(squared_gradient("native"), [inputs["u"]])[0], expected, absolute=1e-3)
     else:
         with pytest.raises(Exception, match="no second derivatives.*Compute it with implementation='reference'"):
-            gradients(steepness("native"), [inputs["u"]])
+            gradients(squared_gradient("native"), [inputs["u"]])
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="JAX refuses by itself; about torch")
-def test_forward_mode_is_refused_and_the_reference_has_it():
+@pytest.mark.skipif(BACKEND != "torch", reason="JAX itself refuses forward mode; about torch")
+def test_forward_mode_is_refused_and_the_reference_supports_it():
     import torch
 
     inputs = draw(1, 5, 3, 2)
@@ -130,7 +130,7 @@ def test_a_library_of_another_version_is_not_called(monkeypatch):
     assert _native._load() == "its C library is of another version: install the package again"
 
 
-def test_what_has_no_size_and_numbers_that_do_not_fit_are_named():
+def test_empty_kernels_and_states_are_refused():
     x, A = np.ones((1, 3, 2), "float32"), -np.ones((2, 0), "float32")
     with pytest.raises(ValueError, match=r"kernel must cover at least one token. Received: kernel.shape=\(0, 2\)"):
         causal_depthwise_conv(x, np.ones((0, 2), "float32"))
@@ -138,8 +138,8 @@ def test_what_has_no_size_and_numbers_that_do_not_fit_are_named():
         selective_scan(x, x, A, x[..., :0], x[..., :0])
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no integers of 64 bits; runs on the other two")
-def test_document_numbers_of_more_than_32_bits_are_named():
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no 64-bit integers; runs on the other two")
+def test_segment_ids_beyond_32_bits_are_refused():
     x = np.ones((1, 3, 2), "float32")
     ids = np.array([[0, 0, 2**32]], "int64")
     with pytest.raises(ValueError, match="segment_ids must fit into 32 bits. Received: values from 0 to 4294967296"):

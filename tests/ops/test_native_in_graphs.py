@@ -1,4 +1,4 @@
-"""The C library where a backend compiles, transforms or exports what calls it."""
+"""The C library in functions that a backend compiles, transforms or exports."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def draw(*shape):
 
 
 def convolve_and_scan(x, implementation="native"):
-    """Both kernels, one after the other, with slices of the input for what else the scan wants."""
+    """Returns the scan of the convolved input. Slices of the input are the other tensors of the scan."""
     u = causal_depthwise_conv(x, KERNEL, activation="silu", implementation=implementation)
     return selective_scan(
         u, x * 0.3, A, x[..., :4], x[..., 4:8], z=x, delta_softplus=True, implementation=implementation
@@ -32,7 +32,7 @@ def squared(x, implementation="native"):
 
 
 @on["torch"]
-def test_torch_compiles_it_into_one_graph_with_its_gradient():
+def test_torch_compiles_the_kernels_and_gradients_into_one_graph():
     import torch
 
     x, again = (draw(2, 9, 12).requires_grad_(True) for _ in range(2))
@@ -43,7 +43,7 @@ def test_torch_compiles_it_into_one_graph_with_its_gradient():
 
 
 @on["torch"]
-def test_torch_checks_its_operators():
+def test_the_operators_pass_the_checks_of_torch():
     import torch
 
     x = draw(2, 9, 12).requires_grad_(True)
@@ -53,7 +53,7 @@ def test_torch_checks_its_operators():
 
 
 @on["torch"]
-def test_what_torch_exports_is_without_the_library():
+def test_a_torch_export_does_not_call_the_library():
     import torch
 
     class Model(torch.nn.Module):
@@ -67,7 +67,7 @@ def test_what_torch_exports_is_without_the_library():
 
 
 @on["torch"]
-def test_torch_compiles_it_once_for_all_lengths():
+def test_torch_compiles_the_kernels_once_for_all_lengths():
     import torch
 
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -80,7 +80,7 @@ def test_torch_compiles_it_once_for_all_lengths():
 
 @on["jax"]
 @pytest.mark.parametrize("transformation", ["jit", "vmap", "remat", "vmap of jit"])
-def test_jax_transforms_it_and_its_gradient(transformation):
+def test_jax_transforms_the_kernels_and_their_gradients(transformation):
     import jax
 
     x = draw(3, 2, 9, 12)
@@ -96,7 +96,7 @@ def test_jax_transforms_it_and_its_gradient(transformation):
 
 
 @on["jax"]
-def test_jax_calls_the_library_itself_and_what_it_exports_is_without_it():
+def test_jax_calls_the_library_except_in_exports():
     import jax
 
     function, x = jax.jit(convolve_and_scan), draw(2, 9, 12)
@@ -108,7 +108,7 @@ def test_jax_calls_the_library_itself_and_what_it_exports_is_without_it():
 
 
 @on["tensorflow"]
-def test_a_graph_of_tensorflow_calls_the_library_and_xla_takes_the_portable_form():
+def test_tensorflow_graphs_call_the_library_and_xla_runs_the_portable_code():
     import tensorflow as tf
 
     x = draw(2, 9, 12)
@@ -122,7 +122,7 @@ def test_a_graph_of_tensorflow_calls_the_library_and_xla_takes_the_portable_form
 
 
 @on["tensorflow"]
-def test_what_tensorflow_exports_is_without_the_library(tmp_path):
+def test_a_tensorflow_export_does_not_call_the_library(tmp_path):
     import tensorflow as tf
 
     class Layer(keras.layers.Layer):
@@ -167,7 +167,7 @@ def test_a_torchscript_trace_keeps_the_state_or_is_refused():
         lambda: keras_jamba.layers.GatedConvLayer(8, bidirectional=True),
     ],
 )
-def test_other_mixers_traced_at_one_token_are_right_for_more_or_refused(layer):
+def test_mixers_traced_with_one_token_are_correct_for_more_or_refused(layer):
     import torch
 
     layer, x = layer(), draw(2, 7, 8)

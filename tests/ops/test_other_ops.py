@@ -31,8 +31,8 @@ def test_convolution_is_causal_correlation_with_its_gradients(width):
     weights = ops.convert_to_tensor(weight)
     loss = lambda *xs: ops.sum(causal_depthwise_conv(*xs) * weights)  # noqa: E731
     grad_x, grad_kernel, grad_bias = gradients(loss, [x, kernel, bias])
-    late = np.concatenate([weight, np.zeros((2, width - 1, 3))], axis=1)
-    expected = sum(kernel[i] * late[:, width - 1 - i : width - 1 - i + 6] for i in range(width))
+    padded_weight = np.concatenate([weight, np.zeros((2, width - 1, 3))], axis=1)
+    expected = sum(kernel[i] * padded_weight[:, width - 1 - i : width - 1 - i + 6] for i in range(width))
     np.testing.assert_allclose(grad_x, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(grad_kernel, (taps * weight).sum((1, 2)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(grad_bias, weight.sum((0, 1)), rtol=1e-4, atol=1e-5)
@@ -43,9 +43,9 @@ def test_rotary_embedding_is_a_complex_rotation(interleaved):
     x = normal(2, 5, 3, 8)
     pairs = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :4], x[..., 4:])
     angles = (3 + np.arange(5))[:, None, None] * 100.0 ** (-np.arange(4) / 4)
-    turned = (pairs[0] + 1j * pairs[1]) * np.exp(1j * angles)
-    parts = turned.real, turned.imag
-    expected = np.stack(parts, -1).reshape(x.shape) if interleaved else np.concatenate(parts, -1)
+    rotated = (pairs[0] + 1j * pairs[1]) * np.exp(1j * angles)
+    components = rotated.real, rotated.imag
+    expected = np.stack(components, -1).reshape(x.shape) if interleaved else np.concatenate(components, -1)
     close(rotary_embedding(x, 3, 100.0, interleaved), expected, absolute=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_rotary_scores_depend_on_the_distance_only():
     np.testing.assert_allclose(numpy(scores[0]), numpy(scores[1]), atol=1e-3)
 
 
-def test_rotary_embedding_is_right_at_late_positions():
+def test_rotary_embedding_is_accurate_at_large_positions():
     positions = np.array([[255, 256, 65_536, 1_000_003, 2**31 - 1]])
     x = normal(1, 5, 1, 8)
     z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * positions[..., None, None] * 1e4 ** -(np.arange(4) / 4))
@@ -74,13 +74,13 @@ def test_rotary_embedding_is_right_at_late_positions():
         ([(1, 5, 4, 8), (1, 6, 2, 8), (1, 6, 2, 8)], (5, 6), r"mask must have the shape \(b, t, s\).*Received"),
     ],
 )
-def test_attention_refuses_shapes_that_do_not_fit(shapes, mask, message):
+def test_attention_refuses_mismatched_shapes(shapes, mask, message):
     mask = None if mask is None else np.ones(mask, bool)
     with pytest.raises(ValueError, match=message):
         grouped_query_attention(*(normal(*shape) for shape in shapes), mask=mask)
 
 
-def test_rotary_embedding_refuses_an_odd_width():
+def test_rotary_embedding_refuses_bad_positions_and_odd_widths():
     with pytest.raises(ValueError, match="positions must be an integer or a tensor.*Received"):
         rotary_embedding(normal(1, 2, 3, 4), np.arange(2))
     with pytest.raises(ValueError, match="even head width.*Received.*num_heads"):
@@ -103,7 +103,7 @@ def test_attention_with_grouped_heads_is_softmax_attention(groups, causal):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_routing_takes_the_most_probable_experts(normalize):
+def test_routing_selects_the_most_probable_experts(normalize):
     logits = normal(6, 5)
     weights, indices, probabilities = (numpy(x) for x in top_k_routing(logits, 2, normalize))
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -115,7 +115,7 @@ def test_routing_takes_the_most_probable_experts(normalize):
     assert keras.backend.standardize_dtype(indices.dtype) == "int32"
 
 
-def test_losses_of_the_routing_are_their_formulas():
+def test_routing_losses_match_their_formulas():
     logits = normal(6, 4)
     _, indices, probabilities = top_k_routing(logits, 2)
     p, i = numpy(probabilities), numpy(indices)
@@ -128,7 +128,7 @@ def test_losses_of_the_routing_are_their_formulas():
     close(router_z_loss(logits, squared=False), size.mean(), relative=1e-5)
 
 
-def test_balance_losses_are_least_when_uniform():
+def test_balance_losses_are_minimal_for_uniform_routing():
     uniform, indices = np.full((4, 4), 0.25, "float32"), np.array([[0, 1], [2, 3], [0, 1], [2, 3]])
     assert float(numpy(variance_balance_loss(ops.convert_to_tensor(uniform)))) == 0
     close(switch_balance_loss(ops.convert_to_tensor(uniform), ops.convert_to_tensor(indices)), 2.0)
@@ -139,6 +139,6 @@ def test_routing_refuses_more_experts_than_there_are():
         top_k_routing(normal(2, 4), 5)
 
 
-def test_no_tokens_are_refused():
+def test_a_sequence_without_tokens_is_refused():
     with pytest.raises(ValueError, match="at least one token. Received: shape="):
         causal_depthwise_conv(np.zeros((2, 0, 3), "float32"), normal(4, 3))

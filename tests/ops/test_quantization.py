@@ -1,4 +1,4 @@
-"""Matrices in eight and four bits, against their rounding by hand in NumPy."""
+"""Quantized matrices (int8, int4) against rounding in NumPy."""
 
 import numpy as np
 import pytest
@@ -20,28 +20,28 @@ def stored(x, mode):
 
 
 def steps(x, mode):
-    """How far apart the levels of each element are."""
+    """Returns the distance between quantization levels, one value per element."""
     if mode == "int8":
         return np.broadcast_to(np.abs(x).max(axis=-2, keepdims=True) / 127, x.shape)
-    rows = [x[..., i : i + 64, :] for i in range(0, x.shape[-2], 64)]
-    # Where all of a group are on one side, zero is among the levels still.
-    spread = [np.maximum(part.max(-2, keepdims=True), 0) - np.minimum(part.min(-2, keepdims=True), 0) for part in rows]
-    return np.concatenate([np.broadcast_to(s / 15, part.shape) for s, part in zip(spread, rows, strict=True)], -2)
+    groups = [x[..., i : i + 64, :] for i in range(0, x.shape[-2], 64)]
+    # Zero is a level even if all values of a group have the same sign.
+    spread = [np.maximum(x.max(-2, keepdims=True), 0) - np.minimum(x.min(-2, keepdims=True), 0) for x in groups]
+    return np.concatenate([np.broadcast_to(s / 15, x.shape) for s, x in zip(spread, groups, strict=True)], -2)
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_weight_is_rounded_to_a_level_that_is_near(shape, mode):
+def test_every_weight_is_rounded_to_a_near_level(shape, mode):
     x = drawn(shape)
     arrays = quantized(x, mode)
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == storage_specs(shape, mode)
     error = np.abs(numpy(dequantized(stored(x, mode), "float32")) - x)
-    # Four bits round zero to a level first, which can move the others by half a step more.
+    # int4 first rounds the zero point, which can shift the other levels by half a step.
     assert (error <= steps(x, mode) * (0.5001 if mode == "int8" else 1.0001)).all()
     assert error.max() > 0
 
 
-def test_four_bits_lie_two_columns_a_byte_the_even_one_below():
+def test_int4_packs_two_columns_per_byte_the_even_one_in_the_low_bits():
     arrays = quantized(drawn((70, 5)), "int4")
     columns = np.stack([arrays[""].astype("int8") << 4 >> 4, arrays[""] >> 4], -1).reshape(70, 6)[:, :5]
     groups = np.repeat(np.arange(2), 64)[:70]
@@ -51,7 +51,7 @@ def test_four_bits_lie_two_columns_a_byte_the_even_one_below():
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 @pytest.mark.parametrize("rows", [(2, 3), (20, 2)])
-def test_products_and_their_gradients_are_those_of_the_rounded_matrix(rows, mode):
+def test_products_and_gradients_are_those_of_the_dequantized_matrix(rows, mode):
     matrix, x, weight = stored(drawn((70, 33)), mode), drawn((*rows, 70)), drawn((*rows, 33))
     rounded = numpy(dequantized(matrix, "float32"))
     close(product(ops.convert_to_tensor(x), matrix), x @ rounded, absolute=1e-4)
@@ -59,7 +59,7 @@ def test_products_and_their_gradients_are_those_of_the_rounded_matrix(rows, mode
     np.testing.assert_allclose(gradient, weight @ rounded.T, rtol=1e-4, atol=1e-4)
 
 
-def test_products_have_the_dtype_of_what_is_multiplied():
+def test_products_have_the_dtype_of_the_inputs():
     x, matrix = drawn((4, 70)), stored(drawn((70, 33)), "int8")
     actual = product(ops.cast(x, "bfloat16"), matrix)
     assert "bfloat16" in str(actual.dtype)
@@ -67,7 +67,7 @@ def test_products_have_the_dtype_of_what_is_multiplied():
     assert np.abs(numpy(ops.cast(actual, "float32")) - expected).max() < 0.02 * np.abs(expected).max()
 
 
-FORMS = [
+IMPLEMENTATIONS = [
     (name, tokens, bits)
     for tokens in (3, 40)
     for bits in (8, 4)
@@ -76,21 +76,25 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "tokens", "bits"), FORMS)
-def test_every_form_of_the_experts_computes_with_the_rounded_banks(name, tokens, bits):
+@pytest.mark.parametrize(("name", "tokens", "bits"), IMPLEMENTATIONS)
+def test_every_implementation_of_experts_uses_the_dequantized_banks(name, tokens, bits):
     rng = np.random.default_rng(tokens)
     banks = {"up_bank": (8, 6, 10), "down_bank": (8, 10, 6), "gate_bank": (8, 6, 10)}
     banks = {bank: stored(drawn(shape), f"int{bits}") for bank, shape in banks.items()}
-    complete = {bank: dequantized(x, "float32") for bank, x in banks.items()}
+    dequantized_banks = {bank: dequantized(x, "float32") for bank, x in banks.items()}
     indices = ops.convert_to_tensor(np.argsort(rng.random((tokens, 8)), axis=1)[:, :2].astype("int32"))
     x, weights, weight = rng.standard_normal((tokens, 6)), rng.random((tokens, 2)), rng.standard_normal((tokens, 6))
     x, weights, weight = (array.astype("float32") for array in (x, weights, weight))
 
-    def run(x, weights, banks, form):
-        return expert_mlp(x, weights, indices, **banks, implementation=form)
+    def run(x, weights, banks, implementation):
+        return expert_mlp(x, weights, indices, **banks, implementation=implementation)
 
-    close(run(x, weights, banks, name), numpy(run(x, weights, complete, "dense")), absolute=1e-4)
-    of = lambda banks, form: lambda x, weights: ops.sum(run(x, weights, banks, form) * ops.convert_to_tensor(weight))  # noqa: E731
-    pairs = zip(gradients(of(banks, name), [x, weights]), gradients(of(complete, "dense"), [x, weights]), strict=True)
-    for actual, expected in pairs:
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    close(run(x, weights, banks, name), numpy(run(x, weights, dequantized_banks, "dense")), absolute=1e-4)
+
+    def loss(banks, implementation):
+        return lambda x, weights: ops.sum(run(x, weights, banks, implementation) * ops.convert_to_tensor(weight))
+
+    actual = gradients(loss(banks, name), [x, weights])
+    expected = gradients(loss(dequantized_banks, "dense"), [x, weights])
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The selective scan: the reference against NumPy and recorded numbers, every other form against the reference."""
+"""The selective scan: every implementation against NumPy, and two against recorded outputs of mamba_ssm."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def draw(batch, length, channels, state=16, seed=0):
 
 
 def outputs_and_gradients(inputs, implementation):
-    """What comes out, and the gradients of a weighted sum of all of it for all nine inputs."""
+    """Returns the outputs, the gradients of their weighted sum for all nine inputs, and the weights of the sum."""
     rng = np.random.default_rng(1)
     weights = [rng.standard_normal(inputs[k].shape).astype("float32") for k in ("u", "initial_state")]
     scan = lambda *tensors: selective_scan(  # noqa: E731
@@ -63,13 +63,13 @@ def assert_equals_the_oracle(inputs, implementation):
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
-def test_the_reference_is_the_float64_recurrence(length):
+def test_the_reference_equals_the_float64_recurrence(length):
     assert_equals_the_oracle(draw(2, length, 6), "reference")
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 257])
 @pytest.mark.parametrize("implementation", FAST)
-def test_every_form_equals_the_recurrence_and_its_gradients(implementation, length):
+def test_every_implementation_equals_the_recurrence_and_its_gradients(implementation, length):
     assert_equals_the_oracle(draw(2, length, 6), implementation)
 
 
@@ -79,7 +79,7 @@ def test_a_batch_of_one_equals_the_recurrence(channels):
 
 
 def golden(length):
-    """Recorded inputs in our layout, (b, t, e) and (b, t, n), and all else as it was recorded."""
+    """Returns the recorded inputs in the layouts (b, t, e) and (b, t, n), and the unchanged recording."""
     recorded = dict(np.load(GOLDEN / f"L{length}.npz"))
     swap = lambda x: np.swapaxes(x, 1, 2).astype("float32")  # noqa: E731
     inputs = {k: swap(recorded[k]) for k in ("u", "delta", "B", "C", "z")}
@@ -88,7 +88,7 @@ def golden(length):
 
 @pytest.mark.parametrize("length", ["1", "7", "64", "257_odd"])
 @pytest.mark.parametrize("implementation", ["portable", "associative"])
-def test_recorded_numbers_of_mamba_ssm_are_met_with_all_gradients(implementation, length):
+def test_outputs_and_gradients_match_the_recorded_ones_of_mamba_ssm(implementation, length):
     inputs, recorded = golden(length)
     names = list(inputs)
     scan = lambda *tensors, **more: selective_scan(  # noqa: E731

@@ -1,4 +1,4 @@
-"""States, splits, masks and documents: whatever a sequence is cut into, it is what the pieces are alone."""
+"""States, masks and documents: chunking, masking and packing never change a document's outputs or states."""
 
 import hypothesis
 import numpy as np
@@ -19,12 +19,12 @@ hypothesis.settings.load_profile("here")
 
 @st.composite
 def sequences(draw):
-    """Values from a seed; a mask, documents and cuts, each of which may be missing."""
+    """Draws a seed, an optional mask, optional segment ids, cuts, and whether an initial state is given."""
     tokens = lambda values: st.lists(  # noqa: E731
         st.lists(values, min_size=LENGTH, max_size=LENGTH), min_size=BATCH, max_size=BATCH
     )
     mask = draw(st.none() | tokens(st.booleans()))
-    # A change of the id begins a document: ids may repeat and decrease.
+    # A change of the id starts a document. Ids may repeat and decrease.
     ids = draw(st.none() | tokens(st.sampled_from([0, 0, 0, 7, 3])))
     return {
         "seed": draw(st.integers(0, 1000)),
@@ -35,14 +35,17 @@ def sequences(draw):
     }
 
 
-def pieces(case):
-    """Slices of the tokens between the cuts. A cut between two documents would want a new state; there is none."""
+def spans(case):
+    """Returns slices of the tokens between the cuts.
+
+    Packed rows are not cut: a chunk that starts a document would require a new state.
+    """
     cuts = case["cuts"] if case["segment_ids"] is None else ()
     ends = [0, *sorted(cuts), LENGTH]
     return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def part(x, span):
+def chunk(x, span):
     return None if x is None else x[:, span]
 
 
@@ -58,42 +61,44 @@ def scan_inputs(seed):
 
 
 def scan_alone(tokens, others, state, case):
+    """Returns the outputs and last states of a scan of every document alone."""
+
     def run(row):
         def of(indices, state):
-            picked = {name: x[row : row + 1, indices] for name, x in tokens.items()}
-            y, last = oracles.selective_scan(**picked, **others, delta_softplus=True, initial_state=state[None])
+            selected = {name: x[row : row + 1, indices] for name, x in tokens.items()}
+            y, last = oracles.selective_scan(**selected, **others, delta_softplus=True, initial_state=state[None])
             return y[0], last[0]
 
         return of
 
     rows = [
-        oracles.documents_alone(run(i), state[i], LENGTH, *(part_of_row(case[k], i) for k in ("mask", "segment_ids")))
+        oracles.documents_alone(run(i), state[i], LENGTH, *(row_of(case[k], i) for k in ("mask", "segment_ids")))
         for i in range(BATCH)
     ]
     ys = [y if y.shape[1] else np.zeros((LENGTH, CHANNELS)) for y, _ in rows]
     return np.stack(ys), np.stack([last for _, last in rows])
 
 
-def part_of_row(x, row):
+def row_of(x, row):
     return None if x is None else x[row]
 
 
 @full("jax")
 @pytest.mark.parametrize("implementation", implementations())
 @hypothesis.given(case=sequences())
-def test_a_scan_in_pieces_is_every_document_alone(implementation, case):
+def test_a_chunked_scan_equals_every_document_alone(implementation, case):
     tokens, others, initial = scan_inputs(case["seed"])
     initial = initial if case["start"] else np.zeros_like(initial)
     state, outputs = (initial if case["start"] else None), []
-    for span in pieces(case):
+    for span in spans(case):
         given = {name: x[:, span] for name, x in tokens.items()} | others
         y, state = selective_scan(
             **given,
             delta_softplus=True,
             initial_state=state,
             return_last_state=True,
-            mask=part(case["mask"], span),
-            segment_ids=part(case["segment_ids"], span),
+            mask=chunk(case["mask"], span),
+            segment_ids=chunk(case["segment_ids"], span),
             implementation=implementation,
         )
         outputs.append(numpy(y))
@@ -105,27 +110,27 @@ def test_a_scan_in_pieces_is_every_document_alone(implementation, case):
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("implementation", CONVOLUTIONS)
 @hypothesis.given(case=sequences())
-def test_a_convolution_in_pieces_is_every_document_alone(implementation, case):
+def test_a_chunked_convolution_equals_every_document_alone(implementation, case):
     rng = np.random.default_rng(case["seed"])
     normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
     x, kernel, bias = normal(BATCH, LENGTH, CHANNELS), normal(WIDTH, CHANNELS), normal(CHANNELS)
     initial = normal(BATCH, WIDTH - 1, CHANNELS) * case["start"]
     state, outputs = (initial if case["start"] else None), []
-    for span in pieces(case):
+    for span in spans(case):
         y, state = causal_depthwise_conv(
             x[:, span],
             kernel,
             bias,
             state,
             return_last_state=True,
-            mask=part(case["mask"], span),
-            segment_ids=part(case["segment_ids"], span),
+            mask=chunk(case["mask"], span),
+            segment_ids=chunk(case["segment_ids"], span),
             implementation=implementation,
         )
         outputs.append(numpy(y))
     for row in range(BATCH):
         run = lambda indices, state, row=row: oracles.causal_depthwise_conv(x[row, indices], kernel, bias, state)  # noqa: E731
-        given = (part_of_row(case[k], row) for k in ("mask", "segment_ids"))
+        given = (row_of(case[k], row) for k in ("mask", "segment_ids"))
         expected, last = oracles.documents_alone(run, initial[row], LENGTH, *given)
         expected = expected if expected.shape[1] else np.zeros((LENGTH, CHANNELS))
         np.testing.assert_allclose(np.concatenate(outputs, axis=1)[row], expected, atol=2e-5, rtol=2e-5)
@@ -134,7 +139,7 @@ def test_a_convolution_in_pieces_is_every_document_alone(implementation, case):
 
 @full("tensorflow")
 @pytest.mark.parametrize("implementation", [name for name in implementations() if name != "reference"])
-def test_gradients_through_masks_documents_and_states_are_the_references(implementation):
+def test_gradients_with_masks_documents_and_states_match_the_reference(implementation):
     tokens, others, initial = scan_inputs(0)
     arrays = tokens | others | {"initial_state": initial}
     rng = np.random.default_rng(1)
@@ -166,7 +171,7 @@ def test_gradients_through_masks_documents_and_states_are_the_references(impleme
 
 @full("jax")
 @pytest.mark.parametrize("implementation", implementations())
-def test_recorded_numbers_with_an_initial_state_and_with_resets_are_met(implementation):
+def test_outputs_match_the_recorded_ones_with_initial_states_and_resets(implementation):
     from test_scan import golden
 
     inputs, recorded = golden("64")

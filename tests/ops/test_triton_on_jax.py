@@ -1,4 +1,4 @@
-"""How JAX calls the kernels in Triton: with a stand-in for them, since they run on a GPU alone."""
+"""Calls of the Triton kernels on JAX. A stand-in replaces the kernels, which require a GPU."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from keras_jamba.ops import selective_scan
 from keras_jamba.ops.scan import reference, triton
 
 if keras.backend.backend() != "jax":
-    pytest.skip("how JAX calls them", allow_module_level=True)
+    pytest.skip("about jax", allow_module_level=True)
 
 import jax
 from jax import numpy as jnp
@@ -43,7 +43,7 @@ def forward(gpu, tensors, options, train):
 
 
 def backward(gpu, tensors, options):
-    # What the forward pass left for it arrives.
+    # The residuals of the forward pass arrive.
     assert tensors["checkpoints"].ndim == 4
     present = [name for name in NAMES if tensors[name] is not None]
 
@@ -58,7 +58,7 @@ def backward(gpu, tensors, options):
 
 @pytest.fixture(scope="module")
 def stand_in():
-    """The scan as a GPU would be asked for it, computed here by the reference."""
+    """Yields the scan with the lowering for GPUs and the reference as its kernel."""
     program = dataclasses.replace(
         kernels.SCAN, name="scan_stand_in", forward=forward, backward=backward, registers=None
     )
@@ -92,15 +92,15 @@ def assert_equal(found, expected):
         close(a, e, absolute=2e-5)
 
 
-def test_outputs_and_gradients_arrive_where_they_belong(stand_in):
+def test_outputs_and_gradients_match_the_reference(stand_in):
     tensors = draw()
     assert_equal(jax.jit(stand_in)(*tensors), scanned(*tensors))
     assert_equal(jax.jit(jax.grad(loss(stand_in)))(tensors), jax.grad(loss(scanned))(tensors))
-    some = [None if i in (5, 6, 8) else x for i, x in enumerate(tensors)]
-    assert_equal(jax.jit(jax.grad(loss(stand_in)))(some), jax.grad(loss(scanned))(some))
+    without_optional = [None if i in (5, 6, 8) else x for i, x in enumerate(tensors)]
+    assert_equal(jax.jit(jax.grad(loss(stand_in)))(without_optional), jax.grad(loss(scanned))(without_optional))
 
 
-def test_it_is_mapped_recomputed_and_differentiated_twice(stand_in):
+def test_vmap_checkpoint_and_second_derivatives_match_the_reference(stand_in):
     tensors = draw(length=2)
     rows = [x[None] * jnp.arange(1, 3).reshape(-1, *[1] * x.ndim) for x in tensors]
     grads = jax.jit(jax.vmap(jax.grad(loss(stand_in))))(rows)
@@ -110,7 +110,7 @@ def test_it_is_mapped_recomputed_and_differentiated_twice(stand_in):
     assert_equal(jax.jit(twice(stand_in))(tensors), jax.jit(twice(scanned))(tensors))
 
 
-def test_where_there_is_no_gpu_it_refuses_and_says_why(monkeypatch):
+def test_an_unavailable_kernel_is_refused_with_the_reason(monkeypatch):
     tensors = dict(zip(("u", "delta", "A", "B", "C"), draw(), strict=False))
     with pytest.raises(ValueError, match="must be one of.*'native'.*Received: implementation='triton'"):
         selective_scan(**tensors, implementation="triton")
@@ -122,7 +122,7 @@ def test_where_there_is_no_gpu_it_refuses_and_says_why(monkeypatch):
     assert triton.why_not(call(states=65)) == "it supports at most 64 states per channel"
 
 
-def test_it_works_inside_shard_map_over_rows_and_channels():
+def test_the_scan_works_in_shard_map_over_rows_and_channels():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     script = Path(__file__).parent.parent / "subprocess" / "sharded_scan.py"
     done = subprocess.run(

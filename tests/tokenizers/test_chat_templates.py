@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates of folders, beside transformers itself."""
+"""Tokenizers and chat templates of folders, compared with transformers."""
 
 import copy
 import dataclasses
@@ -13,14 +13,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from keras_jamba.tokenizers import load_tokenizer, save_tokenizer
 
-# Files and texts alone.
+# Independent of the backend.
 pytestmark = once
 SPECIALS = ["<pad>", "<s>", "</s>", "<|end|>"]
 CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def write(folder, config=None, model_type="jamba", post_processor=None, special=None):
-    """A tokenizer of bytes."""
+    """Writes a byte tokenizer to `folder` and returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     library = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate([*SPECIALS, *alphabet])}, merges=[]))
@@ -47,7 +47,7 @@ ADDITIONS = [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_to
 
 @pytest.mark.parametrize("model_type", ["jamba", "mamba", None])
 @pytest.mark.parametrize("name", [None, "LlamaTokenizer", "PreTrainedTokenizerFast", "GPTNeoXTokenizerFast"])
-def test_the_beginning_and_the_end_are_added_as_transformers_adds_them(tmp_path, model_type, name):
+def test_bos_and_eos_are_added_as_transformers_adds_them(tmp_path, model_type, name):
     for i, post_processor in enumerate([None, "<s> $A", "<s> $A </s>"]):
         for j, config in enumerate(ADDITIONS):
             config = config | ({} if name is None else {"tokenizer_class": name})
@@ -55,7 +55,7 @@ def test_the_beginning_and_the_end_are_added_as_transformers_adds_them(tmp_path,
             for text in ("a naïve text", "", "x<|end|> y</s>"):
                 assert ours.encode(text) == theirs(text)["input_ids"], (post_processor, config, text)
                 assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text).input_ids, skip_special_tokens=True)
-            # What is saved, as a preset without a config.json of transformers, says the same.
+            # A saved tokenizer, without the config.json of transformers, encodes alike.
             (tmp_path / f"{i}{j}" / "again").mkdir()
             save_tokenizer(ours, tmp_path / f"{i}{j}" / "again")
             assert load_tokenizer(tmp_path / f"{i}{j}" / "again").encode("a") == ours.encode("a")
@@ -75,8 +75,8 @@ MAPS = [
 
 
 @pytest.mark.parametrize("config, legacy", MAPS, ids=str)
-def test_special_tokens_are_those_that_transformers_reads(tmp_path, config, legacy):
-    # Not all of them are marked in tokenizer.json.
+def test_special_tokens_equal_those_of_transformers(tmp_path, config, legacy):
+    # tokenizer.json marks only two of the special tokens.
     folder = write(tmp_path, config, special=["<pad>", "<s>"])
     if legacy is not None:
         (folder / "special_tokens_map.json").write_text(json.dumps(legacy))
@@ -91,7 +91,7 @@ def test_special_tokens_are_those_that_transformers_reads(tmp_path, config, lega
         assert decode(ours.encode(text)) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=skip)
 
 
-def test_spaces_are_cleaned_up_where_the_config_says_so(tmp_path):
+def test_spaces_are_cleaned_up_if_the_config_requests_it(tmp_path):
     folder = write(tmp_path, {"clean_up_tokenization_spaces": True})
     library = Tokenizer(models.WordLevel({"it": 0, "'s": 1, ".": 2, "<s>": 3, "</s>": 4, "<pad>": 5}, "it"))
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -180,7 +180,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("template", REFUSED)
-def test_where_transformers_fails_the_template_is_refused_in_words(tmp_path, template):
+def test_templates_that_fail_in_transformers_are_refused_with_the_reason(tmp_path, template):
     ours, theirs = both(write(tmp_path))
     ours.chat_template = theirs.chat_template = template
     with pytest.raises(Exception):  # noqa: B017
@@ -189,7 +189,7 @@ def test_where_transformers_fails_the_template_is_refused_in_words(tmp_path, tem
         ours.apply_chat_template(TALK)
 
 
-def test_trailing_space_of_a_message_that_goes_on_is_that_of_transformers(tmp_path):
+def test_a_continued_message_has_the_trailing_space_of_transformers(tmp_path):
     ours, theirs = both(write(tmp_path))
     call = dict(add_generation_prompt=False, continue_final_message=True)
     messages = [TALK[0], TALK[1] | {"reasoning": "so it is "}]
@@ -211,22 +211,22 @@ NAMED = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": 
 
 
 @pytest.mark.parametrize("files", [False, True])
-def test_of_several_templates_the_named_one_or_that_for_tools_is_rendered(tmp_path, files):
+def test_the_named_template_or_the_one_for_tools_is_rendered(tmp_path, files):
     folder = write(tmp_path / "in", {} if files else {"chat_template": NAMED})
     if files:
         (folder / "additional_chat_templates").mkdir()
-        for each in NAMED:
-            name = each["name"]
-            place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
-            (folder / place).write_text(each["template"])
+        for template in NAMED:
+            name = template["name"]
+            path = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+            (folder / path).write_text(template["template"])
     ours, theirs = both(folder)
     (tmp_path / "out").mkdir()
     save_tokenizer(ours, tmp_path / "out")
-    again, theirs_again = both(tmp_path / "out")
+    loaded, theirs_loaded = both(tmp_path / "out")
     for call in ({}, {"tools": TOOLS}, {"chat_template": "rag"}, {"chat_template": "{{ 1 + 1 }}"}):
         expected = theirs.apply_chat_template(TALK, tokenize=False, **call)
-        assert ours.apply_chat_template(TALK, **call) == again.apply_chat_template(TALK, **call) == expected
-        assert theirs_again.apply_chat_template(TALK, tokenize=False, **call) == expected
+        assert ours.apply_chat_template(TALK, **call) == loaded.apply_chat_template(TALK, **call) == expected
+        assert theirs_loaded.apply_chat_template(TALK, tokenize=False, **call) == expected
     ours.chat_template = {"rag": "R"}
     with pytest.raises(ValueError, match="One of several chat templates must be chosen. Received: .*rag"):
         ours.apply_chat_template(TALK)
@@ -244,13 +244,13 @@ def test_of_several_templates_the_named_one_or_that_for_tools_is_rendered(tmp_pa
         (TALK, dict(continue_final_message=True), "Pass add_generation_prompt=False"),
     ],
 )
-def test_what_is_no_conversation_is_named(tmp_path, messages, call, message):
+def test_invalid_conversations_are_refused(tmp_path, messages, call, message):
     tokenizer = load_tokenizer(write(tmp_path, {"chat_template": LOOP}))
     with pytest.raises(ValueError, match=message):
         tokenizer.apply_chat_template(messages, **call)
 
 
 @pytest.mark.parametrize("template", [5, [{"template": "x"}], {"default": 3}])
-def test_a_config_with_a_template_that_is_none_is_named(tmp_path, template):
+def test_an_invalid_template_in_the_config_is_refused(tmp_path, template):
     with pytest.raises(ValueError, match="chat_template="):
         load_tokenizer(write(tmp_path, {"chat_template": template}))

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from keras_jamba.tokenizers import ByteTokenizer, JambaTokenizer, load_tokenizer, save_tokenizer
 
-# Files and texts alone.
+# Independent of the backend.
 pytestmark = once
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 TEMPLATE = (
@@ -20,7 +20,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tokenizer of bytes, with the special tokens of AI21's."""
+    """Returns a folder with a byte tokenizer that has AI21's special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     library = Tokenizer(
         models.BPE(vocab={PAD: 0, BOS: 1, EOS: 2} | {c: i + 3 for i, c in enumerate(alphabet)}, merges=[])
@@ -33,7 +33,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_text_begins_once_and_comes_back(folder):
+def test_a_text_gets_one_bos_token_and_is_decoded_unchanged(folder):
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
     plain = tokenizer.encode("naïve text")
@@ -59,7 +59,7 @@ def test_a_batch_is_padded_on_the_left(folder):
 
 
 @pytest.mark.parametrize("make", [load_tokenizer, lambda folder: ByteTokenizer()])
-def test_one_text_is_one_row_and_what_is_no_text_is_named(folder, make):
+def test_one_text_is_one_row_and_other_types_are_refused(folder, make):
     tokenizer = make(folder)
     np.testing.assert_array_equal(tokenizer("text")["token_ids"], [tokenizer.encode("text")])
     assert tokenizer("text")["padding_mask"].all() and tokenizer(np.array(["text", "x"]))["token_ids"].shape[0] == 2
@@ -78,7 +78,7 @@ def test_one_text_is_one_row_and_what_is_no_text_is_named(folder, make):
             tokenizer.decode(wrong)
 
 
-def test_a_conversation_follows_the_template_and_begins_once(folder):
+def test_a_conversation_follows_the_template_and_gets_one_bos_token(folder):
     tokenizer = load_tokenizer(folder)
     messages = [{"role": "user", "content": "hi"}]
     text = tokenizer.apply_chat_template(messages)
@@ -91,40 +91,40 @@ def test_a_conversation_follows_the_template_and_begins_once(folder):
         tokenizer.apply_chat_template([{"role": "bad", "content": ""}])
 
 
-def test_a_template_cannot_reach_out(folder):
+def test_a_template_cannot_access_python_internals(folder):
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(Exception, match="unsafe|undefined"):
         tokenizer.apply_chat_template([{"role": "user", "content": ""}])
 
 
-def test_files_are_written_and_read_again(folder, tmp_path):
+def test_tokenizers_are_saved_and_loaded(folder, tmp_path):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     tokenizer = load_tokenizer(folder)
     (tmp_path / "out").mkdir()
     save_tokenizer(tokenizer, tmp_path / "out")
-    again = load_tokenizer(tmp_path / "out")
-    assert again.encode("text") == tokenizer.encode("text")
-    assert again.apply_chat_template([{"role": "user", "content": "x"}]) == "x"
+    loaded = load_tokenizer(tmp_path / "out")
+    assert loaded.encode("text") == tokenizer.encode("text")
+    assert loaded.apply_chat_template([{"role": "user", "content": "x"}]) == "x"
     (tmp_path / "bytes").mkdir()
     save_tokenizer(ByteTokenizer(add_bos=False), tmp_path / "bytes")
     assert load_tokenizer(tmp_path / "bytes").encode("é") == [0xC3, 0xA9]
     assert load_tokenizer(tmp_path) is not None and load_tokenizer(tmp_path / "nowhere") is None
 
 
-def test_bytes_come_back_and_halves_of_characters_do_not_fail():
+def test_bytes_are_decoded_and_incomplete_characters_do_not_fail():
     tokenizer = ByteTokenizer()
     assert tokenizer.decode(tokenizer.encode("é!")) == "é!" and tokenizer.decode([0xC3]) == "\ufffd"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1}'])
-def test_a_damaged_file_is_named(folder, text):
+def test_a_damaged_file_is_refused(folder, text):
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match="must be what the library tokenizers wrote.*tokenizer.json"):
         JambaTokenizer(folder)
 
 
-def test_a_special_token_that_is_in_no_vocabulary_is_named(folder):
+def test_a_special_token_outside_the_vocabulary_is_refused(folder):
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
     with pytest.raises(ValueError, match="bos_token='<s>'"):
         JambaTokenizer(folder)

@@ -1,4 +1,4 @@
-"""The optimizer: what decays, how it clips and warms up, and what a saved model remembers."""
+"""JambaAdamW: weight decay, clipping, warmup, weight averages and saved models."""
 
 import keras
 import numpy as np
@@ -12,13 +12,13 @@ from keras_jamba import training
 NEVER = ("A_log", "/D", "dt_bias", "conv_", "norm", "bias", "router", "gamma", "beta")
 
 
-def test_matrices_decay_and_nothing_else_does():
+def test_only_matrices_decay():
     model = small_model(conv_bias=True, proj_bias=True)
     optimizer = training.optimizer(model, steps=10)
     decayed = {v.path for v in optimizer.decayed(model.trainable_variables)}
     others = {v.path for v in model.trainable_variables} - decayed
-    ends = {path.rsplit("/", 2)[-2] if path.endswith("kernel") else path.rsplit("/", 1)[-1] for path in decayed}
-    assert ends == {
+    names = {path.rsplit("/", 2)[-2] if path.endswith("kernel") else path.rsplit("/", 1)[-1] for path in decayed}
+    assert names == {
         *("in_proj", "x_proj", "dt_proj", "out_proj", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
         *("down_proj", "gate_bank", "up_bank", "down_bank", "head"),
     }
@@ -26,8 +26,8 @@ def test_matrices_decay_and_nothing_else_does():
 
 
 @full("jax")
-def test_a_step_shrinks_what_decays_and_leaves_the_rest():
-    """With a gradient of zero Adam does not move; only the decay does."""
+def test_a_step_with_zero_gradients_shrinks_decayed_weights_only():
+    """With zero gradients only the weight decay moves weights."""
     model = small_model()
     optimizer = training.JambaAdamW(learning_rate=0.5, weight_decay=0.1)
     optimizer.build(model.trainable_variables)
@@ -40,15 +40,15 @@ def test_a_step_shrinks_what_decays_and_leaves_the_rest():
 
 
 @full("jax", "tensorflow")
-def test_a_loaded_model_decays_what_it_decayed(tmp_path):
+def test_a_loaded_model_decays_the_same_weights(tmp_path):
     model = compiled(small_model(), no_decay=["head"])
     model.train_on_batch(*batch())
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert isinstance(loaded.optimizer, training.JambaAdamW)
-    left_out = [v.path for v in model.trainable_variables if not model.optimizer._use_weight_decay(v)]
+    not_decayed = [v.path for v in model.trainable_variables if not model.optimizer._use_weight_decay(v)]
     again = [v.path for v in loaded.trainable_variables if not loaded.optimizer._use_weight_decay(v)]
-    assert left_out == again and "head/kernel" in again[-2] + again[-1]
+    assert not_decayed == again and "head/kernel" in again[-2] + again[-1]
     for trained in (model, loaded):
         trained.train_on_batch(*batch())
     for a, e in zip(loaded.weights, model.weights, strict=True):
@@ -56,7 +56,7 @@ def test_a_loaded_model_decays_what_it_decayed(tmp_path):
 
 
 @pytest.mark.parametrize("accumulated", [None, 2])
-def test_the_norm_of_the_whole_gradient_is_kept_and_clipped(accumulated):
+def test_the_global_gradient_norm_is_recorded_and_clipped(accumulated):
     variable = keras.Variable(np.zeros((2, 2), "float32"), name="kernel")
     optimizer = training.JambaAdamW(1.0, global_clipnorm=1.0, gradient_accumulation_steps=accumulated)
     optimizer.build([variable])
@@ -73,7 +73,7 @@ def test_the_norm_of_the_whole_gradient_is_kept_and_clipped(accumulated):
 
 
 @full("jax", "tensorflow")
-def test_a_model_of_averaged_weights_can_predict_be_saved_and_go_on(tmp_path):
+def test_a_model_with_averaged_weights_predicts_continues_and_saves(tmp_path):
     model = compiled(small_model(moe_frequency=0), use_ema=True, ema_momentum=0.5)
     x, y = batch()
     for _ in range(2):
@@ -86,7 +86,7 @@ def test_a_model_of_averaged_weights_can_predict_be_saved_and_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("momentum", [0.6, 0.9995])
-def test_the_average_of_weights_begins_with_the_first_step_and_reaches_over_a_ninth_of_few(momentum):
+def test_the_weight_average_starts_at_the_first_step_with_low_momentum(momentum):
     rng = np.random.default_rng(0)
     variable = keras.Variable(rng.random((2, 2), "float32"), name="kernel")
     optimizer = training.JambaAdamW(0.1, use_ema=True, ema_momentum=momentum)
@@ -102,20 +102,20 @@ def test_the_average_of_weights_begins_with_the_first_step_and_reaches_over_a_ni
     close(variable, expected, absolute=1e-6)
 
 
-def test_a_gradient_of_a_sparse_embedding_is_clipped_too():
+def test_sparse_embedding_gradients_are_clipped():
     model = keras.Sequential([keras.layers.Embedding(7, 4), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.build((None, 2))
     compiled(model).train_on_batch(np.array([[1, 2], [3, 3]]), np.array([0, 1]))
     assert 0 < float(model.optimizer.gradient_norm) < 10
 
 
-def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_along_a_cosine():
+def test_the_learning_rate_warms_up_and_decays_along_a_cosine():
     rate = training.schedule(100, learning_rate=2.0, final=0.25)
     found = [float(rate(step)) for step in (0, 5, 10, 55, 100)]
     close(np.array(found), np.array([0, 1, 2, 2 * (0.25 + 0.75 / 2), 0.5]))
 
 
-def test_the_defaults_are_the_documents():
+def test_the_defaults_are_the_documented_ones():
     config = training.optimizer(small_model(), steps=100).get_config()
     rate = config["learning_rate"]["config"]
     assert config["global_clipnorm"] == 1.0
@@ -123,7 +123,7 @@ def test_the_defaults_are_the_documents():
 
 
 @full("jax", "tensorflow")
-def test_mixed_float16_scales_the_loss_around_it():
+def test_mixed_float16_wraps_the_optimizer_in_loss_scaling():
     model = small_model(dtype="mixed_float16")
     compiled(model).train_on_batch(*batch())
     assert np.isfinite(float(model.optimizer.inner_optimizer.gradient_norm))
@@ -139,7 +139,7 @@ def test_mixed_float16_scales_the_loss_around_it():
         ({"steps": 10, "no_decay": "."}, "something to act on.*Received: weight_decay=0.1.*no_decay"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         training.optimizer(small_model(), **arguments)
 
@@ -150,7 +150,7 @@ def test_a_model_without_weights_is_refused():
 
 
 def by_hand(values, gradients, rates, decay, amsgrad, limit=1.0):
-    """What a few steps make of the arrays, all but the last of which decay; in float64."""
+    """Returns the arrays after a few steps, computed in float64. The last array does not decay."""
     values = [v.astype("float64") for v in values]
     m, v, top = ([np.zeros_like(x) for x in values] for _ in range(3))
     for step, (grads, rate) in enumerate(zip(gradients, rates, strict=True), 1):
@@ -167,7 +167,7 @@ def by_hand(values, gradients, rates, decay, amsgrad, limit=1.0):
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.0}, {"amsgrad": True, "weight_decay": 0.3}])
 @pytest.mark.parametrize("scheduled", [True, False])
-def test_steps_are_those_of_the_formula(options, scheduled):
+def test_steps_match_the_formula(options, scheduled):
     rng = np.random.default_rng(0)
     shapes = [(3, 4), (2, 3, 4), (5,)]
     values = [rng.standard_normal(shape).astype("float32") for shape in shapes]
@@ -177,18 +177,18 @@ def test_steps_are_those_of_the_formula(options, scheduled):
     optimizer = training.JambaAdamW(rate, epsilon=1e-3, **{"weight_decay": 0.1} | options)
     optimizer.build(variables)
     for grads in gradients:
-        # Laid out another way than the weight, as the gradient of a product may be.
+        # The memory layout differs from the weight's, as the gradient of a product may have it.
         optimizer.apply([keras.ops.transpose(g.T.copy(), tuple(range(g.ndim))[::-1]) for g in grads])
     rates = [float(rate(step)) for step in range(4)] if scheduled else [rate] * 4
     decay = options.get("weight_decay", 0.1)
     for a, e in zip(variables, by_hand(values, gradients, rates, decay, "amsgrad" in options), strict=True):
-        # Keras takes the small difference of 1 and a power of beta_2 in float32.
+        # Keras computes 1 - beta_2 ** step in float32, which loses digits.
         close(a, e, absolute=1e-5)
 
 
-def test_a_step_is_of_the_number_that_the_optimizer_says():
-    """Whoever changes it, a file that is loaded for example."""
-    ends = []
+def test_a_step_uses_the_iteration_count_of_the_optimizer():
+    """Other code may assign `iterations`, for example when it loads a file."""
+    results = []
     for numbers in ((0, 1, 7, 8), (0, None, 7, None)):
         variable = keras.Variable(np.ones((2, 2), "float32"), name="kernel")
         optimizer = training.JambaAdamW(training.schedule(10))
@@ -198,13 +198,13 @@ def test_a_step_is_of_the_number_that_the_optimizer_says():
                 optimizer.iterations.assign(number)
             optimizer.apply([keras.ops.ones((2, 2))])
         assert int(optimizer.iterations) == 9
-        ends.append(numpy(variable.value))
-    np.testing.assert_array_equal(*ends)
+        results.append(numpy(variable.value))
+    np.testing.assert_array_equal(*results)
     assert float(optimizer.learning_rate) == pytest.approx(float(training.schedule(10)(9)))
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends compile a step")
-def test_more_weights_take_no_more_operations():
+def test_more_weights_require_no_more_operations():
     seen = []
     for count in (2, 20):
         variables = [keras.Variable(np.ones((2, 2), "float32"), name="kernel") for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Training steps that PyTorch launches as a whole: on a GPU as they are, on a CPU with a stand-in for the graph."""
+"""Training steps that PyTorch captures as CUDA graphs. On a CPU a stand-in replaces the graph."""
 
 import _thread
 import threading
@@ -13,15 +13,15 @@ from keras import ops
 import keras_jamba
 from keras_jamba import training
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="JAX and TensorFlow compile whole steps")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="JAX and TensorFlow compile complete steps")
 if keras.backend.backend() == "torch":
     import torch
 
     from keras_jamba._backend.torch import _cuda_graph as captured
 
 
-class NotCaptured:
-    """As a CUDA graph: its function assigns nothing when it is captured, and fills the same places at each replay."""
+class FakeGraph:
+    """Stand-in for a CUDA graph. Its capture assigns no variable; each replay fills the same output tensors."""
 
     pool = None
 
@@ -34,36 +34,36 @@ class NotCaptured:
                 variable.value.copy_(value)
 
     def replay(self):
-        for place, value in zip(self._places(self.outputs), self._places(self.function()), strict=True):
+        for output, value in zip(self._tensors(self.outputs), self._tensors(self.function()), strict=True):
             with torch.no_grad():
-                place.copy_(value)
+                output.copy_(value)
 
-    def _places(self, outputs):
+    def _tensors(self, outputs):
         return [x for x in keras.tree.flatten(outputs) if type(x) is torch.Tensor]
 
 
 @pytest.fixture
 def captures(monkeypatch):
-    """A function of a model, after which its steps are captured; the list of its programs."""
+    """Returns a function that makes PyTorch capture a model's steps and returns the list of its graphs."""
 
-    def ready(model):
-        made = []
+    def capture(model):
+        graphs = []
         if not torch.cuda.is_available():
-            graph = type("Graph", (NotCaptured,), {"model": model})
-            monkeypatch.setattr(captured, "Graph", lambda *given: made.append(graph(*given)) or made[-1])
+            graph = type("Graph", (FakeGraph,), {"model": model})
+            monkeypatch.setattr(captured, "Graph", lambda *given: graphs.append(graph(*given)) or graphs[-1])
             monkeypatch.setattr(captured, "_has_gpu", lambda: True)
             monkeypatch.setattr(captured, "_side_stream", lambda: captured.contextlib.nullcontext())
             monkeypatch.setattr(captured, "_synchronizations", lambda: captured.contextlib.nullcontext([]))
             monkeypatch.setattr(captured, "_without_sync_debug", lambda function, *given: function(*given))
         else:
             real = captured.Graph
-            monkeypatch.setattr(captured, "Graph", lambda *given: made.append(real(*given)) or made[-1])
-        return made
+            monkeypatch.setattr(captured, "Graph", lambda *given: graphs.append(real(*given)) or graphs[-1])
+        return graphs
 
-    return ready
+    return capture
 
 
-class Mine(keras_jamba.JambaCausalLM):
+class CustomModel(keras_jamba.JambaCausalLM):
     pass
 
 
@@ -82,12 +82,12 @@ def trained(model, batches=TOKENS):
     return logs, [ops.convert_to_numpy(v) for v in model.variables + model.optimizer.variables]
 
 
-def test_captured_steps_train_as_others_do_and_report_the_same(captures):
+def test_captured_steps_train_and_log_like_eager_steps(captures):
     expected, values = trained(language_model())
     model = language_model()
-    made = captures(model)
+    graphs = captures(model)
     logs, found = trained(model)
-    assert len(made) == 1
+    assert len(graphs) == 1
     for mine, theirs in zip(logs, expected, strict=True):
         assert mine.keys() == theirs.keys()
         np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-4, atol=1e-6)
@@ -95,14 +95,14 @@ def test_captured_steps_train_as_others_do_and_report_the_same(captures):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_each_shape_of_a_batch_has_its_program_and_what_is_rare_has_none(captures):
+def test_frequent_batch_shapes_are_captured_and_rare_ones_are_not(captures):
     model = language_model()
-    made = captures(model)
+    graphs = captures(model)
     trained(model, [*TOKENS[:4], *(x[:2] for x in TOKENS[:5]), TOKENS[5][:, :9], TOKENS[4]])
-    assert len(made) == 2
+    assert len(graphs) == 2
 
 
-def test_logs_of_a_step_stay_as_they_were(captures):
+def test_later_steps_do_not_overwrite_the_logs_of_a_step(captures):
     model = language_model()
     captures(model)
     model.make_train_function()
@@ -111,15 +111,15 @@ def test_logs_of_a_step_stay_as_they_were(captures):
     assert len({float(loss) for loss in steps}) == len(steps)
 
 
-def test_frozen_weights_stay_frozen_in_the_same_training(captures):
+def test_weights_frozen_after_a_capture_stay_unchanged(captures):
     model = language_model()
-    made = captures(model)
+    graphs = captures(model)
     trained(model)
     model.token_embedding.trainable = False
     before = ops.convert_to_numpy(model.token_embedding.embeddings)
     trained(model)
     np.testing.assert_array_equal(ops.convert_to_numpy(model.token_embedding.embeddings), before)
-    assert len(made) == 2
+    assert len(graphs) == 2
 
 
 def mean_of_logits(y_true, y_pred):
@@ -127,9 +127,9 @@ def mean_of_logits(y_true, y_pred):
 
 
 @pytest.mark.parametrize("kind", ["loss", "eager", "model", "step", "method"])
-def test_what_runs_code_of_the_users_own_is_not_captured(captures, kind):
-    model = language_model(Mine if kind == "model" else keras_jamba.JambaCausalLM)
-    made = captures(model)
+def test_steps_with_custom_code_are_not_captured(captures, kind):
+    model = language_model(CustomModel if kind == "model" else keras_jamba.JambaCausalLM)
+    graphs = captures(model)
     if kind == "loss":
         model.compile("adam", loss=mean_of_logits)
     elif kind == "eager":
@@ -140,93 +140,95 @@ def test_what_runs_code_of_the_users_own_is_not_captured(captures, kind):
     elif kind == "method":
         model.compute_metrics = lambda *given, **more: type(model).compute_metrics(model, *given, **more)
     trained(model)
-    assert not made
+    assert not graphs
 
 
-def test_what_cannot_be_captured_goes_on_as_it_is(captures, monkeypatch, caplog):
+def test_steps_that_cannot_be_captured_run_eagerly(captures, monkeypatch, caplog):
     expected, values = trained(language_model())
     model = language_model()
     captures(model)
 
     def refuse(*given):
-        raise RuntimeError("a step that waits for the device")
+        raise RuntimeError("a step that synchronises the device")
 
     monkeypatch.setattr(captured, "Graph", refuse)
     with caplog.at_level("INFO", "keras_jamba"):
         logs, found = trained(model)
     np.testing.assert_allclose([x["loss"] for x in logs], [x["loss"] for x in expected], rtol=1e-6)
-    assert "a step that waits for the device" in caplog.text
+    for mine, theirs in zip(found, values, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-7)
+    assert "a step that synchronises the device" in caplog.text
 
 
-def test_weights_that_lie_elsewhere_are_captured_anew(captures):
+def test_moved_weights_are_captured_again(captures):
     expected, values = trained(language_model(), [*TOKENS, *TOKENS])
     model = language_model()
-    made = captures(model)
+    graphs = captures(model)
     trained(model)
     model.double()
     model.float()
     _, found = trained(model)
-    assert len(made) == 2
+    assert len(graphs) == 2
     for mine, theirs in zip(found, values, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_in_few_bits_is_captured_anew(captures):
-    # Of two layers none has experts: on a GPU these, in few bits, are read one by one, which waits for the device.
+def test_a_quantized_model_is_captured_again(captures):
+    # No layer has experts: on a GPU, quantized experts are read one by one, which synchronises the device.
     model = language_model(moe_frequency=3, moe_offset=2)
-    made = captures(model)
+    graphs = captures(model)
     trained(model)
     keras_jamba.layers.quantize(model.backbone, "int8")
     trained(model)
-    assert len(made) == 2
+    assert len(graphs) == 2
 
 
-def test_a_wait_of_another_thread_is_none_of_the_step(monkeypatch):
+def test_synchronisations_of_other_python_threads_are_ignored(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
 
-    def wait(name):
+    def synchronise(name):
         warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, name, 1)
 
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")
-        with captured._synchronizations() as waits:
+        with captured._synchronizations() as synchronised:
             with ThreadPoolExecutor(1) as callbacks:
-                callbacks.submit(wait, "callback.py").result()
+                callbacks.submit(synchronise, "callback.py").result()
             warnings.warn("something else", UserWarning, stacklevel=1)
-            assert not waits
-            wait("step.py")
+            assert not synchronised
+            synchronise("step.py")
             # PyTorch computes gradients in threads that Python did not start.
             done = threading.Event()
-            _thread.start_new_thread(lambda: (wait("gradient.py"), done.set()), ())
+            _thread.start_new_thread(lambda: (synchronise("gradient.py"), done.set()), ())
             done.wait()
-    assert waits == ["step.py:1", "gradient.py:1"]
-    assert [str(each.message) for each in others] == ["called a synchronizing CUDA operation", "something else"]
+    assert synchronised == ["step.py:1", "gradient.py:1"]
+    assert [str(warning.message) for warning in others] == ["called a synchronizing CUDA operation", "something else"]
 
 
-def test_whoever_looks_at_the_updates_of_an_optimizer_sees_all(captures):
+def test_a_wrapped_optimizer_apply_sees_every_update(captures):
     model = language_model()
-    made = captures(model)
+    graphs = captures(model)
     apply, seen = model.optimizer.apply, []
     model.optimizer.apply = lambda *given: (seen.append(len(given[0])), apply(*given))
     trained(model)
-    assert len(made) == 1 and len(seen) == len(TOKENS)
+    assert len(graphs) == 1 and len(seen) == len(TOKENS)
 
 
-@pytest.mark.skipif("torch" not in globals() or not torch.cuda.is_available(), reason="for a GPU")
-def test_a_metric_that_waits_for_the_gpu_ends_nothing(captures):
-    class Waiting(keras.metrics.Mean):
+@pytest.mark.skipif("torch" not in globals() or not torch.cuda.is_available(), reason="requires a GPU")
+def test_a_metric_that_synchronises_the_gpu_prevents_its_capture_only(captures):
+    class Synchronising(keras.metrics.Mean):
         def update_state(self, values, *given, **more):
             super().update_state(float(values[0, 0]))
 
-    Waiting.__module__ = "keras.metrics"
+    Synchronising.__module__ = "keras.metrics"
     model = language_model()
-    model.compile("adam", weighted_metrics=[Waiting()])
-    made, before = captures(model), torch.cuda.current_stream()
+    model.compile("adam", weighted_metrics=[Synchronising()])
+    graphs, before = captures(model), torch.cuda.current_stream()
     trained(model)
-    assert not made and torch.cuda.current_stream() == before
+    assert not graphs and torch.cuda.current_stream() == before
     torch.cuda.empty_cache()
     model = language_model()
-    made = captures(model)
+    graphs = captures(model)
     trained(model)
-    assert len(made) == 1
+    assert len(graphs) == 1

@@ -1,4 +1,4 @@
-"""Replicas that share a batch end with the weights of one that sees it whole."""
+"""Replicas that share a batch end with the weights of one device that has all of it."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ REPLICAS = {"jax": 4, "tensorflow": 2, "torch": 2}[BACKEND]
 
 
 def run(output, which, replicas):
-    """What each process ended with: losses, norm of the gradient, replicas, weights."""
+    """Returns per process: the losses, the gradient norm, the number of replicas and the weights."""
     output.mkdir()
     command = [sys.executable]
     if BACKEND == "torch" and replicas > 1:
@@ -29,27 +29,27 @@ def run(output, which, replicas):
         [*command, SCRIPT, output, which, str(replicas)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    ends = []
+    results = []
     for path in sorted(output.glob("*.npz")):
         with np.load(path) as file:
-            ends.append([file[f"arr_{i}"] for i in range(len(file.files))])
-    return ends
+            results.append([file[f"arr_{i}"] for i in range(len(file.files))])
+    return results
 
 
 @full()
-# Batch norm and the experts' losses are about a replica's part of the batch where a step is not one program.
+# Only on JAX is a step one program. Elsewhere batch norm and expert losses see the rows of one replica.
 @pytest.mark.parametrize("which", ["backbone", "images"] if BACKEND == "jax" else ["backbone"])
 def test_losses_norms_and_weights_are_those_of_one_device(tmp_path, which):
     ((losses, norm, count, *weights),) = run(tmp_path / "one", which, 1)
-    ends = run(tmp_path / "many", which, REPLICAS)
-    # On PyTorch each process logs the loss of its part.
-    assert len(ends) == (REPLICAS if BACKEND == "torch" else 1)
+    results = run(tmp_path / "many", which, REPLICAS)
+    # On PyTorch each process logs the loss of its own rows.
+    assert len(results) == (REPLICAS if BACKEND == "torch" else 1)
     step, processes = _saves.last(tmp_path / "many" / "saves", 1)
-    assert step == 4 and processes == len(ends)
-    np.testing.assert_allclose(np.mean([end[0] for end in ends], axis=0), losses, atol=1e-5)
-    # The clipping is tested too: the gradient is longer than the 0.1 that it is clipped to.
+    assert step == 4 and processes == len(results)
+    np.testing.assert_allclose(np.mean([end[0] for end in results], axis=0), losses, atol=1e-5)
+    # The gradient norm exceeds the clipping norm of 0.1, so the steps are clipped.
     assert count == 1 and norm > 0.1
-    for _, parallel_norm, replicas, *parallel_weights in ends:
+    for _, parallel_norm, replicas, *parallel_weights in results:
         assert replicas == REPLICAS
         np.testing.assert_allclose(parallel_norm, norm, rtol=1e-4)
         for found, expected in zip(parallel_weights, weights, strict=True):
@@ -65,7 +65,7 @@ def test_a_model_without_variables_is_refused(monkeypatch):
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="about torchrun; runs on torch")
-def test_outside_of_torchrun_pytorch_says_how_to_start():
+def test_pytorch_outside_of_torchrun_is_refused_with_the_command():
     with pytest.raises(RuntimeError, match="Received: an environment without.*RANK.*torchrun"), training.DataParallel():
         pass
     with pytest.raises(ValueError, match="Received: devices=.*Leave it out"), training.DataParallel(["cuda:0"]):
@@ -73,7 +73,7 @@ def test_outside_of_torchrun_pytorch_says_how_to_start():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="about mirrored variables; runs on tensorflow")
-def test_tensorflow_refuses_a_model_that_was_made_outside():
+def test_tensorflow_refuses_a_model_made_outside_of_the_scope():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     with training.DataParallel(["CPU:0"]) as parallel, pytest.raises(ValueError, match="made outside.*Make it inside"):
         parallel.prepare(model)

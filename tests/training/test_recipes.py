@@ -1,4 +1,4 @@
-"""Recipes: what they compile, what they give a model to see, and that they train."""
+"""Recipes: compilation, augmentation and training."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ CLASSES = 3
 
 
 def data(count=24, frames=None):
-    """Images that are bright in a column of their class."""
+    """Returns images that are bright in the columns of their class, and their labels."""
     labels = np.arange(count) % CLASSES
     shape = (count, 6, 6, 1) if frames is None else (count, frames, 6, 6, 1)
     images = np.random.default_rng(0).random(shape, "float32") / 4
@@ -30,7 +30,7 @@ def model(shape=(6, 6, 1)):
     return keras.Sequential(layers)
 
 
-class OfOnesOwn(keras.Model):
+class SubclassedModel(keras.Model):
     def __init__(self):
         super().__init__()
         self.inner = model()
@@ -61,7 +61,7 @@ def test_a_recipe_trains_a_classifier(frames):
 
 
 @full("jax", "tensorflow")
-def test_bytes_are_augmented_as_floats_are():
+def test_uint8_images_are_augmented_like_floats():
     images, labels = data()
     images = np.round(images / 2 * 255).astype("uint8")
     recipe, losses = replace(SHORT, epochs=2, augmentation=brighter), []
@@ -74,7 +74,7 @@ def test_bytes_are_augmented_as_floats_are():
 
 
 @full("jax", "tensorflow")
-def test_a_short_training_does_not_end_with_its_first_weights():
+def test_averaged_weights_of_a_short_training_leave_the_initial_ones():
     recipe = replace(SHORT, ema_momentum=0.9995)
     history = recipe.fit(classifier := model(), *data(), validation_data=data(12), verbose=0).history
     predicted = classifier.predict(data()[0], verbose=0).argmax(axis=-1)
@@ -82,7 +82,7 @@ def test_a_short_training_does_not_end_with_its_first_weights():
 
 
 @full("jax", "tensorflow")
-def test_a_fit_is_decided_by_its_seed():
+def test_the_seed_determines_a_fit():
     recipe = replace(SHORT, epochs=1, augmentation=brighter)
     weights = {}
     for name, seed, workers in (("one", 1, 1), ("again", 1, 2), ("other", 2, 1)):
@@ -93,7 +93,7 @@ def test_a_fit_is_decided_by_its_seed():
 
 
 @full("jax", "tensorflow")
-def test_a_second_fit_begins_with_a_new_optimizer():
+def test_a_second_fit_uses_a_new_optimizer():
     recipe = replace(SHORT, epochs=2)
     recipe.fit(twice := model(), *data(), verbose=0)
     first, losses = twice.optimizer, twice.evaluate(data()[0], np.eye(CLASSES)[data()[1]], verbose=0)
@@ -102,19 +102,19 @@ def test_a_second_fit_begins_with_a_new_optimizer():
     assert history.history["loss"][-1] < losses[0]
 
 
-def test_a_model_of_ones_own_is_fitted():
-    own = OfOnesOwn()
-    own(data()[0][:1])
-    assert len(replace(SHORT, epochs=1).fit(own, *data(), verbose=0).history["loss"]) == 1
+def test_a_subclassed_model_is_trained():
+    subclassed = SubclassedModel()
+    subclassed(data()[0][:1])
+    assert len(replace(SHORT, epochs=1).fit(subclassed, *data(), verbose=0).history["loss"]) == 1
 
 
-def test_a_recipe_compiles_what_it_says():
+def test_a_recipe_compiles_its_optimizer_and_loss():
     recipe = replace(SHORT, weight_decay=0.03, warmup=0.25)
     recipe.compile(compiled := model(), steps=40)
-    made = compiled.optimizer
-    assert isinstance(made, JambaAdamW) and made.use_ema
-    assert (made.weight_decay, made.ema_momentum) == (0.03, 0.5)
-    rates = [float(made._learning_rate(step)) for step in (0, 5, 10, 40)]
+    optimizer = compiled.optimizer
+    assert isinstance(optimizer, JambaAdamW) and optimizer.use_ema
+    assert (optimizer.weight_decay, optimizer.ema_momentum) == (0.03, 0.5)
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 5, 10, 40)]
     np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0], atol=1e-6)
     logits, target = np.array([[2.0, -1.0, 0.5]]), np.array([[0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]])
     expected = -(target * (logits - np.log(np.exp(logits).sum()))).sum()
@@ -124,7 +124,7 @@ def test_a_recipe_compiles_what_it_says():
     assert not compiled.optimizer.use_ema
 
 
-def test_digits_stay_digits():
+def test_the_augmentation_of_digits_moves_them_by_less_than_a_pixel():
     images = np.zeros((32, 8, 8, 1), "float32")
     images[:, 3:5, 3:5] = 1
     layers = recipes.DIGITS.augmentation(10)
@@ -135,14 +135,14 @@ def test_digits_stay_digits():
     *affine, _ = layers
     moved, labels = Augmentation(affine, 10)((images, np.arange(32) % 10), np.random.default_rng(0))
     np.testing.assert_array_equal(labels, np.arange(32) % 10)
-    # By at most a tenth, that is less than a pixel, and what comes in at the edge is empty.
+    # Translations of at most a tenth are less than a pixel, and new pixels at the edge are empty.
     np.testing.assert_allclose(moved.sum(axis=(1, 2, 3)), 4, rtol=0.4)
     assert moved[:, [0, 0, 7, 7], [0, 7, 0, 7]].max() < 1e-3
     assert len(np.unique(np.round(moved, 4), axis=0)) == 32
 
 
-# RandAugment compiles for half a minute on JAX: its layers are what is tested with fewer of them.
-def test_photographs_keep_their_size_and_range():
+# RandAugment takes half a minute to compile on JAX: test_image_folder.py tests it with fewer operations.
+def test_the_augmentation_of_photographs_keeps_size_and_range():
     layers = recipes.CIFAR10.augmentation(10)
     assert [type(layer).__name__ for layer in layers][:3] == ["RandomTranslation", "RandomFlip", "RandAugment"]
     images = np.random.default_rng(0).random((4, 32, 32, 3), "float32")
@@ -161,7 +161,7 @@ def test_photographs_keep_their_size_and_range():
         ({"augmentation": [keras.layers.RandomFlip()]}, "augmentation must be a function.*Received.*lambda"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(changes, message):
+def test_invalid_recipes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SHORT, **changes)
 

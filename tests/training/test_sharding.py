@@ -1,4 +1,4 @@
-"""Models split among devices: what JAX does, in a process with 8 of them, and what the other backends say."""
+"""Models sharded over devices: JAX in a process with 8 devices, and the errors of the other backends."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ BACKEND = keras.backend.backend()
 
 
 def start(script, *arguments, devices=8):
-    """A script of the tests in a process with so many devices."""
+    """Starts a test script in a process with `devices` devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, Path(__file__).parent.parent / "subprocess" / script, *map(str, arguments)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -36,20 +36,20 @@ def assert_all_are_equal(process):
 
 
 @full()
-@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
-def test_models_split_among_devices_take_the_steps_of_one():
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.ModelParallel requires JAX")
+def test_models_sharded_over_devices_take_the_steps_of_one_device():
     assert_all_are_equal(start("sharded_models.py"))
 
 
 @full()
-@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
-def test_split_models_go_on_from_their_saves_on_any_mesh_and_have_the_presets_of_others(tmp_path):
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.ModelParallel requires JAX")
+def test_sharded_models_resume_on_any_mesh_and_save_the_usual_presets(tmp_path):
     assert_all_are_equal(start("sharded_saving.py", tmp_path))
 
 
 @full()
-@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
-def test_a_save_of_a_split_model_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.ModelParallel requires JAX")
+def test_a_killed_save_of_a_sharded_model_leaves_the_previous_save(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(2):
         process = start("sharded_saving.py", tmp_path, "forever")
@@ -67,8 +67,8 @@ def test_a_save_of_a_split_model_that_kill_9_interrupts_leaves_the_one_before_it
 
 
 @full()
-@pytest.mark.skipif(BACKEND != "jax", reason="split by keras.distribution.ModelParallel, on JAX")
-def test_a_model_split_among_processes_goes_on_in_them_or_in_one_from_what_all_have_written(tmp_path):
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.ModelParallel requires JAX")
+def test_a_model_sharded_over_processes_resumes_from_a_complete_save(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -76,18 +76,18 @@ def test_a_model_split_among_processes_goes_on_in_them_or_in_one_from_what_all_h
     try:
         out, err = second.communicate(timeout=400)
     finally:
-        for process in (first, second):  # the first waits for the other
+        for process in (first, second):  # the first process waits for the second
             process.kill()
             process.communicate()
     assert second.returncode == -signal.SIGKILL and "all are equal" in out, out + err
-    # Of step 8 there is one half.
+    # Only the first process has saved step 8.
     assert [max(_snapshots.steps(place)) for place in _saves.folders(tmp_path / "saves", 2)] == [8, 7]
     assert _saves.last(tmp_path / "saves", 1) == (7, 2)
     assert_all_are_equal(start("processes_saving.py", tmp_path))
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="JAX can")
-def test_backends_that_split_no_model_say_so():
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX supports layout maps")
+def test_backends_without_sharding_refuse_a_layout_map():
     with pytest.raises(ValueError, match="on JAX alone"):
         training.layout_map(None)
 
@@ -110,16 +110,16 @@ def test_a_mesh_without_two_axes_is_refused():
         (dict(mamba_ratio=0, num_heads=1, d_model=9, use_rope=False, moe_frequency=0, d_ff=4), "d_model must be"),
     ],
 )
-def test_a_size_that_the_devices_cannot_share_is_refused(monkeypatch, change, message):
-    parts = SimpleNamespace(model="model", batch="batch", sequence=False, layouts_at_use=None, count=lambda axis: 2)
-    monkeypatch.setattr("keras_jamba._backend.sharding.active_mesh", lambda: parts)
+def test_sizes_that_the_devices_cannot_share_are_refused(monkeypatch, change, message):
+    mesh = SimpleNamespace(model="model", batch="batch", sequence=False, layouts_at_use=None, count=lambda axis: 2)
+    monkeypatch.setattr("keras_jamba._backend.sharding.active_mesh", lambda: mesh)
     with pytest.raises(ValueError, match=message):
         keras_jamba.JambaCausalLM(**dict(vocab_size=8, d_model=8, num_layers=2, num_experts=4) | change)
 
 
 @full("jax", "tensorflow")
-@pytest.mark.skipif(BACKEND == "jax", reason="JAX splits them")
-def test_a_distribution_that_splits_nothing_is_refused_in_training():
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX supports ModelParallel")
+def test_a_distribution_without_effect_is_refused_in_training():
     model = keras_jamba.JambaCausalLM(vocab_size=8, d_model=8, num_layers=1, num_heads=1)
     model.compile("sgd")
     tokens = np.zeros((2, 5), "int32")
@@ -135,7 +135,7 @@ def test_a_distribution_that_splits_nothing_is_refused_in_training():
 
 @pytest.mark.skipif(BACKEND != "torch", reason="fully_shard is PyTorch's")
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
-def test_a_model_whose_modules_were_split_is_refused_in_training(tmp_path):
+def test_a_model_with_fully_sharded_modules_is_refused_in_training(tmp_path):
     import torch
 
     model = keras_jamba.JambaCausalLM(vocab_size=8, d_model=8, num_layers=1, num_heads=1)

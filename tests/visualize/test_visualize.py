@@ -1,4 +1,4 @@
-"""What a model looks at, against finite differences, brute force and formulas; and the model stays as it is."""
+"""Visualizations, compared with finite differences, brute force and formulas. The model stays unchanged."""
 
 import ast
 import sys
@@ -44,7 +44,7 @@ def softmax(logits):
 
 
 @full("jax", "tensorflow")
-def test_saliency_is_the_slope_of_the_logit():
+def test_saliency_is_the_gradient_of_the_logit():
     model = model_of(moe_frequency=0)
     maps = visualize.saliency(model, IMAGES, classes=[2, 0, 1], batch_size=2)
     assert maps.shape == (3, 6, 6) and maps.dtype == "float32"
@@ -56,7 +56,7 @@ def test_saliency_is_the_slope_of_the_logit():
 
 
 @full("jax", "tensorflow")
-def test_the_class_is_the_predicted_one_unless_it_is_given():
+def test_the_predicted_class_is_the_default():
     model = model_of(stem="patchify", mamba_ratio=None)
     predicted = numpy(model(IMAGES)).argmax(-1)
     close(visualize.saliency(model, IMAGES), visualize.saliency(model, IMAGES, predicted))
@@ -75,26 +75,26 @@ def test_smoothing_is_the_mean_of_gradients_at_noisy_copies():
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("score", ["probability", "logit"])
-def test_occlusion_is_the_mean_fall_over_the_windows_that_hold_a_pixel(score):
+def test_occlusion_is_the_mean_drop_over_the_windows_that_hold_a_pixel(score):
     model = model_of()
     images = IMAGES[:2]
     scores = lambda x: (softmax if score == "probability" else np.asarray)(numpy(model(x)))[:, 2]  # noqa: E731
     maps = visualize.occlusion(model, images, (3, 2), 2, classes=2, fill=0.5, score=score, batch_size=5)
-    places = [np.s_[:, top : top + 3, left : left + 2] for top in (0, 2, 3) for left in (0, 2, 4)]
+    windows = [np.s_[:, top : top + 3, left : left + 2] for top in (0, 2, 3) for left in (0, 2, 4)]
     filled = np.stack([images] * 10)
-    for copy, place in zip(filled, places, strict=False):
-        copy[place] = 0.5
-    found = scores(filled.reshape(20, 6, 6, 1)).reshape(10, 2)
+    for copy, window in zip(filled, windows, strict=False):
+        copy[window] = 0.5
+    filled_scores = scores(filled.reshape(20, 6, 6, 1)).reshape(10, 2)
     total, count = np.zeros((2, 6, 6)), np.zeros((2, 6, 6))
-    for place, after in zip(places, found, strict=False):
-        total[place] += (found[-1] - after)[:, None, None]
-        count[place] += 1
+    for window, after in zip(windows, filled_scores, strict=False):
+        total[window] += (filled_scores[-1] - after)[:, None, None]
+        count[window] += 1
     close(maps, total / count, relative=1e-3, absolute=1e-5)
 
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("tokens", ["frames", "grid+frames"])
-def test_of_clips_one_frame_is_filled_at_a_time_a_window_or_all_of_it(tokens):
+def test_occlusion_of_clips_fills_one_window_or_one_frame_at_a_time(tokens):
     model = model_of(**KINDS[tokens])
     clips = some_images(model)
     colours, before = clips.mean(axis=(1, 2, 3)), numpy(model(clips))
@@ -111,9 +111,9 @@ def test_of_clips_one_frame_is_filled_at_a_time_a_window_or_all_of_it(tokens):
 
 
 @full("jax", "tensorflow")
-def test_a_token_by_itself_sees_its_patch_as_the_formula_says():
+def test_the_receptive_field_of_an_unmixed_token_matches_its_formula():
     model = model_of(stem="patchify", image_shape=(6, 6, 2), scan_order="snake", moe_frequency=0)
-    for block in model.backbone.blocks:  # nothing is mixed: after the encoder there is a norm alone
+    for block in model.backbone.blocks:  # zero projections leave only norms after the encoder
         for kernel in (block.mixer.out_proj.kernel, block.feed_forward.down_proj.kernel):
             kernel.assign(np.zeros(kernel.shape))
     images = some_images(model, 3)
@@ -122,12 +122,12 @@ def test_a_token_by_itself_sees_its_patch_as_the_formula_says():
     patches = images[:, 2:4, 4:6].reshape(3, -1)  # token 3 of a snake: row 1, column 2
     features = patches @ kernel.reshape(-1, 8) + bias
 
-    def out(features):
+    def output_sum(features):
         for _ in range(2):
             features = features / np.sqrt((features**2).mean(-1, keepdims=True) + 1e-6)
         return features.sum(-1)
 
-    slopes = [(out(features + 1e-5 * d) - out(features - 1e-5 * d)) / 2e-5 for d in np.eye(8)]
+    slopes = [(output_sum(features + 1e-5 * d) - output_sum(features - 1e-5 * d)) / 2e-5 for d in np.eye(8)]
     expected = np.zeros((6, 6))
     pixels = np.abs(np.stack(slopes, -1) @ kernel.reshape(-1, 8).T).reshape(3, 2, 2, 2)
     expected[2:4, 4:6] = pixels.sum(-1).mean(0)
@@ -135,7 +135,7 @@ def test_a_token_by_itself_sees_its_patch_as_the_formula_says():
 
 
 @full("jax", "tensorflow")
-def test_a_causal_token_sees_exactly_nothing_of_what_comes_later():
+def test_a_causal_token_has_no_receptive_field_in_later_tokens():
     images = IMAGES[:1]
     for direction in ("causal", "bidirectional"):
         model = model_of(stem="patchify", direction=direction)
@@ -143,16 +143,16 @@ def test_a_causal_token_sees_exactly_nothing_of_what_comes_later():
         later = np.concatenate([field[4:].ravel(), field[2:4, 4:].ravel()])
         assert field.max() == 1 and field[2:4, 2:4].max() > 0
         assert (later == 0).all() if direction == "causal" else (later > 0).any()
-        # Without a token it is the last of a causal model, and the middle one of the other.
-        complete = visualize.receptive_field(model, images)
-        assert (complete > 0).all() if direction == "causal" else (complete == field).all()
+        # The default token is the last one of a causal model and the middle one of a bidirectional model.
+        default = visualize.receptive_field(model, images)
+        assert (default > 0).all() if direction == "causal" else (default == field).all()
     model = model_of(**KINDS["frames"])
     field = visualize.receptive_field(model, some_images(model), token=1)
     assert (field[2] == 0).all() and (field[:2].max(axis=(1, 2)) > 0).all()
 
 
 @full("jax", "tensorflow")
-def test_attention_maps_are_those_of_the_layers_own_inputs():
+def test_attention_maps_reproduce_the_outputs_of_the_layers():
     model = model_of(num_layers=3, mamba_ratio=1, attention_offset=0, num_kv_heads=1)
     maps = visualize.attention_maps(model, IMAGES, batch_size=2)
     assert list(maps) == ["block_0", "block_2"]
@@ -170,7 +170,7 @@ def test_attention_maps_are_those_of_the_layers_own_inputs():
 @full("jax")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 4])
-def test_attention_weights_times_values_are_what_the_layer_returns(causal, window):
+def test_attention_weights_times_values_are_the_outputs_of_the_layer(causal, window):
     layer = AttentionLayer(16, num_heads=4, num_kv_heads=2, causal=causal, attention_window=window)
     inputs = RANDOM.standard_normal((2, 9, 16)).astype("float32")
     weights = numpy(layer.attention_weights(inputs))
@@ -184,7 +184,7 @@ def test_attention_weights_times_values_are_what_the_layer_returns(causal, windo
     assert (weights[..., ~seen] == 0).all() and (weights[..., seen] > 0).all()
 
 
-def test_the_order_is_the_one_in_which_the_cells_are_read():
+def test_the_token_order_is_the_scan_order_of_the_cells():
     snake = [[0, 0], [0, 1], [0, 2], [1, 2], [1, 1], [1, 0], [2, 0], [2, 1], [2, 2]]
     rows = [[i, j] for i in range(3) for j in range(3)]
     assert visualize.token_order(model_of(scan_order="snake"), IMAGES).tolist() == snake
@@ -198,7 +198,7 @@ def test_the_order_is_the_one_in_which_the_cells_are_read():
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_picture_is_written_and_nothing_of_the_model_changes(kind, tmp_path):
+def test_every_figure_is_written_and_the_model_stays_unchanged(kind, tmp_path):
     from PIL import Image
 
     model = model_of(**KINDS[kind])
@@ -253,7 +253,7 @@ def test_every_picture_is_written_and_nothing_of_the_model_changes(kind, tmp_pat
         ("attention_maps", dict(model=model_of), "model must be a keras_jamba.DHCJamba. Received: function"),
     ],
 )
-def test_what_cannot_be_looked_at_is_named(plain, function, arguments, message):
+def test_invalid_arguments_are_refused(plain, function, arguments, message):
     arguments = {"model": plain, "images": IMAGES} | arguments
     images = arguments.pop("images")
     with pytest.raises(ValueError, match=message):
@@ -265,7 +265,7 @@ def test_a_model_without_attention_has_no_maps():
         visualize.attention_maps(model_of(mamba_ratio=None), IMAGES)
 
 
-def test_only_pictures_need_matplotlib(plain, monkeypatch):
+def test_only_figures_require_matplotlib(plain, monkeypatch):
     for path in Path(visualize.__file__).parent.glob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             assert "matplotlib" not in ast.unparse(node) or not isinstance(node, ast.Import | ast.ImportFrom)

@@ -1,4 +1,4 @@
-"""Resuming: what is killed goes on in the middle of an epoch and ends as if nothing had happened."""
+"""Checkpoint: a killed training resumes within an epoch and ends like an uninterrupted one."""
 
 import hashlib
 import json
@@ -25,13 +25,14 @@ SCRIPT = Path(tiny_run.__file__)
 
 
 def run(folder, *step):
-    """The script in a process of its own; its exit code."""
+    """Runs the script in its own process and returns the exit code."""
     done = subprocess.run([sys.executable, SCRIPT, folder, *map(str, step)], capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
     return done.returncode
 
 
 def end(folder):
+    """Returns the arrays that a run wrote at its end."""
     with np.load(Path(folder) / "end.npz") as file:
         return [file[f"arr_{i}"] for i in range(len(file.files))]
 
@@ -46,28 +47,28 @@ def assert_equal(found, expected):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
     assert run(folder) == 0
     return end(folder)
 
 
 @full()
-def test_a_run_killed_again_and_again_ends_with_the_weights_and_logs_of_an_unbroken_one(unbroken, tmp_path):
-    # Within the first epoch, and within the last; benchmarks/resuming.py kills at 20 random steps.
+def test_a_killed_run_ends_with_the_weights_and_logs_of_a_complete_one(uninterrupted, tmp_path):
+    # Steps within the first and the last epoch. benchmarks/training/resuming.py kills at 20 random steps.
     for step in (7, 29):
         assert run(tmp_path, step) == -signal.SIGKILL
     assert run(tmp_path) == 0
-    assert_equal(end(tmp_path), unbroken)
+    assert_equal(end(tmp_path), uninterrupted)
     assert _snapshots.steps(tmp_path) == [30, 33]
-    # Once more: there is nothing left to do.
+    # Another run has no step left to take.
     assert run(tmp_path) == 0
-    assert_equal(end(tmp_path)[:-1], unbroken[:-1])
+    assert_equal(end(tmp_path)[:-1], uninterrupted[:-1])
 
 
 @full()
 @once
-def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
+def test_a_save_interrupted_by_kill_9_leaves_the_previous_save(tmp_path):
     program = (
         "import numpy as np; from keras_jamba.training.checkpointing import _snapshots\n"
         f"for i in range(10**6):\n"
@@ -91,13 +92,13 @@ def test_a_save_that_kill_9_interrupts_leaves_the_one_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_a_save_that_is_interrupted_as_it_takes_the_place_of_one_leaves_that(tmp_path, monkeypatch, is_killed):
+def test_an_interrupted_replacement_of_a_save_leaves_the_old_one(tmp_path, monkeypatch, is_killed):
     _snapshots.write(tmp_path, 3, [_snapshots.as_single_shard(np.arange(3))], {"saved": "first"})
     replace, calls = os.replace, []
 
     def interrupted(source, target):
         calls.append(target)
-        # A process that is killed puts nothing back.
+        # A killed process restores nothing.
         if len(calls) == 2 or is_killed and len(calls) > 2:
             raise KeyboardInterrupt
         replace(source, target)
@@ -111,7 +112,7 @@ def test_a_save_that_is_interrupted_as_it_takes_the_place_of_one_leaves_that(tmp
     assert _snapshots.read_state(tmp_path, 3)["saved"] == "second" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
+def test_bfloat16_scalars_and_empty_arrays_are_restored_exactly(tmp_path):
     import ml_dtypes
 
     arrays = [np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), np.array(7, "int64"), np.zeros((0, 2), "float32")]
@@ -123,7 +124,7 @@ def test_bfloat16_and_scalars_come_back_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "uint8", "int32", "bool"])
-def test_a_variable_comes_back_from_its_pieces_whatever_its_dtype(tmp_path, dtype):
+def test_a_variable_of_any_dtype_is_restored_from_its_shards(tmp_path, dtype):
     make = lambda x: keras.Variable(keras.ops.cast(x, dtype), dtype=dtype, trainable=False)  # noqa: E731
     variable, other = make(np.arange(6).reshape(2, 3)), make(np.zeros((2, 3)))
     _snapshots.write(tmp_path, 1, [(variable.shape, _backend.processes.local_shards(variable))], {})
@@ -134,13 +135,13 @@ def test_a_variable_comes_back_from_its_pieces_whatever_its_dtype(tmp_path, dtyp
 
 
 @once
-def test_a_part_of_an_array_is_put_together_from_its_pieces(tmp_path):
+def test_a_slice_of_an_array_is_assembled_from_its_shards(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.random((6, 5, 4), "float32")
-    places = [(slice(a, b), slice(c, d), slice(None)) for a, b in ((0, 2), (2, 6)) for c, d in ((0, 3), (3, 5))]
-    for i, own in enumerate((places[:3], places[3:])):
-        pieces = [(tuple(s.start or 0 for s in place), x[place]) for place in own]
-        _snapshots.write(tmp_path / f"process_{i}", 1, [(x.shape, pieces)], {"variables": 1, "processes": 2})
+    slices = [(slice(a, b), slice(c, d), slice(None)) for a, b in ((0, 2), (2, 6)) for c, d in ((0, 3), (3, 5))]
+    for i, own in enumerate((slices[:3], slices[3:])):
+        shards = [(tuple(s.start or 0 for s in index), x[index]) for index in own]
+        _snapshots.write(tmp_path / f"process_{i}", 1, [(x.shape, shards)], {"variables": 1, "processes": 2})
     assert _saves.last(tmp_path, 1) == (1, 2)
     folders = _saves.folders(tmp_path, 2)
     ((saved,), _, _) = _saves.read(folders, 1, index=0)
@@ -154,24 +155,24 @@ def test_a_part_of_an_array_is_put_together_from_its_pieces(tmp_path):
 
 
 @once
-def test_neither_writing_nor_reading_holds_more_than_two_pieces(tmp_path):
+def test_writing_and_reading_hold_at_most_two_shards(tmp_path):
     size = 2**18
-    pieces = lambda: (((i * size,), np.full(size, i, "float32")) for i in range(16))  # noqa: E731
+    shards = lambda: (((i * size,), np.full(size, i, "float32")) for i in range(16))  # noqa: E731
     tracemalloc.start()
     try:
-        _snapshots.write(tmp_path, 1, [((16 * size,), pieces())], {})
+        _snapshots.write(tmp_path, 1, [((16 * size,), shards())], {})
         assert size * 4 < tracemalloc.get_traced_memory()[1] < 3 * size * 4
         tracemalloc.reset_peak()
         (saved,), _ = _snapshots.read(tmp_path, 1)
-        parts = (saved.read((slice(i * size, (i + 1) * size),)) for i in range(16))
-        assert all((part == i).all() for i, part in enumerate(parts))
+        found = (saved.read((slice(i * size, (i + 1) * size),)) for i in range(16))
+        assert all((array == i).all() for i, array in enumerate(found))
         assert tracemalloc.get_traced_memory()[1] < 3 * size * 4
     finally:
         tracemalloc.stop()
 
 
 def perceptron():
-    """Compiled in no time; the model of the runs above has everything that has a state."""
+    """Returns a model that compiles fast. The model of the runs above covers every kind of state."""
     keras.utils.set_random_seed(0)
     layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dropout(0.1), keras.layers.Dense(3)]
     model = keras.Sequential(layers)
@@ -191,8 +192,8 @@ def steps_of(model):
     return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 
-class Stops(keras.callbacks.Callback):
-    """Within an epoch, or at its end."""
+class StopTraining(keras.callbacks.Callback):
+    """Callback that stops the training within an epoch, or at its end."""
 
     def __init__(self, batch=None):
         super().__init__()
@@ -208,8 +209,10 @@ class Stops(keras.callbacks.Callback):
 
 
 @full("jax")
-@pytest.mark.parametrize(("stops", "steps"), [(dict(callbacks=[Stops(4)]), 5), (dict(after=[Stops()]), 11)])
-def test_a_training_that_a_callback_stopped_stays_stopped_where_it_was(tmp_path, stops, steps):
+@pytest.mark.parametrize(
+    ("stops", "steps"), [(dict(callbacks=[StopTraining(4)]), 5), (dict(after=[StopTraining()]), 11)]
+)
+def test_a_training_stopped_by_a_callback_stays_stopped(tmp_path, stops, steps):
     model = fit(tmp_path, epochs=3, **stops)
     assert steps_of(model) == steps and _snapshots.steps(tmp_path) == [steps]
     again = fit(tmp_path, epochs=3)
@@ -219,7 +222,7 @@ def test_a_training_that_a_callback_stopped_stays_stopped_where_it_was(tmp_path,
 
 
 @full("jax")
-def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
+def test_a_finished_training_does_not_affect_the_next_fit(tmp_path):
     fit(tmp_path / "first")
     model = fit(tmp_path / "first")
     assert steps_of(model) == 11
@@ -234,10 +237,10 @@ def test_a_finished_training_leaves_the_next_fit_alone(tmp_path):
 
 @full("jax")
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_weights_that_are_not_finite_do_not_take_the_place_of_a_save(tmp_path, caplog, monkeypatch, elsewhere):
+def test_weights_that_are_not_finite_replace_no_save(tmp_path, caplog, monkeypatch, elsewhere):
     model = fit(tmp_path, every=5, epochs=1)
     assert _snapshots.steps(tmp_path) == [10, 11]
-    if elsewhere:  # in what another process has
+    if elsewhere:  # in the shards of another process
         monkeypatch.setattr(_backend.processes, "all_gather_int", lambda number: [number, False])
     else:
         model.trainable_variables[0].assign(model.trainable_variables[0] * np.nan)
@@ -248,13 +251,13 @@ def test_weights_that_are_not_finite_do_not_take_the_place_of_a_save(tmp_path, c
     assert _snapshots.steps(tmp_path) == [10, 11] and "not finite" in caplog.text
 
 
-def test_halves_of_two_runs_are_no_save(tmp_path, caplog):
+def test_saves_of_two_runs_are_not_combined(tmp_path, caplog):
     for index, run in enumerate((3, 4)):
         _snapshots.write(tmp_path / f"process_{index}", 7, [], {"processes": 2, "run": run})
     assert _saves.last(tmp_path, 2) is None and "starts from the beginning" in caplog.text
 
 
-def test_processes_that_see_different_saves_say_so(tmp_path, monkeypatch):
+def test_processes_that_see_different_saves_raise_an_error(tmp_path, monkeypatch):
     fit(tmp_path)
     monkeypatch.setattr(_backend.processes, "all_gather_int", lambda number: [number, -1])
     with pytest.raises(
@@ -264,11 +267,11 @@ def test_processes_that_see_different_saves_say_so(tmp_path, monkeypatch):
 
 
 @full()
-def test_a_save_of_two_processes_goes_on_in_one_in_the_middle_of_an_epoch(tmp_path, caplog):
+def test_a_save_of_two_processes_resumes_in_one_within_an_epoch(tmp_path, caplog):
     for i in range(2):
-        fit(tmp_path, data=tiny_run.batches(shard=(i, 2)), every=4, callbacks=[Stops(5)])
-        shutil.rmtree(_snapshots.place_of(tmp_path / f"process_{i}", 6))  # where it was stopped
-    model = fit(tmp_path, after=[Stops(0)])
+        fit(tmp_path, data=tiny_run.batches(shard=(i, 2)), every=4, callbacks=[StopTraining(5)])
+        shutil.rmtree(_snapshots.place_of(tmp_path / f"process_{i}", 6))  # the save at the stop
+    model = fit(tmp_path, after=[StopTraining(0)])
     assert steps_of(model) == 5 and "save of 2 process(es) continues in 1" in caplog.text
     assert [len(_snapshots.steps(place)) for place in (tmp_path, tmp_path / "process_0")] == [1, 1]
 
@@ -289,12 +292,12 @@ def test_a_save_of_format_1_is_read(tmp_path):
 
 
 @full("jax")
-def test_processes_that_train_together_go_on_from_the_last_save_that_all_have(tmp_path):
+def test_processes_resume_from_the_last_save_that_all_of_them_have(tmp_path):
     data = [tiny_run.batches(shard=(index, 2)) for index in range(2)]
     for index, epochs in ((0, 2), (1, 1)):
         fit(tmp_path, data=data[index], epochs=epochs)
     assert [_snapshots.steps(tmp_path / f"process_{i}") for i in range(2)] == [[22], [11]]
-    fit(tmp_path, data=data[0], epochs=1)  # none that both have: begins anew
+    fit(tmp_path, data=data[0], epochs=1)  # no save is common to both: starts from the beginning
     assert _snapshots.steps(tmp_path / "process_0") == [11, 22]
     model = perceptron()
     checkpoint = training.Checkpoint(tmp_path, data[0])
@@ -304,7 +307,7 @@ def test_processes_that_train_together_go_on_from_the_last_save_that_all_have(tm
     assert steps_of(model) == 11
 
 
-def test_what_does_not_fit_is_refused_and_nothing_loaded(tmp_path):
+def test_a_mismatched_or_damaged_save_is_refused(tmp_path):
     fit(tmp_path)
     other = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     other.compile("sgd", "sparse_categorical_crossentropy")
@@ -322,7 +325,7 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(tmp_path):
         fit(tmp_path)
 
 
-def test_bad_arguments_are_named(tmp_path):
+def test_bad_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="function of the step.*Received: data=tuple.*Batches"):
         training.Checkpoint(tmp_path, (1, 2))
     with pytest.raises(ValueError, match="every must be.*Received: every=0"):

@@ -1,4 +1,4 @@
-"""Augmentation from Keras' layers: a pure function of a batch and a generator, MixUp and CutMix included."""
+"""Augmentation by Keras layers, a pure function of a batch and a generator. MixUp and CutMix are included."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ def one_hot(integers):
 
 
 @full("jax")
-def test_one_generator_gives_one_batch_whatever_was_drawn_before():
+def test_an_augmented_batch_depends_on_the_generator_only():
     one, other = (Augmentation(several(), CLASSES) for _ in range(2))
     expected = one((images(), labels()), rng())
     keras.utils.set_random_seed(7)
@@ -55,14 +55,14 @@ def test_one_generator_gives_one_batch_whatever_was_drawn_before():
 
 
 @full("jax")
-def test_the_global_generators_are_left_as_they_are():
+def test_the_global_generators_stay_unchanged():
     augmentation = Augmentation(several(), CLASSES)
     drawn = []
     for calls in (0, 1, 2):
         keras.utils.set_random_seed(3)
         for _ in range(calls):
             augmentation((images(), labels()), rng())
-        # The first call builds layers, which takes from Python's generator.
+        # The first call builds layers, which draws from Python's generator.
         drawn.append((np.random.random(), float(keras.random.uniform(())), random.random() if calls != 1 else None))
     assert drawn[0] == drawn[2] and drawn[0][:2] == drawn[1][:2]
 
@@ -83,7 +83,7 @@ def test_a_batch_is_a_function_of_its_step():
 
 
 @full("jax", "tensorflow")
-def test_several_threads_get_what_one_gets():
+def test_several_threads_get_the_batches_of_one_thread():
     layers = several()
     expected = [Augmentation(layers, CLASSES)((images(), labels()), rng(seed))[0] for seed in range(8)]
     shared = [Augmentation(layers, CLASSES) for _ in range(2)]
@@ -94,7 +94,7 @@ def test_several_threads_get_what_one_gets():
 
 
 @full("jax")
-def test_compiled_layers_give_the_numbers_that_they_give_by_themselves():
+def test_compiled_layers_give_their_eager_outputs():
     layer = keras.layers.RandomRotation(0.2)
     augmented = Augmentation(layer)(images(), rng(5))
     seed = rng(5).integers(2**31 - 1)
@@ -124,8 +124,8 @@ def test_padding_and_cropping_shift_a_batch():
 
 
 @pytest.mark.parametrize("given", ["integers", "floats"])
-def test_mix_up_mixes_images_and_labels_by_one_share(given):
-    # All classes differ, so that a label tells what it was mixed from.
+def test_mix_up_mixes_images_and_labels_by_the_same_share(given):
+    # All labels differ, so a mixed label identifies its sources.
     x, y = images(CLASSES), labels(CLASSES)
     augmentation = Augmentation(keras.layers.MixUp(alpha=1.0), CLASSES if given == "integers" else None)
     mixed = 0
@@ -155,7 +155,7 @@ def test_cut_mix_pastes_a_rectangle_and_its_share_of_the_label():
     assert pasted
 
 
-def test_shares_are_of_a_beta_distribution():
+def test_mix_up_shares_follow_a_beta_distribution():
     count, alpha = 1024, 0.4
     y = np.eye(count, dtype="float32")
     _, shares = Augmentation(keras.layers.MixUp(alpha=alpha))((np.zeros((count, 1, 1, 1), "float32"), y), rng())
@@ -174,13 +174,13 @@ def test_all_frames_of_a_clip_are_changed_alike(layer):
     np.testing.assert_array_equal(y, expected)
 
 
-def test_the_order_of_frames_stays():
+def test_the_order_of_frames_is_kept():
     x = images(frames=4)
     mixed, shares = Augmentation(keras.layers.MixUp(alpha=1.0), 6)((x, np.arange(6)), rng())
     np.testing.assert_allclose(mixed, np.einsum("ij,jthwc->ithwc", shares, x), atol=1e-5)
 
 
-def test_the_structure_of_a_batch_stays():
+def test_the_structure_of_a_batch_is_kept():
     augmentation = Augmentation(keras.layers.RandomFlip())
     weight = np.linspace(0, 1, 6)
     batch = augmentation((images(), labels(), weight), rng())
@@ -194,14 +194,14 @@ def test_the_structure_of_a_batch_stays():
 
 
 @full("jax")
-def test_nested_lists_of_layers_are_lists_of_layers():
+def test_nested_layers_are_flattened():
     expected, _ = Augmentation(several(), CLASSES)((images(), labels()), rng())
     for nested in (keras.Sequential(several()), keras.layers.Pipeline(several()), Augmentation(several())):
         found, _ = Augmentation(nested, CLASSES)((images(), labels()), rng())
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_layer_that_branches_on_values_is_called_as_it_is():
+def test_a_layer_that_branches_on_values_runs_eagerly():
     class Branching(keras.layers.Layer):
         def call(self, x):
             return x + 1 if float(keras.ops.sum(x)) > 0 else x

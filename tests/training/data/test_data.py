@@ -1,4 +1,4 @@
-"""Batches: the order of the data is a function of seed and step, whatever fit does, and wherever it is resumed."""
+"""Batches: the order of the data depends on seed and step only, in `fit` and after resuming."""
 
 import warnings
 
@@ -14,13 +14,16 @@ EXAMPLES, BATCH, STEPS = 16, 3, 5  # one example is left out each epoch
 
 
 def numbered(**arguments):
-    """Batches whose targets are the numbers of the examples."""
+    """Returns batches whose targets are the indices of the examples."""
     ids = np.arange(EXAMPLES, dtype="float32")[:, None]
     return Batches((np.ones_like(ids), ids), BATCH, **arguments)
 
 
 def remembering_model():
-    """Its one weight becomes the mean of itself and of the batch's targets: it tells which came, and in which order."""
+    """Returns a model whose single weight encodes the order of the batches.
+
+    Each step replaces the weight by the mean of the weight and the batch's targets.
+    """
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(0.25), "mse")
     return model
@@ -37,8 +40,8 @@ def weight_of(model):
     return float(model.get_weights()[0][0, 0])
 
 
-class Begin(keras.callbacks.Callback):
-    """What a checkpoint does: the first epoch of this fit begins at a step of its own. Counts steps."""
+class StartWithinEpoch(keras.callbacks.Callback):
+    """Callback that starts the first epoch at a given step, as a checkpoint does, and counts steps."""
 
     def __init__(self, batches, step_in_epoch):
         super().__init__()
@@ -64,7 +67,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert not np.array_equal(expected[0][0], expected[1][0])
 
 
-def test_each_example_comes_once_an_epoch_in_an_order_of_the_epochs_own():
+def test_each_example_comes_once_per_epoch_in_a_new_order():
     batches = numbered(drop_last=False)
     orders = [np.concatenate([batches.batch(e * 6 + i)[1] for i in range(6)])[:, 0] for e in range(3)]
     for order in orders:
@@ -75,7 +78,7 @@ def test_each_example_comes_once_an_epoch_in_an_order_of_the_epochs_own():
     np.testing.assert_array_equal(in_order.batch(STEPS + 1)[1][:, 0], [3, 4, 5])
 
 
-def test_structures_single_arrays_and_lists_of_examples_are_data():
+def test_structures_single_arrays_and_lists_of_examples_are_accepted():
     a, b = np.arange(6), np.arange(12).reshape(6, 2)
     x, y, weight = Batches(({"a": a, "b": (b, a)}, a, a), 2, shuffle=False).batch(1)
     np.testing.assert_array_equal(x["b"][0], b[2:4])
@@ -88,10 +91,10 @@ def test_structures_single_arrays_and_lists_of_examples_are_data():
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("built", [False, True], ids=["unbuilt", "built"])
-def test_fit_gets_the_batches_one_after_the_other(workers, built):
+def test_fit_gets_the_batches_in_order(workers, built):
     model, batches = remembering_model(), numbered(seed=1, workers=workers)
     if built:
-        # Keras looks at a batch to build losses and metrics; here it has no need to.
+        # Keras draws a batch to build losses and metrics. A built model does not require it.
         model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
     model.fit(batches, epochs=2, verbose=0)
     assert weight_of(model) == pytest.approx(remembered(batches, range(2 * STEPS)), abs=1e-5)
@@ -103,21 +106,21 @@ def test_fit_gets_the_batches_one_after_the_other(workers, built):
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("before_fit", [False, True], ids=["in_callback", "before_fit"])
-def test_a_fit_resumed_within_an_epoch_ends_where_the_unbroken_one_does(workers, before_fit):
+def test_a_fit_resumed_within_an_epoch_equals_an_uninterrupted_one(workers, before_fit):
     complete = remembering_model()
     complete.fit(numbered(seed=2), epochs=4, verbose=0)
-    part, batches = remembering_model(), numbered(seed=2, workers=workers)
+    interrupted, batches = remembering_model(), numbered(seed=2, workers=workers)
     for step in range(STEPS + 2):
-        part.train_on_batch(*batches.batch(step))
+        interrupted.train_on_batch(*batches.batch(step))
     resumed = remembering_model()
-    resumed.set_weights(part.get_weights())
+    resumed.set_weights(interrupted.get_weights())
     if before_fit:
         batches.begin_epoch(1, 2)
-    begin = Begin(batches, 2)
+    start = StartWithinEpoch(batches, 2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Your input ran out of data")
-        resumed.fit(batches, initial_epoch=1, epochs=4, verbose=0, callbacks=[begin])
-    assert begin.steps == [STEPS - 2, STEPS, STEPS]
+        resumed.fit(batches, initial_epoch=1, epochs=4, verbose=0, callbacks=[start])
+    assert start.steps == [STEPS - 2, STEPS, STEPS]
     assert weight_of(resumed) == weight_of(complete)
 
 
@@ -131,7 +134,7 @@ def test_validation_and_prediction_see_each_batch():
     assert model.predict(validation, verbose=0).shape == (STEPS * BATCH, 1)
 
 
-def test_a_pass_by_hand_is_what_begin_epoch_says():
+def test_iteration_starts_at_the_step_of_begin_epoch():
     batches = numbered(workers=2)
     batches.begin_epoch(3, 2)
     seen = [y for _, y in batches]
@@ -140,7 +143,7 @@ def test_a_pass_by_hand_is_what_begin_epoch_says():
         batches[3]
 
 
-def test_what_a_transform_raises_reaches_the_caller_from_a_thread():
+def test_errors_of_a_transform_reach_the_caller_from_a_thread():
     def broken(batch, rng):
         raise KeyError("broken")
 
@@ -148,7 +151,7 @@ def test_what_a_transform_raises_reaches_the_caller_from_a_thread():
         numbered(transform=broken, workers=2)[0]
 
 
-def test_an_adapter_that_is_not_known_is_warned_of():
+def test_an_unknown_keras_adapter_causes_a_warning():
     with pytest.warns(UserWarning, match="shuffle=False"):
         numbered().on_epoch_begin()
 
@@ -176,7 +179,7 @@ def test_errors_give_the_rule_what_was_received_and_the_remedy(data, arguments, 
         Batches(data, **{"batch_size": 2} | arguments)
 
 
-def test_a_pass_begins_within_an_epoch():
+def test_steps_outside_of_an_epoch_are_refused():
     with pytest.raises(ValueError, match=r"below steps_per_epoch=5. Received: step_in_epoch=5.*begin_epoch\(3\)"):
         numbered().begin_epoch(2, 5)
     with pytest.raises(ValueError, match="epoch must be an integer"):
@@ -185,7 +188,7 @@ def test_a_pass_begins_within_an_epoch():
         numbered().batch(0.5)
 
 
-# What trains the models: anything that Keras takes.
+# Every data source that Keras accepts.
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.random((8, 8, 8, 1), "float32"), RNG.integers(0, 3, 8).astype("int32")
@@ -250,10 +253,10 @@ def image_model():
 
 
 @full("jax", "tensorflow")
-# Keras learns the length of Grain's data from their end, which it calls running out.
+# Keras learns the length of Grain's data at their end, and warns that the input ran out.
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_model_trains_on_what_keras_takes(image_model, source):
+def test_a_model_trains_on_every_data_source_of_keras(image_model, source):
     model, start = image_model
     data = SOURCES[source]()
     model.set_weights(start)
@@ -268,14 +271,14 @@ def test_the_model_trains_on_what_keras_takes(image_model, source):
     assert any(not np.array_equal(a, c) for a, c in zip(model.get_weights(), start, strict=True))
 
 
-def test_shards_are_parts_of_the_whole_batch():
+def test_shards_divide_the_complete_batch():
     data = np.arange(24.0), np.arange(24)
     complete = Batches(data, batch_size=6, seed=1)
-    parts = [Batches(data, batch_size=6, seed=1, shard=(index, 3)) for index in range(3)]
+    shards = [Batches(data, batch_size=6, seed=1, shard=(index, 3)) for index in range(3)]
     for step in (0, 3, 5):
         x = np.empty(6)
-        for index, part in enumerate(parts):
-            x[index::3] = part.batch(step)[0]
+        for index, shard in enumerate(shards):
+            x[index::3] = shard.batch(step)[0]
         np.testing.assert_array_equal(x, complete.batch(step)[0])
     with pytest.raises(ValueError, match=r"shard must be.*Received: shard=\(0, 4\), batch_size=6"):
         Batches(data, batch_size=6, shard=(0, 4))

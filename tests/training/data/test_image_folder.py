@@ -1,4 +1,4 @@
-"""A folder of pictures or clips: what is read, and augmentation that seed and step decide."""
+"""ImageFolder: pictures, clips, unreadable files, and augmentation that depends on seed and step only."""
 
 import logging
 import shutil
@@ -53,7 +53,7 @@ def layers():
     ]
 
 
-def test_pictures_come_with_the_number_of_their_folder(pictures):
+def test_pictures_are_labelled_by_their_folder(pictures):
     folder = ImageFolder(pictures, SIZE, 12, shuffle=False)
     pixels, labels = folder.batch(0)
     assert folder.class_names == ("cat", "dog", "emu")
@@ -65,23 +65,23 @@ def test_pictures_come_with_the_number_of_their_folder(pictures):
 
 
 def test_splits_share_no_picture_and_miss_none(pictures):
-    parts = [ImageFolder(pictures, SIZE, n, split=split) for n, split in ((9, (0, 0.75)), (3, (0.75, 1)))]
-    pixels = np.concatenate([part.batch(0)[0] for part in parts])
+    splits = [ImageFolder(pictures, SIZE, n, split=split) for n, split in ((9, (0, 0.75)), (3, (0.75, 1)))]
+    pixels = np.concatenate([folder.batch(0)[0] for folder in splits])
     assert len(np.unique(pixels.reshape(12, -1), axis=0)) == 12
-    np.testing.assert_array_equal(np.sort(parts[1].batch(0)[1]), [0, 1, 2])
+    np.testing.assert_array_equal(np.sort(splits[1].batch(0)[1]), [0, 1, 2])
 
 
 @pytest.mark.parametrize("name", ["folder", "moving.gif"])
-def test_frames_of_a_clip_are_taken_evenly(clips, name):
+def test_frames_of_a_clip_are_sampled_evenly(clips, name):
     folder = ImageFolder(clips, SIZE, 4, channels=1, frames=4, shuffle=False)
     pixels, labels = folder.batch(0)
     assert pixels.shape == (4, 4, *SIZE, 1)
     np.testing.assert_array_equal(labels, [0, 0, 1, 1])
-    place = 0 if name == "folder" else 1
+    row = 0 if name == "folder" else 1
     # Frame 10 comes after frame 9, not after frame 1.
-    np.testing.assert_allclose(pixels[place, :, 0, 0, 0] * 255, [20, 80, 140, 200], atol=2)
+    np.testing.assert_allclose(pixels[row, :, 0, 0, 0] * 255, [20, 80, 140, 200], atol=2)
     more, _ = ImageFolder(clips, SIZE, 4, channels=1, frames=24, shuffle=False).batch(0)
-    np.testing.assert_allclose(more[place, :, 0, 0, 0] * 255, np.repeat(20 * np.arange(12), 2), atol=2)
+    np.testing.assert_allclose(more[row, :, 0, 0, 0] * 255, np.repeat(20 * np.arange(12), 2), atol=2)
 
 
 @full("jax")
@@ -96,9 +96,9 @@ def test_augmentation_is_a_function_of_seed_and_step(pictures):
     for step, (pixels, _) in enumerate(other):
         np.testing.assert_allclose(pixels, expected[step], atol=1e-6)
     assert not np.allclose(ImageFolder(pictures, SIZE, 4, seed=4, augmentation=layers()).batch(0)[0], expected[0])
-    # Within a batch each picture has its own.
-    alike = [keras.layers.RandomBrightness(0.4, value_range=(0, 1))]
-    changes = ImageFolder(pictures, SIZE, 4, seed=3, augmentation=alike).batch(0)[0] - plain.batch(0)[0]
+    # Each picture of a batch is augmented differently.
+    brightness = [keras.layers.RandomBrightness(0.4, value_range=(0, 1))]
+    changes = ImageFolder(pictures, SIZE, 4, seed=3, augmentation=brightness).batch(0)[0] - plain.batch(0)[0]
     assert len(np.unique(np.round(np.median(changes, axis=(1, 2, 3)), 4))) == 4
 
 
@@ -144,7 +144,7 @@ def test_a_transform_comes_after_the_augmentation(pictures):
 
 
 @full("jax", "tensorflow")
-def test_a_model_is_fitted_on_a_folder(pictures):
+def test_a_model_is_trained_on_a_folder(pictures):
     model = keras_jamba.DHCJamba(3, (*SIZE, 3), d_model=4, num_layers=1, mamba_ratio=None, d_ff=4, d_state=2)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     start = model.get_weights()
@@ -189,20 +189,20 @@ def test_unreadable_files_are_skipped_counted_and_named(tmp_path, caplog):
     (record,) = caplog.records
     assert "2 of 10 files cannot be read" in record.getMessage()
     assert folder.unreadable == tuple(torn) and all(str(path) in record.getMessage() for path in torn)
-    # Seed and step decide, as if the files were not there, with several workers and after resuming.
+    # Batches equal those of the readable files, also with several workers and after resuming.
     expected = ImageFolder(tmp_path / "readable", SIZE, 3, seed=5)
     assert (folder.num_examples, len(folder)) == (expected.num_examples, len(expected)) == (8, 2)
-    ahead = ImageFolder(tmp_path / "all", SIZE, 3, seed=5, skip_unreadable=True, workers=2)
-    ahead.begin_epoch(1, 1)
-    for found, step in ((folder.batch(3), 3), (folder.batch(0), 0), (ahead[0], 3)):
+    resumed = ImageFolder(tmp_path / "all", SIZE, 3, seed=5, skip_unreadable=True, workers=2)
+    resumed.begin_epoch(1, 1)
+    for found, step in ((folder.batch(3), 3), (folder.batch(0), 0), (resumed[0], 3)):
         for a, b in zip(found, expected.batch(step), strict=True):
             np.testing.assert_array_equal(a, b)
     caplog.clear()
     assert ImageFolder(tmp_path / "readable", SIZE, 3, skip_unreadable=True).unreadable == () and not caplog.records
-    # Both parts of a split leave out their own, and share none.
-    parts = [ImageFolder(tmp_path / "all", SIZE, 1, split=s, skip_unreadable=True) for s in ((0, 0.6), (0.6, 1))]
-    assert sorted(parts[0].unreadable + parts[1].unreadable) == torn
-    assert sum(part.num_examples for part in parts) == 8
+    # Each split leaves out its own unreadable files. Splits share no file.
+    splits = [ImageFolder(tmp_path / "all", SIZE, 1, split=s, skip_unreadable=True) for s in ((0, 0.6), (0.6, 1))]
+    assert sorted(splits[0].unreadable + splits[1].unreadable) == torn
+    assert sum(folder.num_examples for folder in splits) == 8
     for i in range(4):
         (tmp_path / "all" / "b" / f"{i}.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="file that can be read. Received: class 'b' with none.*pillow reads"):

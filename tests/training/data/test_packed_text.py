@@ -1,4 +1,4 @@
-"""Packed text: every token once, documents apart, targets their own next tokens."""
+"""PackedText: every token occurs once, documents stay apart, and targets are next tokens."""
 
 import hypothesis
 import keras
@@ -14,13 +14,13 @@ VOCABULARY = 40
 
 
 def documents_of(lengths):
-    """Tokens that say where they are from: no two are equal."""
+    """Returns documents of distinct tokens, which identify their positions."""
     bounds = np.cumsum([0, *lengths])
     return [np.arange(a, b) + 1 for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def rows_of(text, epoch=0):
-    """All rows of an epoch, as one batch."""
+    """Returns all rows of an epoch as one batch."""
     batches = [text.batch(epoch * len(text) + i) for i in range(len(text))]
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
@@ -34,7 +34,7 @@ def rows_of(text, epoch=0):
     shuffle=st.booleans(),
     epoch=st.integers(0, 2),
 )
-def test_every_token_is_once_an_input_and_its_target_is_the_next(lengths, length, batch_size, eos_id, shuffle, epoch):
+def test_every_token_is_one_input_and_its_target_is_the_next_token(lengths, length, batch_size, eos_id, shuffle, epoch):
     documents = documents_of(lengths)
     text = PackedText(documents, length, batch_size, shuffle=shuffle, eos_id=eos_id)
     inputs, targets, weight = rows_of(text, epoch)
@@ -48,7 +48,7 @@ def test_every_token_is_once_an_input_and_its_target_is_the_next(lengths, length
     np.testing.assert_array_equal(targets, np.where(known, expected, 0))
     ids = inputs["segment_ids"]
     assert np.all(np.diff(ids, axis=1) >= 0) and not ids[:, 0].any()
-    # Within a row, a segment is a stretch of one document.
+    # Each segment of a row is a span of one document.
     steps = np.diff(tokens, axis=1)
     same = (np.diff(ids, axis=1) == 0) & real[:, 1:]
     assert np.all(steps[same] == 1)
@@ -56,22 +56,22 @@ def test_every_token_is_once_an_input_and_its_target_is_the_next(lengths, length
     assert np.all(ids[:, 1:][ends & real[:, :-1]] > ids[:, :-1][ends & real[:, :-1]])
 
 
-def test_rows_are_full_and_their_company_changes():
+def test_rows_are_full_and_their_documents_change_per_epoch():
     lengths = np.random.default_rng(0).geometric(1 / 60, size=2000)
     text = PackedText(documents_of(lengths), length=256, batch_size=1)
     assert text.utilisation > 0.99
     first, second = (rows_of(text, epoch)[0] for epoch in (0, 1))
-    companies = [
+    full_rows = [
         {tuple(row) for row, ids in zip(inputs["token_ids"], inputs["segment_ids"], strict=True) if ids[-1]}
         for inputs in (first, second)
     ]
-    # Where no other piece is as long, none can take its place.
-    assert len(companies[0] & companies[1]) < 0.1 * len(companies[0])
+    # A span without another of the same length keeps its row.
+    assert len(full_rows[0] & full_rows[1]) < 0.1 * len(full_rows[0])
     again = PackedText(documents_of(lengths), length=256, batch_size=1)
     np.testing.assert_array_equal(rows_of(again, 1)[0]["token_ids"], second["token_ids"])
 
 
-def test_a_memory_mapped_file_with_boundaries_is_the_same_text(tmp_path):
+def test_a_memory_mapped_file_with_boundaries_gives_the_same_rows(tmp_path):
     lengths = [5, 0, 12, 1, 7]
     documents = documents_of(lengths)
     np.concatenate(documents).astype("uint16").tofile(tmp_path / "tokens")
@@ -83,7 +83,7 @@ def test_a_memory_mapped_file_with_boundaries_is_the_same_text(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-class Language(keras.Model):
+class LanguageModel(keras.Model):
     def __init__(self):
         super().__init__()
         self.embedding = keras.layers.Embedding(VOCABULARY, 8)
@@ -98,33 +98,33 @@ class Language(keras.Model):
 
 
 @full("jax", "tensorflow")
-def test_a_packed_batch_is_each_document_alone():
+def test_a_packed_batch_gives_the_outputs_of_each_document_alone():
     documents = [np.random.default_rng(i).integers(0, VOCABULARY, n) for i, n in enumerate((5, 3, 4, 7, 2))]
-    model, length = Language(), 8
+    model, length = LanguageModel(), 8
     inputs, _, _ = PackedText(documents, length, 4).batch(0)
     assert inputs["padding_mask"].any(axis=1).tolist() == [True] * 3 + [False]
     outputs = model.predict_on_batch(inputs)
     assert np.isfinite(outputs).all()
-    # Zeros behind, which the model cannot see, so that one length is compiled.
+    # The causal model ignores zeros at the end. With them the backend compiles one length only.
     alone = model.predict_on_batch({"token_ids": np.stack([np.pad(x, (0, length - len(x))) for x in documents])})
     for tokens, expected in zip(documents, alone, strict=True):
-        places = [
+        spans = [
             (row, slice(at, at + len(tokens)))
             for row in range(4)
             for at in range(length - len(tokens) + 1)
             if np.array_equal(inputs["token_ids"][row, at : at + len(tokens)], tokens)
         ]
-        assert len(places) == 1
-        np.testing.assert_allclose(outputs[places[0]], expected[: len(tokens)], atol=1e-5)
+        assert len(spans) == 1
+        np.testing.assert_allclose(outputs[spans[0]], expected[: len(tokens)], atol=1e-5)
 
 
 @full("jax", "tensorflow")
 def test_fit_learns_from_packed_text():
-    # After each token comes the one above it.
+    # Each token is followed by its successor.
     documents = [
         np.arange(a, a + n) % VOCABULARY for a, n in zip(range(0, 40, 4), (9, 3, 14, 6, 2, 8) * 2, strict=False)
     ]
-    model = Language()
+    model = LanguageModel()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
     model.compile(keras.optimizers.Adam(0.05), loss)
     history = model.fit(PackedText(documents, 8, 4), epochs=12, verbose=0).history["loss"]
@@ -150,14 +150,13 @@ def test_errors_give_the_rule_what_was_received_and_the_remedy(documents, argume
         PackedText(documents, **{"length": 4, "batch_size": 1} | arguments)
 
 
-def test_shards_of_packed_text_are_parts_of_the_whole_batch():
+def test_shards_of_packed_text_divide_the_complete_batch():
     documents = documents_of([5, 9, 2, 14, 7, 1])
     complete = PackedText(documents, length=8, batch_size=4)
-    parts = [PackedText(documents, length=8, batch_size=4, shard=(index, 2)) for index in range(2)]
+    shards = [PackedText(documents, length=8, batch_size=4, shard=(index, 2)) for index in range(2)]
     for step in range(len(complete)):
         expected, _, _ = complete.batch(step)
-        for index, part in enumerate(parts):
-            inputs, _, _ = part.batch(step)
-            real = inputs["token_ids"].shape[0]
-            assert real == 2
+        for index, shard in enumerate(shards):
+            inputs, _, _ = shard.batch(step)
+            assert inputs["token_ids"].shape[0] == 2
             np.testing.assert_array_equal(inputs["token_ids"], expected["token_ids"][index::2])

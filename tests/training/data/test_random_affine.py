@@ -1,4 +1,4 @@
-"""The affine layer against SciPy's transformation and against what each amount alone means."""
+"""RandomAffine, compared with SciPy's transformation and with the definition of each amount."""
 
 import keras
 import numpy as np
@@ -13,14 +13,14 @@ IMAGES[:, [0, -1]] = IMAGES[:, :, [0, -1]] = 0
 
 
 @full("jax")
-def test_each_image_is_what_scipy_makes_of_it_with_its_matrix():
+def test_each_image_equals_its_transformation_by_scipy():
     layer = RandomAffine(rotation=20.0, zoom=0.2, shear=0.3, translation=0.1)
     transforms = []
-    made = layer._transforms
+    original = layer._transforms
 
     def recorded(*size):
-        result = made(*size)
-        transforms.append(np.array(numpy(result)))  # on PyTorch Keras changes what it is given
+        result = original(*size)
+        transforms.append(np.array(numpy(result)))  # on PyTorch Keras changes its argument in place
         return result
 
     layer._transforms = recorded
@@ -36,7 +36,7 @@ def test_each_image_is_what_scipy_makes_of_it_with_its_matrix():
 
 
 def moved_by(**amounts):
-    """The linear part and the offset of the centre, of many images."""
+    """Returns the linear parts and the offsets of the centre of 2000 transforms."""
     transforms = numpy(RandomAffine(seed=1, **amounts)._transforms(2000, 9, 7)).astype("float64")
     linear = transforms[:, [0, 1, 3, 4]].reshape(-1, 2, 2)
     offsets = transforms[:, [2, 5]] + linear @ np.array([3.0, 4.0]) - np.array([3.0, 4.0])
@@ -67,7 +67,7 @@ def test_nothing_changes_without_amounts_or_outside_of_training():
     np.testing.assert_array_equal(numpy(RandomAffine(rotation=20.0)(IMAGES)), IMAGES)
 
 
-def test_it_survives_its_config_and_serves_an_augmentation():
+def test_the_layer_is_serialisable_and_works_in_an_augmentation():
     layer = RandomAffine(rotation=20.0, zoom=0.1, shear=0.2, translation=0.1, seed=3)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert again.get_config() == layer.get_config()
@@ -78,6 +78,6 @@ def test_it_survives_its_config_and_serves_an_augmentation():
 
 
 @pytest.mark.parametrize("amounts", [{"rotation": -1.0}, {"zoom": 1.0}, {"shear": "a little"}])
-def test_bad_amounts_are_named(amounts):
+def test_bad_amounts_are_refused(amounts):
     with pytest.raises(ValueError, match=f"{next(iter(amounts))} must be a number.*Received"):
         RandomAffine(**amounts)

@@ -1,4 +1,4 @@
-"""Monitoring, profiling and finding the batch, as `fit` calls them."""
+"""Monitoring, profiling and the largest batch, as `fit` calls them."""
 
 import csv
 import sys
@@ -13,8 +13,8 @@ from keras_jamba import training
 from keras_jamba.training.monitoring import _devices
 
 
-class Noted(keras.callbacks.Callback):
-    """The usage of the experts after each step, as anyone may read it."""
+class UsageRecorder(keras.callbacks.Callback):
+    """Callback that records the usage of the experts after each step."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class Noted(keras.callbacks.Callback):
 
 
 def perceptron():
-    """Compiled in no time."""
+    """Returns a model that compiles fast."""
     layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dropout(0.1), keras.layers.Dense(3)]
     return keras.Sequential(layers)
 
@@ -39,19 +39,19 @@ def fit(callbacks, steps=9, model=None):
 
 
 @full("jax", "tensorflow")
-def test_what_probes_measure_stands_in_the_table_the_board_and_the_logs(tmp_path):
-    usage, noted = training.ExpertUsage(), Noted()
+def test_measurements_are_in_the_csv_file_tensorboard_and_the_logs(tmp_path):
+    usage, recorder = training.ExpertUsage(), UsageRecorder()
     probes = [usage, training.Throughput(4, tokens=4), training.Memory(), training.GradientNorm()]
     probes += [training.LearningRate(), training.Utilisation(1e6, peak="measured")]
     monitor = training.Monitor(probes, every=3, csv=tmp_path / "log.csv", tensorboard=tmp_path / "board")
-    model, history = fit([noted, monitor], model=small_model())
+    model, history = fit([recorder, monitor], model=small_model())
     with open(tmp_path / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    # The first step only starts the clock; then every third, and the rest of the epoch.
+    # The first step starts the clock. Then every third step has a row, and so has the rest of the epoch.
     assert [int(row["step"]) for row in rows] == [4, 7, 9]
     name = "block_1/feed_forward"
     for row, step in zip(rows, (4, 7, 9), strict=True):
-        shares = noted.shares[step - 1]
+        shares = recorder.shares[step - 1]
         assert [float(row[f"{name}/expert_{i}"]) for i in range(2)] == pytest.approx(shares.tolist())
         entropy = -sum(s * np.log(s) for s in shares if s) / np.log(2)
         assert float(row[f"{name}/entropy"]) == pytest.approx(entropy, abs=1e-5)
@@ -67,7 +67,7 @@ def test_what_probes_measure_stands_in_the_table_the_board_and_the_logs(tmp_path
     assert (tmp_path / "experts.png").stat().st_size > 1000 and np.array(usage.history[name]).shape == (3, 2)
 
 
-def test_an_expert_that_nobody_chooses_is_dead():
+def test_an_expert_without_tokens_is_dead():
     usage = training.ExpertUsage()
     model = small_model(num_experts=4, num_experts_per_token=1)
     usage.begin(model)
@@ -80,7 +80,7 @@ def test_an_expert_that_nobody_chooses_is_dead():
 
 
 @full("jax")
-def test_a_table_is_gone_on_with_and_beside_another_one_a_new_one_begun(tmp_path):
+def test_a_csv_file_is_continued_or_a_new_one_is_started(tmp_path):
     file = tmp_path / "log.csv"
     for _ in range(2):
         fit([training.Monitor([training.GradientNorm()], csv=file)], steps=3)
@@ -90,7 +90,7 @@ def test_a_table_is_gone_on_with_and_beside_another_one_a_new_one_begun(tmp_path
     assert "learning_rate" in (tmp_path / "log-1.csv").read_text()
 
 
-def test_epochs_of_one_step_and_metrics_of_several_numbers_are_written(tmp_path):
+def test_epochs_of_one_step_and_metrics_of_several_values_are_written(tmp_path):
     x, y = batch()
     model = perceptron()
     optimizer = training.optimizer(model, 10, gradient_accumulation_steps=2)
@@ -105,7 +105,7 @@ def test_epochs_of_one_step_and_metrics_of_several_numbers_are_written(tmp_path)
     assert [float(row["gradient_norm"]) > 0 for row in rows] == [False, True, True, True]
 
 
-def test_probes_say_what_they_miss():
+def test_probes_name_their_missing_requirements():
     with pytest.raises(ValueError, match="model with experts.*Received.*no MoELayer"):
         fit([training.Monitor([training.ExpertUsage()])])
     model = perceptron()
@@ -136,7 +136,7 @@ def test_devices_are_found_by_their_names(monkeypatch, name, dtype, rate):
     assert _devices.peak_flops(dtype) == rate
 
 
-def test_an_unknown_device_is_named():
+def test_an_unknown_device_is_refused():
     with pytest.raises(ValueError, match="must have a bfloat16 entry for the device. Received: 'CPU'.*measured"):
         training.Utilisation(1e6)
     with pytest.raises(ValueError, match="positive number.*Received: peak='fast'"):
@@ -144,14 +144,14 @@ def test_an_unknown_device_is_named():
 
 
 @full("jax")
-def test_the_backends_trace_is_written(tmp_path):
+def test_the_trace_of_the_backend_is_written(tmp_path):
     fit([training.Profile(tmp_path / "trace", first=2, steps=2)], steps=5)
     written = [path for path in (tmp_path / "trace").rglob("*") if path.is_file()]
     assert written and sum(path.stat().st_size for path in written) > 1000
 
 
 @full("jax")
-def test_the_largest_batch_is_found_and_the_model_left_as_it_was(monkeypatch):
+def test_the_largest_batch_is_found_and_the_model_stays_unchanged(monkeypatch):
     x, y = batch()
     model = compiled(perceptron())
     model.train_on_batch(x, y)
@@ -159,13 +159,13 @@ def test_the_largest_batch_is_found_and_the_model_left_as_it_was(monkeypatch):
     before = [keras.ops.convert_to_numpy(v).copy() for v in variables]
     tried, step = [], model.train_on_batch
 
-    def only_so_many(x, y):
+    def limited(x, y):
         tried.append(len(x))
         if len(x) > 21:
             raise MemoryError
         return step(x, y)
 
-    monkeypatch.setattr(model, "train_on_batch", only_so_many)
+    monkeypatch.setattr(model, "train_on_batch", limited)
     found = training.largest_batch(model, (x[:1], y[:1]))
     assert 19 <= found <= 21 and max(tried) == 32 and found in tried
     for variable, old in zip(variables, before, strict=True):
@@ -173,7 +173,7 @@ def test_the_largest_batch_is_found_and_the_model_left_as_it_was(monkeypatch):
     assert training.largest_batch(model, (x[:1], y[:1]), at_most=2) == 2
 
 
-def test_a_bound_on_memory_and_other_errors_are_respected(monkeypatch):
+def test_a_memory_limit_is_respected_and_other_errors_are_raised(monkeypatch):
     x, y = batch()
     model = compiled(perceptron())
     assert training.largest_batch(model, (x[:1], y[:1]), memory=1) == 0
