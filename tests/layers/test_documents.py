@@ -1,4 +1,4 @@
-"""Documents and resets: every layer gives each document what it gives alone, in one call and in several steps."""
+"""Documents and resets: every layer isolates each document, in one call and in several steps."""
 
 import hypothesis
 import keras
@@ -22,7 +22,7 @@ LAYERS = {
 
 
 class Case:
-    """A layer, and its call and its step as one program each."""
+    """A layer with its compiled call and its compiled step."""
 
     def __init__(self, name):
         keras.utils.set_random_seed(0)
@@ -30,12 +30,12 @@ class Case:
         self.layer.build((None, None, WIDTH))
         self.program, self.step = jitted(self.layer), jitted(self.layer.step)
 
-    def given(self, sequence, here=slice(None)):
+    def arguments(self, sequence, span=slice(None)):
         named = {self.mask: sequence["mask"], **{k: sequence[k] for k in ("segment_ids", "reset_mask")}}
-        return {name: x[:, here] for name, x in named.items() if x is not None}
+        return {name: x[:, span] for name, x in named.items() if x is not None}
 
     def alone(self, x):
-        """One document `(t, d)`, filled up behind so that one length is compiled."""
+        """Returns the outputs of one document `(t, d)`; trailing zeros keep one compiled length."""
         filled = np.zeros((BATCH, LENGTH, WIDTH), "float32")
         filled[0, : len(x)] = x
         return numpy(self.program(filled))[0, : len(x)]
@@ -62,7 +62,7 @@ def sequences(draw):
 
 
 def documents(sequence, row):
-    """Lists of the real tokens of each document of a row, by the definition."""
+    """Returns one list of real token positions per document of a row, by the definition."""
     mask, ids, resets = (sequence[name] for name in ("mask", "segment_ids", "reset_mask"))
     found, previous, reset = [], None, False
     for t in range(LENGTH):
@@ -80,15 +80,15 @@ def documents(sequence, row):
 @full("jax", "tensorflow")
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(sequence=sequences(), cuts=st.sampled_from([(4,), (2, 4), (2, 4, 6)]), stepped=st.booleans())
-def test_each_document_is_what_it_is_alone(case, sequence, cuts, stepped):
+def test_packing_and_stepping_never_change_a_document(case, sequence, cuts, stepped):
     features, outputs = sequence["features"], []
     if stepped:
         cache = case.layer.init_cache(BATCH, LENGTH)
         for a, b in zip((0, *cuts), (*cuts, LENGTH), strict=True):
-            y, cache = case.step(features[:, a:b], cache, **case.given(sequence, slice(a, b)))
+            y, cache = case.step(features[:, a:b], cache, **case.arguments(sequence, slice(a, b)))
             outputs.append(numpy(y))
     else:
-        outputs.append(numpy(case.program(features, **case.given(sequence))))
+        outputs.append(numpy(case.program(features, **case.arguments(sequence))))
     outputs = np.concatenate(outputs, axis=1)
     for row in range(BATCH):
         for tokens in documents(sequence, row):
@@ -97,7 +97,7 @@ def test_each_document_is_what_it_is_alone(case, sequence, cuts, stepped):
 
 
 @pytest.mark.parametrize("kind", ["mamba", "gated_conv", "attention"])
-def test_two_directions_keep_documents_and_resets_apart(kind):
+def test_bidirectional_layers_isolate_documents_and_resets(kind):
     both = {"bidirectional": True} if kind != "attention" else {"causal": False}
     layer = {"mamba": MambaLayer, "gated_conv": GatedConvLayer, "attention": AttentionLayer}[kind](
         WIDTH, **both, **({"num_heads": 2} if kind == "attention" else {})
@@ -112,7 +112,7 @@ def test_two_directions_keep_documents_and_resets_apart(kind):
 
 
 @full("jax")
-def test_a_reset_among_tokens_that_are_taken_back_never_happened(case):
+def test_rollback_undoes_resets_of_discarded_tokens(case):
     features = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
     resets = np.isin(np.arange(LENGTH), [3, 6])[None].repeat(BATCH, axis=0)
 
@@ -135,7 +135,7 @@ def test_a_reset_among_tokens_that_are_taken_back_never_happened(case):
 
 
 @full("jax")
-def test_a_cache_with_room_for_each_document_goes_on_for_ever():
+def test_a_cache_with_capacity_for_each_document_never_fills_up():
     layer = AttentionLayer(WIDTH, num_heads=2)
     features = np.random.default_rng(0).standard_normal((1, 9, WIDTH)).astype("float32")
     layer.build(features.shape)
@@ -146,9 +146,9 @@ def test_a_cache_with_room_for_each_document_goes_on_for_ever():
     spans = [(0, 2), (2, 5), (5, 6), (6, 9)]
     expected = [numpy(layer(features[:, a:b])) for a, b in spans]
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), np.concatenate(expected, axis=1), atol=2e-5)
-    # More room goes behind a ring that has begun anew.
-    wider = layer.with_room(cache, 5)
-    y, _ = step(features[:, :1], wider, reset_mask=np.array([[False]]))
+    # grow_cache appends capacity to a ring that a reset has restarted.
+    grown = layer.grow_cache(cache, 5)
+    y, _ = step(features[:, :1], grown, reset_mask=np.array([[False]]))
     expected = numpy(layer(np.concatenate([features[:, 6:9], features[:, :1]], axis=1)))[:, -1:]
     np.testing.assert_allclose(numpy(y), expected, atol=2e-5)
 

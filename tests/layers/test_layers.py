@@ -1,4 +1,4 @@
-"""What every layer promises: shapes, dynamic lengths, round trips, precision, errors, and its own particulars."""
+"""Checks of all layers: shapes, dynamic lengths, round trips, precision and errors; then checks of single layers."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ from keras_jamba.layers._projection import Projection
 
 LAYERS = {
     "mamba": lambda **kw: MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True, **kw),
-    "both_ways": lambda **kw: MambaLayer(8, d_state=4, bidirectional=True, **kw),
+    "bidirectional": lambda **kw: MambaLayer(8, d_state=4, bidirectional=True, **kw),
     "attention": lambda **kw: AttentionLayer(8, num_heads=4, num_kv_heads=1, **kw),
     "feed_forward": lambda **kw: FeedForward(8, use_swiglu=False, **kw),
     "moe": lambda **kw: MoELayer(8, num_experts=4, balance_loss="switch", **kw),
@@ -34,7 +34,7 @@ def features():
 
 @full("jax")
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_comes_back_from_its_config_and_weights(name, features):
+def test_config_and_weights_restore_a_layer(name, features):
     layer = LAYERS[name]()
     outputs = numpy(layer(features))
     twin = type(layer).from_config(layer.get_config())
@@ -57,8 +57,8 @@ def test_a_layer_trains_in_a_model_of_unknown_length(name, features):
     assert all(np.isfinite(a).all() for a in after)
 
 
-# On JAX it is what trains above; on PyTorch compiling takes a minute a layer and is not Keras' default.
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA is asked for on tensorflow alone")
+# On JAX the test above uses XLA. On PyTorch compiling takes a minute per layer and is not Keras' default.
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow needs jit_compile=True for XLA")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_trains_under_xla(name, features):
     inputs = keras.Input((None, 8))
@@ -82,7 +82,7 @@ def test_a_layer_computes_in_mixed_precision_close_to_float32(name, policy, feat
 
 
 @pytest.mark.parametrize("name", ["mamba", "attention", "block"])
-def test_a_state_stands_in_a_functional_model(name, features):
+def test_a_functional_model_can_return_a_state(name, features):
     layer = LAYERS[name]()
     inputs = keras.Input((None, 8))
     outputs, state = layer(inputs, return_state=True)
@@ -91,14 +91,14 @@ def test_a_state_stands_in_a_functional_model(name, features):
         np.testing.assert_allclose(numpy(value), numpy(expected[leaf]), atol=1e-5, err_msg=leaf)
 
 
-def test_a_mixer_of_ones_own_must_take_what_it_is_given(features):
+def test_a_custom_mixer_must_accept_the_arguments_it_receives(features):
     block = JambaBlock(keras.layers.Identity(), FeedForward(8))
     with pytest.raises(ValueError, match="needs a mixer whose call takes them. Received: a Identity without"):
         block(features, segment_ids=np.zeros((2, 7), "int32"))
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_wrong_width_is_named(name):
+def test_a_wrong_width_is_reported(name):
     with pytest.raises(ValueError, match=r"must have the shape \(b, t, 8\). Received: shape=\(2, 7, 9\)"):
         LAYERS[name]().build((2, 7, 9))
 
@@ -112,7 +112,7 @@ def test_mamba_is_causal_and_selective(features):
     assert (difference[:4] == 0).all() and (difference[4:] > 0).all()
 
 
-def test_the_time_step_bias_starts_where_it_should_in_any_model():
+def test_the_time_step_bias_starts_between_dt_min_and_dt_max():
     inputs = keras.Input((4, 8))
     layer = MambaLayer(8, dt_min=1e-3, dt_max=1e-1)
     keras.Model(inputs, keras.layers.Dense(3)(layer(inputs)))
@@ -121,7 +121,7 @@ def test_the_time_step_bias_starts_where_it_should_in_any_model():
     np.testing.assert_allclose(numpy(layer.ssm.A_log)[3], np.log(np.arange(1, 17)), rtol=1e-6)
 
 
-def test_drop_path_leaves_out_a_whole_branch_of_a_sequence(features):
+def test_drop_path_drops_complete_branches_per_sequence(features):
     block = JambaBlock(keras.layers.Identity(), keras.layers.Identity(), drop_path=0.75)
     x = np.repeat(features, 64, axis=0)
 
@@ -133,7 +133,7 @@ def test_drop_path_leaves_out_a_whole_branch_of_a_sequence(features):
     outputs = numpy(block(x, training=True))
     chosen = np.abs(candidates - outputs).max(axis=(2, 3)).argmin(axis=0)
     np.testing.assert_allclose(outputs, candidates[chosen, np.arange(len(x))], atol=1e-5)
-    # Of 128 sequences 72 keep no branch, 48 one, 8 both, give or take.
+    # Expected counts of 128 sequences: 72 keep no branch, 48 keep one, 8 keep both.
     counts = np.bincount(chosen, minlength=3)
     assert 50 < counts[0] < 94 and 26 < counts[1] < 70 and 0 < counts[2] < 25, counts
     np.testing.assert_allclose(numpy(block(x)), x + branch(x) + branch(x + branch(x)), atol=1e-5)
@@ -149,14 +149,14 @@ def test_causal_attention_does_not_look_ahead(features):
 
 
 @pytest.mark.parametrize(("downsample", "side"), [(1, 8), (2, 4), (4, 2), (8, 1)])
-def test_the_encoder_makes_a_grid(downsample, side):
+def test_the_encoder_returns_a_downsampled_grid(downsample, side):
     encoder = SpatialEncoder(6, downsample)
     assert tuple(encoder(np.zeros((2, 8, 8, 3), "float32")).shape) == (2, side, side, 6)
     assert encoder.compute_output_shape((2, 8, 8, 3)) == (2, side, side, 6)
 
 
 class Ragged(keras.utils.PyDataset):
-    """Batches of other sizes and lengths each time; `fit` compiles for unknown sizes where a backend can."""
+    """Batches of changing size and length; `fit` compiles for unknown sizes where the backend supports it."""
 
     SIZES = ((2, 7), (1, 4), (3, 5))
 
@@ -169,18 +169,18 @@ class Ragged(keras.utils.PyDataset):
 
 
 @full("tensorflow")
-# On PyTorch compiling unrolls the loop over the tokens, a minute a length: the eager form alone.
+# PyTorch's compiler unrolls the loop over tokens, a minute per length: test eager mode only.
 @pytest.mark.parametrize("compiled", [False] if keras.backend.backend() == "torch" else [False, True])
 def test_fit_takes_batches_of_changing_size_and_length(compiled):
     inputs = keras.Input((None, 8))
     layer = MambaLayer(8, d_state=4)
     model = keras.Model(inputs, layer(inputs))
     model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=compiled)
-    plain = MambaLayer(8, d_state=4, implementation="reference")
-    plain.build((None, None, 8))
-    plain.set_weights(layer.get_weights())
+    reference = MambaLayer(8, d_state=4, implementation="reference")
+    reference.build((None, None, 8))
+    reference.set_weights(layer.get_weights())
     batches = [Ragged()[i] for i in range(3)]
-    errors = [((numpy(plain(x)) - y) ** 2).mean(axis=(1, 2)) for x, y in batches]
+    errors = [((numpy(reference(x)) - y) ** 2).mean(axis=(1, 2)) for x, y in batches]
     expected = np.concatenate(errors).mean()
     logs = model.fit(Ragged(), epochs=1, verbose=0, shuffle=False)
     np.testing.assert_allclose(logs.history["loss"][0], expected, rtol=1e-4)
@@ -190,7 +190,7 @@ def test_fit_takes_batches_of_changing_size_and_length(compiled):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_small_layers_give_what_keras_own_way_to_call_them_gives(dtype):
+def test_small_layers_equal_the_call_of_keras_layers(dtype):
     x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype("float32")
     for layer in (Projection(4, use_bias=True, dtype=dtype), RMSNorm(dtype=dtype)):
         for inputs in (x, ops.cast(x, layer.compute_dtype), ops.cast(x, "float16")):

@@ -1,4 +1,4 @@
-"""Low-rank adapters of single layers: their gradients against those of the whole matrices, merging, and refusals."""
+"""Low-rank adapters of single layers: gradients against those of the full matrices, merging, and refusals."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def built(layer):
 
 
 def adapted(layer, targets, **given):
-    """A layer with adapters that have been trained."""
+    """Returns a layer with random adapters, as after training."""
     enable_lora(built(layer), 2, targets, lora_alpha=3, **given)
     rng = np.random.default_rng(2)
     for variable in layer.trainable_weights:
@@ -34,7 +34,7 @@ def gradients_of(layer, variables):
 
 
 def check_gradients(layer, merged):
-    """Those of a matrix W are dA = s dW B', dB = s A' dW."""
+    """Checks dA = s dW B' and dB = s A' dW, the gradients of the adapters of a matrix W."""
     merged.set_weights(layer.get_weights())
     merge_lora(merged)
     names = [
@@ -79,7 +79,7 @@ def test_gradients_reach_every_matrix_of_other_layers(target, make):
 @pytest.mark.parametrize(
     ("target", "make"), {"mamba": lambda: MambaLayer(**MAMBA), "experts": lambda: MoELayer(8, 4, d_ff=6)}.items()
 )
-def test_adapters_start_as_nothing_and_merged_are_the_same(target, make, mode):
+def test_new_adapters_change_nothing_and_merging_keeps_outputs(target, make, mode):
     layer = built(make())
     if mode:
         quantize(layer, mode)
@@ -94,16 +94,16 @@ def test_adapters_start_as_nothing_and_merged_are_the_same(target, make, mode):
     merge_lora(layer)
     assert len(layer.weights) < count
     merged = numpy(jitted(lambda x: layer(x, **GIVEN[target]))(X))
-    # In few bits the sum is rounded again.
+    # Merging into quantized weights rounds the sum again.
     allowed = {None: 1e-5, "int8": 0.05, "int4": 0.6}[mode]
     assert np.abs(merged - trained).max() < allowed * max(1, np.abs(trained).max())
 
 
-# Without statistics, which cannot be assigned in a program of their own.
+# No statistics: a separately compiled program cannot assign them.
 GIVEN = {"mamba": {}, "experts": {"record": False}}
 
 
-def test_only_adapters_are_trained_and_their_share_is_told(capsys):
+def test_only_adapters_are_trained_and_their_share_is_printed(capsys):
     layer = built(MambaLayer(**MAMBA))
     count = sum(int(np.prod(v.shape)) for v in layer.weights)
     reported = enable_lora(layer, 2, "mamba.in_proj")
@@ -115,7 +115,7 @@ def test_only_adapters_are_trained_and_their_share_is_told(capsys):
     assert f"80 of {count + 80:,} weights are trained" in capsys.readouterr().out
 
 
-def test_after_merging_everything_is_trained_again():
+def test_merging_makes_all_weights_trainable_again():
     layer = built(MambaLayer(**MAMBA))
     before = [v.path for v in layer.trainable_weights]
     enable_lora(layer, 2)
@@ -133,7 +133,7 @@ def test_after_merging_everything_is_trained_again():
         (dict(rank=2, also_train="head"), "also_train must name layers"),
     ],
 )
-def test_what_cannot_be_adapted_is_refused_and_nothing_changes(given, message):
+def test_invalid_adapters_are_refused_without_changes(given, message):
     layer = built(MambaLayer(**MAMBA))
     names = [v.path for v in layer.weights]
     with pytest.raises(ValueError, match=message):
@@ -141,7 +141,7 @@ def test_what_cannot_be_adapted_is_refused_and_nothing_changes(given, message):
     assert [v.path for v in layer.trainable_weights] == names
 
 
-def test_adapters_twice_or_none_to_merge_are_refused():
+def test_repeated_adapters_and_merging_without_adapters_are_refused():
     layer = built(MambaLayer(**MAMBA))
     with pytest.raises(ValueError, match="There must be adapters"):
         merge_lora(layer)

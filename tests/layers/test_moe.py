@@ -1,4 +1,4 @@
-"""Mixture of experts: routing, statistics, capacity, and routers of one's own."""
+"""Mixture of experts: routing, statistics, capacity, and custom routers."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ def features():
     return np.random.default_rng(0).standard_normal((2, 7, 8)).astype("float32")
 
 
-def test_every_expert_gets_what_its_router_says():
+def test_every_expert_receives_the_tokens_its_router_selects():
     layer = MoELayer(8, num_experts=4, num_experts_per_token=1)
     layer.build((None, None, 8))
     layer.router.kernel.assign(np.eye(8, 4, dtype="float32") * 50)
@@ -45,7 +45,7 @@ def test_auxiliary_losses_are_added_with_their_coefficients(features):
     np.testing.assert_allclose(numpy(layer.aux_loss), 2 * z.mean(), rtol=1e-5)
 
 
-def test_what_the_router_decided_can_be_had_at_every_call(features):
+def test_every_call_can_return_its_routing(features):
     layer = MoELayer(8, num_experts=4)
     outputs, routing = layer(features, return_routing=True)
     routing = numpy(routing)
@@ -59,14 +59,14 @@ def test_what_the_router_decided_can_be_had_at_every_call(features):
     share = np.bincount(order.reshape(-1), minlength=4) / order.size
     np.testing.assert_allclose(routing["expert_share"], share, rtol=1e-6)
     np.testing.assert_allclose(routing["max_load"], share.max() * 4, rtol=1e-6)
-    seen = share[share > 0]
-    np.testing.assert_allclose(routing["entropy"], -(seen * np.log(seen)).sum() / np.log(4), rtol=1e-5)
+    used = share[share > 0]
+    np.testing.assert_allclose(routing["entropy"], -(used * np.log(used)).sum() / np.log(4), rtol=1e-5)
     assert routing["drop_rate"] == 0
     specs = layer.compute_output_spec(keras.KerasTensor((2, 7, 8)), return_routing=True)[1]
     assert {k: (v.shape, v.dtype) for k, v in specs.items()} == {k: (v.shape, str(v.dtype)) for k, v in routing.items()}
 
 
-def test_decisions_come_without_statistics_where_these_are_not_wanted(features):
+def test_decisions_are_returned_without_statistics(features):
     layer = MoELayer(8, num_experts=4)
     complete = numpy(layer(features, return_routing=True)[1])
     decisions = numpy(layer(features, return_routing="decisions")[1])
@@ -78,7 +78,7 @@ def test_decisions_come_without_statistics_where_these_are_not_wanted(features):
     assert set(specs) == set(decisions)
 
 
-def test_a_loss_without_weight_is_not_computed(features, monkeypatch):
+def test_a_loss_with_coefficient_0_is_not_computed(features, monkeypatch):
     monkeypatch.setattr("keras_jamba.layers.router.router_z_loss", None)
     layer = MoELayer(8, num_experts=4, balance_coefficient=0.5, z_coefficient=0.0)
     _, routing = layer(features, return_routing=True)
@@ -90,33 +90,33 @@ def test_a_loss_without_weight_is_not_computed(features, monkeypatch):
     assert float(numpy(layer.aux_loss)) == 0
 
 
-def test_tokens_without_room_are_dropped_and_counted(features):
+def test_tokens_beyond_the_capacity_are_dropped_and_counted(features):
     layer = MoELayer(8, num_experts=4, num_experts_per_token=1, capacity_factor=1.0)
     layer.build((None, None, 8))
     layer.router.kernel.assign(np.eye(8, 4, dtype="float32") * 50)
     tokens = np.eye(4, 8, dtype="float32")[[0, 0, 0, 3, 0, 1, 2, 2]][None]
     mask = np.array([[True, False, True, True, True, True, True, True]])
     outputs, routing = layer(tokens, mask=mask, return_routing=True)
-    # Room for 8 / 4 = 2 tokens: of expert 0's the first and the third are in, the second is padding.
+    # The capacity is 8 / 4 = 2 tokens: expert 0 keeps its first and third token, and the second is padding.
     dropped = np.abs(numpy(outputs)[0]).sum(-1) == 0
     np.testing.assert_array_equal(dropped, [False, True, False, False, True, False, False, False])
     np.testing.assert_allclose(numpy(routing["drop_rate"]), 1 / 7, rtol=1e-6)
     np.testing.assert_allclose(numpy(layer.drop_rate), 1 / 7, rtol=1e-6)
 
 
-def test_a_capacity_that_suffices_changes_nothing(features):
+def test_a_sufficient_capacity_changes_nothing(features):
     layer = MoELayer(8, num_experts=4)
-    roomy = MoELayer(8, num_experts=4, capacity_factor=4.0)
-    roomy.build(features.shape)
+    limited = MoELayer(8, num_experts=4, capacity_factor=4.0)
+    limited.build(features.shape)
     outputs = layer(features)
-    roomy.set_weights(layer.get_weights())
-    close(roomy(features), numpy(outputs), absolute=1e-5)
-    assert float(numpy(roomy.drop_rate)) == 0
+    limited.set_weights(layer.get_weights())
+    close(limited(features), numpy(outputs), absolute=1e-5)
+    assert float(numpy(limited.drop_rate)) == 0
 
 
 @keras.saving.register_keras_serializable(package="test")
 class InTurn(Router):
-    """Token i goes to the experts i and i + 1, whatever its logits say."""
+    """A router that sends token i to the experts i and i + 1, regardless of its logits."""
 
     def choose(self, logits, mask, training):
         first = ops.arange(ops.shape(logits)[0])[:, None] + ops.arange(self.num_experts_per_token)[None]
@@ -128,7 +128,7 @@ class InTurn(Router):
         return ops.convert_to_tensor(0.25)
 
 
-def test_a_router_of_ones_own_decides_and_is_saved(features, tmp_path):
+def test_a_custom_router_decides_and_is_saved(features, tmp_path):
     inputs = keras.Input((7, 8))
     layer = MoELayer(8, router=InTurn(4, 2))
     model = keras.Model(inputs, layer(inputs))
@@ -157,6 +157,6 @@ def test_the_router_is_float32_under_mixed_precision(features):
         (dict(num_experts_per_token=9), "num_experts_per_token must be at most num_experts"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_reported(arguments, message):
     with pytest.raises(ValueError, match=message):
         MoELayer(8, **arguments)

@@ -1,4 +1,4 @@
-"""Our layers against those of the project whose architecture document we implement, where they ran."""
+"""Compares our layers with recorded outputs of the project whose architecture document we implement."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def assert_equal(actual, expected):
     np.testing.assert_allclose(numpy(actual), expected, rtol=1e-4, atol=2e-5)
 
 
-def test_mamba_layer_is_theirs(recorded):
+def test_mamba_layer_equals_the_original(recorded):
     w = load_file(FOLDER / "mamba.safetensors")
     kernels = {f"{n}.kernel": w[f"{n}.weight"].T for n in ("in_proj", "out_proj")}
     kernels |= {f"ssm.{n}.kernel": w[f"{n}.weight"].T for n in ("x_proj", "dt_proj")}
@@ -45,7 +45,7 @@ def test_mamba_layer_is_theirs(recorded):
 
 
 @pytest.mark.parametrize("causal", [0, 1])
-def test_attention_layer_with_interleaved_rope_is_theirs(recorded, causal):
+def test_attention_layer_with_interleaved_rope_equals_the_original(recorded, causal):
     w = load_file(FOLDER / f"attn_causal{causal}.safetensors")
     layer = built(
         AttentionLayer(16, num_heads=4, num_kv_heads=2, causal=bool(causal)),
@@ -54,7 +54,7 @@ def test_attention_layer_with_interleaved_rope_is_theirs(recorded, causal):
     assert_equal(layer(recorded["x"]), recorded[f"attn_causal{causal}"])
 
 
-def test_feed_forward_layer_is_theirs(recorded):
+def test_feed_forward_layer_equals_the_original(recorded):
     w = load_file(FOLDER / "ffn.safetensors")
     gate, up = np.split(w["fc1.weight"], 2)
     layer = built(
@@ -65,7 +65,7 @@ def test_feed_forward_layer_is_theirs(recorded):
 
 
 @pytest.mark.parametrize("swiglu", [0, 1])
-def test_moe_layer_is_theirs(recorded, swiglu):
+def test_moe_layer_equals_the_original(recorded, swiglu):
     w = load_file(FOLDER / f"moe_swiglu{swiglu}.safetensors")
     first = np.stack([w[f"experts.{i}.fc1.weight"].T for i in range(4)])
     banks = {"down_bank": np.stack([w[f"experts.{i}.fc2.weight"].T for i in range(4)])}

@@ -43,7 +43,7 @@ def test_a_model_learns_in_mixed_precision(policy):
     model.compile(keras.optimizers.Adam(3e-2), loss, metrics=["accuracy"])
     losses = model.fit(images, labels, batch_size=12, epochs=25, verbose=0).history["loss"]
     assert np.isfinite(losses).all() and losses[-1] < 0.5 * losses[0]
-    # What must be exact is kept and computed in float32.
+    # Trainable variables and the parameters of the state space stay in float32.
     for variable in model.trainable_variables:
         assert variable.dtype == "float32"
     for block in model.backbone.blocks:
@@ -53,7 +53,7 @@ def test_a_model_learns_in_mixed_precision(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_norm_is_that_of_keras_with_its_gradient(policy):
+def test_the_norm_and_its_gradient_equal_keras(policy):
     rng = np.random.default_rng(0)
     x, weights = (ops.convert_to_tensor(rng.standard_normal((2, 5, 48)).astype("float32")) for _ in range(2))
     found = []

@@ -1,4 +1,4 @@
-"""Taking tokens back: against stepping with the others alone from the cache before."""
+"""Rollback against stepping with only the kept tokens from the earlier cache."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ MIXERS = {
     "mamba": lambda: MambaLayer(8, d_state=4, mixer_rms_norm=True, proj_bias=True),
     "gated_conv": lambda: GatedConvLayer(8, proj_bias=True),
     "attention": lambda: AttentionLayer(8, num_heads=4, num_kv_heads=2),
-    # Fewer slots than tokens come and go.
+    # The cache has fewer slots than the step has tokens.
     "window": lambda: AttentionLayer(8, num_heads=2, attention_window=4),
 }
 
@@ -35,7 +35,7 @@ def features():
 
 
 def documents(padding):
-    """What a step is given besides: of all tokens, those before included."""
+    """Returns segment ids and optionally a mask of all tokens, including those before the step."""
     ids = np.array([[0, 0, 1, 1, 1, 1, 2, 2, 2, 3], [0] * 4 + [1] * 6, [0] * 10, [5] * 5 + [6] * 5], "int32")
     mask = np.random.default_rng(1).random(ids.shape) > 0.35
     mask[3, BEFORE : BEFORE + 2] = False
@@ -44,7 +44,7 @@ def documents(padding):
 
 @full("jax")
 @pytest.mark.parametrize("padding", [False, True], ids=["", "padding"])
-def test_with_documents_and_padding_the_cache_is_that_of_the_tokens_that_stay(layer, features, padding):
+def test_rollback_equals_stepping_with_only_the_kept_tokens(layer, features, padding):
     given = documents(padding)
     first, rest = ({name: x[:, here] for name, x in given.items()} for here in (slice(BEFORE), slice(BEFORE, None)))
 
@@ -52,9 +52,9 @@ def test_with_documents_and_padding_the_cache_is_that_of_the_tokens_that_stay(la
         _, cache = layer.step(x[:, :BEFORE], layer.init_cache(4, 12), **first)
         plain, _ = layer.step(x[:, BEFORE:], cache, **rest)
         outputs, _, rollback_state = layer.step(x[:, BEFORE:], cache, **rest, return_rollback_state=True)
-        # Tokens that a mask leaves out do not exist, which the layers' own tests show.
-        stays = np.arange(LENGTH)[None] < COUNTS[:, None]
-        _, expected = layer.step(x[:, BEFORE:], cache, **rest | {"mask": stays & rest.get("mask", True)})
+        # The mask removes the discarded tokens; the layers' own tests check masks.
+        kept = np.arange(LENGTH)[None] < COUNTS[:, None]
+        _, expected = layer.step(x[:, BEFORE:], cache, **rest | {"mask": kept & rest.get("mask", True)})
         return outputs, plain, layer.rollback(rollback_state, count), expected
 
     outputs, plain, found, expected = numpy(jitted(both)(features, COUNTS))
@@ -67,14 +67,14 @@ def test_with_documents_and_padding_the_cache_is_that_of_the_tokens_that_stay(la
 
 @pytest.fixture(scope="module")
 def found(layer, features):
-    """One step and what is taken back of it, as one program."""
-    # Each row as it would be alone, with its padding behind it.
+    """Returns the results of one step and of its rollbacks, from one compiled program."""
+    # Each row holds its kept tokens, one more token, then padding.
     rows = np.zeros((4, BEFORE + LENGTH + 1, 8), "float32")
     for row, count in enumerate(COUNTS):
         rows[row, : BEFORE + count + 1] = [*features[row, : BEFORE + count], features[row, -1]]
     real = np.arange(BEFORE + LENGTH + 1)[None] <= BEFORE + COUNTS[:, None]
 
-    def all_of_it(x, rows, count, nothing, everything):
+    def step_and_roll_back(x, rows, count, nothing, everything):
         _, before = layer.step(x[:, :BEFORE], layer.init_cache(4, 12))
         _, after, rollback_state = layer.step(x[:, BEFORE:], before, return_rollback_state=True)
         cache, rollback_states = before, []
@@ -87,14 +87,14 @@ def found(layer, features):
             after=after,
             rollback_state=rollback_state,
             back=back,
-            by_pieces=layer.rollback(rollback_states, count),
+            by_chunks=layer.rollback(rollback_states, count),
         )
         found |= dict(
             nothing=layer.rollback(rollback_state, nothing), everything=layer.rollback(rollback_state, everything)
         )
         return found | dict(outputs=layer.step(x[:, -1:], back)[0], rows=layer(rows, mask=real))
 
-    return numpy(jitted(all_of_it)(features, rows, COUNTS, np.zeros(4, "int32"), np.full(4, LENGTH, "int32")))
+    return numpy(jitted(step_and_roll_back)(features, rows, COUNTS, np.zeros(4, "int32"), np.full(4, LENGTH, "int32")))
 
 
 def same(found, expected, tolerance=1e-6):
@@ -103,25 +103,25 @@ def same(found, expected, tolerance=1e-6):
         np.testing.assert_allclose(x, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_each_row_goes_on_as_if_it_had_been_given_those_tokens_alone(found):
+def test_each_row_continues_from_its_kept_tokens(found):
     for row, count in enumerate(COUNTS):
         np.testing.assert_allclose(found["outputs"][row, 0], found["rows"][row, BEFORE + count], atol=2e-5)
 
 
-def test_of_nothing_and_of_everything_the_caches_are_those_before_and_after(found):
+def test_keeping_no_or_all_tokens_gives_the_cache_before_or_after(found):
     same(found["nothing"], found["before"])
     same(found["everything"], found["after"])
 
 
-def test_trails_of_steps_in_a_row_are_one(found):
-    same(found["by_pieces"], found["back"], 2e-6)
+def test_rollback_states_of_consecutive_steps_combine(found):
+    same(found["by_chunks"], found["back"], 2e-6)
 
 
-def test_no_projection_runs_again(layer, found, monkeypatch):
-    def refuses(*given, **more):
+def test_rollback_runs_no_projection(layer, found, monkeypatch):
+    def refuse(*args, **kwargs):
         raise AssertionError("a projection ran")
 
-    monkeypatch.setattr(keras.layers.Dense, "call", refuses)
+    monkeypatch.setattr(keras.layers.Dense, "call", refuse)
     rollback_state = keras.tree.map_structure(keras.ops.convert_to_tensor, found["rollback_state"])
     same(numpy(jitted(layer.rollback)(rollback_state, COUNTS)), found["back"])
 
@@ -138,13 +138,13 @@ def test_no_projection_runs_again(layer, found, monkeypatch):
         ([{"cache": {}, "tokens": {"x": 0}}, {}], COUNTS, r"must be of one kind. Received: \[\['x'\], None\]"),
     ],
 )
-def test_trails_and_counts_of_something_else_are_named(layer, found, rollback_state, count, message):
+def test_invalid_rollback_states_and_counts_are_reported(layer, found, rollback_state, count, message):
     rollback_state = found["rollback_state"] if rollback_state is None else rollback_state
     with pytest.raises(ValueError, match=message):
         layer.rollback(rollback_state, keras.ops.convert_to_tensor(count))
 
 
-def test_a_block_whose_mixer_takes_nothing_back_says_so(features):
+def test_a_block_refuses_rollback_with_a_mixer_without_rollback(features):
     class Plain(keras.layers.Layer):
         def step(self, inputs, cache, mask=None, segment_ids=None):
             return inputs, cache

@@ -1,4 +1,4 @@
-"""What a layer in a model of one's own that was saved, pickled, copied or cloned still knows."""
+"""Trainable flags of layers in custom models after saving, pickling, copying and cloning."""
 
 import keras
 import pytest
@@ -7,11 +7,9 @@ from saved_state import WAYS, WITH_WEIGHTS, backbone, image_classifier
 
 from keras_jamba import layers
 
-# Layers in models of one's own
-
 
 class Mixer(keras.layers.Layer):
-    """Somebody's own mixer, with layers that have names by Keras."""
+    """A custom mixer whose sublayers have names by Keras."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -38,7 +36,7 @@ LAYERS = {
         SEQUENCE,
         ["mixer/in_proj", "mixer_norm"],
     ),
-    "JambaBlock of a mixer of one's own": (lambda: layers.JambaBlock(Mixer(), None), SEQUENCE, ["mixer/second"]),
+    "JambaBlock of a custom mixer": (lambda: layers.JambaBlock(Mixer(), None), SEQUENCE, ["mixer/second"]),
     "SpatialEncoder": (lambda: layers.SpatialEncoder(8), GRID, ["norms"]),
     "PatchEncoder": (lambda: layers.PatchEncoder(8), GRID, ["projection"]),
     "FrameTokens": (lambda: layers.FrameTokens(8), (2, *GRID), ["projection"]),
@@ -49,7 +47,7 @@ LAYERS = {
 
 
 def by_type(layer):
-    """What is trained, without the names and paths that depend on what else was built."""
+    """Returns the trainable flags per layer type, without names that depend on other built layers."""
     found = []
     for each in layer._flatten_layers():
         own = each._trainable_variables + each._non_trainable_variables
@@ -58,7 +56,7 @@ def by_type(layer):
 
 
 def inner(layer, path):
-    """The layers at a path of attributes, of which a list is its first."""
+    """Returns the layer at a path of attributes, and the first layer of each list on it."""
     for name in path.split("/"):
         layer = getattr(layer, name)
         layer = layer[0] if isinstance(layer, (list, tuple)) else layer
@@ -80,14 +78,14 @@ KINDS = {
 @once
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_is_frozen_in_a_layer_of_a_model_of_ones_own_stays_so(name, kind, tmp_path):
+def test_frozen_parts_of_a_layer_in_a_custom_model_stay_frozen(name, kind, tmp_path):
     make, shape, paths = LAYERS[name]
     layer = make()
     model = KINDS[kind](layer, shape)
     count = len(model.trainable_variables)
     for path in paths:
         inner(layer, path).trainable = False
-    # One variable more, of a layer that is not frozen.
+    # Freeze one more variable, in a layer that is not frozen.
     others = [v for v in model.trainable_variables if not any(v is w for p in paths for w in inner(layer, p).weights)]
     for variable in others[-1:]:
         variable.trainable = False
@@ -98,7 +96,7 @@ def test_what_is_frozen_in_a_layer_of_a_model_of_ones_own_stays_so(name, kind, t
 
 @once
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_that_is_frozen_as_a_whole_stays_so(name, tmp_path):
+def test_a_completely_frozen_layer_stays_frozen(name, tmp_path):
     make, shape, _ = LAYERS[name]
     layer = make()
     model = within_functional(layer, shape)
@@ -109,7 +107,7 @@ def test_a_layer_that_is_frozen_as_a_whole_stays_so(name, tmp_path):
         assert (again.trainable_variables, by_type(again.layers[-1])) == ([], by_type(layer))
 
 
-def test_what_is_frozen_by_the_constructor_is_not_trained():
+def test_a_layer_frozen_by_its_constructor_is_not_trained():
     layer = layers.MambaLayer(8, trainable=False)
     model = within_functional(layer, SEQUENCE)
     assert model.trainable_variables == [] and not layer.in_proj.trainable
@@ -117,30 +115,30 @@ def test_what_is_frozen_by_the_constructor_is_not_trained():
     assert len(model.trainable_variables) == len(layer.weights)
 
 
-def test_configs_say_nothing_where_nothing_is_frozen_and_old_ones_load():
+def test_configs_omit_the_default_trainable_state_and_old_configs_load():
     model = backbone()
     assert not {"trainable_state", "adapters", "sampler", "compiled_on"} & set(model.get_config())
     config = layers.MambaLayer(8).get_config()
     assert "trainable_state" not in config
-    # What Keras stored of a layer that was frozen as a whole.
+    # Older configs of a completely frozen layer hold only Keras' flag.
     again = layers.MambaLayer.from_config(config | {"trainable": False})
     assert within_functional(again, SEQUENCE).trainable_variables == []
 
 
-def test_what_is_thawed_before_it_is_built_stays_so():
+def test_a_layer_unfrozen_before_it_is_built_stays_trainable():
     layer = layers.MambaLayer(8)
     layer.build((None, *SEQUENCE))
     layer.in_proj.trainable = False
     again = layers.MambaLayer.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
-    again.trainable = False  # TensorFlow passes over a value that an attribute has already
+    again.trainable = False  # TensorFlow ignores the assignment of an unchanged value
     again.trainable = True
     again.build((None, *SEQUENCE))
     assert len(again.trainable_variables) == len(again.weights)
 
 
 @once
-def test_a_state_of_another_layer_is_named():
+def test_a_trainable_state_of_another_layer_is_reported():
     config = layers.MambaLayer(8).get_config() | {"trainable_state": {"layers": {"q_proj": False}}}
     with pytest.raises(ValueError, match="must name layers and variables of"):
         layers.MambaLayer.from_config(config).build((None, *SEQUENCE))

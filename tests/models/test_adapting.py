@@ -1,4 +1,4 @@
-"""Models in few bits and with adapters: golden numbers, exact reloading, what is trained, and files."""
+"""Quantized and adapted models: golden numbers, exact reloading, trained weights, and files."""
 
 import json
 import warnings
@@ -33,10 +33,12 @@ MODELS = {"text": (tiny, IDS), "images": (pictures, IMAGES)}
 
 
 def logits(model, inputs):
-    """In one program; what the statistics of routers are assigned there is thrown away."""
+    """Returns logits from one program, which discards the updates of router statistics."""
 
     def run(x):
-        values = [[v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
+        values = [
+            [v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables)
+        ]
         return model.stateless_call(*values, x)[0]
 
     return numpy(jitted(run)(ops.convert_to_tensor(inputs)))
@@ -47,34 +49,34 @@ def values(model):
 
 
 def trained(model):
-    """Some steps of training, after which every adapter has changed."""
-    kind = isinstance(model, keras_jamba.DHCJamba)
-    x, y = (IMAGES, np.array([0, 1, 2, 0])) if kind else (IDS, np.roll(IDS, -1, 1))
+    """Returns `model` after some training steps, which change every adapter."""
+    on_images = isinstance(model, keras_jamba.DHCJamba)
+    x, y = (IMAGES, np.array([0, 1, 2, 0])) if on_images else (IDS, np.roll(IDS, -1, 1))
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, epochs=3, verbose=0)
     return model
 
 
-# Few bits
+# Quantization
 
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("case", ["dense", "gqa_leftpad", "proj_bias", "mamba1_lm"])
-def test_in_eight_bits_golden_logits_are_within_two_percent(case):
+def test_int8_logits_are_within_two_percent_of_golden_logits(case):
     model = keras_jamba.JambaCausalLM.from_preset(FOLDER / case, quantization="int8")
     error = logits(model, recorded(case)["input_ids"]) - recorded(case)["logits"]
     assert 1e-4 < np.linalg.norm(error) / np.linalg.norm(recorded(case)["logits"]) < 0.02
 
 
 @full("jax")
-def test_with_experts_alone_in_eight_bits_sixteen_of_them_are_within_two_percent():
+def test_int8_logits_of_sixteen_experts_are_within_two_percent():
     model = keras_jamba.JambaCausalLM.from_preset(FOLDER / "moe", quantization="experts_int8")
     error = logits(model, recorded("moe")["input_ids"]) - recorded("moe")["logits"]
     assert 1e-4 < np.linalg.norm(error) / np.linalg.norm(recorded("moe")["logits"]) < 0.02
 
 
 @full("jax")
-def test_greedy_tokens_in_eight_bits_are_those_of_floating_point():
+def test_int8_greedy_tokens_equal_those_of_floating_point():
     arrays = recorded("dense")
     model = keras_jamba.JambaCausalLM.from_preset(FOLDER / "dense", quantization="int8")
     inputs = {"token_ids": arrays["gen_input_ids"], "padding_mask": arrays["gen_attention_mask"]}
@@ -85,7 +87,7 @@ def test_greedy_tokens_in_eight_bits_are_those_of_floating_point():
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize(("kind", "mode"), [("text", "int8"), ("text", "int4"), ("images", "experts_int8")])
-def test_a_model_in_few_bits_is_the_same_however_it_came_to_be(kind, mode, tmp_path):
+def test_quantizing_saving_and_loading_give_the_same_model(kind, mode, tmp_path):
     make, inputs = MODELS[kind]
     model = make()
     exact = logits(model, inputs)
@@ -93,22 +95,22 @@ def test_a_model_in_few_bits_is_the_same_however_it_came_to_be(kind, mode, tmp_p
     model.quantize(mode)
     expected = logits(model, inputs)
     assert 0 < np.linalg.norm(expected - exact) < np.linalg.norm(exact)
-    model.save_to_preset(tmp_path / "few")
-    model.save(tmp_path / "few.keras")
+    model.save_to_preset(tmp_path / "quantized")
+    model.save(tmp_path / "quantized.keras")
     for same in (
         type(model).from_preset(tmp_path / "float", quantization=mode),
-        type(model).from_preset(tmp_path / "few"),
-        keras.models.load_model(tmp_path / "few.keras", compile=False),
+        type(model).from_preset(tmp_path / "quantized"),
+        keras.models.load_model(tmp_path / "quantized.keras", compile=False),
     ):
         assert same.get_config()["quantization"] == mode
         for path, value in values(model).items():
             np.testing.assert_array_equal(values(same)[path], value)
     np.testing.assert_array_equal(logits(same, inputs), expected)
-    assert json.loads((tmp_path / "few" / "config.json").read_text())["config"]["quantization"] == mode
+    assert json.loads((tmp_path / "quantized" / "config.json").read_text())["config"]["quantization"] == mode
 
 
 def bytes_by_hand(model, mode):
-    """From the shapes in floating point alone."""
+    """Returns the bytes of all weights, computed from their shapes in floating point."""
     total = 0
     for path, shape in model.float_shapes().items():
         size, name = int(np.prod(shape)), path.rsplit("/", 1)[-1]
@@ -126,19 +128,21 @@ def bytes_by_hand(model, mode):
 
 @full("jax")
 @pytest.mark.parametrize("mode", ["int8", "int4", "experts_int8"])
-def test_sizes_are_as_computed(mode):
+def test_stored_sizes_match_the_formula(mode):
     model = tiny(quantization=mode)
     stored = sum(numpy(v.value).nbytes for v in model.weights)
     assert stored == bytes_by_hand(model, mode) < sum(4 * np.prod(shape) for shape in model.float_shapes().values())
 
 
-def test_what_acts_through_exponentials_stays_in_floating_point():
-    few = {v.path for v in tiny(quantization="int4").weights if v.dtype == "int8"}
-    assert few and not [p for p in few for part in ("router", "A_log", "/D", "dt_", "conv", "norm") if part in p]
+def test_parameters_of_exponentials_stay_in_floating_point():
+    quantized = {v.path for v in tiny(quantization="int4").weights if v.dtype == "int8"}
+    assert quantized and not [
+        p for p in quantized for part in ("router", "A_log", "/D", "dt_", "conv", "norm") if part in p
+    ]
 
 
 @full("jax")
-def test_layers_of_a_model_of_ones_own_are_remade_as_they_were(tmp_path):
+def test_quantized_layers_of_a_custom_model_reload_exactly(tmp_path):
     inputs = keras.Input((None, 8))
     mamba, experts = MambaLayer(8, dt_rank=2, d_state=4), MoELayer(8, 4, d_ff=6)
     model = keras.Model(inputs, keras.layers.Dense(3)(experts(mamba(inputs))))
@@ -151,10 +155,10 @@ def test_layers_of_a_model_of_ones_own_are_remade_as_they_were(tmp_path):
 
 
 @full("jax")
-def test_keras_own_quantize_reaches_the_projections_of_our_layers():
+def test_quantize_of_keras_reaches_the_projections_of_our_layers():
     model = keras.Sequential([keras.Input((None, 8)), MambaLayer(8, dt_rank=2, d_state=4, name="mamba")])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says of an InputLayer that it has nothing to quantize
+        warnings.simplefilter("ignore")  # Keras warns that it cannot quantize an InputLayer
         model.quantize("int8")
     assert sorted(v.path.split("mamba/")[1] for v in model.weights if v.dtype == "int8") == [
         "in_proj/kernel",
@@ -163,7 +167,7 @@ def test_keras_own_quantize_reaches_the_projections_of_our_layers():
     ]
 
 
-def test_what_cannot_be_quantized_is_refused():
+def test_invalid_quantization_is_refused():
     model = tiny(quantization="int8")
     with pytest.raises(ValueError, match="is quantized already"):
         model.quantize("int8")
@@ -177,7 +181,7 @@ def test_what_cannot_be_quantized_is_refused():
         tiny(moe_frequency=0, quantization="experts_int8")
 
 
-def test_a_model_in_few_bits_is_exported_as_what_its_weights_stand_for(tmp_path):
+def test_a_quantized_model_exports_dequantized_weights(tmp_path):
     model = keras_jamba.JambaCausalLM.from_preset(FOLDER / "dense", quantization="int8")
     expected = logits(model, recorded("dense")["input_ids"])
     model.export_to_transformers(tmp_path / "hf")
@@ -190,7 +194,7 @@ def test_a_model_in_few_bits_is_exported_as_what_its_weights_stand_for(tmp_path)
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("kind", MODELS)
-def test_training_changes_adapters_alone(kind):
+def test_training_changes_only_adapters(kind):
     model = MODELS[kind][0]()
     model.enable_lora(2, also_train="head" if kind == "images" else ())
     before = values(model)
@@ -204,7 +208,7 @@ def test_training_changes_adapters_alone(kind):
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("quantization", [None, "int8"])
-def test_adapters_are_saved_alone_loaded_and_merged(quantization, tmp_path):
+def test_adapters_are_saved_separately_loaded_and_merged(quantization, tmp_path):
     model = tiny()
     if quantization:
         model.quantize(quantization)
@@ -226,7 +230,7 @@ def test_adapters_are_saved_alone_loaded_and_merged(quantization, tmp_path):
 
 
 @full("jax")
-def test_what_is_generated_follows_adapters_and_bits():
+def test_generation_follows_adapters():
     model = tiny()
     given = dict(max_new_tokens=12, stop_token_ids=None, strip_prompt=True)
     before = model.generate(IDS, **given)
@@ -240,7 +244,7 @@ def test_what_is_generated_follows_adapters_and_bits():
     np.testing.assert_array_equal(adapted[:, 0], expected)
 
 
-def test_files_of_adapters_that_do_not_fit_change_nothing(tmp_path):
+def test_incompatible_adapter_files_change_nothing(tmp_path):
     model = tiny()
     with pytest.raises(ValueError, match="There must be adapters"):
         model.save_lora(tmp_path / "none.safetensors")
@@ -276,17 +280,17 @@ WAYS_TO_SAVE = {
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("way", [way for way in WAYS_TO_SAVE if way != "transformers"])
-def test_a_model_with_one_block_in_few_bits_is_not_saved(way, tmp_path):
-    half = tiny(moe_frequency=0, dt_rank=1)
-    quantize(half.backbone.blocks[0], "int8")
+def test_a_partly_quantized_model_is_not_saved(way, tmp_path):
+    partial = tiny(moe_frequency=0, dt_rank=1)
+    quantize(partial.backbone.blocks[0], "int8")
     with pytest.raises(ValueError, match="Call quantize of the whole model"):
-        WAYS_TO_SAVE[way](half, tmp_path / "model.keras")
-    # Keras itself has opened the file by then.
+        WAYS_TO_SAVE[way](partial, tmp_path / "model.keras")
+    # Keras opens these files before the check.
     assert not list(tmp_path.iterdir()) or way in ("keras.saving", "inside another")
 
 
 @pytest.mark.parametrize("way", ["preset", "transformers"])
-def test_presets_and_checkpoints_of_transformers_hold_no_adapters(way, tmp_path):
+def test_presets_and_transformers_checkpoints_refuse_adapters(way, tmp_path):
     adapted = tiny(moe_frequency=0, dt_rank=1)
     adapted.enable_lora(2)
     with pytest.raises(ValueError, match="Call merge_lora first"):
@@ -294,40 +298,40 @@ def test_presets_and_checkpoints_of_transformers_hold_no_adapters(way, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_preset_in_few_bits_is_not_loaded_in_others(tmp_path):
-    tiny(quantization="int8").save_to_preset(tmp_path / "few")
+def test_a_quantized_preset_refuses_another_quantization(tmp_path):
+    tiny(quantization="int8").save_to_preset(tmp_path / "quantized")
     for other in (None, "int4"):
         with pytest.raises(ValueError, match="A quantized preset must be loaded with its own quantization"):
-            keras_jamba.JambaCausalLM.from_preset(tmp_path / "few", quantization=other)
+            keras_jamba.JambaCausalLM.from_preset(tmp_path / "quantized", quantization=other)
 
 
-def test_bits_are_not_asked_for_by_a_policy_of_the_whole():
+def test_a_quantized_dtype_policy_of_a_layer_is_refused():
     with pytest.raises(ValueError, match="has a dtype policy in floating point"):
         MambaLayer(8, dtype="int8_from_float32")
 
 
-def test_all_layers_of_a_name_are_trained_whole_and_none_in_few_bits():
+def test_also_train_trains_named_layers_and_refuses_quantized_ones():
     model = tiny()
     model.enable_lora(2, "mamba", also_train="mixer_norm")
-    jitted = [v.path for v in model.trainable_weights if "_lora_" not in v.path]
-    assert jitted == ["backbone/block_0/mixer_norm/scale", "backbone/block_1/mixer_norm/scale"]
-    few = tiny(quantization="int8")
+    fully_trained = [v.path for v in model.trainable_weights if "_lora_" not in v.path]
+    assert fully_trained == ["backbone/block_0/mixer_norm/scale", "backbone/block_1/mixer_norm/scale"]
+    quantized = tiny(quantization="int8")
     with pytest.raises(ValueError, match="layers of also_train must be in floating point"):
-        few.enable_lora(2, "mamba", also_train="q_proj")
-    assert not [v for v in few.weights if "_lora_" in v.path]
+        quantized.enable_lora(2, "mamba", also_train="q_proj")
+    assert not [v for v in quantized.weights if "_lora_" in v.path]
 
 
 @full("jax", "tensorflow")
-def test_after_a_training_adapters_begin_another_without_compiling_again():
+def test_adapters_train_after_fit_without_another_compile():
     model = trained(tiny())
     model.enable_lora(2)
     before = values(model)
-    # In the first step the narrow matrix before the one that is zero has no gradient.
+    # In the first step matrix A has no gradient, because matrix B is zero.
     model.fit(IDS, np.roll(IDS, -1, 1), epochs=2, verbose=0)
     assert all((numpy(v.value) != before[v.path]).any() for v in model.trainable_weights)
 
 
-def test_weights_and_adapters_together_come_back_exactly(tmp_path):
+def test_save_weights_restores_weights_and_adapters_exactly(tmp_path):
     model = tiny()
     model.enable_lora(2)
     expected = values(trained(model))

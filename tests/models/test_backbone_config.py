@@ -10,11 +10,11 @@ from keras_jamba import JambaBackbone, _keras_internals
 from keras_jamba.layers import Router
 from keras_jamba.models._backbone_config import BACKBONE_ARGUMENTS
 
-# The same on every backend.
+# Configs are equal on every backend.
 pytestmark = once
 
 SIZES = dict(d_model=16, num_layers=4, mamba_ratio=1, num_heads=4, num_kv_heads=2, num_experts=4, d_ff=24, dt_rank=2)
-# Another value for every argument.
+# A value other than the default or `SIZES` per argument.
 OTHER = dict(
     d_model=32,
     num_layers=5,
@@ -73,7 +73,7 @@ def test_the_table_has_another_value_for_every_argument():
 
 
 def layer_configs(**changed):
-    """Returns the configs of all layers of a backbone, and which of them add a loss."""
+    """Returns the configs of all layers of a backbone, and their `adds_loss` flags."""
     backbone = JambaBackbone(**SIZES | changed)
     layers = _keras_internals.sublayers(backbone, include_self=False)
     configs = [keras.saving.serialize_keras_object(layer) for layer in layers]

@@ -1,4 +1,4 @@
-"""The backbone as a sequence model: whatever a sequence is cut into, the pieces give what the whole gives."""
+"""The backbone as a sequence model: chunking, padding and packing never change a document's outputs."""
 
 import hypothesis
 import keras
@@ -13,7 +13,7 @@ import keras_jamba
 BATCH, LENGTH, WIDTH = 2, 12, 16
 
 
-@pytest.fixture(scope="module", params=[None, 5], ids=["whole", "window"])
+@pytest.fixture(scope="module", params=[None, 5], ids=["complete", "window"])
 def backbone(request):
     keras.utils.set_random_seed(3)
     return keras_jamba.JambaBackbone(
@@ -52,19 +52,19 @@ def features():
     begins=st.none() | st.sets(st.sampled_from([2, 4, 7, 8]), max_size=2),
     seed=st.integers(0, 99),
 )
-def test_pieces_with_any_padding_are_each_document_alone(backbone, step, cuts, mask, begins, seed):
+def test_chunks_and_padding_never_change_a_document(backbone, step, cuts, mask, begins, seed):
     features = np.random.default_rng(seed).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
     mask = np.ones((BATCH, LENGTH), bool) if mask is None else np.array(mask).reshape(BATCH, LENGTH)
     ids = np.stack([np.isin(np.arange(LENGTH), list(begins or ())).cumsum()] * BATCH)
-    cache, pieces = backbone.init_cache(BATCH, max_length=LENGTH), []
+    cache, chunks = backbone.init_cache(BATCH, max_length=LENGTH), []
     for a, b in zip((0, *sorted(cuts)), (*sorted(cuts), LENGTH), strict=True):
         documents = None if begins is None else ids[:, a:b]
         y, cache = step(features[:, a:b], cache, padding_mask=mask[:, a:b], segment_ids=documents)
-        pieces.append(numpy(y))
-    outputs = np.concatenate(pieces, axis=1)
+        chunks.append(numpy(y))
+    outputs = np.concatenate(chunks, axis=1)
     for document in np.unique(ids):
         here = mask & (ids == document)
-        # Moved to the front, so that one length is compiled; what stands behind cannot be seen.
+        # The document moves to the front, for one compiled length. Causality hides the tokens after it.
         order = np.argsort(~here, axis=1, kind="stable")
         alone = backbone.predict_on_batch(np.take_along_axis(features, order[..., None], axis=1))
         for row, count in enumerate(here.sum(axis=1)):
@@ -72,7 +72,7 @@ def test_pieces_with_any_padding_are_each_document_alone(backbone, step, cuts, m
 
 
 @full("jax")
-def test_calls_with_states_are_the_whole_too(backbone, features):
+def test_calls_with_states_match_the_complete_sequence(backbone, features):
     expected = numpy(backbone(features))
     call = jitted(lambda x, state=None: backbone(x, initial_state=state, return_state=True))
     first, state = call(features[:, :7])
@@ -80,7 +80,7 @@ def test_calls_with_states_are_the_whole_too(backbone, features):
     np.testing.assert_allclose(np.concatenate([numpy(first), numpy(second)], axis=1), expected, atol=1e-4)
 
 
-def test_the_routing_of_every_layer_can_be_had_at_every_call(backbone, features):
+def test_every_call_can_return_the_routing_of_every_layer(backbone, features):
     mask = np.arange(LENGTH) < np.array([[LENGTH], [4]])
     expected, state = backbone(features, padding_mask=mask, return_state=True)
     outputs, again, routing = backbone(features, padding_mask=mask, return_state=True, return_routing=True)
@@ -94,7 +94,7 @@ def test_the_routing_of_every_layer_can_be_had_at_every_call(backbone, features)
         backbone.blocks[0](features, return_routing=True)
 
 
-def test_a_state_stands_in_a_functional_model(backbone, features):
+def test_a_functional_model_can_return_a_state(backbone, features):
     inputs = keras.Input((None, WIDTH))
     outputs, state, routing = backbone(inputs, return_state=True, return_routing=True)
     model = keras.Model(inputs, [outputs, state, routing])
@@ -128,18 +128,18 @@ def test_a_step_can_be_compiled_by_itself(backbone, features):
     step = compiled(lambda x, cache: backbone.step(x, cache))
     expected, experts = numpy(backbone(features)), backbone.blocks[1].feed_forward
     before = numpy([experts.usage.value, experts.aux_loss.value])
-    cache, pieces = backbone.init_cache(BATCH, LENGTH), []
+    cache, chunks = backbone.init_cache(BATCH, LENGTH), []
     for i in range(3):
         y, cache = step(ops.convert_to_tensor(features[:, i : i + 1]), cache)
-        pieces.append(numpy(y))
-    np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected[:, :3], atol=1e-4)
-    # The steps left nothing behind, no tracer among it.
+        chunks.append(numpy(y))
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), expected[:, :3], atol=1e-4)
+    # A compiled step assigns no variable and leaks no tracer.
     for a, b in zip(numpy([experts.usage.value, experts.aux_loss.value]), before, strict=True):
         np.testing.assert_array_equal(a, b)
     assert all(np.isfinite(numpy(loss)) for loss in backbone.losses)
 
 
-def test_packed_documents_are_alone(call, features):
+def test_packed_documents_match_separate_documents(call, features):
     ids = np.array([[0] * 3 + [1] * 5 + [2] * 4] * BATCH)
     packed = numpy(call(features, segment_ids=ids))
     for i in range(3):
@@ -147,7 +147,7 @@ def test_packed_documents_are_alone(call, features):
         np.testing.assert_allclose(packed[:, ids[0] == i], numpy(alone), atol=1e-4)
 
 
-def test_tokens_that_are_taken_back_were_never_given(backbone, features):
+def test_rollback_equals_stepping_with_only_the_kept_tokens(backbone, features):
     counts = np.array([2, 5], "int32")
     mask = np.ones((BATCH, 6), bool)
     mask[1, 1:3] = False
@@ -176,7 +176,7 @@ def test_tokens_that_are_taken_back_were_never_given(backbone, features):
         backbone.rollback({"block_0": {}}, counts)
 
 
-def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, step, features, tmp_path):
+def test_a_cache_can_be_saved_reordered_and_reused(backbone, step, features, tmp_path):
     _, cache = step(features[:, :6], backbone.init_cache(BATCH, LENGTH))
     leaves = {f"{b}/{n}": numpy(x) for b, block in cache.items() for n, x in block.items()}
     np.savez(tmp_path / "cache.npz", **leaves)
@@ -187,12 +187,12 @@ def test_a_cache_can_be_saved_reordered_and_gone_back_to(backbone, step, feature
     np.testing.assert_allclose(numpy(again), numpy(expected), atol=1e-6)
     order = np.array([1, 0], "int32")
     swapped = keras.tree.map_structure(lambda x: ops.take(x, order, axis=0), cache)
-    turned, _ = step(features[order, 6:], swapped)
-    np.testing.assert_allclose(numpy(turned), numpy(expected)[order], atol=1e-5)
+    reordered, _ = step(features[order, 6:], swapped)
+    np.testing.assert_allclose(numpy(reordered), numpy(expected)[order], atol=1e-5)
 
 
 @full("jax")
-def test_keras_masks_of_an_embedding_arrive(backbone, call):
+def test_the_backbone_receives_keras_masks_of_an_embedding(backbone, call):
     ids = np.array([[0, 0, 0, 4, 5, 6, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]])
     tokens = keras.Input((None,), dtype="int32")
     embedding = keras.layers.Embedding(7, WIDTH, mask_zero=True)
@@ -201,7 +201,7 @@ def test_keras_masks_of_an_embedding_arrive(backbone, call):
     np.testing.assert_allclose(numpy(model(ids))[ids != 0], numpy(expected)[ids != 0], atol=1e-5)
     stepped, _ = backbone.step(embedding(ids), backbone.init_cache(2, LENGTH))
     np.testing.assert_allclose(numpy(stepped)[ids != 0], numpy(expected)[ids != 0], atol=1e-4)
-    # A second tensor among the arguments, beside which Keras fills in no mask.
+    # Keras fills in no mask if the call has a second tensor argument.
     zeros = np.zeros_like(ids)
     np.testing.assert_allclose(
         numpy(backbone(embedding(ids), segment_ids=zeros))[ids != 0], numpy(expected)[ids != 0], atol=1e-4
@@ -225,7 +225,7 @@ def test_states_keep_their_dtypes_under_mixed_precision(features):
     np.testing.assert_allclose(numpy(ops.cast(outputs, "float32")), expected[:, 5:], atol=0.1)
 
 
-def test_a_state_of_another_model_or_batch_is_named(backbone, features):
+def test_a_state_of_another_model_or_batch_is_reported(backbone, features):
     with pytest.raises(ValueError, match="must be a dict with.*Received"):
         backbone.step(features, {"block_0": {}})
     with pytest.raises(ValueError, match=r"initial_state\['conv'\].*Received: shape=\(3, 3, 32\)"):

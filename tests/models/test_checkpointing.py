@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same numbers, and less that is kept."""
+"""Gradient checkpointing: equal numbers and less stored memory."""
 
 import keras
 import numpy as np
@@ -35,7 +35,7 @@ WAYS = [{}, {"jit_compile": True}, {"run_eagerly": True}] if keras.backend.backe
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_loss_gradients_dropout_and_statistics_are_those_without(how):
+def test_checkpointing_keeps_loss_gradients_dropout_and_statistics(how):
     plain, checkpointed = trained(False, **how), trained(True, **how)
     for a, b in zip(plain[0], checkpointed[0], strict=True):
         assert a.keys() == b.keys() and {"loss", "moe_aux_loss", "moe_max_load"} <= a.keys()
@@ -57,7 +57,7 @@ class OnDicts(keras_jamba.JambaBackbone):
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("how", WAYS)
-def test_training_with_masks_documents_resets_and_states_is_as_without(how):
+def test_checkpointing_keeps_training_with_masks_documents_and_states(how):
     rng = np.random.default_rng(2)
     features, y = rng.standard_normal((2, 2, 6, 8)).astype("float32")
     results = []
@@ -96,17 +96,17 @@ def test_states_masks_and_documents_pass_through(backbone):
     keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, recomputed)
 
 
-def test_a_backward_pass_keeps_less(backbone):
-    """Of everything between the blocks' inputs and outputs, on the backend that lets one look."""
+def test_checkpointing_stores_less_for_the_backward_pass(backbone):
+    """Counts the residuals that PyTorch saves between the blocks' inputs and outputs."""
     if keras.backend.backend() != "torch":
         pytest.skip(
-            "PyTorch alone says what is saved for the gradient; benchmarks/checkpointing.py measures the others"
+            "Only PyTorch reports what it saves for the gradient; benchmarks/training/checkpointing.py has the rest"
         )
     import torch
 
     x = torch.randn(2, 64, 8)
 
-    def kept(training):
+    def stored(training):
         sizes = {}
 
         def save(tensor):
@@ -118,4 +118,4 @@ def test_a_backward_pass_keeps_less(backbone):
         del outputs
         return sum(sizes.values())
 
-    assert kept(True) < 0.5 * kept(False)
+    assert stored(True) < 0.5 * stored(False)

@@ -1,4 +1,4 @@
-"""The names of the classes: kept by every file, decoded, and compared with those of the data."""
+"""Class names: files keep them, predictions use them, and data must match them."""
 
 import json
 
@@ -84,7 +84,7 @@ def test_predictions_are_the_softmax_of_the_logits_in_order():
     decoded = model_of(class_names=NAMES).decode_predictions(keras.ops.convert_to_tensor(logits, "float32"))
     assert [name for name, _ in decoded[0]] == ["dog", "emu", "cat"]
     np.testing.assert_allclose([p for _, p in decoded[0]], exponentials[[1, 2, 0]] / exponentials.sum())
-    # Of classes that are equally probable the first one comes first.
+    # Equally probable classes keep their order.
     assert [name for name, _ in decoded[1]] == ["cat", "dog", "emu"] and decoded[1][0][1] == 0.5
     assert model_of().decode_predictions(logits, top=1) == [[("1", decoded[0][0][1])], [("0", 0.5)]]
     assert type(decoded[0][0][1]) is float
@@ -101,7 +101,7 @@ def test_predictions_are_the_softmax_of_the_logits_in_order():
         (np.zeros((2, 3)), {"top": 1.5}, "top must be an integer of at least 1. Received: top=1.5"),
     ],
 )
-def test_what_cannot_be_decoded_is_named(logits, options, message):
+def test_invalid_logits_and_top_are_reported(logits, options, message):
     with pytest.raises(ValueError, match=message):
         model_of().decode_predictions(logits, **options)
 
@@ -121,7 +121,7 @@ class Examples(list):
     class_names = NAMES
 
 
-def test_fit_takes_the_names_of_batches_of_data_that_has_them():
+def test_fit_takes_the_names_of_data_within_batches():
     examples = Examples((np.zeros((4, 4, 3), "float32"), i) for i in range(3))
     model = model_of()
     model.fit(Batches(examples, 3), verbose=0)
@@ -147,7 +147,7 @@ def test_a_folder_with_other_classes_is_refused(tmp_path):
     model.fit(other, verbose=0)
 
 
-def test_two_classes_of_one_output_have_no_names(tmp_path):
+def test_a_model_with_one_output_takes_no_class_names(tmp_path):
     data = folder_of(tmp_path, ("cat", "dog"))
     model = model_of(num_classes=1)
     model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))

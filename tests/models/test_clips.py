@@ -25,7 +25,7 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("options", STREAMS.values(), ids=STREAMS)
-def test_after_every_frame_a_stream_has_the_logits_of_the_clip_so_far(options):
+def test_a_stream_has_the_logits_of_the_clip_after_every_frame(options):
     model = model_of(**options)
     step, call = jitted(model.step), jitted(model)
     cache = model.init_cache(2, max_frames=3)
@@ -36,7 +36,7 @@ def test_after_every_frame_a_stream_has_the_logits_of_the_clip_so_far(options):
 
 @full("jax")
 @pytest.mark.parametrize("options", list(STREAMS.values())[:3], ids=list(STREAMS)[:3])
-def test_a_reset_begins_another_stream_in_its_row(options):
+def test_a_reset_starts_another_stream_in_its_row(options):
     model = model_of(**options)
     step, call, cache = jitted(model.step), jitted(model), model.init_cache(2, max_frames=2)
     for t in range(3):
@@ -47,7 +47,7 @@ def test_a_reset_begins_another_stream_in_its_row(options):
         model.step(CLIPS[:, 0], cache, np.array([True]))
 
 
-def test_a_stream_with_a_window_goes_on_for_ever_in_constant_memory():
+def test_a_windowed_stream_runs_in_constant_memory():
     model = model_of(tokens="frames", attention_window=4)
     step, cache = jitted(model.step), model.init_cache(1)
     shapes = keras.tree.map_structure(lambda x: tuple(x.shape), cache)
@@ -55,13 +55,13 @@ def test_a_stream_with_a_window_goes_on_for_ever_in_constant_memory():
     for t in range(40):
         logits, cache = step(frames[:, t], cache)
         assert keras.tree.map_structure(lambda x: tuple(x.shape), cache) == shapes
-        # PyTorch's way to hold on to all frames before.
+        # On PyTorch a graph for gradients would keep all earlier frames.
         assert not any(getattr(x, "requires_grad", False) for x in keras.tree.flatten(cache))
     close(logits, numpy(jitted(model)(frames)), absolute=1e-4)
 
 
 @full("jax", "tensorflow")
-def test_clips_are_learned_from_and_the_order_of_frames_matters(tmp_path):
+def test_a_model_learns_from_clips_and_the_order_of_frames_matters(tmp_path):
     model = model_of(tokens="frames", image_shape=(5, 6, 6, 1))
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit(CLIPS, np.array([0, 2]), epochs=2, verbose=0).history
@@ -72,18 +72,18 @@ def test_clips_are_learned_from_and_the_order_of_frames_matters(tmp_path):
     np.testing.assert_array_equal(numpy(loaded(CLIPS)), numpy(model(CLIPS)))
 
 
-def test_a_causal_model_of_images_ends_with_the_last_token_and_a_bidirectional_one_sees_all():
+def test_only_a_bidirectional_image_model_sees_later_tokens():
     image = np.random.default_rng(2).random((1, 6, 6, 1), "float32")
     changed = image.copy()
     changed[0, 5, 5] = 1 - changed[0, 5, 5].round()
-    for direction, moves in (("causal", False), ("bidirectional", True)):
+    for direction, changes in (("causal", False), ("bidirectional", True)):
         model = model_of(image_shape=(6, 6, 1), stem="patchify", direction=direction, moe_frequency=0)
         features = jitted(model.extract_features)
         first = [numpy(features(x)["block_1"])[0, 0] for x in (image, changed)]
-        assert (np.abs(first[0] - first[1]).max() > 1e-6) == moves
+        assert (np.abs(first[0] - first[1]).max() > 1e-6) == changes
 
 
-def test_a_model_of_images_of_any_size_takes_clips_of_any_size_too():
+def test_a_model_of_any_image_size_takes_clips_of_any_size():
     model = model_of(image_shape=(None, None, None, 1), tokens="grid+frames", scan_order="snake", attention_window=9)
     step, call = jitted(model.step), jitted(model)
     for size in (6, 8):
@@ -93,7 +93,7 @@ def test_a_model_of_images_of_any_size_takes_clips_of_any_size_too():
         close(logits, numpy(call(clips)), absolute=1e-5)
 
 
-def test_the_options_stand_in_the_config_and_the_pattern():
+def test_the_config_and_the_block_pattern_hold_the_options():
     model = model_of(image_shape=(6, 6, 1), mixer="gated_conv", readout="seqpool", stem="patchify", scan_order="snake")
     assert model.block_pattern == (("gated_conv", "dense"), ("attention", "moe"))
     again = keras_jamba.DHCJamba.from_config(model.get_config())
@@ -118,12 +118,12 @@ def test_the_options_stand_in_the_config_and_the_pattern():
         ({"mixer": "lstm"}, "mixer must be one of.*Received"),
     ],
 )
-def test_bad_options_are_named(options, message):
+def test_bad_options_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
         model_of(**{"tokens": "frames"} | options)
 
 
-def test_streams_that_cannot_be_are_refused():
+def test_invalid_streams_are_refused():
     with pytest.raises(ValueError, match="causal model of clips.*Received: tokens='grid'"):
         model_of(image_shape=(6, 6, 1)).init_cache(1)
     with pytest.raises(ValueError, match="causal model of clips.*Received.*bidirectional"):

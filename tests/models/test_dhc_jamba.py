@@ -1,4 +1,4 @@
-"""The image classifier as a user meets it."""
+"""The public interface of the image classifier."""
 
 import inspect
 
@@ -35,7 +35,7 @@ def test_logits_are_float32_and_deterministic(model, images):
     np.testing.assert_array_equal(numpy(logits), numpy(model(images)))
 
 
-def test_the_experts_statistics_stand_in_the_logs(model, images):
+def test_the_logs_hold_the_statistics_of_the_experts(model, images):
     labels = np.array([0, 1, 2, 0, 1, 2])
     logs = compiled(model).fit(images, labels, batch_size=3, verbose=0, validation_data=(images, labels)).history
     for name in ("moe_aux_loss", "moe_max_load", "moe_entropy"):
@@ -45,13 +45,13 @@ def test_the_experts_statistics_stand_in_the_logs(model, images):
 
 @keras.saving.register_keras_serializable(package="test")
 class LastExperts(keras_jamba.layers.Router):
-    """Prefers the last experts by far."""
+    """A router that strongly prefers the last experts."""
 
     def choose(self, logits, mask, training):
         return super().choose(logits + 20.0 * keras.ops.arange(self.num_experts, dtype="float32"), mask, training)
 
 
-def test_a_capacity_and_a_router_of_ones_own_reach_every_layer_and_are_saved(images, tmp_path):
+def test_capacity_and_custom_router_reach_every_layer_and_are_saved(images, tmp_path):
     model = keras_jamba.DHCJamba(
         num_classes=3, image_shape=(8, 8, 1), **TINY | {"num_layers": 4}, capacity_factor=1.0, router=LastExperts(4, 2)
     )
@@ -96,7 +96,7 @@ def test_the_config_holds_every_argument(model):
     assert set(model.get_config()) == expected
 
 
-def test_features_of_every_stage_can_be_had(model, images):
+def test_extract_features_returns_every_stage(model, images):
     features = numpy(model.extract_features(images))
     routing = features.pop("routing")
     assert routing["block_1"]["logits"].shape[:2] == (6, 16)
@@ -110,7 +110,7 @@ def test_features_of_every_stage_can_be_had(model, images):
     np.testing.assert_allclose(numpy(model.head(features["pooled"])), numpy(model(images)), rtol=1e-5, atol=1e-6)
 
 
-def test_a_call_refuses_what_it_does_not_know(model, images):
+def test_a_call_refuses_unknown_arguments(model, images):
     with pytest.raises(TypeError, match="return_routing"):
         model(images, return_routing=True)
 
@@ -131,7 +131,7 @@ def test_damaged_weights_are_refused(model, tmp_path):
         keras_jamba.DHCJamba.from_preset(tmp_path / "mine")
 
 
-def test_overrides_that_the_weights_do_not_fit_are_refused(model, tmp_path):
+def test_overrides_that_do_not_fit_the_weights_are_refused(model, tmp_path):
     model.save_to_preset(tmp_path / "mine")
     with pytest.raises(ValueError, match="must fit.*Received.*load_weights=False"):
         keras_jamba.DHCJamba.from_preset(tmp_path / "mine", num_layers=4)
@@ -150,7 +150,7 @@ def test_overrides_that_the_weights_do_not_fit_are_refused(model, tmp_path):
         ({"balance_loss": "none"}, "balance_loss must be one of.*Received"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_reported(arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_jamba.DHCJamba(**{"d_model": 8, "num_layers": 2, **arguments})
 
@@ -166,11 +166,11 @@ def test_bad_arguments_are_named(arguments, message):
         (np.zeros((2, 8, 8, 1), "uint8"), "floating-point.*Received.*uint8"),
     ],
 )
-def test_bad_images_are_named(model, bad, message):
+def test_bad_images_are_reported(model, bad, message):
     with pytest.raises(ValueError, match=message):
         model(bad)
 
 
-def test_an_unknown_preset_is_answered_with_the_known_ones():
+def test_the_error_of_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="large, medium, small.*Received.*'tiny'"):
         keras_jamba.DHCJamba.from_preset("tiny")

@@ -1,4 +1,4 @@
-"""Jamba against Hugging Face's: logits, losses, every gradient, states, and greedy tokens, from its own checkpoints."""
+"""Jamba against transformers on its checkpoints: logits, losses, every gradient, states, and greedy tokens."""
 
 import golden_jamba
 import keras
@@ -19,7 +19,7 @@ def close(actual, expected, case):
 
 
 def stateless(case, inputs):
-    """`(logits, non-trainable variables by path, losses)`."""
+    """Returns `(logits, non-trainable variables by path, losses)`."""
     others = model(case).non_trainable_variables
     values = [[v.value for v in variables] for variables in (model(case).trainable_variables, others)]
     logits, changed, losses = model(case).stateless_call(*values, inputs, return_losses=True)
@@ -27,7 +27,7 @@ def stateless(case, inputs):
 
 
 def loss(case):
-    """Cross-entropy of the next token and the auxiliary loss, as `fit` adds them."""
+    """Returns the sum of next-token cross-entropy and auxiliary loss, as in `fit`."""
     labels = recorded(case)["labels"][:, 1:]
     counted = (labels != -100).astype("float32")
     targets = np.where(labels == -100, 0, labels).astype("int32")
@@ -38,7 +38,7 @@ def loss(case):
 
 @pytest.fixture(autouse=True)
 def built(request):
-    """The model of a test is made outside of what the test traces."""
+    """Builds the model of a test outside the traced code."""
     if "case" in request.fixturenames:
         model(request.getfixturevalue("case"))
 
@@ -95,7 +95,7 @@ def test_packed_documents_have_the_true_logits(case):
 
 @full("jax")
 @pytest.mark.parametrize("case", CASES)
-def test_left_padded_rows_have_the_true_logits_and_those_of_each_row_alone(case):
+def test_left_padded_rows_have_the_true_logits_and_those_of_single_rows(case):
     mask = recorded(case)["lp_attention_mask"].astype(bool)
     logits = numpy(call(case)({"token_ids": recorded(case)["lp_input_ids"], "padding_mask": mask}))[mask]
     close(logits, recorded(case)["truth_lp_logits"][mask], case)
@@ -103,7 +103,7 @@ def test_left_padded_rows_have_the_true_logits_and_those_of_each_row_alone(case)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_right_padded_rows_have_their_logits(case):
+def test_right_padded_rows_have_the_logits_of_transformers(case):
     mask = recorded(case)["rp_attention_mask"].astype(bool)
     logits = numpy(call(case)({"token_ids": recorded(case)["rp_input_ids"], "padding_mask": mask}))[mask]
     close(logits, recorded(case)["rp_logits"][mask], case)
@@ -113,11 +113,11 @@ def test_right_padded_rows_have_their_logits(case):
 @pytest.mark.parametrize("case", CASES)
 def test_chunked_prefill_has_the_true_logits_and_states(case):
     ids, ends = recorded(case)["input_ids"], recorded(case)["truth_chunk_ends"]
-    cache, logits, begin = model(case).init_cache(len(ids), max_length=16), [], 0
+    cache, logits, start = model(case).init_cache(len(ids), max_length=16), [], 0
     for end in ends:
-        y, cache = step(case)(ids[:, begin:end], cache)
+        y, cache = step(case)(ids[:, start:end], cache)
         logits.append(y)
-        begin = end
+        start = end
     close(numpy(ops.concatenate(logits, axis=1)), recorded(case)["truth_logits"], case)
     for i, (mixer, _) in enumerate(model(case).block_pattern):
         for name in ("conv", "ssm") if mixer == "mamba" else ():
@@ -127,7 +127,7 @@ def test_chunked_prefill_has_the_true_logits_and_states(case):
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("case", LANGUAGE)
-def test_decoding_has_the_logits_and_the_states_of_transformers(case):
+def test_decoding_has_the_logits_and_states_of_transformers(case):
     ids = recorded(case)["input_ids"]
     logits, cache = step(case)(ids[:, :5], model(case).init_cache(len(ids), max_length=16))
     logits = [logits]
@@ -139,7 +139,7 @@ def test_decoding_has_the_logits_and_the_states_of_transformers(case):
         state = numpy(cache[f"block_{i}"])
         if mixer == "mamba":
             np.testing.assert_allclose(state["ssm"], recorded(case)[f"dec_end_ssm_{i}"], rtol=1e-4, atol=1e-4)
-            # Theirs keeps a column more, which nothing reads.
+            # transformers keeps one more column, which nothing reads.
             conv = recorded(case)[f"dec_end_conv_{i}"][..., 1:].swapaxes(1, 2)
             np.testing.assert_allclose(state["conv"], conv, rtol=1e-4, atol=1e-4)
         else:
@@ -148,23 +148,23 @@ def test_decoding_has_the_logits_and_the_states_of_transformers(case):
                 np.testing.assert_allclose(state[name][:, : ids.shape[1]], theirs, rtol=1e-4, atol=1e-4)
 
 
-ELSEWHERE = pytest.mark.skipif(
-    keras.backend.backend() == "tensorflow", reason="the same loop for every model, and XLA takes seconds for each"
+NOT_ON_TENSORFLOW = pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="all models share one loop, and XLA compiles for seconds per model"
 )
-GREEDY = [pytest.param(x, marks=() if x in ("gqa_leftpad", "mamba1_lm") else ELSEWHERE) for x in LANGUAGE]
+GREEDY = [pytest.param(x, marks=() if x in ("gqa_leftpad", "mamba1_lm") else NOT_ON_TENSORFLOW) for x in LANGUAGE]
 
 
-@pytest.mark.parametrize("piece", [512, 2])
+@pytest.mark.parametrize("chunk_size", [512, 2])
 @pytest.mark.parametrize("case", GREEDY)
-def test_greedy_tokens_are_exactly_those_of_transformers(case, piece):
+def test_greedy_tokens_equal_transformers_exactly(case, chunk_size):
     inputs = {"token_ids": recorded(case)["gen_input_ids"], "padding_mask": recorded(case)["gen_attention_mask"]}
-    given = dict(max_new_tokens=12, stop_token_ids=None, prefill_chunk_size=piece)
+    given = dict(max_new_tokens=12, stop_token_ids=None, prefill_chunk_size=chunk_size)
     tokens = model(case).generate(inputs, **given)
     mask = np.pad(inputs["padding_mask"].astype(bool), ((0, 0), (0, 12)), constant_values=True)
     np.testing.assert_array_equal(tokens[mask], recorded(case)["gen_tokens"][mask])
 
 
-def test_a_classifier_has_their_logits():
+def test_a_classifier_has_the_logits_of_transformers():
     arrays = recorded("seqcls")
     inputs = {"token_ids": arrays["input_ids"], "padding_mask": arrays["attention_mask"]}
     np.testing.assert_allclose(numpy(call("seqcls")(inputs)), arrays["logits"], rtol=0, atol=1e-4)
@@ -172,14 +172,14 @@ def test_a_classifier_has_their_logits():
 
 @full("jax")
 @pytest.mark.parametrize("case", ["dense", "proj_bias"])
-def test_in_bfloat16_logits_are_near_theirs(case):
+def test_bfloat16_logits_are_near_those_of_transformers(case):
     low = golden_jamba.keras_jamba.JambaCausalLM.from_preset(golden_jamba.FOLDER / case, dtype="bfloat16")
     logits = jitted(low)(recorded(case)["input_ids"])
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
     np.testing.assert_allclose(numpy(logits), recorded(case)["bf16_logits"], rtol=0, atol=0.1)
 
 
-def test_stacked_experts_as_version_five_stored_them_are_the_same_weights():
+def test_stacked_experts_of_transformers_5_load_the_same_weights():
     import keras_jamba
 
     stacked = keras_jamba.JambaCausalLM.from_preset(golden_jamba.FOLDER / "gqa_leftpad" / "v5_layout")

@@ -87,7 +87,7 @@ WRONG = {
 
 @once
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_labels_are_named(wrong):
+def test_wrong_labels_are_reported(wrong):
     loss, labels, message = WRONG[wrong]
     with pytest.raises(ValueError, match=message):
         check_labels(labels, loss, (6, 3))
@@ -107,7 +107,7 @@ def test_wrong_labels_are_named(wrong):
         (None, LABELS + 100),
     ],
 )
-def test_labels_that_keras_takes_are_taken(loss, labels):
+def test_labels_that_keras_accepts_are_accepted(loss, labels):
     check_labels(labels, loss, (6, 3))
 
 
@@ -124,32 +124,32 @@ def test_every_loop_refuses_wrong_labels(loop):
 
 
 @full("jax", "tensorflow")
-def test_wrong_labels_of_later_batches_never_count_as_right_ones():
+def test_wrong_labels_in_later_batches_make_the_loss_nan():
     labels = np.array([0, 1, 2, 0, 1, 2])
     for wrong in (3, -1, -100, 0.5):
         model = model_of()
         before = model.get_weights()
         later = np.array([0, 1, 2, 0, 1, wrong])
         assert np.isnan(model.fit(IMAGES, later, batch_size=3, shuffle=False, verbose=0).history["loss"][0])
-        # The step with the wrong label changed nothing, and the weights are usable.
+        # The step with the wrong label changes no weight, and all weights stay finite.
         assert all(np.isfinite(w).all() for w in model.get_weights())
         assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
     assert np.isfinite(model_of().fit(IMAGES, labels, batch_size=3, verbose=0).history["loss"]).all()
 
 
 @full("jax")
-def test_classes_that_the_loss_ignores_and_targets_without_weight_do_not_make_it_nan():
+def test_ignored_classes_and_zero_weights_do_not_make_the_loss_nan():
     ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     labels = np.array([0, 1, 2, 0, 1, -1])
     model = model_of(ignoring)
     kept = np.array([1, 1, 1, 1, 1, 0], "float32")
     expected = model_of().evaluate(IMAGES[:5], labels[:5], verbose=0)
     np.testing.assert_allclose(model.evaluate(IMAGES, labels, verbose=0), expected, rtol=1e-5)
-    sure = np.array([0, 1, 2, 0, 1, 0])
-    weighted = model_of().evaluate(IMAGES, sure, sample_weight=kept, verbose=0)
+    valid = np.array([0, 1, 2, 0, 1, 0])
+    weighted = model_of().evaluate(IMAGES, valid, sample_weight=kept, verbose=0)
     np.testing.assert_allclose(weighted, expected * 5 / 6, rtol=1e-5)
-    for of_labels, of_weights in ((1, 1), (1, 2), (2, 1), (2, 2)):
-        given = labels.reshape((6, 1)[:of_labels]), kept.reshape((6, 1)[:of_weights])
+    for label_rank, weight_rank in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        given = labels.reshape((6, 1)[:label_rank]), kept.reshape((6, 1)[:weight_rank])
         wrong = model_of().evaluate(IMAGES, given[0], sample_weight=given[1], verbose=0)
         np.testing.assert_allclose(wrong, weighted, rtol=1e-5)
 
@@ -158,7 +158,7 @@ def test_classes_that_the_loss_ignores_and_targets_without_weight_do_not_make_it
 @pytest.mark.parametrize(
     "metric", ["accuracy", "binary_accuracy", keras.metrics.BinaryAccuracy(), keras.metrics.Recall()], ids=str
 )
-def test_a_metric_with_the_threshold_of_probabilities_is_refused_for_one_logit(metric):
+def test_a_metric_with_a_probability_threshold_is_refused_for_one_logit(metric):
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     with pytest.raises(ValueError, match=r"threshold 0 of logits.*Received: .*threshold=0\.0"):
         model_of(loss, num_classes=1, metrics=[metric])
@@ -178,7 +178,7 @@ def test_images_without_labels_are_refused():
         model_of().fit(IMAGES, verbose=0)
 
 
-def test_a_compiled_model_comes_back_compiled_alike(tmp_path):
+def test_a_loaded_model_keeps_its_compilation(tmp_path):
     model = model_of(metrics=["accuracy"])
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

@@ -1,4 +1,4 @@
-"""Images of a wrong shape, dtype or range are refused wherever they enter a model, and a declared range is scaled."""
+"""Every entry of a model refuses images of a wrong shape, dtype or range, and scales its declared range."""
 
 import json
 import logging
@@ -114,7 +114,7 @@ def test_floats_may_leave_the_range_by_a_tenth_of_its_width(model):
 
 @full("jax")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_bytes_are_divided_by_255_inside_and_the_weights_are_the_same(model, dtype, tmp_path):
+def test_the_model_divides_bytes_by_255_and_keeps_its_weights(model, dtype, tmp_path):
     plain, scaled = (model_of(pixel_range=pixel_range, dtype=dtype) for pixel_range in ((0, 1), (0, 255)))
     assert [v.path for v in plain.weights] == [v.path for v in scaled.weights]
     plain.save_weights(tmp_path / "plain.weights.h5")
@@ -131,7 +131,7 @@ def test_bytes_are_divided_by_255_inside_and_the_weights_are_the_same(model, dty
         close(255 * visualize.saliency(scaled, BYTES), visualize.saliency(plain, FLOATS), absolute=1e-5)
 
 
-def test_bytes_train_a_model_as_floats_train_one():
+def test_bytes_and_floats_train_a_model_alike():
     plain, scaled = model_of(), model_of(pixel_range=(0, 255))
     losses = [m.fit(x, LABELS, epochs=2, verbose=0).history["loss"] for m, x in ((plain, FLOATS), (scaled, BYTES))]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -151,7 +151,7 @@ def test_frames_of_a_stream_are_checked_and_scaled_too():
         plain.step(clips[:, 0], plain.init_cache(1))
 
 
-def test_images_that_were_scaled_before_are_named_once(caplog):
+def test_images_that_are_scaled_already_are_reported_once(caplog):
     model = model_of(pixel_range=(0, 255))
     with caplog.at_level(logging.WARNING):
         model(np.zeros((1, 6, 6, 1), "float32"))
@@ -162,7 +162,7 @@ def test_images_that_were_scaled_before_are_named_once(caplog):
     assert "fractional values from 0 to 1" in record.getMessage() and "pixel_range=(0, 1)" in record.getMessage()
 
 
-def test_without_a_range_floats_of_any_value_are_taken_and_no_integers():
+def test_without_a_range_all_floats_and_no_integers_are_accepted():
     model = model_of(pixel_range=None)
     assert np.isnan(numpy(model(FLOATS * np.nan))).all()
     close(model(FLOATS * 1000), model.predict(FLOATS * 1000, verbose=0), absolute=1e-4)
@@ -170,7 +170,7 @@ def test_without_a_range_floats_of_any_value_are_taken_and_no_integers():
         model(BYTES)
 
 
-def test_the_range_is_saved_and_older_files_mean_0_to_1(tmp_path):
+def test_the_range_is_saved_and_older_files_default_to_0_to_1(tmp_path):
     for pixel_range in ((0, 255), None):
         model = model_of(pixel_range=pixel_range)
         model.save(tmp_path / "model.keras")
@@ -231,7 +231,7 @@ def test_channels_on_the_first_axis_are_refused(shape, tokens, likely):
         ((None, None, 3), "grid"),
     ],
 )
-def test_spectra_and_small_images_are_not_taken_for_channels_first(shape, tokens):
+def test_spectra_and_small_images_are_not_mistaken_for_channels_first(shape, tokens):
     assert checked_image_shape(shape, tokens) == shape
 
 

@@ -1,4 +1,4 @@
-"""Training models of text: what `fit` makes of texts and ids, and what padding must not do."""
+"""Training of text models: `fit` prepares texts and ids, and padding changes no result."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def language(**options):
 
 
 def mean_cross_entropy(model):
-    """Over the tokens of all rows, each by itself."""
+    """Returns the mean over the tokens of all rows, with one call per row."""
     call = jitted(model)
     return sum(cross_entropy(call, row) for row in ROWS) / sum(len(row) - 1 for row in ROWS)
 
@@ -34,7 +34,7 @@ def cross_entropy(call, row):
     return -log[np.arange(len(row) - 1), row[1:]].sum()
 
 
-def test_the_loss_is_the_mean_over_real_tokens_of_rows_by_themselves_and_one_loss_of_the_experts():
+def test_the_loss_is_the_mean_over_real_tokens_plus_the_loss_of_experts():
     model = language()
     expected = mean_cross_entropy(model)
     found = model.evaluate(ROWS, verbose=0, return_dict=True)
@@ -42,7 +42,7 @@ def test_the_loss_is_the_mean_over_real_tokens_of_rows_by_themselves_and_one_los
 
 
 @pytest.mark.parametrize("options", [{}, {"from_logits": False}, {"ignore_class": 3}])
-def test_the_loss_of_rows_of_classes_is_that_of_keras_with_gradients(options):
+def test_the_token_loss_and_its_gradients_equal_keras(options):
     rng = np.random.default_rng(0)
     targets, weights = rng.integers(0, 7, (3, 5)), rng.random((3, 5), "float32")
     logits = rng.random((3, 5, 7), "float32")
@@ -78,7 +78,7 @@ def test_padding_changes_neither_loss_nor_statistics_nor_gradients():
         np.testing.assert_allclose(numpy(v.value), value, rtol=1e-4, atol=1e-6, err_msg=v.path)
 
 
-def test_a_mask_of_nothing_is_left_out():
+def test_a_mask_without_padding_is_omitted():
     ids = np.random.default_rng(0).integers(0, 19, (3, 12))
     mask = np.ones(ids.shape, bool)
     for given in (ids, {"token_ids": ids, "padding_mask": mask}, list(ids)):
@@ -91,15 +91,15 @@ def test_a_mask_of_nothing_is_left_out():
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="others lay out logits as they like")
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends choose the layout of logits themselves")
 def test_training_makes_no_copy_of_the_logits():
     found = torch_operations(lambda: language().train_on_batch(np.array([ROWS[0]]), np.array([ROWS[0]])))
     assert {shape for name, shape in found if name == "aten::_log_softmax"} == {(6, 19)}
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends compile a step, numbers and all")
-def test_no_number_is_taken_to_the_device_between_the_operations_of_a_model():
-    """On a GPU each would wait until all is done that was asked for before."""
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends compile scalars into the step")
+def test_a_forward_pass_copies_no_scalar_to_the_device():
+    """On a GPU each copy would wait for all queued operations."""
     model, ids = language(), keras.ops.convert_to_tensor([ROWS[0], ROWS[0][::-1]])
 
     def forward_and_metrics():
@@ -123,7 +123,7 @@ def test_packed_rows_have_the_loss_of_their_documents():
     np.testing.assert_allclose(model.evaluate(resets, verbose=0, return_dict=True)["loss"], expected, rtol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="XLA is asked for on tensorflow alone")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow needs jit_compile=True for XLA")
 def test_xla_trains_as_the_graph_does():
     losses = []
     for jit_compile in (False, True):
@@ -134,24 +134,24 @@ def test_xla_trains_as_the_graph_does():
 
 
 @full("jax")
-def test_texts_end_with_the_end_and_are_cut():
+def test_texts_get_an_end_token_and_are_truncated():
     model = language(vocab_size=259)
     model.tokenizer = ByteTokenizer()
-    jitted = [[257, *b"hello", 258], [257, *b"hi", 258]]
+    rows = [[257, *b"hello", 258], [257, *b"hi", 258]]
     np.testing.assert_allclose(
         model.evaluate(["hello", "hi"], verbose=0, return_dict=True)["loss"],
-        model.evaluate(jitted, verbose=0, return_dict=True)["loss"],
+        model.evaluate(rows, verbose=0, return_dict=True)["loss"],
         rtol=1e-6,
     )
     np.testing.assert_allclose(
         model.evaluate(["hello", "hi"], sequence_length=3, verbose=0, return_dict=True)["loss"],
-        model.evaluate([row[:4] for row in jitted], verbose=0, return_dict=True)["loss"],
+        model.evaluate([row[:4] for row in rows], verbose=0, return_dict=True)["loss"],
         rtol=1e-6,
     )
 
 
 @full("jax", "tensorflow")
-def test_a_model_learns_a_text_and_says_it_and_goes_through_files(tmp_path):
+def test_a_model_learns_generates_and_reloads_a_text(tmp_path):
     model = language(vocab_size=259, moe_frequency=0, eos_token_id=258, pad_token_id=256)
     model.tokenizer = ByteTokenizer()
     model.compile(keras.optimizers.Adam(1e-2), sampler="greedy")
@@ -181,12 +181,12 @@ def test_a_classifier_of_texts_learns_and_ignores_padding():
         np.testing.assert_allclose(alone, model.predict(texts, verbose=0)[texts.index(text)], rtol=1e-4, atol=1e-5)
 
 
-def test_logits_are_kept_where_asked_and_embeddings_enter_as_they_are():
+def test_logits_to_keep_selects_positions_and_embeddings_are_inputs():
     model = language()
     ids = np.array([ROWS[0], ROWS[0][::-1]])
     logits = numpy(model(ids))
-    for kept, part in ((0, logits), (2, logits[:, -2:]), ([0, 3], logits[:, [0, 3]])):
-        np.testing.assert_allclose(numpy(model(ids, logits_to_keep=kept)), part, rtol=1e-5, atol=1e-6)
+    for kept, expected in ((0, logits), (2, logits[:, -2:]), ([0, 3], logits[:, [0, 3]])):
+        np.testing.assert_allclose(numpy(model(ids, logits_to_keep=kept)), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(numpy(model({"inputs_embeds": model.embed(ids)})), logits)
     assert model.compute_output_spec(keras.KerasTensor((2, 6), "int32")).shape == (2, 6, 19)
 
@@ -211,7 +211,7 @@ def test_the_config_holds_every_argument():
         (dict(balance_over="all"), "balance_over must be one of"),
     ],
 )
-def test_bad_arguments_are_named(options, message):
+def test_bad_arguments_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
         language(**options)
 
@@ -228,13 +228,13 @@ def test_bad_arguments_are_named(options, message):
         (np.ones(2, int), r"token_ids must have the shape \(b, t\). Received: shape=\(2,\)"),
     ],
 )
-def test_bad_inputs_are_named(inputs, message):
+def test_bad_inputs_are_reported(inputs, message):
     with pytest.raises(ValueError, match=message):
         language()(inputs)
 
 
 @pytest.mark.parametrize("ids", [[[1, 2, 19]], [[1, -1, 2]], np.array([[3, 2**32 + 3]])])
-def test_ids_out_of_the_vocabulary_are_named_before_training(ids):
+def test_ids_out_of_the_vocabulary_are_reported_before_training(ids):
     with pytest.raises(ValueError, match="Token ids must be from 0 to vocab_size - 1 = 18. Received"):
         language().fit(ids, verbose=0)
 
@@ -258,7 +258,7 @@ def model():
 
 
 @pytest.mark.parametrize("use", USES)
-def test_one_rule_of_token_ids_is_named_wherever_they_are_given(model, use):
+def test_every_entry_point_reports_the_same_rule_of_token_ids(model, use):
     rule = "Token ids must be from 0 to vocab_size - 1 = 18. Received: 25 (at|in row).*Tokenize with the model's own"
     with pytest.raises(ValueError, match=rule):
         USES[use](model, np.array([[1, 2, 3], [4, 25, 5]]))
@@ -269,7 +269,7 @@ def test_one_rule_of_token_ids_is_named_wherever_they_are_given(model, use):
 
 
 @full("jax", "tensorflow")
-def test_targets_that_padding_or_a_weight_of_0_leaves_out_may_hold_any_number():
+def test_targets_without_weight_may_hold_any_number():
     ids = np.array([[5, 6, 7, 8, 9], [3, 4, 5, 6, 0]])
     x, y = ids[:, :-1], ids[:, 1:].copy()
     kept = np.array([[True] * 4, [True, True, True, False]])
@@ -282,7 +282,7 @@ def test_targets_that_padding_or_a_weight_of_0_leaves_out_may_hold_any_number():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_model_with_a_sampler_that_cannot_be_saved_is_trained():
+def test_a_model_with_an_unserializable_sampler_is_trained():
     class Second:
         temperature = 1.0
 
@@ -294,7 +294,7 @@ def test_a_model_with_a_sampler_that_cannot_be_saved_is_trained():
     assert np.isfinite(model.train_on_batch(np.array([ROWS[0]])[:, :-1], np.array([ROWS[0]])[:, 1:])[0])
 
 
-def test_a_classifier_takes_any_label_of_a_row_without_weight():
+def test_a_classifier_accepts_any_label_of_a_row_without_weight():
     model = keras_jamba.JambaClassifier(vocab_size=19, num_classes=3, **TINY | dict(num_layers=1))
     model.compile("sgd")
     x, kept = np.array([[1, 2], [3, 4]]), np.array([1.0, 0.0])
@@ -303,7 +303,7 @@ def test_a_classifier_takes_any_label_of_a_row_without_weight():
 
 
 @full("jax")
-def test_tensors_of_ids_train_as_arrays_do_and_weights_want_targets():
+def test_tensors_train_as_arrays_do_and_weights_need_targets():
     ids = np.array([ROWS[0], ROWS[0][::-1]], "int32")
     losses = [language().fit(x, verbose=0).history["loss"] for x in (ids, keras.ops.convert_to_tensor(ids))]
     np.testing.assert_allclose(*losses, rtol=1e-6)
@@ -311,6 +311,6 @@ def test_tensors_of_ids_train_as_arrays_do_and_weights_want_targets():
         language().fit(ids, sample_weight=np.ones(2), verbose=0)
 
 
-def test_rows_too_short_to_predict_anything_are_named():
+def test_rows_too_short_to_predict_anything_are_reported():
     with pytest.raises(ValueError, match="rows of at least two tokens"):
         language().fit(np.ones((2, 1), int), verbose=0)

@@ -1,4 +1,4 @@
-"""Threads that generate, stream and predict with one model get what each gets alone."""
+"""Threads that generate, stream and predict with one model get the results of single calls."""
 
 import copy
 import threading
@@ -24,7 +24,7 @@ def model():
 
 
 def requests():
-    """Tuples of hashable arguments of `run`; several lengths, for which programs are made while others run."""
+    """Returns tuples of hashable arguments of `run`. New lengths compile programs while other threads run."""
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(1, 31, n).tolist()) for n in (3, 12, 60)]
     return [(kind, prompt) for kind in ("generate", "sample", "stream", "predict") for prompt in prompts]
@@ -42,15 +42,15 @@ def run(model, kind, prompt):
 
 
 @full("jax", "tensorflow")
-def test_generate_stream_and_predict_give_in_threads_what_each_gives_alone(model):
+def test_threads_give_the_results_of_single_calls(model):
     alone = copy.deepcopy(model)
     expected = {request: run(alone, *request) for request in requests()}
-    together = threading.Barrier(THREADS)
+    barrier = threading.Barrier(THREADS)
 
     def work(thread):
         order = np.random.default_rng(thread).permutation(len(expected))
         mine = [list(expected)[i] for i in np.resize(order, REQUESTS)]
-        together.wait()
+        barrier.wait()
         return [(request, run(model, *request)) for request in mine]
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -61,15 +61,15 @@ def test_generate_stream_and_predict_give_in_threads_what_each_gives_alone(model
 
 
 @full("jax", "tensorflow")
-def test_a_prompt_is_read_and_gone_on_from_while_another_thread_trains(model):
+def test_prefill_and_generate_work_while_another_thread_trains(model):
     trained = copy.deepcopy(model)
     trained.compile(keras.optimizers.SGD(0.0))
     ids = np.arange(1, 25).reshape(4, 6)
-    begun, done = threading.Event(), threading.Event()
+    started, done = threading.Event(), threading.Event()
 
     class Waits(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            begun.set()
+            started.set()
             assert done.wait(300)
 
     def train():
@@ -78,7 +78,7 @@ def test_a_prompt_is_read_and_gone_on_from_while_another_thread_trains(model):
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train)
         try:
-            assert begun.wait(300)
+            assert started.wait(300)
             state = trained.prefill([1, 2, 3])
             found = trained.generate([1, 2, 3, 4], max_new_tokens=3, state=state)
         finally:

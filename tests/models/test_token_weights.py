@@ -11,7 +11,7 @@ from keras_jamba.training.data import PackedText
 
 B = 4
 IDS = np.random.default_rng(0).integers(0, 11, (B, B + 1)).astype("int32")
-# As many tokens as rows: a weight per row could be taken for one per token.
+# The numbers of tokens and rows are equal: row weights could be mistaken for token weights.
 X, Y = IDS[:, :-1], IDS[:, 1:]
 ROWS = np.array([1, 2, 0, 0.5], "float32")
 TOKENS = np.random.default_rng(1).random((B, B), "float32")
@@ -33,17 +33,17 @@ def model():
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """Of weights `(b, t)` the loss and the accuracy, in float64."""
+    """Returns a function of weights `(b, t)` that computes loss and accuracy in float64."""
     logits = numpy(jitted(model)({"token_ids": X})).astype("float64")
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     losses = -np.take_along_axis(logits, Y[..., None], axis=-1)[..., 0]
     right = logits.argmax(axis=-1) == Y
 
-    def of(weights):
+    def weighted_means(weights):
         weights = np.broadcast_to(weights, Y.shape).astype("float64")
         return {"loss": (losses * weights).sum() / weights.sum(), "accuracy": (right * weights).sum() / weights.sum()}
 
-    return of
+    return weighted_means
 
 
 def close(found, expected):
@@ -55,15 +55,15 @@ def logs(history):
     return {name: values[0] for name, values in history.history.items()}
 
 
-def dataset(*parts):
-    """A batch at a time, by Keras' own kind of dataset."""
+def dataset(*batch):
+    """Returns a Keras `PyDataset` of one batch."""
 
     class Batches(keras.utils.PyDataset):
         def __len__(self):
             return 1
 
         def __getitem__(self, i):
-            return parts
+            return batch
 
     return Batches()
 
@@ -101,9 +101,9 @@ def test_gradients_are_those_of_the_weighted_mean():
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("weights", [None, ROWS, TOKENS], ids=["none", "of rows", "of tokens"])
-def test_padding_of_the_inputs_has_no_weight(model, expected, weights):
+def test_padding_of_the_inputs_has_weight_0(model, expected, weights):
     mask = np.ones(X.shape, bool)
-    mask[:, -1] = False  # behind all others: it changes none of their logits
+    mask[:, -1] = False  # the last token changes no logits of earlier tokens
     right = expected(mask * (1 if weights is None else weights[:, None] if weights.ndim == 1 else weights))
     inputs = {"token_ids": X, "padding_mask": mask}
     close(model.evaluate(inputs, Y, sample_weight=weights, return_dict=True, **GIVEN), right)
@@ -113,7 +113,7 @@ def test_padding_of_the_inputs_has_no_weight(model, expected, weights):
 CLASSES = {int(Y[0, 0]): 3.0, int(Y[1, 2]): 0.0, 100: 5.0}
 
 
-def test_the_weight_of_a_class_is_that_of_each_target_of_it(model, expected):
+def test_class_weights_apply_to_each_target_of_their_class(model, expected):
     of_classes = np.vectorize(lambda i: CLASSES.get(i, 1.0))(Y)
     given = GIVEN | {"class_weight": CLASSES}
     close(logs(model.fit(X, Y, **given)), expected(of_classes))
@@ -121,7 +121,7 @@ def test_the_weight_of_a_class_is_that_of_each_target_of_it(model, expected):
     close(model.train_on_batch(X, Y, class_weight=CLASSES, return_dict=True), expected(of_classes))
     found = model.train_on_batch(X, Y, sample_weight=TOKENS, class_weight=CLASSES, return_dict=True)
     close(found, expected(of_classes * TOKENS))
-    # What fit makes of rows of ids has padding, which stays without weight.
+    # `fit` pads rows of ids, and the padding keeps weight 0.
     close(logs(model.fit(list(IDS), **given)), expected(of_classes))
     ragged = [IDS[0], IDS[1, :3]]
     _, targets, padding = model._examples(ragged, None, None, None)
@@ -152,7 +152,7 @@ def test_the_weight_of_a_class_is_that_of_each_target_of_it(model, expected):
         ),
     ],
 )
-def test_other_weights_are_refused_in_words(model, call, message):
+def test_invalid_weights_are_refused(model, call, message):
     with pytest.raises(ValueError, match=message):
         call(model, **GIVEN)
 
@@ -166,12 +166,12 @@ def test_ids_of_every_integer_type_train_alike(model, expected, dtype):
     close(logs(model.fit(list(IDS.astype(dtype)), **GIVEN)), expected(1.0))
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a dataset of TensorFlow's")
-def test_datasets_of_tensorflow_carry_weights_of_rows(model, expected):
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the dataset is from TensorFlow")
+def test_tensorflow_datasets_carry_row_weights(model, expected):
     import tensorflow as tf
 
     right = expected(ROWS[:, None])
-    for drop_remainder in (True, False):  # with a batch of known size and without
+    for drop_remainder in (True, False):  # with and without a static batch size
         batches = tf.data.Dataset.from_tensor_slices((X, Y, ROWS)).batch(B, drop_remainder)
         close(model.evaluate(batches, return_dict=True, verbose=0), right)
         close(logs(model.fit(batches, shuffle=False, verbose=0)), right)

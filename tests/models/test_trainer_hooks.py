@@ -1,4 +1,4 @@
-"""What our models add to the loops of Keras: the first batch of each is checked on the host, and no data is changed."""
+"""Hooks of our models in Keras' loops: the host checks the first batch of each loop, and no data changes."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def ids(x):
 
 
 class Watched(JambaBackbone):
-    """Notes which examples are checked and which reach a step; refuses negative ones."""
+    """A model that records checked and trained examples, and refuses negative examples."""
 
     def __init__(self):
         super().__init__(d_model=4, num_layers=1, mamba_ratio=None, mixer="gated_conv", d_ff=0)
@@ -57,14 +57,14 @@ class Slow(keras.utils.PyDataset):
         return X[2 * i : 2 * i + 2], Y[2 * i : 2 * i + 2]
 
 
-def pieces(*more):
+def pairs(*more):
     for i in range(0, 6, 2):
         yield (X[i : i + 2], Y[i : i + 2], *more)
 
 
-def repeated():
+def endless():
     while True:
-        yield from pieces()
+        yield from pairs()
 
 
 def tf_data(repeat=False):
@@ -92,9 +92,9 @@ KINDS = {
     "a dict": lambda: dict(x={"features": X}, y=Y, batch_size=2),
     "workers": lambda: dict(x=Slow(workers=2)),
     "Batches": lambda: dict(x=training.Batches((X, Y), 2, shuffle=False)),
-    "a generator": lambda: dict(x=pieces()),
-    "a generator with None": lambda: dict(x=pieces(None)),
-    "an endless generator": lambda: dict(x=repeated(), steps_per_epoch=3),
+    "a generator": lambda: dict(x=pairs()),
+    "a generator with None": lambda: dict(x=pairs(None)),
+    "an endless generator": lambda: dict(x=endless(), steps_per_epoch=3),
     "tf.data": lambda: dict(x=tf_data()),
     "endless tf.data": lambda: dict(x=tf_data(True), steps_per_epoch=3),
     "a DataLoader": lambda: dict(x=loader()),
@@ -123,14 +123,14 @@ def test_the_first_batch_is_checked_and_every_step_gets_its_data(kind):
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")
 @pytest.mark.parametrize("kind", ["arrays", "a generator", "a generator with None", "tf.data", "endless tf.data"])
-def test_executions_of_several_steps_get_their_data(kind):
+def test_executions_of_several_steps_receive_their_data(kind):
     model = watched(run_eagerly=True, steps_per_execution=2)
     given = KINDS[kind]()
     model.fit(**given, shuffle=False, verbose=0)
     assert model.seen == [[0, 1], [2, 3], [4, 5]] or (kind == "endless tf.data" and model.seen[3:] == [[0, 1]])
 
 
-def test_nothing_is_traced_for_the_check_and_later_epochs_are_not_checked():
+def test_checks_trace_nothing_and_skip_later_epochs():
     model = watched()
     model.fit(X, Y, batch_size=2, epochs=2, verbose=0, shuffle=False, validation_data=(X[::-1], Y))
     first = model.traced
@@ -138,7 +138,7 @@ def test_nothing_is_traced_for_the_check_and_later_epochs_are_not_checked():
     model.evaluate(X, Y, batch_size=2, verbose=0)
     if BACKEND != "torch":
         assert model.traced == first
-    # Of the first fit the batch of which Keras takes the shapes, the first one, one of each validation; then one each.
+    # First fit: the batch that gives Keras its shapes, the first batch, one per validation. Later loops: one each.
     checked = model.checked if BACKEND == "tensorflow" else model.checked[1:]
     assert checked == [[0, 1], [5, 4], [5, 4], [0, 1], [0, 1]]
 
@@ -166,7 +166,7 @@ def test_a_refused_batch_leaves_weights_and_model_as_they_were(compiled):
             before = [ops.convert_to_numpy(v).copy() for v in model.weights]
 
 
-def test_an_evaluation_inside_of_fit_counts_its_own_batches_only():
+def test_an_evaluation_inside_fit_counts_only_its_own_batches():
     """The callback closes over the model; `Callback.model` of Keras would fetch the values of fit first."""
     keras.utils.set_random_seed(0)
     model, found, expected = watched(metrics=["mae"]), [], []

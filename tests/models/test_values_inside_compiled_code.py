@@ -1,4 +1,4 @@
-"""Values that nobody can look at inside compiled code have a right meaning there, or give NaN, never other numbers."""
+"""Values that compiled code cannot check have a defined meaning or give NaN, never wrong numbers."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def model():
 
 
 def compiled(function, model):
-    """`function` as the backend compiles it; on PyTorch as a decoding loop records it."""
+    """Returns `function` compiled by the backend, or on PyTorch traced as in a decoding loop."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -36,7 +36,7 @@ def compiled(function, model):
 
 
 @full("jax")
-def test_documents_out_of_order_are_runs_in_predict_and_fit():
+def test_predict_and_fit_start_a_document_at_every_change_of_id():
     backbone = keras_jamba.JambaBackbone(**SIZES)
     x = np.random.default_rng(0).standard_normal((1, 12, 8)).astype("float32")
     right = numpy(backbone(x, segment_ids=np.repeat([[0, 1, 2]], 4, axis=1)))
@@ -50,11 +50,11 @@ def test_documents_out_of_order_are_runs_in_predict_and_fit():
     np.testing.assert_allclose(loss, [(right.astype("float64") ** 2).mean()], rtol=1e-4)
 
 
-def test_rows_without_room_in_a_cache_are_nan_from_there_on(model):
+def test_rows_beyond_the_capacity_of_a_cache_are_nan(model):
     step = compiled(lambda ids, cache: model.step({"token_ids": ids}, cache), model)
     ids = ops.convert_to_tensor(np.array([[3], [4]], "int32"))
     cache = model.init_cache(2, 3)
-    # Row 1 has seen two tokens less.
+    # Row 1 has two tokens fewer in its cache.
     cache = {name: dict(state) for name, state in cache.items()}
     for state in cache.values():
         if "length" in state:
@@ -68,7 +68,7 @@ def test_rows_without_room_in_a_cache_are_nan_from_there_on(model):
 
 @full("jax")
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "uint16"])
-def test_ids_out_of_the_vocabulary_are_nan_where_they_cannot_be_looked_at(model, dtype):
+def test_ids_outside_the_vocabulary_are_nan_in_compiled_code(model, dtype):
     if keras.backend.backend() == "jax" and dtype == "int64":
         dtype = "uint32"  # JAX has no 64-bit integers
     call = compiled(lambda ids, mask: model({"token_ids": ids, "padding_mask": mask}), model)
@@ -77,14 +77,14 @@ def test_ids_out_of_the_vocabulary_are_nan_where_they_cannot_be_looked_at(model,
     tensors = ops.convert_to_tensor(ids.astype(dtype)), ops.convert_to_tensor(mask)
     logits = numpy(call(*tensors))
     assert np.isnan(logits[1, 1:]).all()
-    # Other rows do not see it, and padding is no token.
+    # A wrong id changes no other row, and padding is not checked.
     right = numpy(model(np.array([[1, 2, 3]], "int32")))
     np.testing.assert_allclose(logits[0], right[0], atol=1e-5)
     np.testing.assert_allclose(logits[2, :2], right[0, :2], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "uint16"])
-def test_ids_of_every_integer_dtype_are_taken_and_looked_at(model, dtype):
+def test_ids_of_every_integer_dtype_are_accepted_and_checked(model, dtype):
     ids = np.array([[1, 2, 3]], dtype)
     right = numpy(model(np.array([[1, 2, 3]], "int32")))
     np.testing.assert_allclose(numpy(model(ids)), right, atol=1e-6)
@@ -100,7 +100,7 @@ def test_ids_of_every_integer_dtype_are_taken_and_looked_at(model, dtype):
 
 
 @full("jax")
-def test_what_stands_in_the_padding_need_not_be_an_id(model):
+def test_padding_may_hold_any_integer(model):
     ids, mask = np.array([[1, 2, -100], [1, 2, 3]], "int32"), np.array([[True, True, False], [True] * 3])
     right = numpy(model(np.array([[1, 2, 3]], "int32")))
     given = {"token_ids": ids, "padding_mask": mask}
@@ -110,7 +110,7 @@ def test_what_stands_in_the_padding_need_not_be_an_id(model):
 
 
 @full("jax")
-def test_a_classifiers_row_without_a_real_token_is_an_error_or_nan():
+def test_a_classifier_row_without_real_tokens_is_an_error_or_nan():
     model = keras_jamba.JambaClassifier(vocab_size=11, **SIZES)
     ids, mask = np.array([[1, 2], [1, 2]], "int32"), np.array([[True, True], [False, False]])
     if ON_HOST:

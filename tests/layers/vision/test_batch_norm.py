@@ -1,4 +1,4 @@
-"""Batch norm: the formula, inference statistics after few batches, frozen layers, and files of Keras' own layer."""
+"""Batch norm: the formula, inference statistics after few batches, frozen layers, and files of Keras' layer."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ EPSILON, MOMENTUM = 1e-3, 0.8
 
 
 def batches(count, channels=3):
-    """Batches whose variance is about .005, far from 1, and whose means differ."""
+    """Returns batches with different means and a variance of about .005, far from 1."""
     rng = np.random.default_rng(0)
     return [rng.normal(0.1 * i + 0.3, 0.07, (4, 5, 5, channels)).astype("float32") for i in range(count)]
 
@@ -40,7 +40,7 @@ def moving(layer):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_moving_statistics_begin_with_the_first_batch_and_are_averaged_from_there(policy):
+def test_moving_statistics_start_with_the_first_batch_then_average(policy):
     layer = built(dtype=policy)
     tolerance = dict(absolute=1e-5) if policy == "float32" else dict(relative=0.02, absolute=0.02)
     expected = None
@@ -57,14 +57,14 @@ def test_moving_statistics_begin_with_the_first_batch_and_are_averaged_from_ther
     close(ops.cast(layer(x), "float32"), normalized(seen, *expected), **tolerance)
 
 
-def test_inference_after_one_batch_is_what_training_returned():
+def test_inference_after_one_batch_equals_the_training_outputs():
     layer, (x,) = built(), batches(1)
     close(layer(x), x / np.sqrt(1 + EPSILON), absolute=1e-6)  # before any batch: mean 0 and variance 1
     y = numpy(layer(x, training=True))
     close(layer(x, training=False), y, absolute=1e-5)
 
 
-def test_gradients_are_those_of_the_formula():
+def test_gradients_equal_the_formula():
     layer, (x,) = built(), batches(1)
     rng = np.random.default_rng(1)
     gamma, beta, weight = rng.random(3), rng.random(3), rng.standard_normal(x.shape)
@@ -77,9 +77,9 @@ def test_gradients_are_those_of_the_formula():
     found = gradients(loss, [x, gamma.astype("float32"), beta.astype("float32")])
     mean, variance = statistics(x)
     hat, scale = normalized(x, mean, variance), gamma / np.sqrt(variance + EPSILON)
-    over = (0, 1, 2)
-    inner = weight - weight.mean(over) - hat * (weight * hat).mean(over)
-    for a, e in zip(found, (scale * inner, (weight * hat).sum(over), weight.sum(over)), strict=True):
+    axes = (0, 1, 2)
+    inner = weight - weight.mean(axes) - hat * (weight * hat).mean(axes)
+    for a, e in zip(found, (scale * inner, (weight * hat).sum(axes), weight.sum(axes)), strict=True):
         close(a, e, relative=1e-3, absolute=2e-3)
 
 
@@ -92,7 +92,7 @@ def test_a_frozen_layer_keeps_its_statistics_and_uses_them_in_training():
         close(found, expected, absolute=1e-6)
 
 
-def test_a_layer_that_was_never_trained_keeps_its_first_statistics_while_it_is_frozen():
+def test_an_untrained_frozen_layer_keeps_its_initial_statistics():
     encoder = SpatialEncoder(8, downsample=2)
     encoder.build((None, 8, 8, 1))
     encoder.trainable = False
@@ -101,8 +101,8 @@ def test_a_layer_that_was_never_trained_keeps_its_first_statistics_while_it_is_f
         np.testing.assert_array_equal(np.stack(moving(norm)), [np.zeros(norm.beta.shape), np.ones(norm.beta.shape)])
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="JAX and TensorFlow compile whole steps")
-def test_a_step_copies_no_number_to_the_device():
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="JAX and TensorFlow compile complete steps")
+def test_a_step_copies_no_scalar_to_the_device():
     layer, (x,) = built(), batches(1)
     x = ops.convert_to_tensor(x)
     layer(x, training=True)
@@ -117,7 +117,7 @@ def tiny(**changes):
 
 
 def three_classes():
-    """96 images of three classes: bright in another column each."""
+    """Returns 96 images and their labels; each of the three classes is bright in other columns."""
     rng = np.random.default_rng(0)
     labels = np.arange(96) % 3
     images = 0.4 * rng.random((96, 8, 8, 1), "float32")
@@ -132,7 +132,7 @@ def compiled(model, **given):
     return model
 
 
-def test_weights_of_kerass_batch_norm_are_loaded_and_averaged_further(monkeypatch, tmp_path):
+def test_keras_batch_norm_weights_load_and_continue_their_average(monkeypatch, tmp_path):
     images, labels = three_classes()
     with monkeypatch.context() as patch:
         patch.setattr(spatial_encoder, "BatchNormalization", keras.layers.BatchNormalization)
@@ -153,7 +153,7 @@ def test_weights_of_kerass_batch_norm_are_loaded_and_averaged_further(monkeypatc
 
 
 def calibrate(encoder, images):
-    """Gives the norms the exact statistics of all images."""
+    """Assigns the exact statistics of all images to the norms."""
     x = ops.convert_to_tensor(images)
     for convolution, norm in zip(encoder.convolutions, encoder.norms, strict=True):
         x = convolution(x)
@@ -163,9 +163,9 @@ def calibrate(encoder, images):
 
 
 @full("jax", "tensorflow")
-def test_three_epochs_of_96_images_are_evaluated_as_calibrated_statistics_evaluate_them():
+def test_three_epochs_evaluate_like_calibrated_statistics():
     images, labels = three_classes()
-    # TensorFlow compiles by XLA only where it is told to; PyTorch's compiler would take minutes.
+    # TensorFlow uses XLA only on request; PyTorch's compiler would take minutes.
     model = compiled(tiny(), jit_compile=keras.backend.backend() != "torch")
     model.optimizer.build(model.trainable_variables)
     start = [np.array(numpy(v.value)) for v in model.optimizer.variables]
@@ -175,8 +175,12 @@ def test_three_epochs_of_96_images_are_evaluated_as_calibrated_statistics_evalua
         for variable, value in zip(model.optimizer.variables, start, strict=True):
             variable.assign(value)
         history = model.fit(images, labels, batch_size=16, epochs=3, verbose=0).history
-        right = model.evaluate(images, labels, batch_size=96, verbose=0, return_dict=True)["accuracy"]
+        evaluated = model.evaluate(images, labels, batch_size=96, verbose=0, return_dict=True)["accuracy"]
         calibrate(model.encoder, images)
         calibrated = model.evaluate(images, labels, batch_size=96, verbose=0, return_dict=True)["accuracy"]
-        assert right > history["accuracy"][-1] - 0.1 and abs(right - calibrated) < 0.1, (seed, history, right)
+        assert evaluated > history["accuracy"][-1] - 0.1 and abs(evaluated - calibrated) < 0.1, (
+            seed,
+            history,
+            evaluated,
+        )
         assert calibrated > 0.8

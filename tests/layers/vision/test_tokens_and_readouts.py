@@ -20,7 +20,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def test_frames_are_encoded_like_as_many_images(clips):
+def test_frames_are_encoded_like_single_images(clips):
     for encoder in (layers.SpatialEncoder(8, 2), layers.PatchEncoder(8, 4)):
         images = clips.reshape(6, 6, 4, 5)
         grids = numpy(encoder(clips))
@@ -40,12 +40,12 @@ def test_a_patch_is_projected_and_normalised():
 
 
 @pytest.mark.parametrize("encoder", [layers.SpatialEncoder, layers.PatchEncoder])
-def test_an_encoder_names_the_axis_that_is_missing(encoder):
+def test_an_encoder_reports_a_missing_axis(encoder):
     with pytest.raises(ValueError, match=r"\(b, T, H, W, C\) for clips. Received: shape=\(8, 8, 3\)"):
         encoder(8).build((8, 8, 3))
 
 
-def test_a_snake_reads_every_other_row_backwards():
+def test_snake_order_reads_every_other_row_backwards():
     cells = np.arange(9, dtype="float32").reshape(1, 3, 3, 1)
     assert numpy(layers.GridTokens("row")(cells)).ravel().tolist() == list(range(9))
     snake = numpy(layers.GridTokens("snake")(cells)).ravel()
@@ -55,21 +55,21 @@ def test_a_snake_reads_every_other_row_backwards():
     assert both.tolist() == [*snake, *(snake + 9)]
 
 
-def test_grid_tokens_know_their_number_where_the_grid_does(clips):
+def test_grid_tokens_have_a_static_count_if_the_grid_does(clips):
     assert layers.GridTokens().compute_output_shape((None, 3, 6, 4, 5)) == (None, 72, 5)
     assert layers.GridTokens().compute_output_shape((None, None, 4, 5)) == (None, None, 5)
     with pytest.raises(ValueError, match="scan_order must be one of.*Received"):
         layers.GridTokens("spiral")
 
 
-def test_a_frame_is_the_mean_of_its_features_with_their_places(clips):
+def test_a_frame_token_is_the_mean_of_features_and_coordinates(clips):
     layer = layers.FrameTokens(7)
     outputs = numpy(layer(clips))
     kernel, bias = numpy(list(layer.projection.weights))
     top = (2 * np.arange(6) + 1) / 6 - 1
     left = (2 * np.arange(4) + 1) / 4 - 1
-    places = np.stack(np.broadcast_arrays(top[:, None], left[None]), axis=-1)
-    inputs = np.concatenate([clips, np.broadcast_to(places, (2, 3, 6, 4, 2))], axis=-1)
+    coordinates = np.stack(np.broadcast_arrays(top[:, None], left[None]), axis=-1)
+    inputs = np.concatenate([clips, np.broadcast_to(coordinates, (2, 3, 6, 4, 2))], axis=-1)
     projected = inputs @ kernel + bias
     close(outputs, (projected * sigmoid(projected)).mean((2, 3)), absolute=1e-5)
 
@@ -96,7 +96,7 @@ def test_readouts_are_mean_weighted_mean_and_last(readout_inputs):
 
 
 @pytest.mark.parametrize("make", [layers.MeanReadout, layers.LastReadout, pooling])
-def test_steps_of_a_readout_give_what_the_whole_gives(readout_inputs, make):
+def test_a_stepped_readout_equals_the_complete_readout(readout_inputs, make):
     layer = make()
     step, call = jitted(layer.step), jitted(layer)
     cache, seen = layer.init_cache(2, 4), 0
@@ -107,7 +107,7 @@ def test_steps_of_a_readout_give_what_the_whole_gives(readout_inputs, make):
 
 
 @pytest.mark.parametrize("make", [layers.MeanReadout, layers.LastReadout, pooling])
-def test_padding_does_not_exist_for_a_readout(readout_inputs, make):
+def test_readouts_ignore_padding(readout_inputs, make):
     layer, x = make(), readout_inputs.copy()
     mask = np.arange(10) < np.array([[10], [6]])
     x[1, 6:] = np.nan
@@ -116,26 +116,26 @@ def test_padding_does_not_exist_for_a_readout(readout_inputs, make):
         close(outputs[row : row + 1], numpy(layer(readout_inputs[row : row + 1, :length])), absolute=1e-5)
 
 
-def test_layers_name_the_axes_that_they_need():
+def test_layers_report_the_axes_that_they_need():
     cases = {layers.GridTokens(): (8, 8, 1), layers.FrameTokens(4): (2, 4, 4, 4), layers.SequencePooling(): (2, 4)}
     for layer, shape in cases.items():
         with pytest.raises(ValueError, match=f"The input of {type(layer).__name__} must have the shape.*Received"):
             layer(np.zeros(shape, "float32"))
 
 
-def test_a_mean_of_very_many_tokens_still_moves():
+def test_a_mean_of_very_many_tokens_still_updates():
     layer = layers.MeanReadout()
     cache = layer.init_cache(1, 1)
     cache |= {"total": ops.full((1,), 1e8, "float32"), "largest": ops.zeros(1), "mean": ops.ones((1, 1))}
     for _ in range(100):
         outputs, cache = layer.step(np.full((1, 1, 1), 1e6, "float32"), cache)
-    # Without what rounding lost, 1e8 + 1 is 1e8 in float32.
+    # Without rounding compensation, 1e8 + 1 is 1e8 in float32.
     assert float(cache["total"][0]) == pytest.approx(1e8 + 100, abs=8)
     close(outputs, [[(1e8 + 1e8) / (1e8 + 100)]], relative=1e-6)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_gated_convolution_is_mamba_without_its_state_space(bidirectional):
+def test_a_gated_convolution_equals_mamba_without_its_state_space(bidirectional):
     layer = layers.GatedConvLayer(6, d_conv=3, bidirectional=bidirectional)
     x = RANDOM.standard_normal((2, 7, 6)).astype("float32")
     outputs = numpy(layer(x))
@@ -153,16 +153,16 @@ def test_a_gated_convolution_is_mamba_without_its_state_space(bidirectional):
     close(outputs, (y * gate * sigmoid(gate)) @ numpy(layer.out_proj.kernel), absolute=1e-5)
 
 
-def test_a_gated_convolution_goes_on_from_any_cut_and_begins_anew_with_a_document():
+def test_a_gated_convolution_continues_chunks_and_isolates_documents():
     layer = layers.GatedConvLayer(6)
     layer.build((2, 9, 6))
     x = RANDOM.standard_normal((2, 9, 6)).astype("float32")
     step, call = jitted(layer.step), jitted(layer)
-    cache, parts = layer.init_cache(2), []
+    cache, chunks = layer.init_cache(2), []
     for start, end in ((0, 4), (4, 5), (5, 9)):
         outputs, cache = step(x[:, start:end], cache)
-        parts.append(numpy(outputs))
-    close(np.concatenate(parts, axis=1), numpy(call(x)), absolute=1e-5)
+        chunks.append(numpy(outputs))
+    close(np.concatenate(chunks, axis=1), numpy(call(x)), absolute=1e-5)
     packed = numpy(layer(x, segment_ids=[[0] * 4 + [1] * 5] * 2))
     close(packed[:, 4:], numpy(call(x[:, 4:])), absolute=1e-5)
     with pytest.raises(ValueError, match="bidirectional GatedConvLayer has no state.*Received"):
@@ -179,7 +179,7 @@ def test_a_gated_convolution_goes_on_from_any_cut_and_begins_anew_with_a_documen
         lambda: layers.PatchEncoder(5, 2),
     ],
 )
-def test_a_layer_survives_its_config_and_its_weights(layer, clips):
+def test_config_and_weights_restore_a_layer(layer, clips):
     layer = layer()
     x = clips if not isinstance(layer, (layers.GatedConvLayer, layers.SequencePooling)) else clips[:, 0, 0]
     expected = numpy(layer(x))
