@@ -17,11 +17,11 @@ help:
 	@echo "make test                                             the tests of every change, on all three backends"
 	@echo "make test-all                                         all tests, on all three backends"
 	@echo "make test-rest                                        what test-all runs and test does not"
-	@echo "make test-nightly                                     what we use of private Keras, in keras-nightly"
+	@echo "make test-nightly                                     the uses of private Keras attributes, in keras-nightly"
 	@echo "make lint                                             ruff"
 	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
 
-# On JAX half the time to compile a drawing of random numbers; they are others than by default.
+# With this flag JAX compiles random draws twice as fast, but draws other numbers.
 demo: $(DEMO_VENV)/installed
 	JAX_THREEFRY_PARTITIONABLE=0 KERAS_BACKEND=$(BACKEND) TF_CPP_MIN_LOG_LEVEL=2 $(DEMO_VENV)/bin/python examples/image_classification.py $(ARGS)
 

@@ -1,6 +1,6 @@
 """Builds the C library of keras_jamba/_native into the wheel, or into an editable install's sources.
 
-Without a C compiler, or where compiling fails, the package installs all the same and its portable forms run.
+Without a C compiler, or where compiling fails, the package still installs, and uses the portable implementations.
 """
 
 import os

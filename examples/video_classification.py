@@ -151,7 +151,7 @@ def main():
     draw_stream(clips[0], labels[0], probabilities, args.output / "stream.png")
     complete = keras.ops.softmax(model.predict(clips[:1], verbose=0))
     difference = np.abs(keras.ops.convert_to_numpy(complete)[0] - probabilities[-1]).max()
-    print(f"After the last frame of a stream the probabilities are those of the whole clip to {difference:.0e}.")
+    print(f"After the last frame of a stream the probabilities are those of the complete clip to {difference:.0e}.")
     record = {"task": args.task, "seed": args.seed, "salt": args.salt, "backend": keras.backend.backend()}
     record |= {"seconds": round(seconds, 1), "parameters": model.count_params(), "test_accuracy": right}
     (args.output / "results.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -62,7 +62,7 @@ def test_video_classification_trains_streams_and_draws(tmp_path):
     arguments = ("--smoke", "--task", "order", "--output", tmp_path)
     output = python(ROOT / "examples" / "video_classification.py", *arguments, cwd=tmp_path)
     assert re.search(r"12 frames +\d+\.\d\d % of 200 new clips", output)
-    assert re.search(r"those of the whole clip to [0-9]e-0[6-9]", output)
+    assert re.search(r"those of the complete clip to [0-9]e-0[6-9]", output)
     assert (tmp_path / "stream.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "results.json").read_text())["task"] == "order"
     model = keras_jamba.DHCJamba.from_preset(tmp_path / "model")

@@ -12,18 +12,18 @@
 #include <time.h>
 
 #define TRIES 7
-#define TURNS 200000
+#define REPEATS 200000
 #define BYTES ((size_t)1 << 27)
 
 #define RATE(set, lanes)                                                       \
   static double exponentials_##set(void) {                                     \
     f_##set x = splat_##set(-0.01f), y[SIDE], to[SIDE];                        \
     EACH y[k] = splat_##set(0.5f + k);                                         \
-    for (int turn = 0; turn < TURNS; turn++) {                                 \
+    for (int i = 0; i < REPEATS; i++) {                                 \
       exp2_products_##set(x, y, to);                                           \
       __asm__ volatile("" : "+m"(to), "+m"(y));                                \
     }                                                                          \
-    return (double)TURNS * SIDE * lanes;                                       \
+    return (double)REPEATS * SIDE * lanes;                                       \
   }
 
 RATE(plain, 4)

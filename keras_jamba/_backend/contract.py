@@ -322,8 +322,8 @@ class Trainer(Protocol):
     def readable_values(self, variables):
         """A context with tensors or variables that hold the values of `variables`, while another thread trains."""
 
-    def first_batch(self, given, look, steps):
-        """Calls `look(batch)` with the first batch in `given`, the arguments of Keras' step function.
+    def first_batch(self, given, check, steps):
+        """Calls `check(batch)` with the first batch in `given`, the arguments of Keras' step function.
 
         Returns arguments with which the step function reads the same batches, at most `steps`.
         """

@@ -62,24 +62,24 @@ INLINE void V(exp2_products)(vf x, const vf *y, vf *to) {
 /* 2**x for any x. Exactly 1 for 0, so a state is held exactly; NaN stays NaN; below 2**-126, at most 2**-126; above
  * the largest numbers AVX-512 gives infinity and the others stay at 2**127.5. */
 INLINE void V(exp2)(vf *x) {
-  vf whole[SIDE], r[SIDE], p[SIDE];
+  vf rounded[SIDE], r[SIDE], p[SIDE];
 #if defined(WITH_AVX512)
-  EACH whole[k] = (vf)_mm512_roundscale_ps((__m512)x[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  EACH rounded[k] = (vf)_mm512_roundscale_ps((__m512)x[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(WITH_AVX2)
   EACH x[k] = (vf)_mm256_min_ps(_mm256_set1_ps(127.49f), (__m256)V(max)(x[k], -126.0f));
-  EACH whole[k] = (vf)_mm256_round_ps((__m256)x[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  EACH rounded[k] = (vf)_mm256_round_ps((__m256)x[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   EACH x[k] = V(max)(x[k], -126.0f);
   EACH x[k] = -V(max)(-x[k], -127.49f);
-  EACH whole[k] = (x[k] + 12582912.0f) - 12582912.0f; /* see above */
+  EACH rounded[k] = (x[k] + 12582912.0f) - 12582912.0f; /* see above */
 #endif
-  EACH r[k] = x[k] - whole[k];
+  EACH r[k] = x[k] - rounded[k];
   V(exp2_part)(r, p);
 #if defined(WITH_AVX512)
-  EACH x[k] = (vf)_mm512_scalef_ps((__m512)p[k], (__m512)whole[k]);
+  EACH x[k] = (vf)_mm512_scalef_ps((__m512)p[k], (__m512)rounded[k]);
 #else
-  EACH whole[k] = (vf)((vi)whole[k] & (x[k] == x[k])); /* in C the conversion of NaN to an integer is undefined */
-  EACH x[k] = (vf)((vi)p[k] + (__builtin_convertvector(whole[k], vi) << 23));
+  EACH rounded[k] = (vf)((vi)rounded[k] & (x[k] == x[k])); /* in C the conversion of NaN to an integer is undefined */
+  EACH x[k] = (vf)((vi)p[k] + (__builtin_convertvector(rounded[k], vi) << 23));
 #endif
 }
 
@@ -91,8 +91,8 @@ INLINE void V(sigmoid)(const vf *x, vf *to) {
 }
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), and log1p(y) = 2 atanh(y / (2 + y)) as its series: with y <= 1 the
- * argument is at most 1/3 and ten terms leave less than half a unit in the last place. Its slope, not asked for if
- * NULL, is the sigmoid. */
+ * argument is at most 1/3 and ten terms leave less than half a unit in the last place. Its slope, skipped if NULL,
+ * is the sigmoid. */
 INLINE void V(softplus)(vf *x, vf *slope) {
   vf y[SIDE], s[SIDE], q[SIDE], p[SIDE];
   EACH y[k] = V(abs)(x[k]) * -LOG2E;

@@ -13,7 +13,7 @@ class Weight:
         path: path of the variable, without the model's name.
         names: names of the checkpoint tensors: one, or one per expert of a bank.
         shape: shape of each checkpoint tensor.
-        form: layout of each checkpoint tensor: "same"; "transposed", `(out, in)`; or "convolution", `(e, 1, k)`.
+        form: layout of each checkpoint tensor: "same"; "transposed", `(out, in)`; or "convolution", `(e, 1, w)`.
     """
 
     path: str
@@ -62,10 +62,10 @@ def dense(path, name, inputs, outputs, bias=False):
 
 def mamba_mixer(path, prefix, arguments):
     """Yields the weights of a Mamba mixer, which have the same names in Jamba and Mamba-1 checkpoints."""
-    d, n, k = (arguments[name] for name in ("d_model", "d_state", "d_conv"))
+    d, n, w = (arguments[name] for name in ("d_model", "d_state", "d_conv"))
     e, r, bias = arguments["expand"] * d, arguments["dt_rank"], arguments["proj_bias"]
     yield from dense(f"{path}/in_proj", f"{prefix}in_proj", d, 2 * e, bias)
-    yield Weight(f"{path}/ssm/conv_kernel", (f"{prefix}conv1d.weight",), (e, 1, k), "convolution")
+    yield Weight(f"{path}/ssm/conv_kernel", (f"{prefix}conv1d.weight",), (e, 1, w), "convolution")
     if arguments["conv_bias"]:
         yield Weight(f"{path}/ssm/conv_bias", (f"{prefix}conv1d.bias",), (e,))
     yield from dense(f"{path}/ssm/x_proj", f"{prefix}x_proj", e, r + 2 * n)

@@ -65,8 +65,8 @@ def _module(name):
     module, _, leaf = name.rpartition(".")
     if leaf not in ("weight", "bias"):
         raise ValueError(
-            f"PEFT trains whole modules, not single parameters. Received: {name!r}, trained without an adapter. Leave "
-            "its layer out of also_train, or call merge_lora and export_to_transformers."
+            f"PEFT trains complete modules, not single parameters. Received: {name!r}, trained without an adapter. "
+            "Leave its layer out of also_train, or call merge_lora and export_to_transformers."
         )
     return module
 

@@ -200,7 +200,7 @@ def _opened(file):
 
 def _damaged(file, error):
     return (
-        f"A checkpoint must be made of whole safetensors files. Received: {str(file)!r}, {error}. "
+        f"A checkpoint must be made of complete safetensors files. Received: {str(file)!r}, {error}. "
         "Download the checkpoint again."
     )
 

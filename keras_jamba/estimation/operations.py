@@ -47,14 +47,13 @@ def _norm(rows, width):
 def scan_flops(batch_size, length, channels, d_state):
     """Returns the operations of `selective_scan` with skip, gate, bias and softplus, counted by hand.
 
-    Forward, per token, channel and state: `delta A` 1, `(delta u) B` 1, decay times state 1, plus the input 1,
-    times C 1, the sum over states 1. Per token and channel: `delta u` 1, less 1 since n numbers have n - 1 sums;
-    `D u` and its sum 2, the gate's SiLU 4 and product 1, bias 1, softplus 6.
+    Forward, per token, channel and state: `delta A` 1; `(delta u) B` 1; decay times state 1; its sum with the input 1;
+    the product with C 1; the sum over states 1. Forward, per token and channel: `delta u` 1, less 1, because n numbers
+    have n - 1 sums; `D u` and its sum 2; SiLU of the gate 4, and its product 1; bias 1; softplus 6.
 
-    Backward, per token, channel and state: the state's gradient, from `y C` and the next token's, 2; for C, a
-    product and its sum over channels, 2; for B 2; for `delta u`, a product and its sum over states, 2; for the
-    decay 1, through the exponential 1, from there for delta 2 and for A 2; for the previous token 1. Per token
-    and channel: from `delta u` 3, less 2 for two sums over states; from `D u` 4, gate 8, bias and softplus 7.
+    Backward, per token, channel and state: gradient of the state 2; of C 2; of B 2; of `delta u` 2; of the decay 1; of
+    the exponential 1; of delta 2; of A 2; of the previous state 1. Each product with a sum counts 2. Backward, per
+    token and channel: `delta u` 3, less 2 for two sums over states; `D u` 4; gate 8; bias and softplus 7.
 
     Args:
         batch_size: sequences b.

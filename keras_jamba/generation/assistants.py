@@ -169,11 +169,12 @@ class DraftModel(Assistant):
 
     def __init__(self, model, num_tokens=4):
         super().__init__(num_tokens)
-        missing = [name for name in ("step", "rollback", "init_cache") if not callable(getattr(model, name, None))]
+        needed = ("step", "rollback", "init_cache", "constructor_arguments", "variables")
+        missing = [name for name in needed if not hasattr(model, name)]
         if missing:
             raise ValueError(
-                f"A draft model must have step, rollback and init_cache. Received: a {type(model).__name__} without "
-                f"{missing}. Pass a JambaCausalLM."
+                f"A draft model must have {', '.join(needed)}. Received: a {type(model).__name__} without {missing}. "
+                "Pass a JambaCausalLM."
             )
         self.model, self._prefill, self._variable_ids = model, None, None
 
@@ -186,7 +187,7 @@ class DraftModel(Assistant):
         return list(self.model.variables)
 
     def check(self, vocab_size):
-        own = self.model.get_config()["vocab_size"]
+        own = self.model.constructor_arguments()["vocab_size"]
         if own != vocab_size:
             raise ValueError(
                 f"A draft model must have the vocabulary of the model, {vocab_size} tokens. Received: one of {own}. "

@@ -12,6 +12,8 @@ class LanguageModel(Protocol):
         sampler: the sampler of `compile`, or None.
         variables: the variables that `step` reads.
         weights: the weights. Their values are part of `fingerprint`.
+
+    Generation stores its compiled decoders in the `__dict__` of the model, as `_decoders`.
     """
 
     tokenizer: Any
@@ -24,7 +26,7 @@ class LanguageModel(Protocol):
         """Returns a dict with the keys vocab_size, pad_token_id, eos_token_id and transformers_config."""
 
     def init_cache(self, batch_size, max_length=None):
-        """Returns the cache before the first token, with capacity for `max_length` tokens, or for the window if None."""
+        """Returns the cache before the first token. None means capacity for the attention window."""
 
     def grow_cache(self, cache, max_length):
         """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""

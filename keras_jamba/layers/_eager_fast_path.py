@@ -8,7 +8,7 @@ class EagerFastPath:
     """A mixin for a layer of one tensor that assigns nothing, adds no losses and ignores `training`.
 
     `keras.layers.Layer.__call__` takes several times as long as the launch of one operation, and a model has hundreds
-    of such calls. In eager mode, a tensor that needs no conversion goes straight to `call`.
+    of such calls. In eager mode, `__call__` passes a tensor that needs no conversion directly to `call`.
     """
 
     def __call__(self, *args, **kwargs):

@@ -17,6 +17,9 @@ class LoraWeights:
     An adapter has two variables per matrix, "_lora_a" `(..., d, r)` and "_lora_b" `(..., r, f)`. The layer adds their
     product times `lora_alpha / lora_rank` to the matrix.
 
+    The class uses `matrices`, `matrix_shape`, `matrix_variable`, `stored_matrix`, `attribute_of` and `assign_float` of
+    `QuantizableWeights`.
+
     A subclass calls `_add_configured_adapters` at the end of `build`. It adds `_lora_product` to a product with a
     matrix, or reads `_matrix`.
 
@@ -33,15 +36,15 @@ class LoraWeights:
 
     def _lora_product(self, x, name, dtype):
         """Returns `x @ a @ b * scale`, without a product or a gradient of the size of the matrix."""
-        a, b = (ops.cast(self._matrix_variable(name, suffix), dtype) for suffix in ADAPTER)
+        a, b = (ops.cast(self.matrix_variable(name, suffix), dtype) for suffix in ADAPTER)
         return ops.matmul(ops.matmul(x, a), b) * (self.lora_alpha / self.lora_rank)
 
     def _matrix(self, name):
         """Returns a matrix plus its adapter, a tensor; without an adapter possibly a `QuantizedTensor`."""
-        stored = self._stored(name)
+        stored = self.stored_matrix(name)
         if not self.lora_enabled:
             return stored
-        a, b = (ops.convert_to_tensor(self._matrix_variable(name, suffix)) for suffix in ADAPTER)
+        a, b = (ops.convert_to_tensor(self.matrix_variable(name, suffix)) for suffix in ADAPTER)
         change = ops.matmul(a, b) * (self.lora_alpha / self.lora_rank)
         return dequantized(stored, self.compute_dtype) + ops.cast(change, self.compute_dtype)
 
@@ -64,12 +67,12 @@ class LoraWeights:
         with _keras_internals.unlocked(self):
             for name in self.matrices():
                 *stack, d, f = self.matrix_shape(name)
-                self._matrix_variable(name, "").trainable = False
+                self.matrix_variable(name, "").trainable = False
                 initializers = _initializers.uniform(d**-0.5), "zeros"
                 shapes = (*stack, d, rank), (*stack, rank, f)
                 for suffix, shape, initializer in zip(ADAPTER, shapes, initializers, strict=True):
                     variable = with_decay(self.add_weight(shape, initializer, name=name + suffix, dtype="float32"))
-                    setattr(self, self._attribute(name) + suffix, variable)
+                    setattr(self, self.attribute_of(name) + suffix, variable)
         self.lora_enabled, self.lora_rank, self.lora_alpha = True, rank, lora_alpha or rank
 
     def check_lora(self, rank, lora_alpha):
@@ -87,12 +90,12 @@ class LoraWeights:
     def merge_lora(self):
         """Adds the adapters to the matrices permanently and removes them."""
         for name in self.matrices():
-            a, b = (ops.cast(self._matrix_variable(name, suffix), "float32") for suffix in ADAPTER)
+            a, b = (ops.cast(self.matrix_variable(name, suffix), "float32") for suffix in ADAPTER)
             change = ops.matmul(a, b) * (self.lora_alpha / self.lora_rank)
-            self.assign_float(name, ops.cast(dequantized(self._stored(name), "float32"), "float32") + change)
-            self._matrix_variable(name, "").trainable = self._matrix_variable(name, "_scale") is None
+            self.assign_float(name, ops.cast(dequantized(self.stored_matrix(name), "float32"), "float32") + change)
+            self.matrix_variable(name, "").trainable = self.matrix_variable(name, "_scale") is None
             for suffix in ADAPTER:
-                delattr(self, self._attribute(name) + suffix)
+                delattr(self, self.attribute_of(name) + suffix)
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
 
 

@@ -38,7 +38,7 @@ class Projection(EagerFastPath, LoraWeights, QuantizableWeights, keras.layers.De
         return dequantized(self._matrix("kernel"), self.compute_dtype)
 
     def call(self, inputs, training=None):
-        y = product(inputs, self._stored("kernel"))
+        y = product(inputs, self.stored_matrix("kernel"))
         if self.lora_enabled:
             y = y + self._lora_product(inputs, "kernel", y.dtype)
         return y if self.bias is None else y + self.bias

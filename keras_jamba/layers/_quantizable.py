@@ -7,7 +7,6 @@ import keras
 from keras import ops
 
 from keras_jamba import _backend, _keras_internals
-from keras_jamba.layers._lora_weights import ADAPTER
 from keras_jamba.ops import _checks
 from keras_jamba.ops.quantization import QuantizedTensor, dequantized, quantized, storage_specs
 
@@ -20,7 +19,8 @@ class QuantizableWeights:
     A matrix in floating point is one variable. A quantized matrix has additional variables, whose names end with
     "_scale" and "_zero". The dtype policy holds the mode, as in Keras: "int8_from_float32", for example.
 
-    A subclass names its matrices in `MATRICES`, adds each with `_add_matrix` in `build`, and reads them with `_stored`.
+    A subclass names its matrices in `MATRICES`, adds each with `_add_matrix` in `build`, and reads them with
+    `stored_matrix`.
     """
 
     MATRICES = ()
@@ -35,34 +35,35 @@ class QuantizableWeights:
     def _add_matrix(self, name, shape, **options):
         """Adds the variables of a matrix; `options` are `add_weight`'s for a matrix in floating point."""
         if self.quantization_mode not in MODES:
-            setattr(self, self._attribute(name), self.add_weight(shape, name=name, **options))
+            setattr(self, self.attribute_of(name), self.add_weight(shape, name=name, **options))
             return
         for suffix, (part_shape, dtype) in storage_specs(shape, self.quantization_mode).items():
             initializer = "ones" if suffix == "_scale" else "zeros"
             given = dict(name=name + suffix, dtype=dtype, trainable=False, autocast=False)
-            setattr(self, self._attribute(name) + suffix, self.add_weight(part_shape, initializer, **given))
+            setattr(self, self.attribute_of(name) + suffix, self.add_weight(part_shape, initializer, **given))
 
     @staticmethod
-    def _attribute(name):
+    def attribute_of(name):
+        """Returns the attribute that holds the values of a matrix."""
         # Dense has a property named "kernel".
         return _keras_internals.STORED_NAMES["kernel"] if name == "kernel" else name
 
     def matrices(self):
         """Returns the names of the matrices that the layer has."""
-        return [name for name in self.MATRICES if self._matrix_variable(name, "") is not None]
+        return [name for name in self.MATRICES if self.matrix_variable(name, "") is not None]
 
-    def _matrix_variable(self, name, suffix):
+    def matrix_variable(self, name, suffix):
         """Returns a variable of a matrix by its suffix: "" for the values, "_scale" and so on; None if absent."""
-        return getattr(self, self._attribute(name) + suffix, None)
+        return getattr(self, self.attribute_of(name) + suffix, None)
 
     def own_variables(self):
         """Returns `{name: variable}` without the variables of sublayers."""
         return {v.name: v for v in self.weights if v.path == f"{self.path}/{v.name}"}
 
-    def _stored(self, name):
+    def stored_matrix(self, name):
         """Returns a matrix without its adapter: a tensor or a `QuantizedTensor`."""
-        values = _backend.sharding.all_gather_weight(self._matrix_variable(name, ""))
-        scale, zero = (self._matrix_variable(name, suffix) for suffix in ("_scale", "_zero"))
+        values = _backend.sharding.all_gather_weight(self.matrix_variable(name, ""))
+        scale, zero = (self.matrix_variable(name, suffix) for suffix in ("_scale", "_zero"))
         if scale is None:
             return values
         zero = None if zero is None else ops.convert_to_tensor(zero)
@@ -84,9 +85,9 @@ class QuantizableWeights:
                 f"{type(self).__name__} quantizes with `ops.quantization`. Received: a config with a weight_quantizer. "
                 "Leave it out."
             )
-        floats = {name: ops.convert_to_numpy(self._matrix_variable(name, "")) for name in self.matrices()}
+        floats = {name: ops.convert_to_numpy(self.matrix_variable(name, "")) for name in self.matrices()}
         for name in floats:
-            delattr(self, self._attribute(name))
+            delattr(self, self.attribute_of(name))
         _keras_internals.mark_quantized(self)  # before the policy: its setter would quantize again
         self.set_mode(mode)
         for name, value in floats.items():
@@ -107,26 +108,27 @@ class QuantizableWeights:
 
     def assign_float(self, name, value):
         """Assigns a value in floating point to a variable; quantizes it for a quantized matrix."""
-        if self._matrix_variable(name, "_scale") is None:
+        if self.matrix_variable(name, "_scale") is None:
             self.own_variables()[name].assign(value)
             return
         parts = quantized(ops.convert_to_numpy(value), self.quantization_mode)
         for suffix, part in parts.items():
-            self._matrix_variable(name, suffix).assign(part)
+            self.matrix_variable(name, suffix).assign(part)
 
     def matrix_shape(self, name):
         """Returns the shape of a matrix in floating point."""
-        return tuple(self._stored(name).shape)
+        return tuple(self.stored_matrix(name).shape)
 
     def float_value(self, name):
         """Returns a matrix without its adapter as a NumPy array in floating point."""
-        return ops.convert_to_numpy(dequantized(self._stored(name), self.variable_dtype))
+        return ops.convert_to_numpy(dequantized(self.stored_matrix(name), self.variable_dtype))
 
     def float_shapes(self):
         """Returns `{name: shape}` of the variables as they would be in floating point and without adapters."""
         shapes = {name: self.matrix_shape(name) for name in self.matrices()}
-        parts = {name + suffix for name in shapes for suffix in ("_scale", "_zero", *ADAPTER)}
-        own = {name: tuple(v.shape) for name, v in self.own_variables().items() if name not in parts}
+        # The variables of a matrix begin with its name: kernel, kernel_scale, kernel_lora_a.
+        prefixes = tuple(f"{name}_" for name in shapes)
+        own = {name: tuple(v.shape) for name, v in self.own_variables().items() if not name.startswith(prefixes)}
         return {name: shapes.get(name, shape) for name, shape in own.items()}
 
     # Files

@@ -50,27 +50,6 @@ class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
         """
         return states.rolled_back(self._forward_layer, self._state_specs, rollback_state, count)
 
-    def _begin(self, inputs, tokens, initial_state, return_state, return_rollback_state):
-        """Checks the arguments of a call.
-
-        Args:
-            inputs: `(b, t, d)`.
-            tokens: `(mask, segment_ids, reset_mask)`, each `(b, t)` or None.
-            initial_state, return_state, return_rollback_state: see `MambaLayer`.
-
-        Returns:
-            The initial state or None, the checked tokens, and a `states.SequenceState`.
-        """
-        if initial_state is not None or return_state or return_rollback_state:
-            states.check_has_state(self)
-        states.check_rollback_request(self, initial_state, return_rollback_state)
-        _checks.check_last_axis(type(self).__name__, inputs.shape, self.d_model)
-        if initial_state is not None:
-            initial_state = _checks.check_state("initial_state", initial_state, self._state_specs(inputs.shape[0]))
-        mask, segment_ids, reset_mask = tokens
-        tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
-        return initial_state, tokens, states.SequenceState.begin(initial_state, *tokens, inputs)
-
     def _state_specs(self, batch_size):
         return states.recurrent_specs(self._forward_layer, batch_size)
 
@@ -92,3 +71,27 @@ class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
             )
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
+
+
+def checked_sequence(layer, inputs, tokens, initial_state, return_state, return_rollback_state):
+    """Checks the arguments of a call of a `RecurrentMixer`.
+
+    Args:
+        layer: the mixer.
+        inputs: `(b, t, d)`.
+        tokens: `(mask, segment_ids, reset_mask)`, each `(b, t)` or None.
+        initial_state, return_state, return_rollback_state: see `MambaLayer`.
+
+    Returns:
+        `(initial state or None, checked tokens, states.SequenceState)`.
+    """
+    if initial_state is not None or return_state or return_rollback_state:
+        states.check_has_state(layer)
+    states.check_rollback_request(layer, initial_state, return_rollback_state)
+    _checks.check_last_axis(type(layer).__name__, inputs.shape, layer.d_model)
+    if initial_state is not None:
+        specs = states.recurrent_specs(layer._forward_layer, inputs.shape[0])
+        initial_state = _checks.check_state("initial_state", initial_state, specs)
+    mask, segment_ids, reset_mask = tokens
+    tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
+    return initial_state, tokens, states.SequenceState.begin(initial_state, *tokens, inputs)

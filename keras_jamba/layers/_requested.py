@@ -2,7 +2,7 @@
 
 
 def append_requested(outputs, *extras):
-    """Returns `outputs`, or a tuple of it and the value of each `(whether, value)` whose flag is set."""
+    """Returns `outputs`, or `(outputs, *values)` with the values of the extras `(flag, value)` whose flag is set."""
     extras = [value for whether, value in extras if whether]
     return (outputs, *extras) if extras else outputs
 

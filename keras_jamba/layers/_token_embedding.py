@@ -46,7 +46,7 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
         if not reverse:
             return self._embedded(inputs)
         if self.quantization_mode is not None:
-            return ops.cast(product(inputs, self._stored("reverse_embeddings")), "float32")
+            return ops.cast(product(inputs, self.stored_matrix("reverse_embeddings")), "float32")
         if self.reverse_dtype is not None or self.logit_soft_cap is not None:
             return ops.cast(super().call(inputs, reverse=True), "float32")
         matrix = _backend.sharding.all_gather_weight(self.embeddings if self.tie_weights else self.reverse_embeddings)

@@ -127,6 +127,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             self._check_has_state()
         plain = all(x is None for x in (mask, segment_ids, reset_mask, self.attention_window))
         if plain and not stateful:
+            # The fused attention of the backend, which takes no documents, windows or caches.
             query, key, value = self._query_key_value(inputs, 0)
             return self._output(grouped_query_attention(query, key, value, causal=self.causal), inputs)
 

@@ -159,7 +159,7 @@ def _targeted(layer, targets):
 
 
 def _of_kind(layer, kind, projection):
-    """Yields the targets of one kind in `layer`; only those named `projection` unless it is empty."""
+    """Yields the targets of one kind in `layer`; a non-empty `projection` selects the targets of this name."""
     cls, projections = TARGETS[kind]
     for owner in _keras_internals.sublayers(layer):
         if isinstance(owner, cls):
@@ -180,10 +180,10 @@ def _named(layer, names):
                 "Pass the name of one of them."
             )
     found = [each for each in sublayers if each.name in names]
-    compact = [inner.path for each in found for _, inner in quantizable_layers(each) if inner.quantization_mode]
-    if compact:
+    quantized = [inner.path for each in found for _, inner in quantizable_layers(each) if inner.quantization_mode]
+    if quantized:
         raise ValueError(
-            f"The layers of also_train must be in floating point. Received: also_train={names}, where {compact[0]!r} "
+            f"The layers of also_train must be in floating point. Received: also_train={names}, where {quantized[0]!r} "
             "is quantized. Add an adapter to it, or load the model in floating point."
         )
     return found

@@ -8,7 +8,7 @@ from keras import ops
 from keras_jamba.layers import _initializers, states
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._projection import Projection
-from keras_jamba.layers._recurrent_mixer import RecurrentMixer
+from keras_jamba.layers._recurrent_mixer import RecurrentMixer, checked_sequence
 from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.ops import _checks, selective_scan
@@ -148,7 +148,7 @@ class MambaLayer(RecurrentMixer):
     ):
         requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
         tokens = mask, segment_ids, reset_mask
-        initial_state, tokens, sequence = self._begin(inputs, tokens, initial_state, **requested)
+        initial_state, tokens, sequence = checked_sequence(self, inputs, tokens, initial_state, **requested)
         given = dict(mask=sequence.mask, segment_ids=sequence.documents)
 
         # Constrains the layout of each half: otherwise XLA moves more data between devices.

@@ -23,8 +23,8 @@ def rows_of(model, x, sequence_length, adds_eos):
 
     Rows are truncated to `sequence_length`. With `adds_eos`, texts end with the tokenizer's eos.
     """
-    config = model._config
-    prompts = prompts_of(x if isinstance(x, np.ndarray) else list(x), model.tokenizer, 0, config["vocab_size"])
+    vocab_size = model.constructor_arguments()["vocab_size"]
+    prompts = prompts_of(x if isinstance(x, np.ndarray) else list(x), model.tokenizer, 0, vocab_size)
     rows = [prompts.row(i) for i in range(len(prompts.token_ids))]
     eos = getattr(model.tokenizer, "eos_token_id", None)
     if adds_eos and prompts.kind == "texts" and eos is not None:

@@ -31,10 +31,12 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         _config: a dict of the constructor arguments without name and dtype.
         block_pattern: a tuple of `(mixer, feed_forward)` per block; see `models._pattern`.
         optimizer: the optimizer of `compile`, or None.
+        sampler: the sampler of `compile`; only language models have it.
     """
 
     _config: dict
     block_pattern: tuple
+    _moe_metrics: object
     # Keras sets the attribute only in `compile`.
     optimizer = None
     # Arguments of `compile`: Keras keeps only the resolved jit_compile, and no auto_scale_loss.
@@ -259,7 +261,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
             if layer.quantization_mode != expected:
                 raise ValueError(
                     f"Weights must be quantized as the configuration says. Received: quantization={mode!r}, and "
-                    f"{layer.path!r} in {layer.quantization_mode or 'floating point'}. Call quantize of the whole "
+                    f"{layer.path!r} in {layer.quantization_mode or 'floating point'}. Call quantize of the "
                     "model, which updates the configuration."
                 )
 

@@ -340,13 +340,14 @@ class JambaBackbone(JambaModel, keras.Model):
         """
         _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
-        outputs, routings = [], {}
+        x, outputs, routings = between_blocks(features), [], {}
         for name, block in self._named_blocks():
             if isinstance(block.feed_forward, MoELayer):
-                features, routings[name] = block(features, **given, return_routing=True)
+                x, routings[name] = block(x, **given, return_routing=True)
             else:
-                features = block(features, **given)
-            outputs.append(features)
+                x = block(x, **given)
+            x = between_blocks(x)
+            outputs.append(x)
         return outputs, routings
 
     def attention_weights(self, features):

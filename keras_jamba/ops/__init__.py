@@ -1,6 +1,6 @@
 """Stateless maths on tensors.
 
-The whole package uses these shape letters:
+The package uses these shape letters:
 
 - `b` batch, `t` tokens per row, `v` vocabulary
 - `d` d_model, `e` expand * d_model, `f` d_ff

@@ -59,7 +59,7 @@ def test_a_truncated_file_is_named(folder, nothing_is_built):
     data = (folder / MODEL).read_bytes()
     for size in (0, 5, 200, len(data) - 1):
         (folder / MODEL).write_bytes(data[:size])
-        with pytest.raises(ValueError, match="must be made of whole safetensors files. Received: .*model.safetensors"):
+        with pytest.raises(ValueError, match="complete safetensors files. Received: .*model.safetensors"):
             load(folder)
 
 
@@ -73,10 +73,10 @@ def test_a_header_with_false_sizes_is_refused(folder, nothing_is_built):
         header[name] | {"dtype": "F99"},
     ):
         (folder / MODEL).write_bytes(with_header(header | {name: entry}, rest))
-        with pytest.raises(ValueError, match="whole safetensors files"):
+        with pytest.raises(ValueError, match="complete safetensors files"):
             load(folder)
     (folder / MODEL).write_bytes(struct.pack("<Q", 2**62) + b"{}")
-    with pytest.raises(ValueError, match="whole safetensors files"):
+    with pytest.raises(ValueError, match="complete safetensors files"):
         load(folder)
 
 

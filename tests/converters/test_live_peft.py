@@ -83,7 +83,7 @@ def test_adapters_of_experts_are_not_exported_to_peft(tmp_path):
 
 
 def test_single_trained_parameters_are_not_exported_to_peft(tmp_path):
-    with pytest.raises(ValueError, match="PEFT trains whole modules"):
+    with pytest.raises(ValueError, match="PEFT trains complete modules"):
         with_adapters("dense", targets="attention", also_train="block_0").export_lora_to_peft(tmp_path / "adapters")
     assert not list(tmp_path.iterdir())
 

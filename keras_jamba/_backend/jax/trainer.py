@@ -12,8 +12,8 @@ from keras_jamba._backend.common.trainer import (  # noqa: F401
 from keras_jamba._backend.jax._loops import Loop, TrainerLoops, readable_values  # noqa: F401
 
 
-def first_batch(given, look, steps):
+def first_batch(given, check, steps):
     state, iterator = given
     first = next(iterator)
-    look(first)
+    check(first)
     return state, itertools.chain([first], iterator)

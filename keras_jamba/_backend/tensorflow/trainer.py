@@ -28,13 +28,13 @@ class TrainerLoops(TensorFlowReplicasHook):
         return iterator
 
 
-def first_batch(given, look, steps):
+def first_batch(given, check, steps):
     (data,) = given
     if isinstance(data, list):
-        look(data[0])
+        check(data[0])
         return given
     first = next(data)
-    look(first)
+    check(first)
     if not _is_iterator_of_tensors(data):
         return (itertools.chain([first], data),)
     # The same element specs and the same kind of iterator avoid a second trace of the step function. A dataset from a

@@ -23,7 +23,7 @@ def can_bypass_layer_call(layer, x):
     )
 
 
-def first_batch(given, look, steps):
+def first_batch(given, check, steps):
     (data,) = given
-    look(data[0])
+    check(data[0])
     return given

@@ -15,8 +15,8 @@ class SpatialEncoder(GridEncoder):
     """Small CNN, O(HW): 3x3 convolutions, each with a batch norm and a SiLU.
 
     The CNN has four convolutions, or two more than the number of halvings of height and width if that is larger. The
-    first and the last convolution keep height and width. The halvings come as late as possible, so that
-    convolutions read all pixels before a stride drops some. The first two convolutions have half the width, but at
+    first and the last convolution keep height and width. Strides come last, so that the
+    earlier convolutions read all pixels. The first two convolutions have half the width, but at
     least 32 channels.
 
     In training, a batch norm uses the batch statistics; in inference, the moving statistics. The first batch sets the

@@ -1,6 +1,6 @@
 """The convolution as w shifted multiply-adds, which compilers fuse.
 
-On a CPU, the grouped convolutions of the three backends are slower by up to twice the time of a training step.
+On a CPU, the grouped convolutions of the three backends cost up to two more training-step times.
 """
 
 from keras import ops

@@ -26,5 +26,5 @@ _moved = _backend.autodiff.custom_gradient(_forward, _backward)
 
 
 def moved(x, index, inverse):
-    """Returns `gathered(x, index)`. `inverse` is the place of each row of `x` in the result, or one past the end."""
+    """Returns `take_rows(x, index)`. `inverse` is the place of each row of `x` in the result, or one past the end."""
     return _moved(x, index, inverse) if _backend.compilation.has_jit() else take_rows(x, index)

@@ -19,7 +19,7 @@ _BY_NAME = {
     "associative": associative,
     "reference": reference,
 }
-# A loop over tokens is fastest on a CPU (benchmarks/results); on an accelerator the tree, which has few steps, is.
+# A loop over tokens is fastest on a CPU (benchmarks/results). On an accelerator the tree is, because it has few steps.
 _FASTEST_FIRST = {
     "cpu": ("native", "portable", "associative", "reference"),
     "gpu": ("triton", "associative", "portable", "reference"),

@@ -1,9 +1,9 @@
 """The selective scan as a parallel tree of few, wide operations, for accelerators.
 
-The states of all tokens are in memory at once (b * t * e * n floats), several times in the backward pass. Blelloch
-(1990), "Prefix sums and their applications": the scan combines pairs, solves the problem of half the length, and fills
-in the tokens between. `keras.ops.associative_scan` is not used: on PyTorch it always returns float32 on the default
-device, and on TensorFlow it fails in `fit`.
+The states of all tokens are in memory at once (b * t * e * n floats), several times in the backward pass. The
+scan combines pairs, solves the problem of half the length, and fills in the tokens between, as in Blelloch (1990),
+"Prefix sums and their applications". `keras.ops.associative_scan` is not used: on PyTorch it always returns float32 on
+the default device, and on TensorFlow it fails in `fit`.
 """
 
 from keras import ops

@@ -77,7 +77,7 @@ class PackedText(Batches):
         falling = np.argsort(-sizes, kind="stable")
         self._begins, self._sizes, self._final = begins[falling], sizes[falling], final[falling]
         rows, count = _best_fit(self._sizes, self.length)
-        # Row r holds the slots _places[_starts[r] : _starts[r + 1]]. `_exchanged` assigns them chunks per epoch.
+        # Row r holds the slots _places[_starts[r] : _starts[r + 1]]. `_all_to_all` assigns them chunks per epoch.
         self._places = np.argsort(rows, kind="stable")
         self._starts = np.searchsorted(rows[self._places], np.arange(count + 1))
         self._assigned = EpochCache(self._all_to_all)
