@@ -346,8 +346,7 @@ class JambaBackbone(JambaModel, keras.Model):
                 x, routings[name] = block(x, **given, return_routing=True)
             else:
                 x = block(x, **given)
-            x = between_blocks(x)
-            outputs.append(x)
+            outputs.append(x := between_blocks(x))
         return outputs, routings
 
     def attention_weights(self, features):
