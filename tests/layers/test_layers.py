@@ -168,7 +168,7 @@ class Ragged(keras.utils.PyDataset):
         return x, np.cos(x)
 
 
-@full("tensorflow")
+@full("jax", "tensorflow")
 # PyTorch's compiler unrolls the loop over tokens, a minute per length: test eager mode only.
 @pytest.mark.parametrize("compiled", [False] if keras.backend.backend() == "torch" else [False, True])
 def test_fit_takes_batches_of_changing_size_and_length(compiled):

@@ -331,6 +331,7 @@ def test_adapters_train_after_fit_without_another_compile():
     assert all((numpy(v.value) != before[v.path]).any() for v in model.trainable_weights)
 
 
+@full("tensorflow")
 def test_save_weights_restores_weights_and_adapters_exactly(tmp_path):
     model = tiny()
     model.enable_lora(2)

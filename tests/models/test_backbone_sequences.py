@@ -80,6 +80,7 @@ def test_calls_with_states_match_the_complete_sequence(backbone, features):
     np.testing.assert_allclose(np.concatenate([numpy(first), numpy(second)], axis=1), expected, atol=1e-4)
 
 
+@full("jax")
 def test_every_call_can_return_the_routing_of_every_layer(backbone, features):
     mask = np.arange(LENGTH) < np.array([[LENGTH], [4]])
     expected, state = backbone(features, padding_mask=mask, return_state=True)

@@ -34,6 +34,7 @@ def trained(checkpointing, **compiling):
 WAYS = [{}, {"jit_compile": True}, {"run_eagerly": True}] if keras.backend.backend() == "tensorflow" else [{}]
 
 
+@full("tensorflow")
 @pytest.mark.parametrize("how", WAYS)
 def test_checkpointing_keeps_loss_gradients_dropout_and_statistics(how):
     plain, checkpointed = trained(False, **how), trained(True, **how)

@@ -123,6 +123,7 @@ def test_bad_options_are_reported(options, message):
         model_of(**{"tokens": "frames"} | options)
 
 
+@full("jax")
 def test_invalid_streams_are_refused():
     with pytest.raises(ValueError, match="causal model of clips.*Received: tokens='grid'"):
         model_of(image_shape=(6, 6, 1)).init_cache(1)

@@ -5,7 +5,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from checks import numpy
+from checks import full, numpy
 
 import keras_jamba
 
@@ -35,6 +35,7 @@ def test_logits_are_float32_and_deterministic(model, images):
     np.testing.assert_array_equal(numpy(logits), numpy(model(images)))
 
 
+@full("tensorflow")
 def test_the_logs_hold_the_statistics_of_the_experts(model, images):
     labels = np.array([0, 1, 2, 0, 1, 2])
     logs = compiled(model).fit(images, labels, batch_size=3, verbose=0, validation_data=(images, labels)).history

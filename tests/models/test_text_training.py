@@ -302,7 +302,7 @@ def test_a_classifier_accepts_any_label_of_a_row_without_weight():
     np.testing.assert_allclose(found, model.evaluate(x, np.array([1, 0]), sample_weight=kept, verbose=0)[0], rtol=1e-6)
 
 
-@full("jax")
+@full("jax", "tensorflow")
 def test_tensors_train_as_arrays_do_and_weights_need_targets():
     ids = np.array([ROWS[0], ROWS[0][::-1]], "int32")
     losses = [language().fit(x, verbose=0).history["loss"] for x in (ids, keras.ops.convert_to_tensor(ids))]
