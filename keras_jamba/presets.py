@@ -7,14 +7,17 @@ preset contains no code, and the complete preset is checked before anything is l
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 
+import keras
 from keras import ops
 
-from keras_jamba import _files
+from keras_jamba import _checksums, _files
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-FORMAT = 1
+# Format 1 has no checksum of config.json.
+FORMAT = 2
 
 _PACKAGE = Path(__file__).resolve().parent
 _logger = logging.getLogger("keras_jamba")
@@ -55,25 +58,35 @@ def read(preset):
         `{"sha256", "variables": {path: shape}}`), and the folder of the preset.
 
     Raises:
-        ValueError: if there is no such preset, or its config.json has another format.
+        ValueError: if there is no such preset, or if its config.json has another format or does not match its checksum.
     """
     folder = folder_of(preset)
     file = folder / CONFIG
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
-        good = metadata["format"] == FORMAT and isinstance(metadata["config"], dict)
-        good = good and {"class_name", "weights"} <= set(metadata) and _are_valid_weights(metadata["weights"])
-    except (ValueError, KeyError, TypeError) as error:
+        good = metadata["format"] in (1, FORMAT) and isinstance(metadata["config"], dict)
+        good = good and isinstance(metadata["class_name"], str) and _are_valid_weights(metadata["weights"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(_format_error(file, repr(error))) from error
     if not good:
         raise ValueError(_format_error(file, f"format={metadata['format']!r}"))
+    unchanged = _checksums.is_unchanged(metadata)
+    if unchanged is False or (unchanged is None and metadata["format"] == FORMAT):
+        raise ValueError(
+            f"{CONFIG} of a preset must be as it was written. Received: {str(file)!r}, which does not match its "
+            "checksum. Copy the preset again, and pass changes as arguments of from_preset."
+        )
+    if unchanged is None and metadata["weights"] is not None:
+        _logger.warning("The preset %r was written without a checksum; save_to_preset adds one.", str(preset))
     return metadata, folder
 
 
 def _are_valid_weights(weights):
     if weights is None:
         return True
-    return isinstance(weights["sha256"], str) and isinstance(weights["variables"], dict)
+    shapes = weights["variables"].values()
+    good = all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in shapes)
+    return good and isinstance(weights["sha256"], str)
 
 
 def _format_error(file, received):
@@ -104,10 +117,13 @@ def build(cls, preset, load_weights, overrides, head=(), head_only=()):
         )
     weights = metadata["weights"] if load_weights else None
     if weights is not None:
-        _check_file(folder / WEIGHTS, weights["sha256"])
+        _check_file(folder / WEIGHTS, weights)
     config = metadata["config"]
     changed = {name: overrides[name] for name in head if name in overrides and overrides[name] != config.get(name)}
     dropped = head_only if changed else ()
+    if weights is not None:
+        # A damaged size would take memory and time before `_check_variables` refuses the model.
+        cls.check_sizes(config | overrides, sum(map(math.prod, weights["variables"].values())), str(preset))
     model = cls(**({name: value for name, value in config.items() if name not in dropped} | overrides))
     if weights is not None:
         _fill(model, config, changed, dropped, weights["variables"], preset, folder / WEIGHTS)
@@ -139,12 +155,14 @@ def write(model, folder, more=None):
     with preset_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
-        metadata = {
-            "format": FORMAT,
-            "class_name": type(model).__name__,
-            "config": model.constructor_arguments(),
-            "weights": weights,
-        }
+        metadata = _checksums.sealed(
+            {
+                "format": FORMAT,
+                "class_name": type(model).__name__,
+                "config": model.constructor_arguments(),
+                "weights": weights,
+            }
+        )
         _files.write_json(staging / CONFIG, metadata)
         if more is not None:
             more(staging)
@@ -181,6 +199,17 @@ def _load(model, file):
     model.load_weights(file)
     for variable, state in generators:
         variable.assign(state)
+    broken = next((v.path for v in model.weights if not _is_finite(v)), None)
+    if broken is not None:
+        raise ValueError(
+            f"Weights must be finite numbers. Received: {broken!r} in {str(file)!r} with NaN or infinity. The training "
+            "diverged, or the file is damaged. Load another preset."
+        )
+
+
+def _is_finite(variable):
+    is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
+    return not is_float or bool(ops.all(ops.isfinite(ops.convert_to_tensor(variable))))
 
 
 def _variables(model):
@@ -203,8 +232,10 @@ def _check_variables(model, expected, preset):
         )
 
 
-def _check_file(file, sha256):
-    found = _sha256(file) if file.is_file() else "no such file"
+def _check_file(file, weights):
+    sha256, found = weights["sha256"], _sha256(file) if file.is_file() else "no such file"
+    if found == sha256 and sum(map(math.prod, weights["variables"].values())) > 2 * file.stat().st_size:
+        found = f"{file.stat().st_size} bytes, fewer than its variables need"
     if found != sha256:
         raise ValueError(
             f"The weights of a preset must be the file that was saved, sha256 {sha256}. "

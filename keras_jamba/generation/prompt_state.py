@@ -1,14 +1,17 @@
 """The state of a language model after a prompt."""
 
-import zipfile
-import zlib
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_jamba import _files
+from keras_jamba import _checksums, _files, _npz
+
+# Axes of a cache whose size is a capacity.
+_CAPACITY = {"key": 1, "value": 1}
+_logger = logging.getLogger("keras_jamba")
 
 
 @dataclass(frozen=True)
@@ -28,33 +31,77 @@ class PromptState:
     model: str
 
     def save(self, file):
-        """Writes the state to a file in the format of `numpy.load`. The file appears complete or not at all."""
+        """Writes the state to a file in the format of `numpy.load`. The file appears complete or not at all.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
         leaves = {f"cache/{block}/{leaf}": x for block, state in self.cache.items() for leaf, x in state.items()}
         arrays = {name: _storable(x) for name, x in (leaves | {"logits": self.logits}).items()}
+        arrays |= {"token_ids": np.asarray(self.token_ids), "model": np.array(self.model)}
+        _check_finite(arrays, "the state")
+        checksum = np.array(_checksums.of_arrays(arrays))
         with _files.atomic_file(file) as staged, open(staged, "wb") as stream:
-            np.savez(stream, token_ids=self.token_ids, model=np.array(self.model), **arrays)
+            np.savez(stream, **arrays, checksum=checksum)
 
     @classmethod
     def load(cls, file):
         """Returns the state in a file that `save` wrote on any backend.
 
         Raises:
-            ValueError: if the file is damaged, or if `save` did not write it.
+            ValueError: if the file is damaged or has a value that is not finite, or if `save` did not write it.
         """
         try:
-            # NumPy does not close a damaged file that it opened itself.
-            with open(Path(file), "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            arrays = _npz.read(file)
+            _check_checksum(arrays, file)
             cache = {}
-            for name in arrays:
+            for name, x in arrays.items():
                 if name.startswith("cache/"):
                     _, block, leaf = name.split("/")
-                    cache.setdefault(block, {})[leaf] = ops.convert_to_tensor(arrays[name])
-            return cls(arrays["token_ids"], cache, ops.convert_to_tensor(arrays["logits"]), str(arrays["model"]))
-        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+                    cache.setdefault(block, {})[leaf] = x
+            token_ids, logits, model = arrays["token_ids"], arrays["logits"], str(arrays["model"])
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"A prompt's state must be a file that its save wrote. Received: {str(file)!r}, {error}. Prefill again."
             ) from error
+        _check_finite(arrays, file)
+        return cls(
+            token_ids, keras.tree.map_structure(ops.convert_to_tensor, cache), ops.convert_to_tensor(logits), model
+        )
+
+    def check_fits(self, template):
+        """Raises ValueError unless the cache has the leaves, dtypes and shapes of `template`, except for capacities."""
+        found, expected = _layout(self.cache), _layout(template)
+        if found != expected:
+            differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            raise ValueError(
+                f"The cache of a prompt state must be a cache of the model. Received: {differ[0]!r} is "
+                f"{found.get(differ[0], 'missing')} instead of {expected.get(differ[0], 'absent')}. Prefill again."
+            )
+
+
+def _layout(cache):
+    """Returns `{block/leaf: shape}`, where None replaces the capacities."""
+    shape = lambda leaf, x: tuple(None if _CAPACITY.get(leaf) == i else n for i, n in enumerate(x.shape))  # noqa: E731
+    return {f"{block}/{leaf}": shape(leaf, x) for block, leaves in cache.items() for leaf, x in leaves.items()}
+
+
+def _check_checksum(arrays, file):
+    """Removes the checksum from the arrays of a file; raises ValueError if it does not match the others."""
+    checksum = arrays.pop(_checksums.KEY, None)
+    if checksum is None:
+        _logger.warning("%s was written without a checksum; saving the state again adds one.", file)
+    elif str(checksum) != _checksums.of_arrays(arrays):
+        raise ValueError("whose arrays do not match their checksum")
+
+
+def _check_finite(arrays, source):
+    for name, x in arrays.items():
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            raise ValueError(
+                f"A prompt's state must be finite. Received: NaN or infinity in {name!r} of {str(source)!r}. Prefill "
+                "again."
+            )
 
 
 def _storable(x):

@@ -149,6 +149,7 @@ def _check_state(state, model, prompts):
         raise ValueError(
             "A prompt state belongs to one model and its weights. Received: the state of another model. Prefill again."
         )
+    state.check_fits(model.init_cache(1, 1))
     size = len(state.token_ids)
     for i in range(len(prompts.token_ids)):
         row = prompts.row(i)

@@ -1,6 +1,7 @@
 """The constructor arguments of `JambaBackbone`, and the layers built from them."""
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -155,3 +156,24 @@ class BackboneConfig:
 
 
 BACKBONE_ARGUMENTS = tuple(field.name for field in dataclasses.fields(BackboneConfig))
+
+
+def check_sizes(arguments, count, source):
+    """Raises ValueError if a model with these constructor arguments has more than `count` weights; see `JambaModel`."""
+    d, layers = arguments.get("d_model"), arguments.get("num_layers")
+    width = 4 * d if arguments.get("d_ff") is None and type(d) is int else arguments.get("d_ff")
+    sizes = {name: arguments.get(name) for name in ("vocab_size", "num_classes", "expand")}
+    # Every block has at least one matrix of d_model x d_model, and one of d_model x d_ff.
+    products = {"num_layers * d_model * d_model": (layers, d, d), "num_layers * d_model * d_ff": (layers, d, width)}
+    products |= {f"{name} * d_model": (size, d) for name, size in sizes.items()}
+    if arguments.get("moe_frequency") and arguments["moe_frequency"] == 1:
+        products["num_experts * d_model * d_ff"] = (arguments.get("num_experts"), d, width)
+    if arguments.get("mixer", "mamba") == "mamba" and arguments.get("mamba_ratio") != 0 and layers != 1:
+        products |= {f"{name} * d_model": (arguments.get(name), d) for name in ("d_state", "d_conv", "dt_rank")}
+    for name, factors in products.items():
+        # The constructor refuses values of other types.
+        if all(type(factor) is int for factor in factors) and math.prod(factors) > count:
+            raise ValueError(
+                f"The sizes of a model must fit its stored weights. Received: {source!r} with {count:,} weights, and "
+                f"{name} = {math.prod(factors):,}. Drop the overrides that change the sizes, or copy the files again."
+            )

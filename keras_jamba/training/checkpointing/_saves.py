@@ -5,11 +5,16 @@ on.
 """
 
 import logging
+import random
 from pathlib import Path
+
+import numpy as np
 
 from keras_jamba.training.checkpointing import _snapshots
 
 _PROCESS = "process_"
+_COUNTS = ("processes", "variables", "epoch", "step_in_epoch", "run")
+_TYPES = {"stopped": bool, "data": dict, "python": list, "numpy": list}
 _logger = logging.getLogger("keras_jamba")
 
 
@@ -28,8 +33,16 @@ def last(folder, count):
 
     Returns:
         `(step, processes)`, or None.
+
+    Raises:
+        ValueError: if a save is damaged and no later save is complete. Damaged earlier saves are logged.
     """
-    found = _complete(folder)
+    found, broken = _complete(folder)
+    newest = max((step for step, _ in found), default=-1)
+    for step, error in sorted(broken.items()):
+        if step > newest:
+            raise error
+        _logger.warning("Checkpoint passes over a damaged save. %s", error)
     if not found and any(map(_snapshots.steps, _all(folder))):
         _logger.warning(
             "Checkpoint starts from the beginning: no save in %r has the snapshots of all its processes.", str(folder)
@@ -63,6 +76,8 @@ def read(places, step, index):
     snapshots = [_snapshots.read(places[i], step) for i in order]
     own, state = snapshots[0]
     count = state["variables"]
+    if any(len(arrays) < count for arrays, _ in snapshots):
+        raise _snapshots.damaged(_snapshots.place_of(places[index], step), f"fewer than {count} variables")
     parts = zip(*(arrays[:count] for arrays, _ in snapshots), strict=True)
     arrays = [_snapshots.Saved(each[0].shape, [chunk for x in each for chunk in x.chunks]) for each in parts]
     missing = [place for place, x in enumerate(arrays) if not x.is_complete]
@@ -73,6 +88,22 @@ def read(places, step, index):
             "there: training then resumes from the previous save, if there is one."
         )
     return arrays, own[count:], state
+
+
+def random_states(state, place):
+    """Returns the states of Python's and NumPy's generators in a save.
+
+    Raises:
+        ValueError: if a generator does not accept its state.
+    """
+    try:
+        version, internal, gauss = state["python"]
+        python, numpy = (version, tuple(internal), gauss), tuple(state["numpy"])
+        random.Random().setstate(python)
+        np.random.RandomState().set_state(numpy)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _snapshots.damaged(place, f"an invalid state of a random generator: {error!r}") from error
+    return python, numpy
 
 
 def remove_old(folder, count, index, step, keep):
@@ -94,15 +125,31 @@ def remove_old(folder, count, index, step, keep):
 
 
 def _complete(folder):
-    """Returns `(step, processes)` of each save that all of its processes have written."""
-    written = {}
+    """Returns `(step, processes)` of each save that all of its processes have written, and `{step: error}`."""
+    written, broken = {}, {}
     for place in _all(folder):
         for step in _snapshots.steps(place):
-            state = _snapshots.read_state(place, step)
+            try:
+                state = _state(place, step)
+            except ValueError as error:
+                broken[step] = error
+                continue
             # Format 1 does not store the number of processes.
             processes = state.get("processes", 1 if place == Path(folder) else len(_all(folder)) - 1)
             written.setdefault((step, processes, state.get("run")), set()).add(place)
-    return [(step, n) for (step, n, _), places in written.items() if places >= set(folders(folder, n))]
+    complete = lambda n, places: n <= len(_all(folder)) and places >= set(folders(folder, n))  # noqa: E731
+    found = [(step, n) for (step, n, _), places in written.items() if complete(n, places)]
+    return found, broken
+
+
+def _state(place, step):
+    """Returns the state of a snapshot; raises ValueError for a field of a wrong type."""
+    state = _snapshots.read_state(place, step)
+    wrong = [name for name in _COUNTS if name in state and not (type(state[name]) is int and state[name] >= 0)]
+    wrong += [name for name, kind in _TYPES.items() if name in state and type(state[name]) is not kind]
+    if wrong or state.get("processes") == 0:
+        raise _snapshots.damaged(_snapshots.place_of(place, step), f"a wrong {(*wrong, 'processes')[0]} in its state")
+    return state
 
 
 def _all(folder):

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import logging
 import math
+import re
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401, registers "bfloat16" with NumPy
 import numpy as np
 
-from keras_jamba import _files
+from keras_jamba import _checksums, _files, _npz
 
 ARRAYS, STATE = "arrays.bin", "state.json"
-FORMAT = 2
+# Formats 1 and 2 have no checksum of the state.
+FORMAT = 3
 _PREFIX = "step_"
+_logger = logging.getLogger("keras_jamba")
 # Format 1 stores complete arrays.
 _NPZ = "arrays.npz"
 _ALIGNMENT = 64
@@ -67,8 +71,10 @@ def as_single_shard(x):
 def steps(folder):
     """Returns the steps of all snapshots in ascending order."""
     _files.restore(folder)
-    found = (path.parent.name.removeprefix(_PREFIX) for path in Path(folder).glob(f"{_PREFIX}*/{STATE}"))
-    return sorted(int(step) for step in found if step.isdigit())
+    names = (path.parent.name for path in Path(folder).glob(f"{_PREFIX}*/{STATE}"))
+    found = {int(name.removeprefix(_PREFIX)): name for name in names if re.fullmatch(_PREFIX + "[0-9]{8,}", name)}
+    # Other names, such as step_8, are folders of the user.
+    return sorted(step for step, name in found.items() if place_of(folder, step).name == name)
 
 
 def place_of(folder, step):
@@ -90,8 +96,8 @@ def write(folder, step, arrays, state):
     with _files.atomic_folder(place_of(folder, step), replaces=True, flushes=True) as staged:
         with open(staged / ARRAYS, "wb") as file:
             sha256, places = _write_arrays(file, arrays)
-        with open(staged / STATE, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, "sha256": sha256, "arrays": places} | state, file)
+        state = {"format": FORMAT, "sha256": sha256, "arrays": places} | state
+        (staged / STATE).write_text(json.dumps(_checksums.sealed(state)), encoding="utf-8")
 
 
 def _write_arrays(file, arrays):
@@ -115,16 +121,51 @@ def read_state(folder, step):
     """Returns the state given to `write`, with the format, the sha256 and the layout of the arrays.
 
     Raises:
-        ValueError: if another version wrote the snapshot.
+        ValueError: if another version wrote the snapshot, or if its state has changed since it was written.
     """
     place = place_of(folder, step)
-    state = json.loads((place / STATE).read_text(encoding="utf-8"))
-    if state.get("format") not in (1, FORMAT):
+    try:
+        state = json.loads((place / STATE).read_text(encoding="utf-8"))
+        known = isinstance(state, dict) and state.get("format") in range(1, FORMAT + 1)
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(place, f"{STATE} that cannot be read: {error}") from error
+    if not known:
         raise ValueError(
-            f"A snapshot must have a format from 1 to {FORMAT}. Received: format={state.get('format')!r} in "
-            f"{str(place)!r}. Use the version that wrote it, or remove it to start from the beginning."
+            f"A snapshot must have a format from 1 to {FORMAT}. Received: another format in {str(place / STATE)!r}. "
+            "Use the version that wrote it, or remove it to start from the beginning."
         )
+    if state["format"] == FORMAT and not _checksums.is_unchanged(state):
+        raise damaged(place, f"{STATE} that does not match its checksum")
+    if state["format"] > 1:
+        _check_layout(state, place)
     return state
+
+
+def _check_layout(state, place):
+    """Raises ValueError unless all chunks of the arrays lie inside the file, inside their arrays, and side by side."""
+    try:
+        size, end = (place / ARRAYS).stat().st_size, 0
+        for shape, chunks in state["arrays"]:
+            for start, extent, dtype, offset in chunks:
+                numbers = [*shape, *start, *extent, offset]
+                fits = all(type(n) is int and n >= 0 for n in numbers) and len(shape) == len(start) == len(extent)
+                if not fits or any(a + n > most for a, n, most in zip(start, extent, shape, strict=True)):
+                    raise damaged(place, f"a chunk {[start, extent]} of an array {shape}")
+                if not isinstance(dtype, str) or np.dtype(dtype).hasobject or offset < end:
+                    raise damaged(place, f"a chunk of {dtype} at byte {offset}, before byte {end}")
+                end = offset + math.prod(extent) * np.dtype(dtype).itemsize
+        if end > size:
+            raise damaged(place, f"{ARRAYS} of {size} bytes, of which {end} are needed")
+    except (OSError, KeyError, TypeError) as error:
+        raise damaged(place, f"{STATE} without a valid table of arrays: {error!r}") from error
+
+
+def damaged(place, found):
+    """Returns the ValueError for a snapshot with `found` in its folder `place`."""
+    return ValueError(
+        f"A save must be as it was written. Received: {str(place)!r} with {found}. Remove this folder: training then "
+        "resumes from the previous save, if there is one."
+    )
 
 
 def is_as_written(folder, step):
@@ -141,9 +182,11 @@ def read(folder, step):
     """Returns `(arrays, state)` of a snapshot: `Saved` arrays, which may have no chunks here, and a dict.
 
     Raises:
-        ValueError: if another version wrote the snapshot.
+        ValueError: see `read_state`.
     """
     state, place = read_state(folder, step), place_of(folder, step)
+    if state["format"] < FORMAT:
+        _logger.warning("%s was written without a checksum of its state; the next save has one.", place)
     if state["format"] == 1:
         return _read_npz(place / _NPZ, state["arrays"]), state
     file = place / ARRAYS
@@ -157,12 +200,15 @@ def read(folder, step):
 
 
 def _read_npz(file, places):
-    with np.load(file) as loaded:
+    try:
+        loaded = _npz.read(file)
         arrays = [loaded[f"arr_{i}"] for i in range(len(places))]
-    return [
-        Saved(shape, [((0,) * len(shape), x.view(dtype).reshape(shape))])
-        for x, (shape, dtype) in zip(arrays, places, strict=True)
-    ]
+        return [
+            Saved(shape, [((0,) * len(shape), x.view(dtype).reshape(shape))])
+            for x, (shape, dtype) in zip(arrays, places, strict=True)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(file.parent, f"{_NPZ} that does not fit its state: {error!r}") from error
 
 
 def remove_before(folder, step):

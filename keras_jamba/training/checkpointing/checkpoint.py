@@ -242,9 +242,10 @@ class Checkpoint(keras.callbacks.Callback):
             variables, metrics = self._variables()
         self._check(arrays, [*variables, *metrics], state)
         self._check_not_further(variables, arrays, step)
+        same = len(places) == self._count
+        random_states = _saves.random_states(state, places[0]) if same else None
         for variable, saved in zip(variables, arrays[: len(variables)], strict=True):
             _backend.processes.assign_from_shards(variable, saved.read)
-        same = len(places) == self._count
         self._begin(
             state["epoch"],
             state["step_in_epoch"],
@@ -252,9 +253,8 @@ class Checkpoint(keras.callbacks.Callback):
             [saved.read() for saved in generators] if same else None,
         )
         if same:
-            version, internal, gauss = state["python"]
-            random.setstate((version, tuple(internal), gauss))
-            np.random.set_state(tuple(state["numpy"]))
+            random.setstate(random_states[0])
+            np.random.set_state(random_states[1])
         else:
             _logger.warning(
                 "Checkpoint: a save of %d process(es) continues in %d. Random generators keep the program's seeds. "
