@@ -1,16 +1,24 @@
 """Atomic writing of files and folders: they are staged beside their destination and moved there at the end.
 
-A killed process leaves a folder whose name begins with `.unfinished-`, and an unchanged destination.
+Everything is flushed to disk before it is moved, so that a crash of the machine leaves the old or the new content. A
+killed process leaves a folder whose name begins with `.unfinished-`, and an unchanged destination. The next write of
+the same destination removes that folder.
 """
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
 import stat
 import tempfile
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, where leftovers of killed processes stay
+    fcntl = None
 
 _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"
 
@@ -42,11 +50,13 @@ def atomic_file(path):
         mode = place.stat().st_mode if place.exists() else _mode_of_new_files(staged.parent)
         yield staged
         staged.chmod(stat.S_IMODE(mode))
+        _flush(staged)
         os.replace(staged, place)
+        _flush(place.parent)
 
 
 @contextlib.contextmanager
-def atomic_folder(path, replaces=False, flushes=False):
+def atomic_folder(path, replaces=False):
     """Yields an empty staged folder, which replaces `path` on success.
 
     An error or an interrupt leaves the previous folder unchanged and removes the staged one.
@@ -55,7 +65,6 @@ def atomic_folder(path, replaces=False, flushes=False):
         path: destination. A missing parent folder is created, and a link is followed.
         replaces: whether to replace a folder that is not empty. If the process is killed during the replacement,
             `restore` recovers the previous folder.
-        flushes: whether to flush everything to disk, before and after the folder is moved.
 
     Raises:
         OSError: if `path` is a folder that is not empty, unless `replaces`.
@@ -74,12 +83,10 @@ def atomic_folder(path, replaces=False, flushes=False):
         for written in (*staged.rglob("*"), staged):
             if written.is_file():
                 written.chmod(mode)
-            if flushes:
-                _flush(written)
+            _flush(written)
         with _set_aside(place) if replaces else contextlib.nullcontext():
             os.replace(staged, place)
-            if flushes:
-                _flush(place.parent)
+            _flush(place.parent)
 
 
 @contextlib.contextmanager
@@ -106,6 +113,19 @@ def atomic_files(folder):
         for file, place in places.items():
             with atomic_file(place) as written:
                 shutil.move(file, written)
+
+
+def read_json(path):
+    """Returns the value in a JSON file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is not JSON in UTF-8, or is nested too deeply.
+    """
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
 
 
 def write_json(path, value, indent=2, **options):
@@ -136,16 +156,59 @@ def remove_leftovers(parent, names):
 def _staging(place, name=None):
     """Yields a path named `name`, or like `place`, in a new folder beside `place`, which is removed afterwards."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # The name of `place` may already have the maximum length.
-        folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{place.name[:40]}-", dir=place.parent))
-    except PermissionError as error:
-        message = "Files are staged beside their destination, in a folder that must be writable"
-        raise PermissionError(errno.EACCES, message, str(place.parent)) from error
+    # The name of `place` may already have the maximum length.
+    prefix = f"{_UNFINISHED}{place.name[:40]}-"
+    _remove_abandoned(place.parent, prefix)
+    folder, lock = _locked_folder(place.parent, prefix)
     try:
         yield folder / (name or place.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(parent, prefix):
+    """Returns a new folder in `parent` and the file descriptor of its lock, or None without locks.
+
+    A process holds the lock as long as it lives, which tells its folder from that of a killed process.
+    """
+    while True:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        except PermissionError as error:
+            message = "Files are staged beside their destination, in a folder that must be writable"
+            raise PermissionError(errno.EACCES, message, str(parent)) from error
+        if fcntl is None:
+            return folder, None
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process removed it before it was locked
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            os.close(lock)
+            return folder, None
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+def _remove_abandoned(parent, prefix):
+    """Removes the staging folders of killed processes."""
+    for folder in parent.glob(f"{glob.escape(prefix)}*") if fcntl is not None else ():
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # its process lives, or the file system has no locks
+            pass
+        finally:
+            os.close(lock)
 
 
 @contextlib.contextmanager

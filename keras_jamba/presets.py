@@ -5,7 +5,6 @@ preset contains no code, and the complete preset is checked before anything is l
 """
 
 import hashlib
-import json
 import logging
 import math
 from pathlib import Path
@@ -63,10 +62,10 @@ def read(preset):
     folder = folder_of(preset)
     file = folder / CONFIG
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
+        metadata = _files.read_json(file)
         good = metadata["format"] in (1, FORMAT) and isinstance(metadata["config"], dict)
         good = good and isinstance(metadata["class_name"], str) and _are_valid_weights(metadata["weights"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(_format_error(file, repr(error))) from error
     if not good:
         raise ValueError(_format_error(file, f"format={metadata['format']!r}"))
@@ -96,8 +95,11 @@ def _format_error(file, received):
     )
 
 
-def build(cls, preset, load_weights, overrides, head=(), head_only=()):
+def build(cls, preset, load_weights, overrides, check_sizes, head=(), head_only=()):
     """Returns a model of class `cls` from a preset, see `DHCJamba.from_preset`.
+
+    `check_sizes(arguments, count, source)` raises ValueError if a model with these arguments has more than `count`
+    weights. It builds no model: a damaged size would take memory and time before the weights are compared.
 
     `head` names constructor arguments that only the layer named "head" depends on. If an override changes one of them,
     that layer starts from random weights, and the preset's values of the arguments in `head_only` are dropped.
@@ -122,8 +124,8 @@ def build(cls, preset, load_weights, overrides, head=(), head_only=()):
     changed = {name: overrides[name] for name in head if name in overrides and overrides[name] != config.get(name)}
     dropped = head_only if changed else ()
     if weights is not None:
-        # A damaged size would take memory and time before `_check_variables` refuses the model.
-        cls.check_sizes(config | overrides, sum(map(math.prod, weights["variables"].values())), str(preset))
+        sizes = {name: value for name, value in (config | overrides).items() if name not in changed}
+        check_sizes(sizes, sum(map(math.prod, weights["variables"].values())), str(preset))
     model = cls(**({name: value for name, value in config.items() if name not in dropped} | overrides))
     if weights is not None:
         _fill(model, config, changed, dropped, weights["variables"], preset, folder / WEIGHTS)

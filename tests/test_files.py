@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -143,9 +145,8 @@ def test_files_of_a_folder_have_the_permissions_of_new_files(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-@pytest.mark.parametrize("flushes", [False, True])
-def test_a_folder_appears_only_when_it_is_complete(tmp_path, kind, flushes):
-    with _files.atomic_folder(kind(tmp_path / "folder"), flushes=flushes) as staged:
+def test_a_folder_appears_only_when_it_is_complete(tmp_path, kind):
+    with _files.atomic_folder(kind(tmp_path / "folder")) as staged:
         (staged / "inner").mkdir()
         (staged / "inner" / "file").write_text("new")
         assert not (tmp_path / "folder").exists()
@@ -207,6 +208,44 @@ def test_leftovers_of_killed_processes_are_removed_by_name(tmp_path):
     assert set(content(tmp_path)) == {".unfinished-b", "a_3"}
     _files.remove_folder(tmp_path / "a_3")
     assert set(content(tmp_path)) == {".unfinished-b"}
+
+
+def test_the_next_write_removes_the_staging_folder_of_a_killed_process(tmp_path):
+    program = (
+        "import sys; from keras_jamba import _files\n"
+        "with _files.atomic_folder(sys.argv[1]) as staged:\n"
+        "    (staged / 'part').write_text('half'); print('staged', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a")]
+    environment = os.environ | {"KERAS_BACKEND": "torch"}
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "staged\n"
+    (left,) = tmp_path.iterdir()
+    with _files.atomic_folder(tmp_path / "a") as staged:
+        (staged / "part").write_text("new")
+    # The process still writes there.
+    assert left.exists() and (tmp_path / "a" / "part").read_text() == "new"
+    process.kill()
+    process.wait()
+    assert left.exists()
+    with _files.atomic_folder(tmp_path / "a", replaces=True) as staged:
+        (staged / "part").write_text("newer")
+    assert content(tmp_path) == {"a": None, "a/part": b"newer"}
+
+
+def test_everything_is_flushed_before_it_is_moved(tmp_path, monkeypatch):
+    events, replace, fsync = [], os.replace, os.fsync
+    path_of = lambda handle: os.readlink(f"/proc/self/fd/{handle}").rsplit("/", 1)[-1]  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append(("flush", path_of(handle))), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("move", Path(b).name)), replace(a, b)))
+    with _files.atomic_file(tmp_path / "file") as staged:
+        staged.write_text("x")
+    parent = ("flush", tmp_path.name)
+    assert events == [("flush", "file"), ("move", "file"), parent]
+    events.clear()
+    with _files.atomic_folder(tmp_path / "folder") as staged:
+        (staged / "part").write_text("x")
+    assert events == [("flush", "part"), ("flush", "folder"), ("move", "folder"), parent]
 
 
 def test_several_files_appear_together_beside_existing_files(tmp_path):

@@ -13,7 +13,7 @@ import math
 import os
 from pathlib import Path
 
-from keras_jamba import _files
+from keras_jamba import _checksums, _files
 
 _logger = logging.getLogger("keras_jamba")
 # Increases with every change that invalidates older measurements.
@@ -49,9 +49,9 @@ def chosen(gpu, kernel, kind, rule, others, specs, run):
         run: `(gpu, choice, arrays)`, which launches the kernel once and returns arrays.
     """
     key = json.dumps([gpu.device, importlib.metadata.version("triton"), kernel, *kind])
-    known = _known()
-    if not _is_choice(known.get(key), rule):
-        found = _measured(gpu, key, dict.fromkeys([rule, *others]), specs, run)
+    known, choices = _known(), dict.fromkeys([rule, *others])
+    if not _is_choice(known.get(key), choices):
+        found = _measured(gpu, key, choices, specs, run)
         if found is None:
             return rule
         known[key] = list(found)
@@ -59,8 +59,9 @@ def chosen(gpu, kernel, kind, rule, others, specs, run):
     return type(rule)(*known[key])
 
 
-def _is_choice(entry, rule):
-    return isinstance(entry, list) and len(entry) == len(rule) and all(type(number) is int for number in entry)
+def _is_choice(entry, choices):
+    """Returns whether an entry of the file is one of the choices; a damaged or older file may hold any other."""
+    return isinstance(entry, list) and any(all(type(n) is int for n in entry) and tuple(entry) == c for c in choices)
 
 
 def _measured(gpu, key, choices, specs, run):
@@ -95,8 +96,9 @@ def _known():
 
 def _read():
     try:
-        content = json.loads(_file().read_text(encoding="utf-8"))
-        return dict(content["choices"]) if content["format"] == _FORMAT else {}
+        content = _files.read_json(_file())
+        good = content["format"] == _FORMAT and _checksums.is_unchanged(content) is not False
+        return dict(content["choices"]) if good else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -104,7 +106,7 @@ def _read():
 def _keep(key, choice):
     """Adds a choice to the file, next to those of other processes; an unwritable file is only logged."""
     path = _file()
-    text = json.dumps({"format": _FORMAT, "choices": _read() | {key: choice}}, indent=1)
+    text = json.dumps(_checksums.sealed({"format": _FORMAT, "choices": _read() | {key: choice}}), indent=1)
     try:
         with _files.atomic_file(path) as staged:
             staged.write_text(text, encoding="utf-8")

@@ -17,6 +17,28 @@ def integer(config, name, default, at_least=1):
     return int(value)
 
 
+def number(config, name, default):
+    """Returns a field as a float; raises ValueError unless it is a finite number of at least 0."""
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+        raise ValueError(
+            f"{name} in config.json must be a finite number of at least 0. Received: {value!r}. Check the file: it may "
+            "be damaged."
+        )
+    return float(value)
+
+
+def rank_and_alpha(rank, lora_alpha):
+    """Returns the rank and alpha of adapters; raises ValueError unless they are an integer and a finite number."""
+    good = type(rank) is int and type(lora_alpha) in (int, float) and rank >= 1
+    if not good or not 0 < lora_alpha < float("inf"):
+        raise ValueError(
+            "Adapters must have an integer rank of at least 1 and a finite lora_alpha above 0. Received: "
+            f"rank={rank!r}, lora_alpha={lora_alpha!r}. Save them again."
+        )
+    return rank, float(lora_alpha)
+
+
 def check_value(config, name, default, known, reader="keras_jamba"):
     value = config.get(name, default)
     if value not in known:

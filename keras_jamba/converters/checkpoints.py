@@ -1,6 +1,5 @@
 """Folders that transformers reads and writes: the kind of model, its configuration and its weights."""
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -96,10 +95,24 @@ def load(folder, kind, arguments, pattern, make, assigners, keep_head):
     _check_filled(files.folder, assign, {weight.path for weight in weights}, head_is_new="num_classes" in arguments)
     progress = keras.utils.Progbar(len(weights), unit_name="weight")
     for weight in files.in_order(weights):
-        assign[weight.path](weight.ours(files.read))
+        value = weight.ours(files.read)
+        _check_range(value, model.variable_dtype, weight.path, files.folder)
+        assign[weight.path](value)
         progress.add(1)
     files.close()
     return model
+
+
+def _check_range(value, dtype, path, folder):
+    """Raises ValueError if a value of a checkpoint is infinite in the dtype of the model."""
+    import ml_dtypes
+
+    limit = float(ml_dtypes.finfo(dtype).max)
+    if float(ml_dtypes.finfo(value.dtype).max) > limit and value.size and np.abs(value).max() > limit:
+        raise ValueError(
+            f"Weights must be finite in the dtype of the model. Received: {path!r} of {str(folder)!r} with "
+            f"{float(np.abs(value).max()):.3g}, which is infinite in {dtype}. Load the checkpoint in float32 or bfloat16."
+        )
 
 
 def _check_count(files, arguments):
@@ -176,7 +189,7 @@ def _numpy_dtype(name):
 def _read_config(folder):
     file = Path(folder) / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = _files.read_json(file)
         good = isinstance(config, dict)
     except (ValueError, OSError) as error:
         raise ValueError(_no_config(file, repr(error))) from error

@@ -2,7 +2,7 @@
 
 import math
 
-from keras_jamba.converters._fields import check_value, field, integer, special_tokens
+from keras_jamba.converters._fields import check_value, field, integer, number, special_tokens
 from keras_jamba.converters._weights import Weight, mamba_mixer
 
 MODEL_TYPE = "mamba"
@@ -33,7 +33,7 @@ def arguments(config):
         "mixer_rms_norm": False,
         "conv_bias": bool(field(config, "use_conv_bias", True)),
         "proj_bias": bool(field(config, "use_bias", False)),
-        "epsilon": float(field(config, "layer_norm_epsilon", 1e-5)),
+        "epsilon": number(config, "layer_norm_epsilon", 1e-5),
         "tie_embeddings": bool(field(config, "tie_word_embeddings", True)),
         **special_tokens(config, pad=0, bos=0, eos=0),
     }

@@ -1,11 +1,11 @@
 """Low-rank adapters in PEFT's format: adapter_config.json and adapter_model.safetensors."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from keras_jamba import _files
+from keras_jamba.converters._fields import rank_and_alpha
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -82,9 +82,9 @@ def read(folder):
 
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = _files.read_json(folder / CONFIG)
         tensors = load_file(folder / WEIGHTS)
-        rank, lora_alpha = int(config["r"]), float(config["lora_alpha"])
+        rank, lora_alpha = rank_and_alpha(config["r"], config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"A PEFT folder must hold {CONFIG} and {WEIGHTS}. Received: {str(folder)!r}, {error!r}. Pass a folder that "

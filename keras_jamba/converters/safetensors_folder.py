@@ -1,6 +1,5 @@
 """A folder of safetensors files, a single file or shards. All metadata is checked before it is used."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +112,7 @@ class SafetensorsFolder:
         """Returns a tensor.
 
         Raises:
-            ValueError: if the file is damaged, or the tensor has NaN or infinity.
+            ValueError: if the file is damaged, or the tensor has integers, NaN or infinity.
         """
         import ml_dtypes  # noqa: F401, which registers bfloat16 in NumPy
 
@@ -128,6 +127,12 @@ class SafetensorsFolder:
             raise ValueError(_damaged(place.file, error)) from error
         x = np.asarray(x)
         self._mapped += x.nbytes
+        # ml_dtypes' bfloat16 and float8 have the kind "V".
+        if x.dtype.kind not in "fV":
+            raise ValueError(
+                f"Weights must be floating-point numbers. Received: {name!r} in {str(place.file)!r} in {x.dtype.name}. "
+                "Convert a model without quantized weights."
+            )
         if not np.isfinite(x if x.dtype.kind == "f" else x.astype("float32")).all():
             raise ValueError(
                 f"Weights must be finite numbers. Received: {name!r} in {str(place.file)!r} with NaN or infinity. "
@@ -175,9 +180,9 @@ def write(folder, sizes, tensors, shard_bytes):
 
 def _weight_map(index):
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = _files.read_json(index)["weight_map"]
         good = isinstance(names, dict) and names
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(_damaged(index, error)) from error
     if not good:
         raise ValueError(_damaged(index, "no weight_map"))

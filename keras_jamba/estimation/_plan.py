@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_jamba.layers.router import router_from_config
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM
 from keras_jamba.models._images import AXES, checked_image_shape
 from keras_jamba.models._pattern import pattern_of
@@ -146,7 +147,7 @@ def _letters(config):
             _checks.check_integer(name, config[name], at_least=0 if name == "d_ff" else 1)
     router = config["router"]
     if isinstance(router, dict):
-        router = keras.saving.deserialize_keras_object(router)
+        router = router_from_config(router)
     d, h = config["d_model"], config["num_heads"]
     # A backbone without attention may have any number of heads.
     if d % h and any(mixer == "attention" for mixer, _ in pattern):

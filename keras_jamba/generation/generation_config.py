@@ -1,6 +1,5 @@
 """Support for generation_config.json, the default options of `generate` in transformers for a checkpoint."""
 
-import json
 from pathlib import Path
 
 from keras_jamba import _files
@@ -54,9 +53,9 @@ def read(folder):
     if not file.is_file():
         return None
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = _files.read_json(file)
         problem = None if isinstance(config, dict) else type(config).__name__
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         problem = error
     if problem is not None:
         raise ValueError(

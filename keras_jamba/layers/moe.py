@@ -10,7 +10,7 @@ from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._quantizable import QuantizableWeights, float_policy
 from keras_jamba.layers._requested import append_requested
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
-from keras_jamba.layers.router import Router
+from keras_jamba.layers.router import Router, router_from_config
 from keras_jamba.ops import _checks, expert_mlp, expert_share, routing_statistics
 from keras_jamba.ops._sharding import check_divisible
 from keras_jamba.ops.routing import drop_rate
@@ -209,5 +209,4 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
 
     @classmethod
     def from_config(cls, config):
-        router = config.get("router")
-        return super().from_config(config | {"router": router and keras.saving.deserialize_keras_object(router)})
+        return super().from_config(config | {"router": router_from_config(config.get("router"))})

@@ -160,3 +160,28 @@ class Router(KeepsTrainable, keras.layers.Layer):
             "squared_z_loss": self.squared_z_loss,
             "z_coefficient": self.z_coefficient,
         }
+
+
+def router_from_config(config):
+    """Returns the router of a serialized config; None stays None.
+
+    The class must be `Router` or a registered subclass: a file never builds another class.
+
+    Raises:
+        ValueError: for another class, or for arguments that it does not take.
+    """
+    if config is None or isinstance(config, Router):
+        return config
+    name = config.get("registered_name") or config.get("class_name") if isinstance(config, dict) else None
+    cls = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, Router)):
+        raise ValueError(
+            "The router of a config must be a Router, or a subclass that keras.saving.register_keras_serializable has "
+            f"registered. Received: {name or config!r}. Register the class before the model is loaded."
+        )
+    try:
+        return keras.saving.deserialize_keras_object(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The config of a router must hold its arguments. Received: {name!r}, {error}. Save the model again."
+        ) from error

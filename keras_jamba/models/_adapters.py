@@ -1,16 +1,19 @@
 """Adapter files: saves, loads and installs low-rank adapters."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 from keras import ops
 
-from keras_jamba import _files, _keras_internals
+from keras_jamba import _checksums, _files, _keras_internals
+from keras_jamba.converters._fields import rank_and_alpha
 from keras_jamba.layers import lora
 from keras_jamba.layers._lora_weights import ADAPTER, adaptable_layers, adapted_layers
 
 FORMAT = "keras_jamba.lora.1"
+_logger = logging.getLogger("keras_jamba")
 
 
 def adapted(model):
@@ -53,6 +56,7 @@ def save(model, file):
     _check_finite(tensors, "a model")
     adapters = {path: [layer.lora_rank, layer.lora_alpha] for path, layer in layers.items()}
     metadata = {"format": FORMAT, "layers": json.dumps(adapters)}
+    metadata[_checksums.KEY] = _checksums.of_arrays(tensors, metadata)
     file = Path(file)
     if file.is_dir():
         raise ValueError(f"Adapters must be saved to a file. Received: {str(file)!r}, a folder. Add a file name.")
@@ -131,8 +135,10 @@ def _read_file(file):
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
         adapters = json.loads(metadata["layers"]) if metadata.get("format") == FORMAT else None
-        adapters = {path: (int(rank), float(alpha)) for path, (rank, alpha) in adapters.items()}
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        adapters = {path: rank_and_alpha(*pair) for path, pair in adapters.items()}
+        _check_checksum(tensors, metadata, file)
+    # safetensors knows dtypes that NumPy does not.
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"Adapters must be a file that save_lora wrote. Received: {str(file)!r}, {error!r}. Pass the path of a "
             "complete file."
@@ -140,8 +146,25 @@ def _read_file(file):
     return adapters, tensors
 
 
+def _check_checksum(tensors, metadata, file):
+    """Raises ValueError if the arrays and metadata of a file do not match its checksum."""
+    found = metadata.get(_checksums.KEY)
+    if found is None:
+        _logger.warning("%s was written without a checksum; save_lora adds one.", file)
+    elif found != _checksums.of_arrays(tensors, {name: x for name, x in metadata.items() if name != _checksums.KEY}):
+        raise ValueError("the values do not match their checksum")
+
+
 def _check_finite(tensors, source):
     for name, x in tensors.items():
+        if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
+            raise ValueError(
+                f"Adapters must be floating-point numbers. Received: {name!r} of {str(source)!r} in {x.dtype.name}. "
+                "Save them again."
+            )
+        # float64 may hold numbers that are infinite in float32, the dtype of adapters.
+        with np.errstate(over="ignore"):
+            x = x.astype("float32")
         if not np.isfinite(x).all():
             raise ValueError(
                 f"Adapters must be finite. Received: {name!r} of {str(source)!r} with NaN or infinity. Use an "

@@ -8,6 +8,7 @@ import keras
 
 from keras_jamba.layers import AttentionLayer, FeedForward, GatedConvLayer, MambaLayer, MoELayer, Router
 from keras_jamba.layers.quantization import QUANTIZATIONS
+from keras_jamba.layers.router import router_from_config
 from keras_jamba.models._pattern import block_pattern
 from keras_jamba.ops import _checks
 
@@ -138,7 +139,7 @@ class BackboneConfig:
         router = self.router
         if isinstance(router, dict):
             # Each layer gets its own router weights.
-            router = keras.saving.deserialize_keras_object(router)
+            router = router_from_config(router)
         layer = MoELayer(
             num_experts=self.num_experts,
             num_experts_per_token=self.num_experts_per_token,

@@ -9,6 +9,7 @@ from keras_jamba.converters import checkpoints, hub, peft
 from keras_jamba.generation import generation_config
 from keras_jamba.layers.quantization import assigners, float_values
 from keras_jamba.models import _adapters
+from keras_jamba.models._backbone_config import check_sizes
 from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
@@ -25,7 +26,7 @@ def from_preset(cls, preset, load_weights, dtype, overrides, head):
         checkpoints.warn_of_adapters(folder)
         model = _from_checkpoint(cls, folder, load_weights, given, head)
     else:
-        model = presets.build(cls, folder, load_weights, given, head=head)
+        model = presets.build(cls, folder, load_weights, given, check_sizes, head=head)
     read_assets(model, folder)
     return model
 

@@ -10,7 +10,6 @@ from keras_jamba.layers import lora
 from keras_jamba.layers._quantizable import quantizable_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
 from keras_jamba.models import _adapters, _saved_state
-from keras_jamba.models._backbone_config import check_sizes
 from keras_jamba.models._precision import check_trainable_dtypes
 from keras_jamba.models._routing_metrics import routing_metrics, update_routing_metrics
 from keras_jamba.models._training_loops import TrainingLoops, check_is_sharded
@@ -77,19 +76,6 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
     def constructor_arguments(self):
         """Returns the constructor arguments without name and dtype."""
         return dict(self._config)
-
-    @classmethod
-    def check_sizes(cls, arguments, count, source):
-        """Raises ValueError if a model with these constructor arguments has more than `count` weights.
-
-        The check compares a lower bound and builds no model.
-
-        Args:
-            arguments: a dict of constructor arguments.
-            count: the number of weights that `source` stores.
-            source: the origin of the arguments, for the error.
-        """
-        check_sizes(arguments, count, source)
 
     # Compilation
 

@@ -16,7 +16,7 @@ from keras_jamba.layers import (
     SpatialEncoder,
     detach_state,
 )
-from keras_jamba.models._backbone_config import BACKBONE_ARGUMENTS
+from keras_jamba.models._backbone_config import BACKBONE_ARGUMENTS, check_sizes
 from keras_jamba.models._class_names import ClassNamesModel, checked_class_names
 from keras_jamba.models._images import (
     AXES,
@@ -331,7 +331,8 @@ class DHCJamba(ClassNamesModel, keras.Model):
             model.encoder.trainable = model.backbone.trainable = False
             ```
         """
-        return presets.build(cls, preset, load_weights, overrides, head=("num_classes",), head_only=("class_names",))
+        head = dict(head=("num_classes",), head_only=("class_names",))
+        return presets.build(cls, preset, load_weights, overrides, check_sizes, **head)
 
     def save_to_preset(self, folder):
         """Writes configuration and weights to a folder that is new or empty.

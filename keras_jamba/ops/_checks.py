@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import numbers
 
 import numpy as np
@@ -255,12 +256,12 @@ def check_integer(name, value, at_least=1):
 
 
 def check_number(name, value, low, high=float("inf")):
-    """Checks that `value` is a number from `low` to `high`, or raises a `ValueError`."""
+    """Checks that `value` is a finite number from `low` to `high`, or raises a `ValueError`."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
+    good = good and math.isfinite(value)
     if not good:
-        raise ValueError(
-            f"{name} must be a number from {low} to {high}. Received: {name}={value!r}. Pass a value in that range."
-        )
+        bounds = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}, and finite"
+        raise ValueError(f"{name} must be a number {bounds}. Received: {name}={value!r}. Pass a value in that range.")
 
 
 def check_choice(name, value, choices):

@@ -1,6 +1,5 @@
 """Loading and saving of tokenizers in folders."""
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -13,11 +12,29 @@ BYTES = "byte_tokenizer.json"
 
 
 def load_tokenizer(folder):
-    """Returns the tokenizer in a folder, or None."""
+    """Returns the tokenizer in a folder, or None.
+
+    Raises:
+        ValueError: if a file is damaged.
+    """
     folder = Path(folder)
     if (folder / BYTES).is_file():
-        return ByteTokenizer(**json.loads((folder / BYTES).read_text("utf-8")))
+        return _byte_tokenizer(folder / BYTES)
     return JambaTokenizer(folder) if (folder / TOKENIZER).is_file() else None
+
+
+def _byte_tokenizer(file):
+    try:
+        config = _files.read_json(file)
+        good = isinstance(config, dict) and config.keys() <= {"add_bos"} and type(config.get("add_bos", True)) is bool
+    except (OSError, ValueError) as error:
+        config, good = error, False
+    if not good:
+        raise ValueError(
+            f"{BYTES} must be a JSON object with add_bos, true or false. Received: {str(file)!r}, {config!r}. Save the "
+            "tokenizer again."
+        )
+    return ByteTokenizer(**config)
 
 
 def save_tokenizer(tokenizer, folder):

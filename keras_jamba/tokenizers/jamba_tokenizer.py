@@ -1,6 +1,5 @@
 """The tokenizer of a checkpoint with a tokenizer.json."""
 
-import json
 from pathlib import Path
 
 from keras_jamba import _files
@@ -50,8 +49,12 @@ class JambaTokenizer(Tokenizer):
         self._tokenizer = _tokenizer(folder / TOKENIZER)
         self._config = _json(folder / CONFIG)
         self.chat_template = _templates(folder, self._config.pop("chat_template", None))
-        self._config["tokenizer_class"] = tokenizer_class(self._config, _json(folder / "config.json"))
-        special = special_tokens(self._tokenizer, self._config, _json(folder / "special_tokens_map.json"))
+        try:
+            self._config["tokenizer_class"] = tokenizer_class(self._config, _json(folder / "config.json"))
+            special = special_tokens(self._tokenizer, self._config, _json(folder / "special_tokens_map.json"))
+            add_special_tokens(self._tokenizer, self._config, special)
+        except (AttributeError, OverflowError, TypeError) as error:
+            raise ValueError(_damaged(folder / CONFIG, error)) from error
         self._special = {name: token.content for name, token in special.items()}
         for kind in ("bos", "eos", "pad"):
             token = self._special.get(f"{kind}_token")
@@ -63,7 +66,6 @@ class JambaTokenizer(Tokenizer):
                 )
             setattr(self, f"{kind}_token", token)
             setattr(self, f"{kind}_token_id", token_id)
-        add_special_tokens(self._tokenizer, self._config, special)
         self.vocab_size = self._tokenizer.get_vocab_size()
 
     def __setstate__(self, state):
@@ -232,9 +234,9 @@ def _templates(folder, configured):
     """Returns the chat template of a folder: a text, a dict of several, or None. Files override the config."""
     found = {}
     if (folder / TEMPLATE).is_file():
-        found["default"] = (folder / TEMPLATE).read_text("utf-8")
+        found["default"] = _text(folder / TEMPLATE)
     for file in sorted((folder / TEMPLATES).glob("*.jinja")):
-        found[file.name.removesuffix(".jinja")] = file.read_text("utf-8")
+        found[file.name.removesuffix(".jinja")] = _text(file)
     if found:
         return found["default"] if set(found) == {"default"} else found
     try:
@@ -247,6 +249,13 @@ def _templates(folder, configured):
     if not good:
         raise ValueError(_damaged(folder / CONFIG, f"chat_template={str(configured)[:60]!r}"))
     return configured
+
+
+def _text(file):
+    try:
+        return file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(_damaged(file, error)) from error
 
 
 def _tokenizer(file):
@@ -271,9 +280,9 @@ def _json(file):
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = _files.read_json(file)
         good = isinstance(config, dict)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(_damaged(file, error)) from error
     if not good:
         raise ValueError(_damaged(file, "no JSON object"))

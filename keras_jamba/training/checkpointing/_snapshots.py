@@ -93,7 +93,7 @@ def write(folder, step, arrays, state):
         state: a dict that JSON can hold.
     """
     # Replaces the snapshot if a step is saved again, such as after resuming from an earlier step.
-    with _files.atomic_folder(place_of(folder, step), replaces=True, flushes=True) as staged:
+    with _files.atomic_folder(place_of(folder, step), replaces=True) as staged:
         with open(staged / ARRAYS, "wb") as file:
             sha256, places = _write_arrays(file, arrays)
         state = {"format": FORMAT, "sha256": sha256, "arrays": places} | state
@@ -125,9 +125,9 @@ def read_state(folder, step):
     """
     place = place_of(folder, step)
     try:
-        state = json.loads((place / STATE).read_text(encoding="utf-8"))
+        state = _files.read_json(place / STATE)
         known = isinstance(state, dict) and state.get("format") in range(1, FORMAT + 1)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise damaged(place, f"{STATE} that cannot be read: {error}") from error
     if not known:
         raise ValueError(
