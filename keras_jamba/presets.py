@@ -75,8 +75,6 @@ def read(preset):
             f"{CONFIG} of a preset must be as it was written. Received: {str(file)!r}, which does not match its "
             "checksum. Copy the preset again, and pass changes as arguments of from_preset."
         )
-    if unchanged is None and metadata["weights"] is not None:
-        _logger.warning("The preset %r was written without a checksum; save_to_preset adds one.", str(preset))
     return metadata, folder
 
 
@@ -119,6 +117,8 @@ def build(cls, preset, load_weights, overrides, check_sizes, head=(), head_only=
         )
     weights = metadata["weights"] if load_weights else None
     if weights is not None:
+        if _checksums.KEY not in metadata:
+            _logger.warning("The preset %r was written without a checksum; save_to_preset adds one.", str(preset))
         _check_file(folder / WEIGHTS, weights)
     config = metadata["config"]
     changed = {name: overrides[name] for name in head if name in overrides and overrides[name] != config.get(name)}

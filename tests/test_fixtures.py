@@ -75,6 +75,13 @@ def test_a_preset_has_its_weights_and_logits(name):
     check(preset(name), f"preset-1/{name}", PRESETS_OF_FORMAT_1[name][1])
 
 
+@pytest.mark.parametrize("name", ["image_classifier", "language_model"])
+def test_a_preset_with_a_checksum_has_its_weights_and_logits(name, caplog):
+    cls, inputs = PRESETS_OF_FORMAT_1[name]
+    check(cls.from_preset(FORMATS / "preset-2" / name / "preset"), f"preset-2/{name}", inputs)
+    assert "checksum" not in caplog.text
+
+
 def test_a_preset_keeps_class_names_tokenizer_and_generation_config():
     assert preset("image_classifier").class_names == ("cat", "dog", "owl")
     model = preset("language_model")
@@ -152,6 +159,7 @@ def test_loading_quantizes_floating_point_weights():
 ADAPTERS = {
     "lora-1/language_model": "adapters.safetensors",
     "lora-1/image_classifier": "adapters.safetensors",
+    "lora-1-checksum/language_model": "adapters.safetensors",
     "peft/language_model": "adapters",
 }
 
@@ -193,8 +201,8 @@ def test_a_tokenizer_has_its_ids_and_texts(name):
         assert tokenizer.apply_chat_template(made.CHAT, chat_template=template) == text
 
 
-def test_generation_continues_from_a_prompt_state():
-    name = "prompt_state/language_model"
+@pytest.mark.parametrize("name", ["prompt_state/language_model", "prompt_state-checksum/language_model"])
+def test_generation_continues_from_a_prompt_state(name):
     model, expected = preset("language_model"), numbers(name)
     state = type(model.prefill(made.PROMPT)).load(FORMATS / name / "state")
     assert state.token_ids.tolist() == expected["token_ids"]
@@ -205,7 +213,7 @@ def test_generation_continues_from_a_prompt_state():
 # Trainings
 
 ONE = ["checkpoint-2/one_process_jax", "checkpoint-2/one_process_tensorflow", "checkpoint-2/one_process_torch"]
-ONE += ["checkpoint-1/one_process_jax"]
+ONE += ["checkpoint-1/one_process_jax", "checkpoint-3/one_process_jax", "checkpoint-3/one_process_torch"]
 TWO = ["checkpoint-2/two_processes_jax", "checkpoint-2/two_processes_torch"]
 
 

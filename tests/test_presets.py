@@ -93,7 +93,7 @@ def test_a_preset_with_weights_can_start_from_random_ones(mine, caplog):
 @pytest.mark.parametrize("weights", [{}, False, [], "abc", {"sha256": "0"}, {"variables": {}}, {"sha256": 1}])
 def test_invalid_metadata_of_weights_is_refused(mine, weights):
     edit(mine, weights=weights)
-    with pytest.raises(ValueError, match="must be JSON with format=1.*Received: .*config.json"):
+    with pytest.raises(ValueError, match="must be JSON with format=2.*Received: .*config.json"):
         keras_jamba.DHCJamba.from_preset(mine)
 
 
@@ -112,8 +112,62 @@ def test_weights_of_another_body_are_refused_for_a_new_head(mine, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "config": {}}', "not json"])
 def test_a_damaged_config_is_named(mine, text):
     (mine / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="must be JSON with format=1.*Received: .*config.json"):
+    with pytest.raises(ValueError, match="must be JSON with format=2.*Received: .*config.json"):
         keras_jamba.DHCJamba.from_preset(mine)
+
+
+def test_a_changed_config_is_refused(mine, tmp_path):
+    keras_jamba.DHCJamba.from_preset(mine).save_to_preset(tmp_path / "new")
+    config = json.loads((tmp_path / "new" / "config.json").read_text())["config"]
+    edit(tmp_path / "new", config=config | {"epsilon": 1e-3})
+    with pytest.raises(ValueError, match="does not match its checksum. Copy the preset again"):
+        keras_jamba.DHCJamba.from_preset(tmp_path / "new")
+    # The same values match, in any formatting.
+    edit(tmp_path / "new", config=config)
+    keras_jamba.DHCJamba.from_preset(tmp_path / "new")
+
+
+def test_a_preset_without_a_checksum_loads_with_one_warning(mine, caplog):
+    keras_jamba.DHCJamba.from_preset(mine)
+    assert [record.getMessage() for record in caplog.records if "without a checksum" in record.getMessage()]
+    caplog.clear()
+    keras_jamba.DHCJamba.from_preset("digits")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("sizes", [{"num_layers": 3000}, {"d_model": 8192}, {"d_ff": 10**9}, {"num_layers": 10**12}])
+def test_sizes_beyond_the_stored_weights_are_refused_before_a_model_is_built(mine, monkeypatch, sizes):
+    config = json.loads((mine / "config.json").read_text())["config"]
+    edit(mine, config=config | sizes)
+    monkeypatch.setattr(keras_jamba.DHCJamba, "__init__", lambda *args, **kwargs: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match="must fit its stored weights. Received: .*mine' with .* weights"):
+        keras_jamba.DHCJamba.from_preset(mine)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        {"class_name": "Dense", "registered_name": "Dense", "module": "keras.layers", "config": {"units": 2}},
+        {"class_name": "system", "registered_name": "system", "module": "os", "config": {"command": "true"}},
+        {"class_name": "Router", "registered_name": "keras_jamba>Router", "config": {"num_experts": "many"}},
+        {"class_name": "Router", "registered_name": "keras_jamba>Router", "config": []},
+        "Router",
+    ],
+)
+def test_only_routers_are_built_from_a_config(mine, router):
+    config = json.loads((mine / "config.json").read_text())["config"]
+    edit(mine, config=config | {"moe_frequency": 1, "moe_offset": 0, "num_experts": 2, "router": router})
+    with pytest.raises(ValueError, match="Received: "):
+        keras_jamba.DHCJamba.from_preset(mine, load_weights=False)
+
+
+def test_a_preset_with_weights_that_are_not_finite_is_refused(tmp_path):
+    model = keras_jamba.DHCJamba(**TINY)
+    weight = model.backbone.final_norm.scale
+    weight.assign(np.where(np.arange(weight.shape[0]) == 2, np.nan, numpy(weight)))
+    model.save_to_preset(tmp_path / "new")
+    with pytest.raises(ValueError, match="Weights must be finite numbers. Received: .*final_norm/scale"):
+        keras_jamba.DHCJamba.from_preset(tmp_path / "new")
 
 
 def test_a_preset_of_another_class_is_named(mine):

@@ -298,6 +298,13 @@ FIXTURES = {
     "checkpoint-2/two_processes_torch": ("torch", save_of_two_processes),
     "checkpoint-1/one_process_jax": ("torch", save_of_format_1),
     "prompt_state/language_model": ("jax", prompt_state),
+    # With checksums.
+    "preset-2/image_classifier": ("jax", preset_of_images),
+    "preset-2/language_model": ("torch", preset_of_language),
+    "lora-1-checksum/language_model": ("jax", adapters),
+    "checkpoint-3/one_process_jax": ("jax", save_of_one_process),
+    "checkpoint-3/one_process_torch": ("torch", save_of_one_process),
+    "prompt_state-checksum/language_model": ("torch", prompt_state),
 }
 
 

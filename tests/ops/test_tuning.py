@@ -93,7 +93,10 @@ def test_the_rule_is_used_but_not_saved_while_nothing_can_be_measured(home):
     assert choose(gpu) == Tile(4, 4)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 0, "choices": {}}', '{"format": 1}'])
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 0, "choices": {}}', '{"format": 1}', DEEP])
 def test_an_invalid_file_is_overwritten(home, content):
     file = home / "keras_jamba" / "tuning.json"
     file.parent.mkdir()
@@ -101,6 +104,29 @@ def test_an_invalid_file_is_overwritten(home, content):
     gpu, _ = device({8: 3.0, 4: 1.0, 2: 2.0})
     assert choose(gpu) == Tile(4, 4)
     assert list(json.loads(file.read_text())["choices"].values()) == [[4, 4]]
+
+
+@pytest.mark.parametrize("plan", [[0, 0], [10**9, 10**9], [4.0, 4.0], [4], "44", [True, True]])
+def test_a_plan_that_is_no_choice_is_measured_again(home, plan):
+    choose(device({8: 3.0, 4: 1.0, 2: 2.0})[0])
+    file = home / "keras_jamba" / "tuning.json"
+    content = json.loads(file.read_text())
+    content["choices"] = dict.fromkeys(content["choices"], plan)
+    del content["checksum"]
+    file.write_text(json.dumps(content))
+    tuning._known.cache_clear()
+    gpu, measured = device({8: 3.0, 4: 1.0, 2: 2.0})
+    assert choose(gpu) == Tile(4, 4) and measured
+
+
+def test_a_changed_plan_is_measured_again(home):
+    choose(device({8: 3.0, 4: 1.0, 2: 2.0})[0])
+    file = home / "keras_jamba" / "tuning.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"choices": dict.fromkeys(content["choices"], [2, 2])}))
+    tuning._known.cache_clear()
+    gpu, measured = device({8: 3.0, 4: 1.0, 2: 2.0})
+    assert choose(gpu) == Tile(4, 4) and measured
 
 
 def test_an_unwritable_folder_only_prevents_saving(home):
