@@ -218,15 +218,15 @@ def test_the_next_write_removes_the_staging_folder_of_a_killed_process(tmp_path)
     )
     command = [sys.executable, "-c", program, str(tmp_path / "a")]
     environment = os.environ | {"KERAS_BACKEND": "torch"}
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "staged\n"
-    (left,) = tmp_path.iterdir()
-    with _files.atomic_folder(tmp_path / "a") as staged:
-        (staged / "part").write_text("new")
-    # The process still writes there.
-    assert left.exists() and (tmp_path / "a" / "part").read_text() == "new"
-    process.kill()
-    process.wait()
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout.readline() == "staged\n"
+        (left,) = tmp_path.iterdir()
+        with _files.atomic_folder(tmp_path / "a") as staged:
+            (staged / "part").write_text("new")
+        # The process still writes there.
+        assert left.exists() and (tmp_path / "a" / "part").read_text() == "new"
+        process.kill()
     assert left.exists()
     with _files.atomic_folder(tmp_path / "a", replaces=True) as staged:
         (staged / "part").write_text("newer")

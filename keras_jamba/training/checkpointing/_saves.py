@@ -39,7 +39,7 @@ def last(folder, count):
     """
     found, broken = _complete(folder)
     newest = max((step for step, _ in found), default=-1)
-    for step, error in sorted(broken.items()):
+    for step, error in sorted(broken.items(), reverse=True):
         if step > newest:
             raise error
         _logger.warning("Checkpoint passes over a damaged save. %s", error)

@@ -136,13 +136,16 @@ def read_state(folder, step):
         )
     if state["format"] == FORMAT and not _checksums.is_unchanged(state):
         raise damaged(place, f"{STATE} that does not match its checksum")
-    if state["format"] > 1:
-        _check_layout(state, place)
+    if state["format"] > 1 and (problem := _layout_problem(state, place)) is not None:
+        raise damaged(place, problem)
     return state
 
 
-def _check_layout(state, place):
-    """Raises ValueError unless all chunks of the arrays lie inside the file, inside their arrays, and side by side."""
+def _layout_problem(state, place):
+    """Returns what is wrong in the table of arrays, or None.
+
+    All chunks must lie inside the file, one after another, and inside their arrays.
+    """
     try:
         size, end = (place / ARRAYS).stat().st_size, 0
         for shape, chunks in state["arrays"]:
@@ -150,14 +153,13 @@ def _check_layout(state, place):
                 numbers = [*shape, *start, *extent, offset]
                 fits = all(type(n) is int and n >= 0 for n in numbers) and len(shape) == len(start) == len(extent)
                 if not fits or any(a + n > most for a, n, most in zip(start, extent, shape, strict=True)):
-                    raise damaged(place, f"a chunk {[start, extent]} of an array {shape}")
+                    return f"a chunk {[start, extent]} of an array {shape}"
                 if not isinstance(dtype, str) or np.dtype(dtype).hasobject or offset < end:
-                    raise damaged(place, f"a chunk of {dtype} at byte {offset}, before byte {end}")
+                    return f"a chunk of {dtype} at byte {offset}, before byte {end}"
                 end = offset + math.prod(extent) * np.dtype(dtype).itemsize
-        if end > size:
-            raise damaged(place, f"{ARRAYS} of {size} bytes, of which {end} are needed")
-    except (OSError, KeyError, TypeError) as error:
-        raise damaged(place, f"{STATE} without a valid table of arrays: {error!r}") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        return f"{STATE} without a valid table of arrays: {error!r}"
+    return f"{ARRAYS} of {size} bytes, of which {end} are needed" if end > size else None
 
 
 def damaged(place, found):
