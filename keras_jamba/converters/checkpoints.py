@@ -111,7 +111,7 @@ def _check_range(value, dtype, path, folder):
     if float(ml_dtypes.finfo(value.dtype).max) > limit and value.size and np.abs(value).max() > limit:
         raise ValueError(
             f"Weights must be finite in the dtype of the model. Received: {path!r} of {str(folder)!r} with "
-            f"{float(np.abs(value).max()):.3g}, which is infinite in {dtype}. Load the checkpoint in float32 or bfloat16."
+            f"{float(np.abs(value).max()):.3g}, which is infinite in {dtype}. Load it in float32 or bfloat16."
         )
 
 
