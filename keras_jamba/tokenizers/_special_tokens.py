@@ -59,6 +59,11 @@ def add_special_tokens(library, config, special):
     library.encode_special_tokens = bool(config.get("split_special_tokens", False))
     known = {token.content: token for token in library.get_added_tokens_decoder().values()}
     listed = config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict) or not all(token_id.isdecimal() for token_id in listed):
+        raise ValueError(
+            f"added_tokens_decoder must map token ids to tokens. Received: {str(listed)[:60]!r} in "
+            "tokenizer_config.json. Download the checkpoint again."
+        )
     listed = [AddedToken(**token) for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
     tokens = [token for token in listed if repr(known.get(token.content)) != repr(token)]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()

@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint with a tokenizer.json."""
 
+import contextlib
 from pathlib import Path
 
 from keras_jamba import _files
@@ -49,12 +50,9 @@ class JambaTokenizer(Tokenizer):
         self._tokenizer = _tokenizer(folder / TOKENIZER)
         self._config = _json(folder / CONFIG)
         self.chat_template = _templates(folder, self._config.pop("chat_template", None))
-        try:
+        with _type_errors_of(folder / CONFIG):
             self._config["tokenizer_class"] = tokenizer_class(self._config, _json(folder / "config.json"))
             special = special_tokens(self._tokenizer, self._config, _json(folder / "special_tokens_map.json"))
-            add_special_tokens(self._tokenizer, self._config, special)
-        except (AttributeError, OverflowError, TypeError) as error:
-            raise ValueError(_damaged(folder / CONFIG, error)) from error
         self._special = {name: token.content for name, token in special.items()}
         for kind in ("bos", "eos", "pad"):
             token = self._special.get(f"{kind}_token")
@@ -66,6 +64,8 @@ class JambaTokenizer(Tokenizer):
                 )
             setattr(self, f"{kind}_token", token)
             setattr(self, f"{kind}_token_id", token_id)
+        with _type_errors_of(folder / CONFIG):
+            add_special_tokens(self._tokenizer, self._config, special)
         self.vocab_size = self._tokenizer.get_vocab_size()
 
     def __setstate__(self, state):
@@ -249,6 +249,15 @@ def _templates(folder, configured):
     if not good:
         raise ValueError(_damaged(folder / CONFIG, f"chat_template={str(configured)[:60]!r}"))
     return configured
+
+
+@contextlib.contextmanager
+def _type_errors_of(file):
+    """Raises a ValueError that names `file` for a field of a wrong type."""
+    try:
+        yield
+    except (AttributeError, OverflowError, TypeError) as error:
+        raise ValueError(_damaged(file, error)) from error
 
 
 def _text(file):

@@ -135,3 +135,29 @@ def test_a_conversation_without_a_template_is_refused(folder):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="A conversation needs a template"):
         tokenizer.apply_chat_template([])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"bos_token": 5}',
+        '{"tokenizer_class": 3}',
+        '{"added_tokens_decoder": {"0": {"content": 5}}}',
+        '{"added_tokens_decoder": {"x": {"content": "<s>"}}}',
+        '{"added_tokens_decoder": ["<s>"]}',
+        '{"extra_special_tokens": 7}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_fields_of_a_wrong_type_are_refused(folder, config):
+    (folder / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ValueError, match="Received: "):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"add_bos": 1}', '{"add_bos": true, "more": 1}', "[" * 100_000])
+def test_a_damaged_byte_tokenizer_is_refused(tmp_path, text):
+    (tmp_path / "byte_tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="byte_tokenizer.json must be a JSON object.*Received: "):
+        load_tokenizer(tmp_path)
