@@ -70,7 +70,7 @@ class PromptState:
         )
 
     def check_fits(self, template):
-        """Raises ValueError unless the cache has the leaves, dtypes and shapes of `template`, except for capacities."""
+        """Raises ValueError unless the cache has the leaves and the shapes of `template`, except for capacities."""
         found, expected = _layout(self.cache), _layout(template)
         if found != expected:
             differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
