@@ -2,14 +2,16 @@
 
 Everything is flushed to disk before it is moved, so that a crash of the machine leaves the old or the new content. A
 killed process leaves a folder whose name begins with `.unfinished-`, and an unchanged destination. The next write of
-the same destination removes that folder.
+the same destination on this host removes that folder, where the file system has locks.
 """
 
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
+import platform
 import shutil
 import stat
 import tempfile
@@ -21,6 +23,8 @@ except ImportError:  # Windows, where leftovers of killed processes stay
     fcntl = None
 
 _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"
+# Some shared file systems lock within one host only.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextlib.contextmanager
@@ -49,8 +53,8 @@ def atomic_file(path):
     with _staging(place, Path(path).name) as staged:
         mode = place.stat().st_mode if place.exists() else _mode_of_new_files(staged.parent)
         yield staged
-        staged.chmod(stat.S_IMODE(mode))
         _flush(staged)
+        staged.chmod(stat.S_IMODE(mode))
         os.replace(staged, place)
         _flush(place.parent)
 
@@ -81,9 +85,9 @@ def atomic_folder(path, replaces=False):
         yield staged
         mode = stat.S_IMODE(_mode_of_new_files(staged.parent))
         for written in (*staged.rglob("*"), staged):
+            _flush(written)
             if written.is_file():
                 written.chmod(mode)
-            _flush(written)
         with _set_aside(place) if replaces else contextlib.nullcontext():
             os.replace(staged, place)
             _flush(place.parent)
@@ -147,9 +151,10 @@ def remove_folder(folder):
 
 def remove_leftovers(parent, names):
     """Removes files of killed processes in `parent`, for folders whose names match the pattern `names`."""
-    for prefix in (_UNFINISHED, _REPLACED):
-        for left in Path(parent).glob(f"{prefix}{names}"):
-            shutil.rmtree(left, ignore_errors=True)
+    for left in Path(parent).glob(f"{_UNFINISHED}{names}"):
+        _remove_if_abandoned(left)
+    for left in Path(parent).glob(f"{_REPLACED}{names}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -157,7 +162,7 @@ def _staging(place, name=None):
     """Yields a path named `name`, or like `place`, in a new folder beside `place`, which is removed afterwards."""
     place.parent.mkdir(parents=True, exist_ok=True)
     # The name of `place` may already have the maximum length.
-    prefix = f"{_UNFINISHED}{place.name[:40]}-"
+    prefix = f"{_UNFINISHED}{place.name[:40]}-{_HOST}-"
     _remove_abandoned(place.parent, prefix)
     folder, lock = _locked_folder(place.parent, prefix)
     try:
@@ -183,10 +188,12 @@ def _locked_folder(parent, prefix):
             return folder, None
         try:
             lock = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # another process removed it before it was locked
-            continue
+        except OSError:
+            if folder.exists():  # a file system whose folders cannot be opened
+                return folder, None
+            continue  # another process removed it before it was locked
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # a file system without locks
             os.close(lock)
             return folder, None
@@ -196,19 +203,27 @@ def _locked_folder(parent, prefix):
 
 
 def _remove_abandoned(parent, prefix):
-    """Removes the staging folders of killed processes."""
+    """Removes the staging folders of killed processes of this host."""
     for folder in parent.glob(f"{glob.escape(prefix)}*") if fcntl is not None else ():
-        try:
-            lock = os.open(folder, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # its process lives, or the file system has no locks
-            pass
-        finally:
-            os.close(lock)
+        _remove_if_abandoned(folder)
+
+
+def _remove_if_abandoned(folder):
+    """Removes a staging folder unless a process holds its lock. Without locks, it removes the folder."""
+    if fcntl is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # its process lives, or the file system has no locks
+        pass
+    finally:
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -257,5 +272,8 @@ def _flush(path):
         raise
     try:
         os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot flush folders
+            raise
     finally:
         os.close(handle)

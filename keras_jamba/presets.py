@@ -17,6 +17,8 @@ from keras_jamba import _checksums, _files
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Format 1 has no checksum of config.json.
 FORMAT = 2
+# Weights that only record statistics and do not affect outputs.
+STATISTICS = ("usage", "drop_rate", "aux_loss")
 
 _PACKAGE = Path(__file__).resolve().parent
 _logger = logging.getLogger("keras_jamba")
@@ -88,7 +90,7 @@ def _are_valid_weights(weights):
 
 def _format_error(file, received):
     return (
-        f"{CONFIG} of a preset must be JSON with format={FORMAT}, class_name, config and weights. "
+        f"{CONFIG} of a preset must be JSON with format={FORMAT} or 1, class_name, config and weights. "
         f"Received: {str(file)!r} with {received}. Write the preset again with save_to_preset."
     )
 
@@ -97,7 +99,7 @@ def build(cls, preset, load_weights, overrides, check_sizes, head=(), head_only=
     """Returns a model of class `cls` from a preset, see `DHCJamba.from_preset`.
 
     `check_sizes(arguments, count, source)` raises ValueError if a model with these arguments has more than `count`
-    weights. It builds no model: a damaged size would take memory and time before the weights are compared.
+    weights. It runs before the model is built, because a damaged size would take much memory and time.
 
     `head` names constructor arguments that only the layer named "head" depends on. If an override changes one of them,
     that layer starts from random weights, and the preset's values of the arguments in `head_only` are dropped.
@@ -154,6 +156,7 @@ def _fill(model, config, changed, dropped, variables, preset, file):
 
 def write(model, folder, more=None):
     """Writes a preset, see `DHCJamba.save_to_preset`. `more(folder)` writes further files."""
+    _check_finite(model, model.name)
     with preset_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
@@ -201,17 +204,19 @@ def _load(model, file):
     model.load_weights(file)
     for variable, state in generators:
         variable.assign(state)
-    broken = next((v.path for v in model.weights if not _is_finite(v)), None)
-    if broken is not None:
-        raise ValueError(
-            f"Weights must be finite numbers. Received: {broken!r} in {str(file)!r} with NaN or infinity. The training "
-            "diverged, or the file is damaged. Load another preset."
-        )
+    _check_finite(model, str(file))
 
 
-def _is_finite(variable):
-    is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
-    return not is_float or bool(ops.all(ops.isfinite(ops.convert_to_tensor(variable))))
+def _check_finite(model, source):
+    """Raises ValueError for a weight with NaN or infinity. Statistics of the last call may have them."""
+    for variable in model.weights:
+        is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
+        is_statistic = variable.path.rsplit("/", 1)[-1] in STATISTICS
+        if is_float and not is_statistic and not bool(ops.all(ops.isfinite(ops.convert_to_tensor(variable)))):
+            raise ValueError(
+                f"Weights must be finite numbers. Received: {variable.path!r} of {source!r} with NaN or infinity. The "
+                "training diverged, or the file is damaged. Use other weights."
+            )
 
 
 def _variables(model):

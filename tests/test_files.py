@@ -233,6 +233,22 @@ def test_the_next_write_removes_the_staging_folder_of_a_killed_process(tmp_path)
     assert content(tmp_path) == {"a": None, "a/part": b"newer"}
 
 
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def without_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", without_folders)
+    with _files.atomic_folder(tmp_path / "folder") as staged:
+        (staged / "part").write_text("x")
+    with _files.atomic_file(tmp_path / "file") as staged:
+        staged.write_text("x")
+    assert content(tmp_path) == {"folder": None, "folder/part": b"x", "file": b"x"}
+
+
 def test_everything_is_flushed_before_it_is_moved(tmp_path, monkeypatch):
     events, replace, fsync = [], os.replace, os.fsync
     path_of = lambda handle: os.readlink(f"/proc/self/fd/{handle}").rsplit("/", 1)[-1]  # noqa: E731

@@ -11,6 +11,7 @@ from checks import full, numpy
 
 import keras_jamba
 from keras_jamba import presets
+from keras_jamba.layers import Router
 
 # Written on jax. Attribute and variable names are part of the format, and this folder records them.
 GOLDEN = Path(__file__).parent / "golden" / "preset"
@@ -151,6 +152,11 @@ def test_sizes_beyond_the_stored_weights_are_refused_before_a_model_is_built(min
         {"class_name": "system", "registered_name": "system", "module": "os", "config": {"command": "true"}},
         {"class_name": "Router", "registered_name": "keras_jamba>Router", "config": {"num_experts": "many"}},
         {"class_name": "Router", "registered_name": "keras_jamba>Router", "config": []},
+        {
+            "class_name": "__numpy__",
+            "registered_name": "keras_jamba>Router",
+            "config": {"value": [1], "dtype": "int32"},
+        },
         "Router",
     ],
 )
@@ -161,13 +167,37 @@ def test_only_routers_are_built_from_a_config(mine, router):
         keras_jamba.DHCJamba.from_preset(mine, load_weights=False)
 
 
-def test_a_preset_with_weights_that_are_not_finite_is_refused(tmp_path):
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, monkeypatch):
     model = keras_jamba.DHCJamba(**TINY)
     weight = model.backbone.final_norm.scale
     weight.assign(np.where(np.arange(weight.shape[0]) == 2, np.nan, numpy(weight)))
+    with pytest.raises(ValueError, match="Weights must be finite numbers. Received: .*final_norm/scale"):
+        model.save_to_preset(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    # Earlier versions wrote such presets.
+    monkeypatch.setattr(presets, "_check_finite", lambda model, source: None)
     model.save_to_preset(tmp_path / "new")
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="Weights must be finite numbers. Received: .*final_norm/scale"):
         keras_jamba.DHCJamba.from_preset(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(mamba_ratio=0, d_ff=1, expand=1000),
+        dict(mamba_ratio=None, d_ff=0, moe_frequency=0, mixer="gated_conv", d_state=10**6),
+        dict(mamba_ratio=None, moe_frequency=1, moe_offset=0, use_swiglu=False, router=Router(2, 1), num_experts=10**6),
+        dict(quantization="int4", d_model=128),
+    ],
+    ids=["attention", "gated convolution", "router", "int4"],
+)
+def test_every_legal_preset_fits_its_own_weights(tmp_path, options):
+    sizes = dict(vocab_size=8, d_model=16, num_layers=1, num_heads=2)
+    model = keras_jamba.JambaCausalLM(**sizes | options)
+    model.save_to_preset(tmp_path / "new")
+    loaded = keras_jamba.JambaCausalLM.from_preset(tmp_path / "new")
+    np.testing.assert_array_equal(numpy(loaded(np.array([[1, 2]]))), numpy(model(np.array([[1, 2]]))))
 
 
 def test_a_preset_of_another_class_is_named(mine):

@@ -9,12 +9,12 @@ import numpy as np
 
 from keras_jamba import _files
 from keras_jamba.converters import jamba, mamba1, peft, safetensors_folder
+from keras_jamba.converters._fields import check_value, integer
 from keras_jamba.converters.safetensors_folder import SafetensorsFolder
+from keras_jamba.presets import STATISTICS
 
 CONFIG = "config.json"
 _HEAD = "score.weight"
-# Weights that only record statistics and do not affect outputs.
-STATISTICS = ("usage", "drop_rate", "aux_loss")
 KINDS = {kind.MODEL_TYPE: kind for kind in (jamba, mamba1)}
 _logger = logging.getLogger("keras_jamba")
 # Fields of config.json that describe files and versions, not the model.
@@ -58,8 +58,14 @@ def read(folder, class_name):
     arguments = kind.arguments(config) | {"transformers_config": config}
     if class_name == "JambaClassifier":
         del arguments["tie_embeddings"]
-        arguments["num_classes"] = len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
+        arguments["num_classes"] = _class_count(config)
     return kind, arguments
+
+
+def _class_count(config):
+    labels = config.get("id2label") or {}
+    check_value({"id2label": type(labels).__name__}, "id2label", "dict", ("dict",))
+    return len(labels) or integer(config, "num_labels", 2)
 
 
 def load(folder, kind, arguments, pattern, make, assigners, keep_head):
@@ -93,10 +99,12 @@ def load(folder, kind, arguments, pattern, make, assigners, keep_head):
     # Paths of checkpoints omit the model's name.
     assign = {path.removeprefix(f"{model.name}/"): give for path, give in assigners(model).items()}
     _check_filled(files.folder, assign, {weight.path for weight in weights}, head_is_new="num_classes" in arguments)
+    # A quantized matrix is rounded from any range.
+    dtypes = {v.path.removeprefix(f"{model.name}/"): keras.backend.standardize_dtype(v.dtype) for v in model.weights}
     progress = keras.utils.Progbar(len(weights), unit_name="weight")
     for weight in files.in_order(weights):
         value = weight.ours(files.read)
-        _check_range(value, model.variable_dtype, weight.path, files.folder)
+        _check_range(value, dtypes[weight.path], weight.path, files.folder)
         assign[weight.path](value)
         progress.add(1)
     files.close()
@@ -107,11 +115,13 @@ def _check_range(value, dtype, path, folder):
     """Raises ValueError if a value of a checkpoint is infinite in the dtype of the model."""
     import ml_dtypes
 
+    if "float" not in dtype:
+        return
     limit = float(ml_dtypes.finfo(dtype).max)
     if float(ml_dtypes.finfo(value.dtype).max) > limit and value.size and np.abs(value).max() > limit:
         raise ValueError(
             f"Weights must be finite in the dtype of the model. Received: {path!r} of {str(folder)!r} with "
-            f"{float(np.abs(value).max()):.3g}, which is infinite in {dtype}. Load it in float32 or bfloat16."
+            f"{float(np.abs(value).max()):.3g}, which is infinite in {dtype}. Load it in a dtype of a larger range."
         )
 
 

@@ -75,8 +75,8 @@ class PromptState:
         if found != expected:
             differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
             raise ValueError(
-                f"The cache of a prompt state must be a cache of the model. Received: {differ[0]!r} is "
-                f"{found.get(differ[0], 'missing')} instead of {expected.get(differ[0], 'absent')}. Prefill again."
+                f"The cache of a prompt state must be a cache of the model. Received: {differ[0]!r} with the shape "
+                f"{found.get(differ[0])}, where the model has {expected.get(differ[0])}. Prefill again."
             )
 
 

@@ -177,11 +177,14 @@ def router_from_config(config):
     if not (isinstance(cls, type) and issubclass(cls, Router)):
         raise ValueError(
             "The router of a config must be a Router, or a subclass that keras.saving.register_keras_serializable has "
-            f"registered. Received: {name or config!r}. Register the class before the model is loaded."
+            f"registered. Received: {name or config!r}. Decorate the class with it."
         )
     try:
-        return keras.saving.deserialize_keras_object(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"The config of a router must hold its arguments. Received: {name!r}, {error}. Save the model again."
-        ) from error
+        if config["class_name"] == cls.__name__:
+            return keras.saving.deserialize_keras_object(config)
+        error = f"class_name={config['class_name']!r}"
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        error = problem
+    raise ValueError(
+        f"The config of a router must hold its arguments. Received: {name!r}, {error}. Save the model again."
+    )

@@ -163,14 +163,16 @@ def check_sizes(arguments, count, source):
     """Raises ValueError if a model with these constructor arguments has more than `count` weights; see `JambaModel`."""
     d, layers = arguments.get("d_model"), arguments.get("num_layers")
     width = 4 * d if arguments.get("d_ff") is None and type(d) is int else arguments.get("d_ff")
-    sizes = {name: arguments.get(name) for name in ("vocab_size", "num_classes", "expand")}
+    sizes = {name: arguments.get(name) for name in ("vocab_size", "num_classes")}
     # Every block has at least one matrix of d_model x d_model, and one of d_model x d_ff.
     products = {"num_layers * d_model * d_model": (layers, d, d), "num_layers * d_model * d_ff": (layers, d, width)}
     products |= {f"{name} * d_model": (size, d) for name, size in sizes.items()}
-    if arguments.get("moe_frequency") and arguments["moe_frequency"] == 1:
+    if arguments.get("moe_frequency") == 1 and arguments.get("router") is None:
         products["num_experts * d_model * d_ff"] = (arguments.get("num_experts"), d, width)
-    if arguments.get("mixer", "mamba") == "mamba" and arguments.get("mamba_ratio") != 0 and layers != 1:
-        products |= {f"{name} * d_model": (arguments.get(name), d) for name in ("d_state", "d_conv", "dt_rank")}
+    if arguments.get("mamba_ratio") != 0 and layers != 1:
+        # At least one block has no attention.
+        recurrent = ("expand", "d_conv", *(("d_state", "dt_rank") if arguments.get("mixer") == "mamba" else ()))
+        products |= {f"{name} * d_model": (arguments.get(name), d) for name in recurrent}
     for name, factors in products.items():
         # The constructor refuses values of other types.
         if all(type(factor) is int for factor in factors) and math.prod(factors) > count:

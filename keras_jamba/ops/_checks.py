@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import numbers
+import sys
 
 import numpy as np
 from keras import backend, ops
@@ -258,7 +259,7 @@ def check_integer(name, value, at_least=1):
 def check_number(name, value, low, high=float("inf")):
     """Checks that `value` is a finite number from `low` to `high`, or raises a `ValueError`."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
-    good = good and math.isfinite(value)
+    good = good and abs(value) <= sys.float_info.max
     if not good:
         bounds = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}, and finite"
         raise ValueError(f"{name} must be a number {bounds}. Received: {name}={value!r}. Pass a value in that range.")

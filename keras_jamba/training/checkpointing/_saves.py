@@ -101,7 +101,7 @@ def random_states(state, place):
         python, numpy = (version, tuple(internal), gauss), tuple(state["numpy"])
         random.Random().setstate(python)
         np.random.RandomState().set_state(numpy)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise _snapshots.damaged(place, f"an invalid state of a random generator: {error!r}") from error
     return python, numpy
 
@@ -146,6 +146,7 @@ def _state(place, step):
     """Returns the state of a snapshot; raises ValueError for a field of a wrong type."""
     state = _snapshots.read_state(place, step)
     wrong = [name for name in _COUNTS if name in state and not (type(state[name]) is int and state[name] >= 0)]
+    wrong += [name for name in ("variables", "sha256") if name not in state]
     wrong += [name for name, kind in _TYPES.items() if name in state and type(state[name]) is not kind]
     if wrong or state.get("processes") == 0:
         raise _snapshots.damaged(_snapshots.place_of(place, step), f"a wrong {(*wrong, 'processes')[0]} in its state")

@@ -243,7 +243,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._check(arrays, [*variables, *metrics], state)
         self._check_not_further(variables, arrays, step)
         same = len(places) == self._count
-        random_states = _saves.random_states(state, places[0]) if same else None
+        place = _snapshots.place_of(places[self._index], step) if same else None
+        random_states = _saves.random_states(state, place) if same else None
         for variable, saved in zip(variables, arrays[: len(variables)], strict=True):
             _backend.processes.assign_from_shards(variable, saved.read)
         self._begin(

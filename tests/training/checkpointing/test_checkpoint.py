@@ -253,7 +253,7 @@ def test_weights_that_are_not_finite_replace_no_save(tmp_path, caplog, monkeypat
 
 def test_saves_of_two_runs_are_not_combined(tmp_path, caplog):
     for index, run in enumerate((3, 4)):
-        _snapshots.write(tmp_path / f"process_{index}", 7, [], {"processes": 2, "run": run})
+        _snapshots.write(tmp_path / f"process_{index}", 7, [], {"processes": 2, "variables": 0, "run": run})
     assert _saves.last(tmp_path, 2) is None and "starts from the beginning" in caplog.text
 
 
@@ -343,6 +343,15 @@ def test_every_changed_digit_of_the_state_is_refused(tmp_path):
             _saves.last(tmp_path, 1)
     (save / "state.json").write_text(text)
     assert _saves.last(tmp_path, 1) == (3, 1) and len(places) > 50
+
+
+@once
+def test_a_changed_format_does_not_disable_the_checksum(tmp_path):
+    save = written(tmp_path, 3, epoch=12)
+    state = json.loads((save / "state.json").read_text())
+    (save / "state.json").write_text(json.dumps(state | {"format": 2, "epoch": 7}))
+    with pytest.raises(ValueError, match="Received: .*step_00000003.*checksum"):
+        _saves.last(tmp_path, 1)
 
 
 @once
