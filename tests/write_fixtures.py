@@ -301,7 +301,7 @@ FIXTURES = {
     # With checksums.
     "preset-2/image_classifier": ("jax", preset_of_images),
     "preset-2/language_model": ("torch", preset_of_language),
-    "lora-1-checksum/language_model": ("jax", adapters),
+    "lora-1-checksum/language_model": ("torch", adapters),
     "checkpoint-3/one_process_jax": ("jax", save_of_one_process),
     "checkpoint-3/one_process_torch": ("torch", save_of_one_process),
     "prompt_state-checksum/language_model": ("torch", prompt_state),
