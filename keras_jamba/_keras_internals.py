@@ -10,6 +10,7 @@ import sys
 import keras
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask  # noqa: F401
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.saving import saving_lib
 
 # Layers
 
@@ -78,6 +79,16 @@ class PostBuildHook:
     def _post_build(self):
         super()._post_build()
         self._on_built()
+
+
+# Files
+
+
+def save_weights(model, stream):
+    """Writes the weights of a model to an `io.BytesIO`, in the format of `.weights.h5` files."""
+    store = saving_lib.H5IOStore(stream, mode="w")
+    saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
+    store.close()
 
 
 # Variables and tensors

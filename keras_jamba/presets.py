@@ -5,6 +5,7 @@ preset contains no code, and the complete preset is checked before anything is l
 """
 
 import hashlib
+import io
 import logging
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import keras
 from keras import ops
 
-from keras_jamba import _checksums, _files
+from keras_jamba import _checksums, _files, _keras_internals
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Format 1 has no checksum of config.json.
@@ -191,10 +192,13 @@ def preset_folder(folder):
 def _save(model, file):
     """Saves the weights without the optimizer state, which is two or three times as large."""
     optimizer, model.optimizer = getattr(model, "optimizer", None), None
+    # HDF5 crashes the process if the disk is full. It writes to memory, and Python's write raises OSError.
+    stream = io.BytesIO()
     try:
-        model.save_weights(file)
+        _keras_internals.save_weights(model, stream)
     finally:
         model.optimizer = optimizer
+    file.write_bytes(stream.getbuffer())
 
 
 def _load(model, file):

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "_triton": {"_triton", "_signature", "_files", "_checksums"},
     "_backend": {"_backend", "_native", "_triton", "_keras_internals"},
     "ops": {"ops", "_backend", "_native", "_triton"},
-    "presets": {"presets", "_files", "_checksums"},
+    "presets": {"presets", "_files", "_checksums", "_keras_internals"},
     "tokenizers": {"tokenizers", "_files", "_padding"},
     "generation": {"generation", "ops", "_backend", "_files", "_padding", "_checksums", "_npz"},
     "converters": {"converters", "presets", "_files"},

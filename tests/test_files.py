@@ -362,6 +362,27 @@ def test_a_full_disk_leaves_the_old_files_and_no_leftovers(tmp_path, monkeypatch
     assert content(folder) == before
 
 
+def test_a_preset_on_a_disk_that_is_full_at_any_byte_raises_an_error(tmp_path):
+    # In another process, which HDF5 would crash.
+    program = (
+        "import resource, sys, keras_jamba\n"
+        "folder, limits = sys.argv[1], map(int, sys.argv[2:])\n"
+        "model = keras_jamba.JambaCausalLM(vocab_size=11, d_model=16, num_layers=1, moe_frequency=0, dt_rank=1)\n"
+        "for limit in limits:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try:\n"
+        "        model.save_to_preset(folder)\n"
+        "    except OSError:\n"
+        "        print('refused', flush=True)\n"
+    )
+    limits = [0, 100, 800, 2048, 4096, 9000, 20_000, 30_000]
+    command = [sys.executable, "-c", program, str(tmp_path / "preset"), *map(str, limits)]
+    environment = os.environ | {"KERAS_BACKEND": keras.backend.backend()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["refused"] * len(limits), done.stderr[-2000:]
+    assert content(tmp_path) == {}
+
+
 def test_a_preset_that_fails_at_its_last_file_leaves_an_empty_folder(tmp_path, monkeypatch):
     """Fails in the tokenizer's writer, because HDF5 may end the process on a full disk."""
 

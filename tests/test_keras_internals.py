@@ -5,6 +5,7 @@
 
 import contextlib
 import inspect
+import io
 
 import keras
 import numpy as np
@@ -335,3 +336,14 @@ def test_adamw_hooks_change_no_step():
 def test_the_given_schedule_is_found():
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
     assert internals.AdamWHooks(schedule)._given_learning_rate is schedule
+
+
+def test_weights_are_saved_to_a_stream_as_to_a_file(tmp_path):
+    model, _ = nested_model()
+    stream = io.BytesIO()
+    internals.save_weights(model, stream)
+    (tmp_path / "a.weights.h5").write_bytes(stream.getbuffer())
+    other, _ = nested_model()
+    other.load_weights(tmp_path / "a.weights.h5")
+    for a, b in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
