@@ -20,9 +20,9 @@ def sealed(document):
     return document | {KEY: of_json(document)}
 
 
-def is_unchanged(document):
-    """Returns whether a dict matches its checksum, and None if it has none."""
-    return None if KEY not in document else document[KEY] == of_json(document)
+def matches(document, required):
+    """Returns whether a dict matches its checksum. Without one, it matches unless the checksum is `required`."""
+    return document[KEY] == of_json(document) if KEY in document else not required
 
 
 def of_arrays(arrays, document=None):

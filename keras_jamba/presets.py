@@ -72,8 +72,7 @@ def read(preset):
         raise ValueError(_format_error(file, repr(error))) from error
     if not good:
         raise ValueError(_format_error(file, f"format={metadata['format']!r}"))
-    unchanged = _checksums.is_unchanged(metadata)
-    if unchanged is False or (unchanged is None and metadata["format"] == FORMAT):
+    if not _checksums.matches(metadata, required=metadata["format"] == FORMAT):
         raise ValueError(
             f"{CONFIG} of a preset must be as it was written. Received: {str(file)!r}, which does not match its "
             "checksum. Copy the preset again, and pass changes as arguments of from_preset."

@@ -201,69 +201,6 @@ def test_restore_recovers_a_folder_from_an_interrupted_replacement(tmp_path, mon
     assert content(tmp_path) == {"folder": None, "folder/file": b"old" if stop < 2 else b"new"}
 
 
-def test_leftovers_of_killed_processes_are_removed_by_name(tmp_path):
-    for name in (".unfinished-a_1-x", ".replaced-a_2", ".unfinished-b", "a_3"):
-        (tmp_path / name).mkdir()
-    _files.remove_leftovers(tmp_path, "a_*")
-    assert set(content(tmp_path)) == {".unfinished-b", "a_3"}
-    _files.remove_folder(tmp_path / "a_3")
-    assert set(content(tmp_path)) == {".unfinished-b"}
-
-
-def test_the_next_write_removes_the_staging_folder_of_a_killed_process(tmp_path):
-    program = (
-        "import sys; from keras_jamba import _files\n"
-        "with _files.atomic_folder(sys.argv[1]) as staged:\n"
-        "    (staged / 'part').write_text('half'); print('staged', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "a")]
-    environment = os.environ | {"KERAS_BACKEND": "torch"}
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen(command, env=environment, **pipes) as process:
-        assert process.stdout.readline() == "staged\n"
-        (left,) = tmp_path.iterdir()
-        with _files.atomic_folder(tmp_path / "a") as staged:
-            (staged / "part").write_text("new")
-        # The process still writes there.
-        assert left.exists() and (tmp_path / "a" / "part").read_text() == "new"
-        process.kill()
-    assert left.exists()
-    with _files.atomic_folder(tmp_path / "a", replaces=True) as staged:
-        (staged / "part").write_text("newer")
-    assert content(tmp_path) == {"a": None, "a/part": b"newer"}
-
-
-def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path, monkeypatch):
-    fsync = os.fsync
-
-    def without_folders(handle):
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise OSError(22, "Invalid argument")
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", without_folders)
-    with _files.atomic_folder(tmp_path / "folder") as staged:
-        (staged / "part").write_text("x")
-    with _files.atomic_file(tmp_path / "file") as staged:
-        staged.write_text("x")
-    assert content(tmp_path) == {"folder": None, "folder/part": b"x", "file": b"x"}
-
-
-def test_everything_is_flushed_before_it_is_moved(tmp_path, monkeypatch):
-    events, replace, fsync = [], os.replace, os.fsync
-    path_of = lambda handle: os.readlink(f"/proc/self/fd/{handle}").rsplit("/", 1)[-1]  # noqa: E731
-    monkeypatch.setattr(os, "fsync", lambda handle: (events.append(("flush", path_of(handle))), fsync(handle)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("move", Path(b).name)), replace(a, b)))
-    with _files.atomic_file(tmp_path / "file") as staged:
-        staged.write_text("x")
-    parent = ("flush", tmp_path.name)
-    assert events == [("flush", "file"), ("move", "file"), parent]
-    events.clear()
-    with _files.atomic_folder(tmp_path / "folder") as staged:
-        (staged / "part").write_text("x")
-    assert events == [("flush", "part"), ("flush", "folder"), ("move", "folder"), parent]
-
-
 def test_several_files_appear_together_beside_existing_files(tmp_path):
     for name in ("kept", "changed"):
         (tmp_path / name).write_text("old")

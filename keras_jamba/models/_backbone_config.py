@@ -160,7 +160,10 @@ BACKBONE_ARGUMENTS = tuple(field.name for field in dataclasses.fields(BackboneCo
 
 
 def check_sizes(arguments, count, source):
-    """Raises ValueError if a model with these constructor arguments has more than `count` weights; see `JambaModel`."""
+    """Raises ValueError if a model with these constructor arguments has more than `count` weights.
+
+    The check compares lower bounds and builds no model. `source` names the origin of the arguments.
+    """
     d, layers = arguments.get("d_model"), arguments.get("num_layers")
     width = 4 * d if arguments.get("d_ff") is None and type(d) is int else arguments.get("d_ff")
     sizes = {name: arguments.get(name) for name in ("vocab_size", "num_classes")}

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.converters.checkpoints import STATISTICS
+from keras_jamba.presets import STATISTICS
 
 
 def fingerprint(model):

@@ -134,8 +134,7 @@ def read_state(folder, step):
             f"A snapshot must have a format from 1 to {FORMAT}. Received: another format in {str(place / STATE)!r}. "
             "Use the version that wrote it, or remove it to start from the beginning."
         )
-    unchanged = _checksums.is_unchanged(state)
-    if unchanged is False or (unchanged is None and state["format"] == FORMAT):
+    if not _checksums.matches(state, required=state["format"] == FORMAT):
         raise damaged(place, f"{STATE} that does not match its checksum")
     if state["format"] > 1 and (problem := _layout_problem(state, place)) is not None:
         raise damaged(place, problem)
