@@ -63,7 +63,6 @@ static NOINLINE void V(decays)(int size, int tame, int64_t n, const kj_tokens *t
     V(exp2)(x);
     EACH work->decays[i][k] = x[k];
   }
-  for (int i = 0; tokens->keep && i < tokens->count; i++) EACH work->decays[i][k] *= tokens->keep[i];
 }
 
 /* `size` states from number `n` on, over the tokens of a chunk: adds C h to y, and moves the state on. `all`: leaves
@@ -74,15 +73,18 @@ INLINE void V(forward_states)(int size, int all, int64_t n, const kj_tokens *tok
   const int64_t states = tokens->states;
   vf h[GROUP];
   for (int k = 0; k < size; k++) h[k] = state[n + k];
-  for (int i = 0; i < tokens->count; i++, B += states, C += states) {
-    vf drive = part->drive[i], y = part->y[i];
+  for (int s = 0; s < tokens->spans; s++) {
+    for (int k = 0; k < size && kj_clears(tokens, s); k++) h[k] = (vf){0};
+    for (int i = tokens->span[s]; i < tokens->span[s + 1]; i++, B += states, C += states) {
+      vf drive = part->drive[i], y = part->y[i];
 #pragma GCC unroll 8
-    for (int k = 0; k < size; k++) {
-      h[k] = work->decays[i][k] * h[k] + drive * B[k];
-      y += h[k] * C[k];
-      if (all) work->states[i][k] = h[k];
+      for (int k = 0; k < size; k++) {
+        h[k] = work->decays[i][k] * h[k] + drive * B[k];
+        y += h[k] * C[k];
+        if (all) work->states[i][k] = h[k];
+      }
+      part->y[i] = y;
     }
-    part->y[i] = y;
   }
   for (int k = 0; k < size; k++) state[n + k] = h[k];
 }
@@ -157,27 +159,32 @@ static void V(scan_forward)(const kj_scan *call, const kj_task *task) {
 INLINE void V(backward_states)(int size, int64_t n, const kj_tokens *tokens, const vf *rates, const vf *before,
                                vf *grad, vf *grad_rates, vf *sums, part_t *part, const strip_t *work) {
   const int64_t states = tokens->states;
+  const vf zeros[GROUP] = {{0}};
   vf g[GROUP], r[GROUP];
   for (int k = 0; k < size; k++) g[k] = grad[n + k], r[k] = (vf){0};
-  for (int i = tokens->count - 1; i >= 0; i--) {
-    const float *B = tokens->B + i * states + n, *C = tokens->C + i * states + n;
-    const vf *past = i ? work->states[i - 1] : before + n;
-    vf *of_B = sums + 2 * i * states + n, *of_C = of_B + states;
-    vf delta = part->delta[i], drive = part->drive[i], grad_y = part->grad_y[i];
-    vf grad_drive = part->grad_drive[i], grad_delta = part->grad_delta[i];
+  for (int s = tokens->spans - 1; s >= 0; s--) {
+    const vf *first_past = kj_clears(tokens, s) ? zeros : before + n;
+    for (int i = tokens->span[s + 1] - 1; i >= tokens->span[s]; i--) {
+      const float *B = tokens->B + i * states + n, *C = tokens->C + i * states + n;
+      const vf *past = i > tokens->span[s] ? work->states[i - 1] : first_past;
+      vf *of_B = sums + 2 * i * states + n, *of_C = of_B + states;
+      vf delta = part->delta[i], drive = part->drive[i], grad_y = part->grad_y[i];
+      vf grad_drive = part->grad_drive[i], grad_delta = part->grad_delta[i];
 #pragma GCC unroll 8
-    for (int k = 0; k < size; k++) {
-      of_C[k] += work->states[i][k] * grad_y;
-      g[k] += grad_y * C[k];
-      of_B[k] += g[k] * drive;
-      grad_drive += g[k] * B[k];
-      g[k] *= work->decays[i][k];
-      vf exponent = g[k] * past[k];
-      grad_delta += exponent * rates[n + k];
-      r[k] += exponent * delta;
+      for (int k = 0; k < size; k++) {
+        of_C[k] += work->states[i][k] * grad_y;
+        g[k] += grad_y * C[k];
+        of_B[k] += g[k] * drive;
+        grad_drive += g[k] * B[k];
+        g[k] *= work->decays[i][k];
+        vf exponent = g[k] * past[k];
+        grad_delta += exponent * rates[n + k];
+        r[k] += exponent * delta;
+      }
+      part->grad_drive[i] = grad_drive;
+      part->grad_delta[i] = grad_delta;
     }
-    part->grad_drive[i] = grad_drive;
-    part->grad_delta[i] = grad_delta;
+    for (int k = 0; k < size && kj_clears(tokens, s); k++) g[k] = (vf){0};
   }
   for (int k = 0; k < size; k++) grad[n + k] = g[k], grad_rates[n + k] += r[k];
 }

@@ -9,8 +9,9 @@ typedef struct {
   int count;              /* of the chunk */
   int64_t at[CHUNK];      /* begin + number */
   float *B, *C;           /* [token][n] */
-  const float *keep;      /* 0 where a document begins, else 1; NULL where none does */
-  float kept[CHUNK];
+  int spans;              /* of one document each */
+  int span[CHUNK + 1];    /* the first token of each span, then count */
+  int begins;             /* whether the first span begins a document; the others do */
 } kj_tokens;
 
 INLINE int64_t kj_at(const kj_tokens *tokens, int64_t i) {
@@ -56,18 +57,23 @@ static int kj_chunk(const kj_scan *call, kj_tokens *tokens, int64_t chunk) {
   int64_t first = chunk * CHUNK, n = call->states;
   if (first >= tokens->all) return 0;
   tokens->count = tokens->all - first < CHUNK ? (int)(tokens->all - first) : CHUNK;
-  tokens->keep = NULL;
+  tokens->spans = 0;
+  tokens->begins = kj_begins(tokens, first);
   for (int i = 0; i < tokens->count; i++) {
     tokens->at[i] = kj_at(tokens, first + i);
-    tokens->kept[i] = kj_begins(tokens, first + i) ? 0.0f : 1.0f;
-    if (tokens->kept[i] == 0) tokens->keep = tokens->kept;
+    if (i == 0 || kj_begins(tokens, first + i)) tokens->span[tokens->spans++] = i;
     for (int64_t k = 0; k < n; k++) {
       tokens->B[i * n + k] = number_at(call->B, tokens->at[i] * call->B.row + k);
       tokens->C[i * n + k] = number_at(call->C, tokens->at[i] * call->C.row + k);
     }
   }
+  tokens->span[tokens->spans] = tokens->count;
   return 1;
 }
+
+/* Whether span number `span` of the chunk begins a document, whose state before is zero.  Zeros replace the state: a
+ * product with 0 would keep NaN and infinity of the document before. */
+INLINE int kj_clears(const kj_tokens *tokens, int span) { return span || tokens->begins; }
 
 static int64_t padded(int64_t channels) { return (channels + WIDEST - 1) / WIDEST * WIDEST; }
 

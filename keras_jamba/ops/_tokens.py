@@ -23,6 +23,16 @@ def compaction(mask):
     return ops.cast(order, "int32"), ops.cumsum(real, axis=1) - real
 
 
+def zero_padding(x, mask):
+    """Returns `x (b, t, ...)` with zeros where `mask` `(b, t)` is False; `x` itself if either is None.
+
+    A product with 0 would keep NaN and infinity.
+    """
+    if x is None or mask is None:
+        return x
+    return ops.where(ops.reshape(mask, (*ops.shape(mask), *(1 for _ in x.shape[2:]))), x, ops.zeros_like(x))
+
+
 def first_tokens(count, mask, length):
     """Returns `(b, t)` bool: whether each of `length` tokens is real and among the first `count` `(b,)` of its row."""
     first = ops.arange(length, dtype="int32")[None] < ops.cast(count, "int32")[:, None]

@@ -43,25 +43,39 @@ def jitted(function):
 
 def gradients(function, tensors):
     """Returns the gradients of a scalar function of a list of tensors, as NumPy arrays."""
+    return gradient_of(function)(tensors)
+
+
+def gradient_of(function):
+    """Returns a function of a list of tensors: the gradients of the scalar `function`, as NumPy arrays.
+
+    JAX compiles it once per shape.
+    """
     backend = keras.backend.backend()
-    tensors = [ops.convert_to_tensor(x) for x in tensors]
     if backend == "jax":
         import jax
 
-        grads = jitted(jax.grad(lambda xs: function(*xs)))(tensors)
-    elif backend == "tensorflow":
-        import tensorflow as tf
+        compiled = jitted(jax.grad(lambda xs: function(*xs)))
 
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            loss = function(*tensors)
-        grads = tape.gradient(loss, tensors)
-    else:
-        import torch
+    def call(tensors):
+        tensors = [ops.convert_to_tensor(x) for x in tensors]
+        if backend == "jax":
+            grads = compiled(tensors)
+        elif backend == "tensorflow":
+            import tensorflow as tf
 
-        tensors = [x.detach().requires_grad_(True) for x in tensors]
-        grads = torch.autograd.grad(function(*tensors), tensors)
-    return [np.asarray(ops.convert_to_numpy(g)) for g in grads]
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                loss = function(*tensors)
+            grads = tape.gradient(loss, tensors)
+        else:
+            import torch
+
+            tensors = [x.detach().requires_grad_(True) for x in tensors]
+            grads = torch.autograd.grad(function(*tensors), tensors, allow_unused=True)
+        return [np.asarray(ops.convert_to_numpy(0.0 if g is None else g)) for g in grads]
+
+    return call
 
 
 def close(actual, expected, relative=1e-4, absolute=1e-6):

@@ -5,7 +5,7 @@ On a CPU, the grouped convolutions of the three backends cost up to two more tra
 
 from keras import ops
 
-from keras_jamba.ops._tokens import compaction, document_numbers
+from keras_jamba.ops._tokens import compaction, document_numbers, zero_padding
 
 
 def why_not(call):
@@ -18,7 +18,7 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     tokens = x
     if mask is not None:
         order, rank = compaction(mask)
-        tokens = ops.take_along_axis(x, order[..., None], axis=1)
+        tokens = ops.take_along_axis(zero_padding(x, mask), order[..., None], axis=1)
         segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
     # The real tokens are in order here, so equal numbers mean the same document.
     numbers = None if segment_ids is None else document_numbers(segment_ids, None)

@@ -5,7 +5,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba._triton import convolution as kernels
 from keras_jamba.ops._implementations import in_short_or_single
-from keras_jamba.ops._tokens import compaction, document_numbers
+from keras_jamba.ops._tokens import compaction, document_numbers, zero_padding
 from keras_jamba.ops.convolution import portable
 
 
@@ -36,7 +36,7 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     kernel, bias = (x if x is None else ops.cast(x, "float32") for x in (kernel, bias))
     if mask is not None:
         order, rank = compaction(mask)
-        x = ops.take_along_axis(x, order[..., None], axis=1)
+        x = ops.take_along_axis(zero_padding(x, mask), order[..., None], axis=1)
         segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
     reach = None if segment_ids is None else _reach(document_numbers(segment_ids, None), kernel.shape[0])
     (y,) = _function((x, kernel, bias, initial_state, segment_ids, reach), (int(silu),))

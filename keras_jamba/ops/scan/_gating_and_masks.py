@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba.ops._tokens import begins_document
+from keras_jamba.ops._tokens import begins_document, zero_padding
 
 
 def why_not_traced(call):
@@ -21,8 +21,9 @@ def with_gating_and_masks(recurrence):
 
     Args:
         recurrence: `(u, delta, A, B, C, initial_state, reset) -> (y, last_state)`, all float32, with
-            `h_t = (1 - reset_t) exp(delta_t A) h_{t-1} + delta_t B_t u_t` and `y_t = C_t h_t`. `reset` `(b, t)` is
-            1 at the first token of a document and 0 elsewhere, or None if all are 0.
+            `h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t` and `y_t = C_t h_t`. `reset` `(b, t)` bool is True at the
+            first token of a document, or None if it is False everywhere. There zeros replace `h_{t-1}` by selection,
+            and in the gradient too: a product with 0 would keep NaN and infinity of the document before.
 
     Returns:
         `run`, with the signature of every implementation.
@@ -32,6 +33,7 @@ def with_gating_and_masks(recurrence):
         dtype = u.dtype
         single = lambda x: x if x is None else ops.cast(x, "float32")  # noqa: E731
         u, delta, A, B, C, D, z, delta_bias = map(single, (u, delta, A, B, C, D, z, delta_bias))
+        u, delta, B, C, z = (zero_padding(x, mask) for x in (u, delta, B, C, z))
         if delta_bias is not None:
             delta = delta + delta_bias
         if delta_softplus:
@@ -41,7 +43,7 @@ def with_gating_and_masks(recurrence):
             delta = ops.where(mask[..., None], delta, 0.0)
         if initial_state is None:
             initial_state = ops.zeros((ops.shape(u)[0], *A.shape), "float32")
-        reset = None if segment_ids is None else ops.cast(begins_document(segment_ids, mask), "float32")
+        reset = None if segment_ids is None else begins_document(segment_ids, mask)
         y, last_state = recurrence(u, delta, A, B, C, single(initial_state), reset)
         if D is not None:
             y = y + u * D
@@ -52,9 +54,3 @@ def with_gating_and_masks(recurrence):
         return ops.cast(y, dtype), last_state
 
     return run
-
-
-def decay(delta, A, reset):
-    """Returns `(1 - reset) exp(delta A)` of all tokens, `(b, t, e, n)`."""
-    factors = ops.exp(delta[..., None] * A)
-    return factors if reset is None else factors * (1.0 - reset)[:, :, None, None]

@@ -8,7 +8,7 @@ the default device, and on TensorFlow it fails in `fit`.
 
 from keras import ops
 
-from keras_jamba.ops.scan._gating_and_masks import decay, why_not_traced, with_gating_and_masks
+from keras_jamba.ops.scan._gating_and_masks import why_not_traced, with_gating_and_masks
 
 
 def why_not(call):
@@ -18,24 +18,35 @@ def why_not(call):
 
 
 def _recurrence(u, delta, A, B, C, state, reset):
-    factors = decay(delta, A, reset)
+    factors = ops.exp(delta[..., None] * A)
     inputs = (delta * u)[..., None] * B[:, :, None, :]
     first = inputs[:, :1] + factors[:, :1] * state[:, None]
-    states = _prefix(factors, ops.concatenate([first, inputs[:, 1:]], axis=1))
+    begins = None if reset is None else reset[:, :, None, None]
+    states = _prefix(factors, ops.concatenate([first, inputs[:, 1:]], axis=1), begins)
     return ops.einsum("bten,btn->bte", states, C), states[:, -1]
 
 
-def _prefix(decay, inputs):
-    """Computes all h_t of h_t = decay_t h_{t-1} + inputs_t with h_{-1} = 0, along axis 1."""
+def _prefix(decay, inputs, begins):
+    """Computes all h_t of h_t = decay_t h_{t-1} + inputs_t with h_{-1} = 0, along axis 1.
+
+    Where `begins` `(b, t, 1, 1)` is True, zeros replace h_{t-1}.
+    """
     length = inputs.shape[1]
     if length == 1:
         return inputs
     paired = length // 2 * 2
-    later = decay[:, 1:paired:2]
-    odd = _prefix(later * decay[:, 0:paired:2], inputs[:, 1:paired:2] + later * inputs[:, 0:paired:2])
-    before = odd[:, : (length - 1) // 2]
+    earlier, later = slice(0, paired, 2), slice(1, paired, 2)
+    cut = None if begins is None else begins[:, later]
+    factors = decay[:, later] * _kept(decay[:, earlier], cut)
+    pairs = inputs[:, later] + decay[:, later] * _kept(inputs[:, earlier], cut)
+    odd = _prefix(factors, pairs, None if begins is None else ops.logical_or(cut, begins[:, earlier]))
+    before = _kept(odd[:, : (length - 1) // 2], None if begins is None else begins[:, 2::2])
     even = ops.concatenate([inputs[:, :1], inputs[:, 2::2] + decay[:, 2::2] * before], axis=1)
     return _interleave(even, odd)
+
+
+def _kept(before, begins):
+    return before if begins is None else ops.where(begins, 0.0, before)
 
 
 def _interleave(even, odd):

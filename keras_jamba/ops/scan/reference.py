@@ -6,7 +6,7 @@ Euler's rule for B.
 
 from keras import ops
 
-from keras_jamba.ops.scan._gating_and_masks import decay, why_not_traced, with_gating_and_masks
+from keras_jamba.ops.scan._gating_and_masks import why_not_traced, with_gating_and_masks
 
 
 def why_not(call):
@@ -16,9 +16,11 @@ def why_not(call):
 
 
 def _recurrence(u, delta, A, B, C, state, reset):
-    factors = decay(delta, A, reset)
+    factors = ops.exp(delta[..., None] * A)
     outputs = []
     for t in range(u.shape[1]):
+        if reset is not None:
+            state = ops.where(reset[:, t, None, None], 0.0, state)
         state = factors[:, t] * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
         outputs.append(ops.sum(state * C[:, t, None, :], axis=-1))
     return ops.stack(outputs, axis=1), state

@@ -20,7 +20,7 @@ class _Recurrence(torch.autograd.Function):
         first_states = []
         for span in _spans(u, A):
             first_states.append(state)
-            _, states = _states(_chunk(span, u, delta, B), rates, state, _kept(span, reset))
+            _, states = _states(_chunk(span, u, delta, B), rates, state, _begins(span, reset))
             y[:, span] = _over_state(_chunk(span, C)[0], states).transpose(0, 1)
             state = states[-1].clone()
         ctx.save_for_backward(u, delta, A, B, C, reset, *first_states)
@@ -36,8 +36,8 @@ class _Recurrence(torch.autograd.Function):
         grad_state = grad_last.transpose(1, 2).contiguous()
         for span in reversed(_spans(u, A)):
             tokens = _chunk(span, u, delta, B, C, grad_y)
-            kept = _kept(span, reset)
-            chunk_grads, grad_state, more = _chunk_gradient(tokens, rates, first_states.pop(), grad_state, kept)
+            first, begins = first_states.pop(), _begins(span, reset)
+            chunk_grads, grad_state, more = _chunk_gradient(tokens, rates, first, grad_state, begins)
             grad_rates += more
             for grad, chunk_grad in zip(grads, chunk_grads, strict=True):
                 grad[:, span] = chunk_grad.transpose(0, 1)
@@ -60,38 +60,44 @@ def _chunk(span, *tensors):
     return tuple(x[:, span].transpose(0, 1).contiguous() for x in tensors)
 
 
-def _kept(span, reset):
-    """Returns `(token, b, 1, 1)`, 0 where a document begins and 1 elsewhere; None without `reset`."""
-    return None if reset is None else (1 - _chunk(span, reset)[0])[:, :, None, None]
+def _begins(span, reset):
+    """Returns `(token, b, 1, 1)` bool: whether a document begins; None without `reset`."""
+    return None if reset is None else _chunk(span, reset)[0][:, :, None, None]
 
 
-def _states(tokens, rates, state, kept):
+def _continued(x, begins, tokens):
+    """Returns the states before `tokens`, or their gradients: zeros where a document begins."""
+    return x if begins is None else x.masked_fill(begins[tokens], 0.0)
+
+
+def _states(tokens, rates, state, begins):
     u, delta, B = tokens
     decay = (delta.unsqueeze(2) * rates).exp_()
-    if kept is not None:
-        decay *= kept
     states = (delta * u).unsqueeze(2) * B.unsqueeze(3)
-    for now, factor in zip(states.unbind(0), decay.unbind(0), strict=True):
-        state = now.addcmul_(factor, state)
+    for i, (now, factor) in enumerate(zip(states.unbind(0), decay.unbind(0), strict=True)):
+        state = now.addcmul_(factor, _continued(state, begins, i))
     return decay, states
 
 
-def _chunk_gradient(tokens, rates, first, grad_state, kept):
+def _chunk_gradient(tokens, rates, first, grad_state, begins):
     u, delta, B, C, grad_y = tokens
-    decay, states = _states((u, delta, B), rates, first, kept)
+    decay, states = _states((u, delta, B), rates, first, begins)
     grad_C = _over_channels(states, grad_y)
     grads = grad_y.unsqueeze(2) * C.unsqueeze(3)
     factors, slots = decay.unbind(0), grads.unbind(0)
     slots[-1].add_(grad_state)
     for i in range(len(slots) - 1, 0, -1):
-        slots[i - 1].addcmul_(factors[i], slots[i])
+        if begins is None:
+            slots[i - 1].addcmul_(factors[i], slots[i])
+        else:
+            slots[i - 1].add_(_continued(factors[i] * slots[i], begins, i))
     drive = delta * u
     grad_B = _over_channels(grads, drive)
     grad_drive = _over_state(B, grads)
     grads *= decay
-    grad_state = grads[0].clone()
-    grads[0] *= first
-    grads[1:] *= states[:-1]
+    grad_state = _continued(grads[0], begins, 0).clone()
+    grads[0] *= _continued(first, begins, 0)
+    grads[1:] *= _continued(states[:-1], begins, slice(1, None))
     grad_delta = (grads * rates).sum(2) + grad_drive * u
     grad_rates = grads.mul_(delta.unsqueeze(2)).sum((0, 1))
     return (grad_drive * delta, grad_delta, grad_B, grad_C), grad_state, grad_rates

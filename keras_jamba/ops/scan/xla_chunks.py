@@ -15,7 +15,8 @@ _LONGEST_CHUNK = 64
 
 def recurrence(u, delta, A, B, C, initial_state, reset):
     """Computes the recurrence that `with_gating_and_masks` requires."""
-    resets = () if reset is None else (reset[:, :, None],)
+    # A custom gradient takes tensors of one floating dtype alone.
+    resets = () if reset is None else (ops.cast(reset, "float32")[:, :, None],)
     return _differentiable(u, delta, A, B, C, initial_state, *resets)
 
 
@@ -30,8 +31,8 @@ def _forward(u, delta, A, B, C, initial_state, *resets):
 
     def token(state, token):
         u, delta, B, C, *resets = token
-        decay = layout.decay(delta, rates, resets)
-        state = decay * state + (delta * u)[None] * layout.over_channels(B)
+        decay = ops.exp(delta[None] * rates)
+        state = decay * layout.continued(state, resets) + (delta * u)[None] * layout.over_channels(B)
         return state, _sum_state(state * layout.over_channels(C))
 
     last, (y, first_states) = _backend.compilation.scan(chunk, layout.state(initial_state), tokens)
@@ -53,13 +54,14 @@ def _backward(residuals, gradients):
 
     def replay(state, token):
         u, delta, _, B, _, *resets = token
-        return layout.decay(delta, rates, resets) * state + (delta * u)[None] * layout.over_channels(B), state
+        decay = ops.exp(delta[None] * rates)
+        return decay * layout.continued(state, resets) + (delta * u)[None] * layout.over_channels(B), state
 
     def token(carry, inputs):
         grad_state, grad_rates = carry
         (u, delta, grad_y, B, C, *resets), before = inputs
         B, C, drive = layout.over_channels(B), layout.over_channels(C), delta * u
-        decay = layout.decay(delta, rates, resets)
+        decay, before = ops.exp(delta[None] * rates), layout.continued(before, resets)
         state = decay * before + drive[None] * B
         grad_state = grad_state + grad_y[None] * C
         grad_C = layout.sum_channels(state * grad_y[None])
@@ -69,7 +71,7 @@ def _backward(residuals, gradients):
         grad_exponent = grad_state * before
         grad_delta = _sum_state(grad_exponent * rates) + grad_drive * u
         grad_rates = grad_rates + grad_exponent * delta[None]
-        return (grad_state, grad_rates), (grad_drive * delta, grad_delta, grad_B, grad_C)
+        return (layout.continued(grad_state, resets), grad_rates), (grad_drive * delta, grad_delta, grad_B, grad_C)
 
     grad_last = layout.state(grad_last)
     carry = (grad_last, ops.zeros_like(grad_last))
@@ -133,10 +135,9 @@ class _Layout:
         x = ops.reshape(x, (self.state_size, self.batch, self.channels))
         return ops.transpose(x, (1, 2, 0))
 
-    def decay(self, delta, rates, resets):
-        """Returns the factor of the previous state at one token: `exp(delta A)`, or 0 where a document begins."""
-        factors = ops.exp(delta[None] * rates)
-        return factors * (1.0 - self.over_channels(resets[0])) if resets else factors
+    def continued(self, state, resets):
+        """Returns the state before one token, or its gradient: zeros where a document begins."""
+        return ops.where(self.over_channels(resets[0]) > 0, 0.0, state) if resets else state
 
     def over_channels(self, x):
         """Returns B or C `(b, n)`, or the reset `(b, 1)`, of one token in a shape that broadcasts against a state."""
