@@ -13,6 +13,8 @@ import triton.language as tl
 from keras_jamba._triton.scan_kernels import (
     LN2,
     LOG2E,
+    _combined,
+    _continued,
     _decay,
     _held,
     _place,
@@ -135,7 +137,8 @@ def scan_backward(
         carry = tl.load(grad_last + b * PLANE + state, mask=here, other=0.0)
     for behind in range(segments - 1, number, -1):
         part = (b * segments + behind) * PLANE + state
-        carry = tl.load(decays + part, mask=here, other=0.0) * carry + tl.load(carries + part, mask=here, other=0.0)
+        decay = tl.load(decays + part, mask=here, other=0.0)
+        carry = _combined(decay, carry, tl.load(carries + part, mask=here, other=0.0))
 
     row = b * length
     states += (b * segments + number) * (EVERY // COUNT) * PLANE
@@ -158,12 +161,12 @@ def scan_backward(
             next_u = _tokens(u + (place + COUNT) * U_ROW, t, e, left, U_ROW, CHANNELS, False)
             next_delta = _tokens(delta + (place + COUNT) * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
             steps = _time_steps(raw, shift, flags + place, t, COUNT, SOFTPLUS, FLAGS, True)
-            driven = steps * x
-            Bs = _states(B + place * STATES, n, COUNT, STATES, COUNT, True)
+            driven = steps * _held(x, flags + place, t, COUNT, FLAGS, True)
+            Bs = _states(B + place * STATES, flags + place, n, COUNT, STATES, COUNT, FLAGS, True)
             tl.store(states + k * PLANE + state, h, mask=here)
             for i in tl.static_range(COUNT):
                 drive = _row(driven, i)[None, None, :] * Bs[i][:, :, None]
-                h = _decay(steps, A2, flags + place, i, COUNT, FLAGS) * h + drive
+                h = _decay(steps, A2, i) * _continued(h, flags + place, i, COUNT, FLAGS) + drive
         place = start + (parts - 1) * COUNT
         left = rest - (parts - 1) * COUNT
         next_z = _tokens(z + place * Z_ROW, t, e, left, Z_ROW, CHANNELS, False) if HAS_Z else next_u
@@ -171,9 +174,10 @@ def scan_backward(
         next_h = h
         for k in range(parts - 1, -1, -1):
             place, left = start + k * COUNT, rest - k * COUNT
-            x, raw, gate, dy, h = next_u.to(tl.float32), next_delta, next_z, next_dy, next_h
-            Bs = _states(B + place * STATES, n, left, STATES, COUNT, False)
-            Cs = _states(C + place * STATES, n, left, STATES, COUNT, False)
+            raw, gate, dy, h = next_delta, next_z, next_dy, next_h
+            x = _held(next_u.to(tl.float32), flags + place, t, left, FLAGS, True)
+            Bs = _states(B + place * STATES, flags + place, n, left, STATES, COUNT, FLAGS, False)
+            Cs = _states(C + place * STATES, flags + place, n, left, STATES, COUNT, FLAGS, False)
             ahead = tl.maximum(k - 1, 0)
             at = start + ahead * COUNT
             more = rest - ahead * COUNT
@@ -185,23 +189,25 @@ def scan_backward(
             steps = _time_steps(raw, shift, flags + place, t, left, SOFTPLUS, FLAGS, False)
             g = _gated(dy, gate, flags + place, t, left, HAS_Z, FLAGS)
             driven = steps * x
-            decay, hs = (), (h,)
+            decay, befores, afters = (), (), ()
             for i in tl.static_range(COUNT):
-                decay = decay + (_decay(steps, A2, flags + place, i, left, FLAGS),)
-                h = decay[i] * h + _row(driven, i)[None, None, :] * Bs[i][:, :, None]
-                hs = hs + (h,)
+                decay = decay + (_decay(steps, A2, i),)
+                befores = befores + (_continued(h, flags + place, i, left, FLAGS),)
+                h = decay[i] * befores[i] + _row(driven, i)[None, None, :] * Bs[i][:, :, None]
+                afters = afters + (h,)
             products, of_u, of_steps, of_z = (), (), (), ()
             for i in tl.static_range(COUNT - 1, -1, -1):
                 dy_i = _row(g, i)[None, None, :]
                 grad_h = dy_i * Cs[i][:, :, None] + carry
                 carry = decay[i] * grad_h
-                exponent = carry * hs[i]
+                exponent = carry * befores[i]
+                carry = _continued(carry, flags + place, i, left, FLAGS)
                 sum_A += exponent * _row(steps, i)[None, None, :]
-                products = (grad_h * _row(driven, i)[None, None, :], dy_i * hs[i + 1]) + products
+                products = (grad_h * _row(driven, i)[None, None, :], dy_i * afters[i]) + products
                 of_u = (grad_h * Bs[i][:, :, None],) + of_u
                 of_steps = (exponent * A2,) + of_steps
                 if HAS_Z:
-                    of_z = (hs[i + 1] * Cs[i][:, :, None],) + of_z
+                    of_z = (afters[i] * Cs[i][:, :, None],) + of_z
             rows: tl.constexpr = 2 * COUNT * LANES * EACH
             stacked = _stacked(products, 2 * COUNT, LANES * EACH, BLOCK)
             sums = _row_sums(tl.reshape(stacked, [rows, BLOCK]), rows, BLOCK)
@@ -217,7 +223,8 @@ def scan_backward(
             slope = _held(slope, flags + place, t, left, FLAGS, False)
             sum_bias, lost_bias = _kahan_sum(sum_bias, lost_bias, slope)
             sum_D, lost_D = _kahan_sum(sum_D, lost_D, g * x)
-            _put(grad_u + place * CHANNELS, steps * sum_u + g * skip[None, :], t, e, left, CHANNELS, False)
+            of_x = _held(steps * sum_u + g * skip[None, :], flags + place, t, left, FLAGS, True)
+            _put(grad_u + place * CHANNELS, of_x, t, e, left, CHANNELS, False)
             _put(grad_delta + place * CHANNELS, slope, t, e, left, CHANNELS, False)
             if HAS_Z:
                 gate = gate.to(tl.float32)

@@ -94,12 +94,32 @@ def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, FULL_TILE: tl.constexpr
 
 
 @triton.jit
-def _states(pointer, n, left, STATES: tl.constexpr, COUNT: tl.constexpr, FULL_TILE: tl.constexpr):
-    """Loads B or C of COUNT tokens, each (LANES, EACH); repeats the last past the `left` tokens, unless FULL_TILE."""
+def _flag(flags, i: tl.constexpr, left, bit: tl.constexpr):
+    """Returns whether a bit of token i is set; False past the `left` tokens."""
+    return (tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & bit) != 0
+
+
+@triton.jit
+def _states(
+    pointer,
+    flags,
+    n,
+    left,
+    STATES: tl.constexpr,
+    COUNT: tl.constexpr,
+    FLAGS: tl.constexpr,
+    FULL_TILE: tl.constexpr,
+):
+    """Loads B or C of COUNT tokens, each (LANES, EACH).
+
+    Repeats the last past the `left` tokens, unless FULL_TILE. With FLAGS, padding and tokens past the end are zeros.
+    """
     found = ()
     for i in tl.static_range(COUNT):
         place = pointer + i * STATES if FULL_TILE else pointer + tl.minimum(i, left - 1) * STATES
-        if STATES == n.shape[0] * n.shape[1]:
+        if FLAGS:
+            found = found + (tl.load(place + n, mask=(n < STATES) & _flag(flags, i, left, REAL), other=0.0),)
+        elif STATES == n.shape[0] * n.shape[1]:
             found = found + (tl.load(place + n),)
         else:
             found = found + (tl.load(place + n, mask=n < STATES, other=0.0),)
@@ -128,12 +148,29 @@ def _time_steps(raw, shift, flags, t, left, SOFTPLUS: tl.constexpr, FLAGS: tl.co
 
 
 @triton.jit
-def _decay(steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
-    decay = tl.exp2(_row(steps, i)[None, None, :] * A2)
+def _decay(steps, A2, i: tl.constexpr):
+    return tl.exp2(_row(steps, i)[None, None, :] * A2)
+
+
+@triton.jit
+def _continued(state, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
+    """Returns the state before token i, or its gradient: zeros where a document begins.
+
+    A product with 0 would keep NaN and infinity of the document before.
+    """
     if FLAGS:
-        reset = tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & RESET
-        decay = tl.where(reset != 0, 0.0, decay)
-    return decay
+        return tl.where(_flag(flags, i, left, RESET), 0.0, state)
+    else:
+        return state
+
+
+@triton.jit
+def _combined(decay, before, end):
+    """Returns the state after a segment with the final state `end` from zeros.
+
+    The decay of the state `before` is negative if a document begins in the segment.
+    """
+    return tl.where(decay < 0, 0.0, decay * before) + end
 
 
 @triton.jit
@@ -192,7 +229,7 @@ def _prepared(
 ):
     """Computes the terms of a tile that do not depend on the state: delta', delta' u, u and silu(z)."""
     u, delta, z = tile
-    x = u.to(tl.float32)
+    x = _held(u.to(tl.float32), flags, t, left, FLAGS, True)
     steps = _time_steps(delta, shift, flags, t, left, SOFTPLUS, FLAGS, FULL_TILE)
     share = x
     if HAS_Z:
@@ -206,7 +243,8 @@ def _recurred(h, steps, driven, B, C, A2, flags, t, left, FLAGS: tl.constexpr):
     """Computes the state after a tile's tokens, and the sum of C h of each token."""
     parts = ()
     for i in tl.static_range(t.shape[0]):
-        h = _decay(steps, A2, flags, i, left, FLAGS) * h + _row(driven, i)[None, None, :] * B[i][:, :, None]
+        drive = _row(driven, i)[None, None, :] * B[i][:, :, None]
+        h = _decay(steps, A2, i) * _continued(h, flags, i, left, FLAGS) + drive
         parts = parts + (h * C[i][:, :, None],)
     return h, _sums(parts, t)
 
@@ -300,7 +338,8 @@ def scan_forward(
         h = tl.load(initial + b * CHANNELS * STATES + state, mask=here, other=0.0)
     for before in range(number):
         part = (b * tl.cdiv(length, segment) + before) * CHANNELS * STATES + state
-        h = tl.load(decays + part, mask=here, other=0.0) * h + tl.load(ends + part, mask=here, other=0.0)
+        decay = tl.load(decays + part, mask=here, other=0.0)
+        h = _combined(decay, h, tl.load(ends + part, mask=here, other=0.0))
     skip = tl.load(D + e, mask=ok, other=0.0) if HAS_D else tl.zeros([BLOCK], tl.float32)
     shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
 
@@ -320,8 +359,8 @@ def scan_forward(
     for k in tl.static_range(AHEAD):
         at = tl.minimum(k * COUNT, tl.maximum(full - COUNT, 0)).to(tl.int64)
         queue = queue + (_gathered(u, delta, z, at, t, e, full, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False),)
-    next_B = _states(B, n, left, STATES, COUNT, False)
-    next_C = _states(C, n, left, STATES, COUNT, False)
+    next_B = _states(B, flags, n, left, STATES, COUNT, FLAGS, False)
+    next_C = _states(C, flags, n, left, STATES, COUNT, FLAGS, False)
     ready = _prepared(queue[0], shift, flags, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
     queue = queue[1:]
     for at in range(0, full, COUNT):
@@ -336,8 +375,8 @@ def scan_forward(
         ready = _prepared(queue[0], shift, flags + near, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
         following = _gathered(u, delta, z, far, t, e, COUNT, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, EVEN)
         queue = queue[1:] + (following,)
-        next_B = _states(B + near.to(tl.int64) * STATES, n, COUNT, STATES, COUNT, True)
-        next_C = _states(C + near.to(tl.int64) * STATES, n, COUNT, STATES, COUNT, True)
+        next_B = _states(B + near.to(tl.int64) * STATES, flags + near, n, COUNT, STATES, COUNT, FLAGS, True)
+        next_C = _states(C + near.to(tl.int64) * STATES, flags + near, n, COUNT, STATES, COUNT, FLAGS, True)
         h, out = _recurred(h, steps, driven, now_B, now_C, A2, flags + at, t, COUNT, FLAGS)
         to = y + tl.cast(at, tl.int64) * CHANNELS
         _finish(out, x, share, skip, to, flags + at, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
@@ -348,8 +387,8 @@ def scan_forward(
                 tl.store(checkpoints + full // EVERY * (CHANNELS * STATES) + state, h, mask=here)
         at_end = full.to(tl.int64)
         end_tile = _gathered(u, delta, z, at_end, t, e, rest, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False)
-        end_B = _states(B + at_end * STATES, n, rest, STATES, COUNT, False)
-        end_C = _states(C + at_end * STATES, n, rest, STATES, COUNT, False)
+        end_B = _states(B + at_end * STATES, flags + full, n, rest, STATES, COUNT, FLAGS, False)
+        end_C = _states(C + at_end * STATES, flags + full, n, rest, STATES, COUNT, FLAGS, False)
         steps, driven, x, share = _prepared(end_tile, shift, flags + full, t, rest, SOFTPLUS, HAS_Z, FLAGS, False)
         h, end_out = _recurred(h, steps, driven, end_B, end_C, A2, flags + full, t, rest, FLAGS)
         to = y + at_end * CHANNELS

@@ -4,17 +4,25 @@ import triton
 import triton.language as tl
 
 from keras_jamba._triton.scan_gradient_kernels import _gated
-from keras_jamba._triton.scan_kernels import LOG2E, RESET, _decay, _place, _row, _states, _time_steps, _tokens
+from keras_jamba._triton.scan_kernels import (
+    LOG2E,
+    RESET,
+    _continued,
+    _decay,
+    _flag,
+    _held,
+    _place,
+    _row,
+    _states,
+    _time_steps,
+    _tokens,
+)
 
 
 @triton.jit
-def _lasting(exponent, steps, A2, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
-    """Returns the exponent of the decay over several tokens after adding one more token."""
-    exponent += _row(steps, i)[None, None, :] * A2
-    if FLAGS:
-        reset = tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & RESET
-        exponent = tl.where(reset != 0, float("-inf"), exponent)
-    return exponent
+def _total_decay(exponent, begins):
+    """Returns the decay over a segment, or -1 if a document begins in it: 0 would keep NaN and infinity."""
+    return tl.where(begins, -1.0, tl.exp2(exponent))
 
 
 @triton.jit
@@ -52,25 +60,29 @@ def scan_ends(
     shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
     h = tl.zeros([LANES, EACH, BLOCK], tl.float32)
     exponent = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    begins = tl.full([], False, tl.int1)
     first, left = b * length + begin, end - begin
     next_u = _tokens(u + first * U_ROW, t, e, left, U_ROW, CHANNELS, False)
     next_delta = _tokens(delta + first * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
-    next_B = _states(B + first * STATES, n, left, STATES, COUNT, False)
+    next_B = _states(B + first * STATES, flags + first, n, left, STATES, COUNT, FLAGS, False)
     for at in range(0, left, COUNT):
         now_u, now_delta, now_B, place = next_u, next_delta, next_B, first + at
         ahead = left - at - COUNT
         next_u = _tokens(u + (place + COUNT) * U_ROW, t, e, ahead, U_ROW, CHANNELS, False)
         next_delta = _tokens(delta + (place + COUNT) * DELTA_ROW, t, e, ahead, DELTA_ROW, CHANNELS, False)
-        next_B = _states(B + (place + COUNT) * STATES, n, ahead, STATES, COUNT, False)
+        after = place + COUNT
+        next_B = _states(B + after * STATES, flags + after, n, ahead, STATES, COUNT, FLAGS, False)
         steps = _time_steps(now_delta, shift, flags + place, t, left - at, SOFTPLUS, FLAGS, False)
-        driven = steps * now_u.to(tl.float32)
+        driven = steps * _held(now_u.to(tl.float32), flags + place, t, left - at, FLAGS, True)
         for i in tl.static_range(COUNT):
-            decay = _decay(steps, A2, flags + place, i, left - at, FLAGS)
-            h = decay * h + _row(driven, i)[None, None, :] * now_B[i][:, :, None]
-            exponent = _lasting(exponent, steps, A2, flags + place, i, left - at, FLAGS)
+            drive = _row(driven, i)[None, None, :] * now_B[i][:, :, None]
+            h = _decay(steps, A2, i) * _continued(h, flags + place, i, left - at, FLAGS) + drive
+            exponent += _row(steps, i)[None, None, :] * A2
+            if FLAGS:
+                begins = begins | _flag(flags + place, i, left - at, RESET)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(ends + part, h, mask=here)
-    tl.store(decays + part, tl.exp2(exponent), mask=here)
+    tl.store(decays + part, _total_decay(exponent, begins), mask=here)
 
 
 @triton.jit
@@ -110,19 +122,22 @@ def scan_carries(
     shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
     carry = tl.zeros([LANES, EACH, BLOCK], tl.float32)
     exponent = tl.zeros([LANES, EACH, BLOCK], tl.float32)
+    begins = tl.full([], False, tl.int1)
     for k in range(tl.cdiv(end - begin, COUNT) - 1, -1, -1):
         at = begin + k * COUNT
         place, left = b * length + at, end - at
         raw = _tokens(delta + place * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
         gate = _tokens(z + place * Z_ROW, t, e, left, Z_ROW, CHANNELS, False) if HAS_Z else raw
         dy = _tokens(grad_y + place * CHANNELS, t, e, left, CHANNELS, CHANNELS, False)
-        Cs = _states(C + place * STATES, n, left, STATES, COUNT, False)
+        Cs = _states(C + place * STATES, flags + place, n, left, STATES, COUNT, FLAGS, False)
         steps = _time_steps(raw, shift, flags + place, t, left, SOFTPLUS, FLAGS, False)
         g = _gated(dy, gate, flags + place, t, left, HAS_Z, FLAGS)
         for i in tl.static_range(COUNT - 1, -1, -1):
-            decay = _decay(steps, A2, flags + place, i, left, FLAGS)
-            carry = decay * (_row(g, i)[None, None, :] * Cs[i][:, :, None] + carry)
-            exponent = _lasting(exponent, steps, A2, flags + place, i, left, FLAGS)
+            carry = _decay(steps, A2, i) * (_row(g, i)[None, None, :] * Cs[i][:, :, None] + carry)
+            carry = _continued(carry, flags + place, i, left, FLAGS)
+            exponent += _row(steps, i)[None, None, :] * A2
+            if FLAGS:
+                begins = begins | _flag(flags + place, i, left, RESET)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(carries + part, carry, mask=here)
-    tl.store(decays + part, tl.exp2(exponent), mask=here)
+    tl.store(decays + part, _total_decay(exponent, begins), mask=here)

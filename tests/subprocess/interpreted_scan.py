@@ -145,6 +145,43 @@ def check_packed(length, mask, segment_ids):
         results.append([y, last, *torch.autograd.grad(y.sum() + (last * last).sum(), list(leaves.values()))])
     for name, actual, wanted in zip(["y", "last", *NAMES], *results, strict=True):
         close(actual, wanted.detach(), name)
+    check_isolation(arrays, mask, segment_ids)
+
+
+def damaged_run(arrays, bad, value, mask, segment_ids):
+    """Returns the outputs, and the gradients by name, with `value` in the inputs and the gradient of `bad` tokens."""
+    per_token = ("u", "delta", "B", "C", "z")
+    bad = torch.tensor(bad)[..., None]
+    given = arrays | {name: np.where(bad, np.float32(value), arrays[name]) for name in per_token}
+    leaves, tensors = tensors_of(given)
+    y, last = triton.run(**tensors, delta_softplus=True, mask=mask, segment_ids=segment_ids)
+    of_y = torch.where(bad, value, torch.linspace(-1, 2, y.numel()).reshape(y.shape))
+    gradients = torch.autograd.grad([y, last], list(leaves.values()), [of_y, torch.ones_like(last)])
+    return y, last, dict(zip(leaves, gradients, strict=True))
+
+
+def check_isolation(arrays, mask, segment_ids):
+    """Checks that NaN and infinity of padding change nothing, and those of a document nothing of other documents."""
+    nowhere = np.zeros(tuple(segment_ids.shape), bool)
+    y, last, gradients = damaged_run(arrays, nowhere, 0.0, mask, segment_ids)
+    for value in (np.nan, np.inf, 3e38):
+        found = damaged_run(arrays, ~mask.numpy(), value, mask, segment_ids)
+        for name, wanted in {"y": y, "last": last, **gradients}.items():
+            actual = {"y": found[0], "last": found[1], **found[2]}[name]
+            close(actual, wanted.detach(), f"{name} with damaged padding")
+    for document in np.unique(segment_ids.numpy()[0]):
+        bad = (segment_ids.numpy() == document) & mask.numpy()
+        bad[1] = False
+        found_y, found_last, found = damaged_run(arrays, bad, np.nan, mask, segment_ids)
+        assert found_y[torch.tensor(bad)].isnan().all()
+        close(found_y[torch.tensor(~bad)], y[torch.tensor(~bad)].detach(), "y of other documents")
+        intact = slice(1 if document == segment_ids[0, -1] else 0, None)
+        close(found_last[intact], last[intact].detach(), "last state of other documents")
+        intact = slice(1 if document == segment_ids[0, 0] else 0, None)
+        close(found["initial_state"][intact], gradients["initial_state"][intact], "initial_state of other documents")
+        for name in ("u", "delta", "B", "C", "z"):
+            here = torch.tensor(~bad & mask.numpy())
+            close(found[name][here], gradients[name][here], f"{name} of other documents")
 
 
 def main():
@@ -162,6 +199,7 @@ def main():
     check_options([], mask=mask)
     check_options([], segment_ids=ids)
     check_options([], mask=mask, segment_ids=ids)
+    check_packed(13, mask, ids)
     check_one_token()
     check_segment_counts()
     check_segments(29, documents=False)
