@@ -6,6 +6,7 @@ from keras_jamba.layers import states
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks
+from keras_jamba.ops._tokens import zero_padding
 
 
 class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
@@ -83,7 +84,7 @@ def checked_sequence(layer, inputs, tokens, initial_state, return_state, return_
         initial_state, return_state, return_rollback_state: see `MambaLayer`.
 
     Returns:
-        `(initial state or None, checked tokens, states.SequenceState)`.
+        `(inputs with zeros at padding, initial state or None, checked tokens, states.SequenceState)`.
     """
     if initial_state is not None or return_state or return_rollback_state:
         states.check_has_state(layer)
@@ -94,4 +95,5 @@ def checked_sequence(layer, inputs, tokens, initial_state, return_state, return_
         initial_state = _checks.check_state("initial_state", initial_state, specs)
     mask, segment_ids, reset_mask = tokens
     tokens = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
-    return initial_state, tokens, states.SequenceState.begin(initial_state, *tokens, inputs)
+    inputs = zero_padding(inputs, tokens[0])
+    return inputs, initial_state, tokens, states.SequenceState.begin(initial_state, *tokens, inputs)

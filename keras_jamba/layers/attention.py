@@ -11,7 +11,7 @@ from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.layers.states import empty_state, joined, kept_tokens, rollback_state_of
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_divisible
-from keras_jamba.ops._tokens import NO_DOCUMENT
+from keras_jamba.ops._tokens import NO_DOCUMENT, zero_padding
 from keras_jamba.ops.attention import CachedTokens, resized
 
 
@@ -254,9 +254,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         Returns:
             `(outputs, new, tokens)`: the keys and values of the inputs by name, and their `CachedTokens`.
         """
-        if mask is not None:
-            # Products with NaN or infinity would spread from the padding to other tokens.
-            inputs = ops.where(mask[..., None], inputs, 0.0)
+        inputs = zero_padding(inputs, mask)
         tokens = _cached_tokens(cache, inputs, mask, segment_ids, reset_mask)
         query, key, value = self._query_key_value(inputs, tokens.positions)
         cached = None if cache is None else (cache["key"], cache["value"])
@@ -335,8 +333,8 @@ def _cached_tokens(cache, inputs, mask, segment_ids, reset_mask):
 def _write_cache(cache, new, tokens, capacity):
     """Returns the cache with `capacity` slots after `tokens`, whose keys and values are `new`; `cache` may be None."""
     before = {} if cache is None else cache
-    slots = {name: tokens.written(before.get(name), x, capacity) for name, x in new.items()}
-    return slots | dict(zip(_COUNTS, tokens.next_counts(), strict=True))
+    counts = dict(zip(_COUNTS, tokens.next_counts(), strict=True))
+    return {name: tokens.written(before.get(name), x, capacity, counts["start"]) for name, x in new.items()} | counts
 
 
 def _check_divides(name, value, total_name, total):

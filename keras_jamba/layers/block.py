@@ -12,6 +12,7 @@ from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
+from keras_jamba.ops._tokens import zero_padding
 
 # The file of the generator's state in a `.keras` file.
 _SEED = "seed_generator.json"
@@ -94,8 +95,8 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         training=None,
     ):
         _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
-        mask = mask_of(inputs, mask)
-        x = keras.ops.cast(inputs, self.compute_dtype)
+        mask, _ = _checks.check_tokens(mask_of(inputs, mask), None, inputs.shape)
+        x = zero_padding(keras.ops.cast(inputs, self.compute_dtype), mask)
         given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=initial_state)
         given = {name: value for name, value in given.items() if value is not None}
         given |= {"return_state": True} if return_state else {}
@@ -123,8 +124,8 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
             self._check_has_rollback()
         if self.built:
             _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
-        mask = mask_of(inputs, mask)
-        x = keras.ops.cast(inputs, self.compute_dtype)
+        mask, _ = _checks.check_tokens(mask_of(inputs, mask), None, inputs.shape)
+        x = zero_padding(keras.ops.cast(inputs, self.compute_dtype), mask)
         given = {"return_rollback_state": True} if return_rollback_state else {}
         given |= {} if reset_mask is None else {"reset_mask": reset_mask}
 

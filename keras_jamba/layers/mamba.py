@@ -148,7 +148,7 @@ class MambaLayer(RecurrentMixer):
     ):
         requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
         tokens = mask, segment_ids, reset_mask
-        initial_state, tokens, sequence = checked_sequence(self, inputs, tokens, initial_state, **requested)
+        inputs, initial_state, tokens, sequence = checked_sequence(self, inputs, tokens, initial_state, **requested)
         given = dict(mask=sequence.mask, segment_ids=sequence.documents)
 
         # Constrains the layout of each half: otherwise XLA moves more data between devices.

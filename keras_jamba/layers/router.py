@@ -13,6 +13,7 @@ from keras_jamba.ops import (
     top_k_routing,
     variance_balance_loss,
 )
+from keras_jamba.ops.routing import counted_tokens
 
 BALANCE_LOSSES = ("variance", "switch")
 
@@ -98,7 +99,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
     def call(self, inputs, mask=None, training=None):
         routing = self.route(inputs, mask, training)
         if self.adds_loss:
-            aux_loss = self.auxiliary_loss(routing, mask)
+            aux_loss = self.auxiliary_loss(routing, counted_tokens(routing["logits"], mask))
             self.add_loss(aux_loss)
             self.aux_loss.assign(ops.stop_gradient(aux_loss))
         return routing
@@ -123,7 +124,12 @@ class Router(KeepsTrainable, keras.layers.Layer):
         return top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
 
     def auxiliary_loss(self, routing, mask):
-        """Returns the auxiliary loss, a float32 scalar; `routing` is the result of a call."""
+        """Returns the auxiliary loss, a float32 scalar.
+
+        Args:
+            routing: the result of a call.
+            mask: `(s,)` bool, False for tokens that do not count: padding, and tokens whose logits are not finite.
+        """
         loss = ops.zeros((), "float32")
         # A loss with weight 0 would still cost about ten operations over all tokens, and their gradients.
         if self.balance_coefficient:

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from keras_jamba.ops.routing import counted_tokens
+
 
 def shared_aux_loss(router, routings, mask):
     """Returns one auxiliary loss over the tokens of all expert layers.
@@ -17,4 +19,4 @@ def shared_aux_loss(router, routings, mask):
         for name in ("logits", "probabilities", "weights", "indices")
     }
     mask = None if mask is None else ops.tile(ops.reshape(mask, (-1,)), len(routings))
-    return router.auxiliary_loss(joined, mask)
+    return router.auxiliary_loss(joined, counted_tokens(joined["logits"], mask))

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.ops import _checks
+from keras_jamba.ops._isolation import isolated
 from keras_jamba.ops._sharding import with_their_queries
 from keras_jamba.ops._tokens import compaction, documents_of
 
@@ -20,7 +21,8 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
         key, value: `(b, s, g, c)`, h a multiple of g.
         causal: whether query i sees only keys 0 to i; requires s = t.
         mask: `(b, t, s)` bool or None, True where a query sees a key. A query that sees no key gets a finite but
-            meaningless output.
+            meaningless output. NaN and infinity reach only the queries that see them, and in the gradient only the
+            keys and values that a damaged query sees.
 
     Returns:
         `(b, t, h, c)` in the dtype of `query`.
@@ -36,11 +38,25 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
     _checks.check_shapes(tensors, {"query": "bthc", "key": "bsgc", "value": "bsgc", "mask": "bts"})
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     _check_heads(query, key)
+    if mask is None:
+        return _fused(query, key, value, None, causal)
+    mask = ops.cast(tensors["mask"], "bool")
+    visible = ops.logical_and(mask, _is_earlier(query, key)) if causal else mask
+    return isolated(lambda *qkv: _fused(*qkv, mask, causal), query, key, value, visible)
+
+
+def _is_earlier(query, key):
+    """Returns `(t, s)` bool: whether a key does not come after a query."""
+    return ops.arange(ops.shape(query)[1])[:, None] >= ops.arange(ops.shape(key)[1])[None, :]
+
+
+def _fused(query, key, value, mask, causal=False):
+    """Returns the attention of the backend's fused kernel; `mask` `(b, t, s)` bool or None."""
+    mask = None if mask is None else mask[:, None]
     query, key, value = with_their_queries(query, key, value)
     if key.shape[2] == 1:
         # On TensorFlow, keras.ops.dot_product_attention repeats a single key-value head wrongly.
         key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
-    mask = None if mask is None else ops.cast(tensors["mask"], "bool")[:, None]
     dtype = keras.backend.standardize_dtype(query.dtype)
     if dtype == "float16" and _backend.tensors.platform() == "cpu":
         # XLA on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
@@ -151,7 +167,14 @@ class CachedTokens:
         if buffers is not None:
             capacity = ops.shape(buffers[0])[1]
             key, value = (ops.concatenate(pair, axis=1) for pair in zip(buffers, (key, value), strict=True))
-        return grouped_query_attention(query, key, value, mask=self._visible(capacity, window, causal))
+        return self._mixed(query, key, value, self._visible(capacity, window, causal))
+
+    def _mixed(self, query, key, value, visible):
+        """Returns attention among the `visible` `(b, t, s)` tokens, with damage only in its document."""
+        if self.documents is None:
+            # Invisible tokens are padding and empty slots, zeros.
+            return _fused(query, key, value, visible)
+        return grouped_query_attention(query, key, value, mask=visible)
 
     def _visible(self, capacity, window, causal):
         """Returns `(b, t, capacity + t)` bool: True where a new token sees a cache slot or a new token."""
@@ -186,7 +209,7 @@ class CachedTokens:
         query = _filled(self._packed(query), blocks * window - length)
         shape = ops.shape(query)
         query = ops.reshape(query, (-1, window, *shape[2:]))
-        mixed = grouped_query_attention(query, nearby["key"], nearby["value"], mask=allowed)
+        mixed = self._mixed(query, nearby["key"], nearby["value"], allowed)
         mixed = ops.reshape(mixed, (-1, *shape[1:]))
         return ops.take_along_axis(mixed, self.rank[:, :, None, None], axis=1) if self.padded else mixed[:, :length]
 
@@ -219,13 +242,14 @@ class CachedTokens:
         order = ops.reshape(self.order, (*ops.shape(self.order), *(1 for _ in x.shape[2:])))
         return ops.take_along_axis(x, order, axis=1)
 
-    def written(self, buffer, new, capacity):
-        """Returns the cache `(b, capacity, g, c)` after the new tokens.
+    def written(self, buffer, new, capacity, start):
+        """Returns the cache `(b, capacity, g, c)` after the new tokens, with zeros for tokens of earlier documents.
 
         Args:
             buffer: `(b, s, g, c)`, the slots before, or None.
             new: `(b, t, g, c)`, keys or values of the new tokens.
             capacity: the number of slots to return.
+            start: `(b,)` int32, the position at which the last document begins, from `next_counts`.
         """
         slots = _slot_positions(self.length + self.count, capacity)
         index = slots - self.length[:, None]
@@ -235,7 +259,8 @@ class CachedTokens:
             kept = ops.mod(ops.maximum(slots, 0), buffer.shape[1])
             kept = ops.take_along_axis(buffer, kept[:, :, None, None], axis=1)
             values = ops.where((index >= 0)[:, :, None, None], values, kept)
-        return ops.where((slots >= 0)[:, :, None, None], values, 0.0)
+        there = ops.logical_and(slots >= 0, slots >= start[:, None])
+        return ops.where(there[:, :, None, None], values, 0.0)
 
     def next_counts(self):
         """Returns `length`, `start` and `document` after the new tokens."""

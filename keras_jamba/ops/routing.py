@@ -41,6 +41,16 @@ def top_k_routing(logits, k, normalize=True):
     return weights, ops.cast(indices, "int32"), probabilities
 
 
+def counted_tokens(logits, mask=None):
+    """Returns `(s,)` bool: whether a token counts in losses and statistics.
+
+    False for padding, and for tokens whose router logits `(s, x)` are NaN or infinite: a mean would carry them into the
+    gradients of all other tokens.
+    """
+    finite = ops.all(ops.isfinite(logits), axis=-1)
+    return finite if mask is None else ops.logical_and(finite, mask)
+
+
 def mean_over_tokens(x, mask=None):
     """Returns the mean over the first axis, of the tokens where `mask` `(s,)` is True; 0 if there are none."""
     if mask is None:

@@ -6,7 +6,7 @@ from checks import gradient_of, jitted, numpy
 from keras import ops
 from test_scan import NAMES, draw
 
-from keras_jamba.ops import causal_depthwise_conv, implementations, selective_scan
+from keras_jamba.ops import causal_depthwise_conv, grouped_query_attention, implementations, selective_scan
 
 BAD = (np.nan, np.inf, -np.inf, 3e38)
 PER_TOKEN = ("u", "delta", "B", "C", "z")
@@ -84,7 +84,7 @@ def assert_documents_are_isolated(run, inputs, per_token, ids, shapes, initial="
         for row in range(len(ids)):
             if not bad[row, -1]:
                 np.testing.assert_allclose(found_last[row], last[row], rtol=1e-5, atol=1e-6)
-            if not bad[row, 0]:
+            if initial and not bad[row, 0]:
                 assert_equal_at(grads, found, row, [initial])
 
 
@@ -148,3 +148,44 @@ def test_damaged_padding_leaves_the_convolution_unchanged(implementation, length
     inputs, mask = convolution_inputs(length), padding(length)
     shapes = inputs["x"].shape, inputs["initial_state"].shape
     assert_padding_is_ignored(convolution_of(implementation, mask=mask), inputs, ["x"], mask, shapes)
+
+
+ATTENTION = ["query", "key", "value"]
+
+
+def attention_inputs(length=9, heads=4):
+    rng = np.random.default_rng(0)
+    normal = lambda h: rng.standard_normal((2, length, h, 4)).astype("float32")  # noqa: E731
+    return dict(query=normal(heads), key=normal(2), value=normal(2))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_damaged_document_leaves_the_attention_of_other_documents_unchanged(causal):
+    inputs, ids = attention_inputs(), documents(9)
+    mask = ids[:, :, None] == ids[:, None, :]
+    attend = lambda **given: (grouped_query_attention(**given, causal=causal, mask=mask), ops.zeros((2, 1)))  # noqa: E731
+    run = differentiated(attend, ATTENTION)
+    assert_documents_are_isolated(run, inputs, ATTENTION, ids, ((2, 9, 4, 4), (2, 1)), initial=None)
+
+
+@pytest.mark.parametrize("damaged", [*ATTENTION, "gradient"])
+def test_damage_in_attention_reaches_exactly_the_tokens_that_see_it(damaged):
+    inputs = attention_inputs()
+    weights = [np.ones((2, 9, 4, 4), "float32")]
+    bad = np.arange(9)[None] == np.array([[4], [6]])
+    mask = np.ones((2, 9, 9), bool)
+    if damaged == "gradient":
+        weights[0] = poisoned(weights[0], bad, np.nan)
+    else:
+        inputs[damaged] = poisoned(inputs[damaged], bad, np.nan)
+    run = differentiated(lambda **given: (grouped_query_attention(**given, causal=True, mask=mask),), ATTENTION)
+    (y,), grads = run(inputs, weights)
+    later, earlier = np.logical_or.accumulate(bad, 1), np.logical_or.accumulate(bad[:, ::-1], 1)[:, ::-1]
+    by_query = later if damaged in ("key", "value") else bad
+    by_key = np.ones_like(bad) if damaged in ("key", "value") else earlier
+    damaged_outputs = np.zeros_like(bad) if damaged == "gradient" else by_query
+    is_damaged = lambda x: np.isnan(x).any((2, 3))  # noqa: E731
+    np.testing.assert_array_equal(is_damaged(y), damaged_outputs)
+    np.testing.assert_array_equal(is_damaged(grads["query"]), by_query)
+    for name in ("key", "value"):
+        np.testing.assert_array_equal(is_damaged(grads[name]), by_key)

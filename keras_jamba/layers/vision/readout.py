@@ -6,6 +6,7 @@ from keras import ops
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
+from keras_jamba.ops._tokens import zero_padding
 
 _LEAST_SCORE = -1e30  # a score with weight 0
 
@@ -45,10 +46,11 @@ class _WeightedMean(_Readout):
     """The mean of the tokens with weights `exp(score)`; a subclass defines `scores(inputs)`, `(b, t)` float32."""
 
     def call(self, inputs, mask=None):
-        scores, mask = self.scores(inputs), mask_of(inputs, mask)
+        mask = mask_of(inputs, mask)
+        inputs = zero_padding(inputs, mask)
+        scores = self.scores(inputs)
         if mask is not None:
-            # Products with NaN or infinity would spread from the padding to other tokens.
-            scores, inputs = ops.where(mask, scores, _LEAST_SCORE), ops.where(mask[..., None], inputs, 0.0)
+            scores = ops.where(mask, scores, _LEAST_SCORE)
         weights = ops.exp(scores - ops.max(scores, axis=1, keepdims=True))
         return _mean(inputs, weights, ops.sum(weights, axis=1))
 

@@ -1,0 +1,66 @@
+"""Attention in which NaN and infinity reach only the tokens that see them, in outputs and gradients.
+
+A softmax gives invisible keys the weight 0, and 0 times NaN is NaN. So damaged queries, keys, values and gradients are
+replaced by zeros before the products. The outputs and gradients of the tokens that see them become NaN afterwards. For
+that, each token has a damage, 0 or 1, which the visibility carries from keys to queries. The gradient of the damage
+carries it back.
+"""
+
+from keras import ops
+
+from keras_jamba import _backend
+
+# The product of a query and a key below this bound is finite in float32.
+_LARGEST = 1e18
+
+
+def isolated(attend, query, key, value, visible):
+    """Returns `attend(query, key, value)` `(b, t, h, c)`, with damage among the `visible` `(b, t, s)` bool tokens.
+
+    `query`: `(b, t, h, c)`. `key`, `value`: `(b, s, g, c)`.
+    """
+    (query, of_query), (key, of_key), (value, of_value) = map(_cleared, (query, key, value))
+    seen = ops.matmul(ops.cast(visible, "float32"), (of_key + of_value)[:, :, None])[:, :, 0]
+    return _marked(attend(query, key, value), of_query + seen)
+
+
+def _is_damaged(x):
+    """Returns `(b, t)` bool: whether a value of `x (b, t, h, c)` is NaN, infinite or beyond the bound."""
+    return ops.logical_not(ops.all(ops.abs(x) < _LARGEST, axis=(2, 3)))
+
+
+def _replaced(x, where, value):
+    return ops.where(where[:, :, None, None], ops.cast(value, x.dtype), x)
+
+
+def _clear(x):
+    damaged = _is_damaged(x)
+    damage = ops.cast(damaged, "float32")
+    return (_replaced(x, damaged, 0.0), damage), damage
+
+
+def _clear_backward(damage, gradients):
+    gradient, of_damage = gradients
+    # A token that sees this one has a damaged gradient.
+    return (_replaced(gradient, damage + of_damage > 0, float("nan")),)
+
+
+def _mark(x, damage):
+    return _replaced(x, damage > 0, float("nan")), damage
+
+
+def _mark_backward(damage, gradient):
+    damaged = ops.logical_or(damage > 0, _is_damaged(gradient))
+    return _replaced(gradient, damaged, 0.0), ops.cast(damaged, "float32")
+
+
+_clear_with_gradient = _backend.autodiff.custom_gradient(_clear, _clear_backward)
+_mark_with_gradient = _backend.autodiff.custom_gradient(_mark, _mark_backward)
+
+
+def _cleared(x):
+    return _clear_with_gradient(x) if _backend.autodiff.can_trace_custom_gradient() else _clear(x)[0]
+
+
+def _marked(x, damage):
+    return _mark_with_gradient(x, damage) if _backend.autodiff.can_trace_custom_gradient() else _mark(x, damage)[0]
