@@ -15,6 +15,7 @@ outputs of both checkouts agree. `--save` writes the pairs, and `--read` merges 
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -53,7 +54,16 @@ def seconds(function, repeats):
     return statistics.median(found)
 
 
-def time_scans(implementations, shape, dtype, repeats, calls):
+def packing(batch, length):
+    """Returns `{name: tokens}` of a packed batch: documents of random lengths, about 128 tokens, and 5 % padding."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    ids = np.cumsum(rng.random((batch, length)) < 1 / 128, axis=1).astype("int32")
+    return {"": {}, " of documents": {"segment_ids": ids}, " with padding": {"mask": rng.random(ids.shape) < 0.95}}
+
+
+def time_scans(implementations, shape, dtype, repeats, calls, packed=False):
     """Returns `{work: (seconds, mean absolute output)}` of scans of shape `(b, t, e)` with 16 states."""
     import keras
     import measure
@@ -66,16 +76,54 @@ def time_scans(implementations, shape, dtype, repeats, calls):
     normal = lambda *size: keras.ops.cast(rng.standard_normal(size).astype("float32"), dtype)  # noqa: E731
     tensors = [normal(*shape), normal(*shape), -keras.ops.exp(normal(channels, 16))]
     tensors += [normal(batch, length, 16), normal(batch, length, 16), normal(channels)]
-    found = {}
-    for name in implementations:
-        scan = lambda *given, name=name: keras_jamba.ops.selective_scan(  # noqa: E731
-            *given, delta_softplus=True, implementation=name
+    found, weight = {}, normal(*shape)
+    for name, (kind, tokens) in itertools.product(implementations, packing(batch, length).items()):
+        if bool(tokens) != packed:
+            continue
+        tokens = {key: keras.ops.convert_to_tensor(x) for key, x in tokens.items()}
+        scan = lambda *given, name=name, tokens=tokens: keras_jamba.ops.selective_scan(  # noqa: E731
+            *given, delta_softplus=True, implementation=name, **tokens
         )
-        forward, both = measure.forward_and_gradient(scan, [*tensors, normal(*shape)])
+        forward, both = measure.forward_and_gradient(scan, [*tensors, weight])
         mean_output = float(np.abs(keras.ops.convert_to_numpy(keras.ops.cast(scan(*tensors), "float32"))).mean())
-        found[f"scan {name} forward"] = seconds(synchronized(forward, calls), repeats) / calls, mean_output
-        found[f"scan {name} forward and gradient"] = seconds(synchronized(both, calls), repeats) / calls, mean_output
+        work = f"scan {name}{kind}"
+        found[f"{work}, forward"] = seconds(synchronized(forward, calls), repeats) / calls, mean_output
+        found[f"{work}, forward and gradient"] = seconds(synchronized(both, calls), repeats) / calls, mean_output
     return found
+
+
+def time_layers(batch, length, width, dtype, repeats):
+    """Returns `{work: (seconds, mean absolute output)}` of packed layers of attention and of experts."""
+    import keras
+    import measure
+    import numpy as np
+
+    from keras_jamba.layers import AttentionLayer, MoELayer
+
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    normal = lambda: keras.ops.cast(rng.standard_normal((batch, length, width)).astype("float32"), dtype)  # noqa: E731
+    tensors, found = [normal(), normal()], {}
+    attention, experts = AttentionLayer(width, 8, dtype=dtype), MoELayer(width, d_ff=width, dtype=dtype)
+    attention.build((None, None, width)), experts.build((None, None, width))
+    work = {f"attention{kind}": (attention, tokens) for kind, tokens in packing(batch, length).items()}
+    for name, (layer, tokens) in (work | {"experts": (experts, {})}).items():
+        tokens = {key: keras.ops.convert_to_tensor(x) for key, x in tokens.items()}
+        call = lambda x, layer=layer, tokens=tokens: stateless(layer, x, tokens)  # noqa: E731
+        forward, both = measure.forward_and_gradient(call, tensors)
+        mean_output = float(np.abs(keras.ops.convert_to_numpy(keras.ops.cast(call(tensors[0]), "float32"))).mean())
+        found[f"{name}, forward"] = seconds(synchronized(forward, 1), repeats), mean_output
+        found[f"{name}, forward and gradient"] = seconds(synchronized(both, 1), repeats), mean_output
+    return found
+
+
+def stateless(layer, x, tokens):
+    """Returns the outputs of a layer, with the auxiliary loss added to them, and leaves its variables unchanged."""
+    import keras
+
+    with keras.StatelessScope(collect_losses=True) as scope:
+        y = layer(x, **tokens)
+    return y + sum(keras.ops.cast(loss, y.dtype) for loss in scope.losses)
 
 
 def time_fit_step(batch, steps):
@@ -155,6 +203,17 @@ def print_measurements(work):
             "cpu": lambda: time_scans(("native", "portable"), (4, 256, 64), "float32", 9, calls=4),
             "gpu": lambda: time_scans(("triton",), (8, 2048, 2048), "bfloat16", 15, calls=10),
         }[name]()
+    if "packed" in work:
+        found |= {
+            "cpu": lambda: (
+                time_scans(("native", "portable"), (4, 256, 64), "float32", 9, calls=4, packed=True)
+                | time_layers(4, 256, 128, "float32", 9)
+            ),
+            "gpu": lambda: (
+                time_scans(("triton",), (8, 2048, 2048), "bfloat16", 15, calls=10, packed=True)
+                | time_layers(8, 2048, 1024, "bfloat16", 15)
+            ),
+        }[name]()
     if "step" in work:
         found |= {"cpu": lambda: time_fit_step(8, 4), "gpu": lambda: time_fit_step(64, 20)}[name]()
     if "decode" in work and name == "cpu":
@@ -209,7 +268,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--core", help="the cores that each process runs on, as for taskset")
     parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no new pair starts")
-    parser.add_argument("--work", nargs="*", default=["scan", "step", "decode", "language"])
+    parser.add_argument("--work", nargs="*", default=["scan", "packed", "step", "decode", "language"])
     parser.add_argument("--save", help="file that the pairs are written to after each pair")
     parser.add_argument("--read", nargs="*", default=[], help="files of pairs to merge")
     parser.add_argument("--record", help="name of the file in results/ to write, without .json")

@@ -2,8 +2,8 @@
 
 A softmax gives invisible keys the weight 0, and 0 times NaN is NaN. So damaged queries, keys, values and gradients are
 replaced by zeros before the products. The outputs and gradients of the tokens that see them become NaN afterwards. For
-that, each token has a damage, 0 or 1, which the visibility carries from keys to queries. The gradient of the damage
-carries it back.
+that, each token has a damage, 0 or 1. Forward, the visibility carries it from keys to queries; the gradient of the
+damage carries it back.
 """
 
 from keras import ops
@@ -20,12 +20,12 @@ def isolated(attend, query, key, value, visible):
     `query`: `(b, t, h, c)`. `key`, `value`: `(b, s, g, c)`.
     """
     (query, of_query), (key, of_key), (value, of_value) = map(_cleared, (query, key, value))
-    seen = ops.matmul(ops.cast(visible, "float32"), (of_key + of_value)[:, :, None])[:, :, 0]
-    return _marked(attend(query, key, value), of_query + seen)
+    return _marked(attend(query, key, value), of_query, of_key + of_value, visible)
 
 
 def _is_damaged(x):
     """Returns `(b, t)` bool: whether a value of `x (b, t, h, c)` is NaN, infinite or beyond the bound."""
+    # Not `ops.max`, which drops NaN on TensorFlow.
     return ops.logical_not(ops.all(ops.abs(x) < _LARGEST, axis=(2, 3)))
 
 
@@ -45,13 +45,17 @@ def _clear_backward(damage, gradients):
     return (_replaced(gradient, damage + of_damage > 0, float("nan")),)
 
 
-def _mark(x, damage):
-    return _replaced(x, damage > 0, float("nan")), damage
+def _mark(x, of_query, of_key, visible):
+    sees_damage = ops.any(ops.logical_and(visible, (of_key > 0)[:, None]), axis=2)
+    damaged = ops.logical_or(of_query > 0, sees_damage)
+    return _replaced(x, damaged, float("nan")), (damaged, visible)
 
 
-def _mark_backward(damage, gradient):
-    damaged = ops.logical_or(damage > 0, _is_damaged(gradient))
-    return _replaced(gradient, damaged, 0.0), ops.cast(damaged, "float32")
+def _mark_backward(residuals, gradient):
+    damaged, visible = residuals
+    damaged = ops.logical_or(damaged, _is_damaged(gradient))
+    seen = ops.any(ops.logical_and(visible, damaged[:, :, None]), axis=1)
+    return _replaced(gradient, damaged, 0.0), ops.cast(damaged, "float32"), ops.cast(seen, "float32"), None
 
 
 _clear_with_gradient = _backend.autodiff.custom_gradient(_clear, _clear_backward)
@@ -62,5 +66,5 @@ def _cleared(x):
     return _clear_with_gradient(x) if _backend.autodiff.can_trace_custom_gradient() else _clear(x)[0]
 
 
-def _marked(x, damage):
-    return _mark_with_gradient(x, damage) if _backend.autodiff.can_trace_custom_gradient() else _mark(x, damage)[0]
+def _marked(*tensors):
+    return _mark_with_gradient(*tensors) if _backend.autodiff.can_trace_custom_gradient() else _mark(*tensors)[0]
