@@ -3,18 +3,25 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 
 import numpy as np
 
+from keras_jamba.tokenizers import _template_budget as limits
+
 # Fields in which a message may hold its reasoning. Templates read the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 # Marks the end of the message that the model continues. The rendered text is cut there.
 _END_OF_MESSAGE = "CONTINUE_FINAL_MESSAGE_TAG "
+# Characters of a template. The longest templates of checkpoints have about 40,000.
+_LONGEST = 65_536
+# Characters of an error's reason, and of a date format.
+_LONGEST_REASON = 300
 
 
-def render(template, messages, variables, continue_final_message=False):
+def render(template, messages, variables, continue_final_message=False, name="chat_template"):
     """Returns the text of one conversation.
 
     Args:
@@ -23,21 +30,27 @@ def render(template, messages, variables, continue_final_message=False):
         variables: further variables of the template: tools, documents, add_generation_prompt, special tokens.
         continue_final_message: whether the text ends with the content of the last message. A string names the field
             of this message with which the text ends.
+        name: the name of the template, for errors.
 
     Raises:
-        ValueError: if the template is not a Jinja template, or fails with this conversation.
+        ValueError: if the template is not a Jinja template, fails with this conversation, or takes too much time or
+            memory.
         ImportError: if jinja2 is not installed.
     """
     messages = [_with_reasoning(message) for message in _plain(_checked(messages))]
     tagged = _mark_end(messages, template, continue_final_message) if continue_final_message else None
-    compiled = _compiled(template)
-    try:
-        text = compiled.render(messages=messages, **{name: _plain(x) for name, x in variables.items()})
-    except Exception as error:  # a template is a program, which may raise any error
-        raise ValueError(
-            f"The chat template cannot render this conversation. Received: {error}. Change the messages, or the other "
-            "arguments of apply_chat_template."
-        ) from error
+    compiled = _compiled(template, name)
+    variables = {name: _plain(x) for name, x in variables.items()}
+    with limits.limited(given=limits.measured([messages, variables])[0]):
+        try:
+            text = compiled.render(variables | {"messages": messages})
+        except limits.LimitError as error:
+            raise ValueError(_beyond_limits(error, name)) from None
+        except Exception as error:  # a template is a program, which may raise any error
+            raise ValueError(
+                f"The chat template cannot render this conversation. Received: {_described(error)}, in {name}. Change "
+                "the messages, or the other arguments of apply_chat_template."
+            ) from error
     return text if tagged is None else _cut(text, tagged)
 
 
@@ -124,9 +137,26 @@ def _cut(text, final):
     return text[:place] if is_untrimmed else text[:place].rstrip()
 
 
+def _beyond_limits(error, name):
+    return (
+        f"A chat template must render a conversation in little time and memory. Received: {error}, in {name}. Use a "
+        "template of a source that you trust, or pass fewer messages."
+    )
+
+
+def _described(error):
+    """Returns the text of an error of Jinja or Python, in one line of bounded length."""
+    return (str(error) or type(error).__name__)[:_LONGEST_REASON]
+
+
 @functools.lru_cache
-def _compiled(text):
+def _compiled(text, name):
     """Returns a compiled template."""
+    if len(text) > _LONGEST:
+        raise ValueError(
+            f"A chat template must have at most {_LONGEST} characters. Received: {len(text)}, in {name}. Use a "
+            "shorter template."
+        )
     try:
         import jinja2
     except ImportError as error:
@@ -134,19 +164,24 @@ def _compiled(text):
             "Chat templates need the library jinja2. Received: a Python without it. "
             'Install it: pip install "keras-jamba[text]".'
         ) from error
-    try:
-        return _environment(jinja2).from_string(text)
-    except jinja2.TemplateError as error:
-        raise ValueError(
-            f"A chat template must be a Jinja template. Received: {error}, in {text[:60]!r}. Correct the "
-            "tokenizer's chat_template."
-        ) from error
+    with limits.limited():
+        try:
+            return _environment(jinja2).from_string(text)
+        except limits.LimitError as error:
+            raise ValueError(_beyond_limits(error, name)) from None
+        except Exception as error:  # also RecursionError, MemoryError and SyntaxError of the generated code
+            raise ValueError(
+                f"A chat template must be a Jinja template. Received: {_described(error)}, in {name} {text[:60]!r}. "
+                "Correct the tokenizer's chat_template."
+            ) from None
 
 
 def _environment(jinja2):
     """Returns a sandboxed environment, because templates in checkpoints are untrusted."""
     import jinja2.ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from keras_jamba.tokenizers._template_calls import check_json, limited_filter
+    from keras_jamba.tokenizers._template_limits import LimitedEnvironment
 
     class Generation(jinja2.ext.Extension):
         """The tag `{% generation %}` around an assistant's answer, which is rendered unchanged."""
@@ -184,19 +219,28 @@ def _environment(jinja2):
             _check_attribute(jinja2, name)
             jinja2.utils.Namespace.__setitem__(self, name, value)
 
+        def __repr__(self):
+            return "<Namespace>"  # Jinja writes all values, without bound.
+
     def refuse(message):
         raise jinja2.TemplateError(message)
 
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        check_json(x, indent, separators)
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(
+    def strftime_now(form):
+        if len(form) > _LONGEST_REASON or re.search(r"\d{3,}", form):
+            raise jinja2.TemplateError(f"the date format {form[:60]!r}, which is too long or too wide")
+        return datetime.now().strftime(form)
+
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = limited_filter("tojson", tojson)
     environment.globals |= {
         "raise_exception": refuse,
-        "strftime_now": lambda form: datetime.now().strftime(form),
+        "strftime_now": strftime_now,
         "dict": Dict(),
         "namespace": Namespace,
     }

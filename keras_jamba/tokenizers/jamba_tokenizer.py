@@ -155,14 +155,14 @@ class JambaTokenizer(Tokenizer):
                 "A conversation must end with its last message or with the start of a new one. Received: "
                 "continue_final_message and add_generation_prompt. Pass add_generation_prompt=False."
             )
-        template = self._template(chat_template, tools)
+        name, template = self._template(chat_template, tools)
         special = self._special | {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
         variables = {name: token for name, token in special.items() if token is not None} | variables
         variables |= dict(tools=_checked_dicts("tools", tools), documents=_checked_dicts("documents", documents))
         variables |= dict(add_generation_prompt=add_generation_prompt)
         several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
         found = [
-            chat_templates.render(template, conversation, variables, continue_final_message)
+            chat_templates.render(template, conversation, variables, continue_final_message, name)
             for conversation in (messages if several else [messages])
         ]
         if tokenize:
@@ -170,7 +170,7 @@ class JambaTokenizer(Tokenizer):
         return found if several else found[0]
 
     def _template(self, chosen, tools):
-        """Returns the text of the chosen template."""
+        """Returns the name, for errors, and the text of the chosen template."""
         available = self.chat_template
         if isinstance(available, dict):
             if chosen is None:
@@ -180,14 +180,16 @@ class JambaTokenizer(Tokenizer):
                         "One of several chat templates must be chosen. Received: templates named "
                         f"{sorted(available)}, none of which is 'default'. Pass chat_template= and a name."
                     )
-            return available.get(chosen, chosen)
+            if chosen in available:
+                return f"chat_template[{chosen!r}]", available[chosen]
+            return "the argument chat_template", chosen
         available = available if chosen is None else chosen
         if not isinstance(available, str):
             raise ValueError(
                 f"A conversation needs a template. Received: a tokenizer without {TEMPLATE} and without chat_template "
                 f"in {CONFIG}. Set its chat_template, or write the prompt yourself."
             )
-        return available
+        return "chat_template" if chosen is None else "the argument chat_template", available
 
     def save(self, folder):
         """Writes the files of this tokenizer as transformers writes them.

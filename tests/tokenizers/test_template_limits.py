@@ -1,0 +1,111 @@
+"""Time and memory of chat templates: hostile ones are refused, usual ones render as in transformers."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from checks import full, once
+from hostile_templates import LARGE, LONG, SLOW
+from usual_templates import USUAL
+
+from keras_jamba.tokenizers import _template_budget, chat_templates
+
+# Independent of the backend.
+pytestmark = once
+TALK = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"b": [1, 2], "a": {"c": "é"}}}}]
+TALKS = {
+    "two messages": [{"role": "system", "content": " Be brief. "}, *TALK],
+    "reasoning": [*TALK, {"role": "assistant", "content": "<think>\nso\n</think>\n\nHi!"}, *TALK],
+    "tools": [
+        *TALK,
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"role": "tool", "content": "<b>\n c"},
+    ],
+    "long": [
+        {"role": ("user", "assistant")[i % 2], "content": f"message {i} " + "wörd\n" * 400} for i in range(200)
+    ],
+}
+
+
+def render(template, messages=TALK, **variables):
+    return chat_templates.render(template, messages, variables)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_template_with_large_values_is_refused_at_once(name):
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="chat template .*Received: .*chat_template.*"):
+        render(LARGE[name])
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_slow_template_is_refused_after_a_time_in_any_thread(name, monkeypatch):
+    monkeypatch.setattr(_template_budget, "SECONDS", 0.1)
+    found = []
+
+    def run():
+        started = time.perf_counter()
+        try:
+            found.append(render(SLOW[name]))
+        except ValueError as error:
+            found.append((str(error), time.perf_counter() - started))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    (message, seconds), *_ = found
+    assert "Received: a template that takes more than 0.1 seconds, in chat_template" in message
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("talk", TALKS)
+def test_usual_templates_render_as_in_transformers_and_cost_little(name, talk):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    variables = dict(bos_token="<s>", eos_token="</s>", tools=TOOLS if talk == "tools" else None, documents=None)
+    expected, _ = render_jinja_template(
+        [TALKS[talk]], chat_template=USUAL[name], add_generation_prompt=True, **variables
+    )
+    variables["add_generation_prompt"] = True
+    assert render(USUAL[name], TALKS[talk], **variables) == expected[0]
+    started = time.perf_counter()
+    render(USUAL[name], TALKS[talk], **variables)
+    assert time.perf_counter() - started < 0.5
+
+
+def test_an_error_names_the_template_and_the_limit():
+    template = "{{ 'x' * 3000000000 }}"
+    with pytest.raises(ValueError, match=r"Received: .*more than 48 MiB, in chat_template\['rag'\]\. Use a template"):
+        chat_templates.render(template, TALK, {}, name="chat_template['rag']")
+
+
+def test_a_long_conversation_extends_the_memory():
+    talk = [{"role": "user", "content": "x" * 4_000_000}]
+    template = "{% for i in range(20) %}{{ messages[0].content }}{% endfor %}"
+    assert len(render(template, talk)) == 80_000_000
+
+
+def test_renderings_have_budgets_of_their_own():
+    template = "{{ 'x' * 15000000 }}"
+    for _ in range(3):
+        assert len(render(template)) == 15_000_000
+
+
+@full()
+@pytest.mark.parametrize("kind", ["LARGE", "SLOW", "LONG"])
+def test_a_hostile_template_takes_at_most_five_seconds_and_100_mb(kind):
+    script = Path(__file__).parents[1] / "subprocess" / "hostile_template.py"
+    for name in {"LARGE": LARGE, "SLOW": SLOW, "LONG": LONG}[kind]:
+        run = subprocess.run([sys.executable, script, kind, name], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, (name, run.stderr[-2000:])
+        found = json.loads(run.stdout)
+        assert found["seconds"] < 6, (name, found)
+        assert found["bytes"] < 110 * 2**20, (name, found)
+        assert (found["error"] is None) == (kind == "LONG"), (name, found)
