@@ -41,6 +41,9 @@ _MISSING_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 _MISSING_GLOBALS = ("lipsum",)
 # A literal of constants with at most this number of items is not counted.
 _FEW = 16
+# Nodes that copy the table of names, and the largest number of copied entries. Usual templates copy about 10,000.
+_SCOPES = (nodes.If, nodes.CondExpr, nodes.For, nodes.Macro, nodes.CallBlock, nodes.With)
+_MOST_COPIES = 10**6
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
@@ -62,7 +65,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             del self.globals[name]
 
     def _parse(self, source, name, filename):
-        return _Limiter().visit(super()._parse(source, name, filename))
+        tree = super()._parse(source, name, filename)
+        _check_scopes(tree)
+        return _Limiter().visit(tree)
 
     def concat(self, parts):
         """Joins the output of a template or macro, piece by piece."""
@@ -106,6 +111,13 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             return calls.counted(wrapped(*args, **kwargs))
 
         return formatted
+
+
+def _check_scopes(tree):
+    """Raises LimitError for a source that compiles slowly: Jinja copies the table of names in each branch."""
+    names = {node.name for node in tree.find_all(nodes.Name)}
+    if len(names) * sum(1 for _ in tree.find_all(_SCOPES)) > _MOST_COPIES:
+        raise LimitError("a template with too many branches and variables")
 
 
 def binary(symbol, left, right):
@@ -230,4 +242,3 @@ class _Limiter(NodeTransformer):
 
     def _checked(self, node):
         return node if _is_constant(node) else _filter(node, "_checked")
-

@@ -113,16 +113,16 @@ LARGE = {
     "deep branches": "{% if a %}" * 2800 + "{% endif %}" * 2800,
     "deep loops": "{% for a in b %}" * 2000 + "{% endfor %}" * 2000,
     "a long integer": "{{ " + "9" * 65000 + " }}",
-}
-# Templates that are long, and fit the limits.
-LONG = {
-    "many outputs": "{{a}}" * 13000,
-    "many variables": "{%set a=1%}" * 4600,
     "many branches with variables": "".join(f"{{%if a%}}{{%set b{i}=1%}}{{%endif%}}" for i in range(1600)),
     "many branches that copy variables": "".join(f"{{%set b{i}=1%}}" for i in range(1900))
     + "{%if a%}"
     + "{%elif a%}" * 2500
     + "{%endif%}",
+}
+# Templates that are long, and fit the limits.
+LONG = {
+    "many outputs": "{{a}}" * 13000,
+    "many variables": "{%set a=1%}" * 4600,
     "many filters": "{{a" + "|e" * 90 + "}}",
     "many loops": "{%for a in b%}{%endfor%}" * 2700,
     "many texts": "{{'x'}}{%if a%}y{%endif%}" * 2500,

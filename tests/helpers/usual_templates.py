@@ -52,7 +52,8 @@ QWEN = """{%- if tools %}
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning) %}
-            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' + content }}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning.strip('\\n') }}
+            {{- '\\n</think>\\n\\n' + content }}
         {%- else %}{{- '<|im_start|>' + message.role + '\\n' + content }}{%- endif %}
         {%- if message.tool_calls %}
             {%- for tool_call in message.tool_calls %}
@@ -99,7 +100,8 @@ MISTRAL = """{%- if messages[0]["role"] == "system" %}
                 {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" }}{%- endif %}
             {%- endfor %}{{- "[/AVAILABLE_TOOLS]" }}
         {%- endif %}
-        {%- if loop.last and system_message is defined %}{{- "[INST] " + system_message + "\\n\\n" + message["content"] }}
+        {%- if loop.last and system_message is defined %}
+            {{- "[INST] " + system_message + "\\n\\n" + message["content"] }}
         {%- else %}{{- "[INST] " + message["content"] + "[/INST]" }}{%- endif %}
     {%- elif message["role"] == "tool_results" or message["role"] == "tool" %}
         {{- '[TOOL_RESULTS] {"content": ' + message.content|string + "}" }}
@@ -123,12 +125,12 @@ JAMBA = """{# Variables #}
     {%- if loop.first and tools %}{{- handle_tool_definitions(tools) }}{%- endif %}
     {%- if loop.first and documents %}{{- handle_documents(documents) }}{%- endif %}
     {%- set parts = [] if message.content is none else (message.content or '').split('\\n') %}
-    {{- parts | select | map('trim') | join(' ') | replace('<', '(') | upper if message.role == 'tool' else message.content }}
+    {%- set text = parts | select | map('trim') | join(' ') | replace('<', '(') | upper %}
+    {{- text if message.role == 'tool' else message.content }}
     {{- eom_str }}
 {%- endfor %}
 {{- "{} messages, {:>4}".format(ns.message_count, messages|map(attribute='role')|unique|sort|join('/')) }}
+{% macro each_message() %}{{ caller(messages[-1].role) }}{% endmacro %}
 {%- call(x) each_message() %}{{ x }}{% endcall %}
-{%- if add_generation_prompt %}{{- bom_str ~ "<|assistant|> " }}{%- endif %}""".replace(
-    "{%- call(x) each_message() %}", "{% macro each_message() %}{{ caller(messages[-1].role) }}{% endmacro %}{% call(x) each_message() %}"
-)
+{%- if add_generation_prompt %}{{- bom_str ~ "<|assistant|> " }}{%- endif %}"""
 USUAL = {"Llama": LLAMA, "Qwen": QWEN, "Mistral": MISTRAL, "Jamba": JAMBA}

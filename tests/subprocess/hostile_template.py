@@ -4,9 +4,6 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2])]
 
 import hostile_templates
 

@@ -35,14 +35,15 @@ def last(folder, count):
         `(step, processes)`, or None.
 
     Raises:
-        ValueError: if a save is damaged and no later save is complete. Damaged earlier saves are logged.
+        ValueError: if a save is damaged, or of a newer format, and no later save is complete. Such earlier saves are
+            logged.
     """
     found, broken = _complete(folder)
     newest = max((step for step, _ in found), default=-1)
     for step, error in sorted(broken.items(), reverse=True):
         if step > newest:
             raise error
-        _logger.warning("Checkpoint passes over a damaged save. %s", error)
+        _logger.warning("Checkpoint passes over the save of step %d. %s", step, error)
     if not found and any(map(_snapshots.steps, _all(folder))):
         _logger.warning(
             "Checkpoint starts from the beginning: no save in %r has the snapshots of all its processes.", str(folder)

@@ -121,19 +121,22 @@ def read_state(folder, step):
     """Returns the state given to `write`, with the format, the sha256 and the layout of the arrays.
 
     Raises:
-        ValueError: if another version wrote the snapshot, or if its state has changed since it was written.
+        ValueError: if a newer version wrote the snapshot, or if its state has changed since it was written.
     """
     place = place_of(folder, step)
     try:
         state = _files.read_json(place / STATE)
-        known = isinstance(state, dict) and state.get("format") in range(1, FORMAT + 1)
+        number = state.get("format") if isinstance(state, dict) else None
     except (OSError, ValueError) as error:
         raise damaged(place, f"{STATE} that cannot be read: {error}") from error
-    if not known:
+    if type(number) is int and number > FORMAT:
         raise ValueError(
-            f"A snapshot must have a format from 1 to {FORMAT}. Received: another format in {str(place / STATE)!r}. "
-            "Use the version that wrote it, or remove it to start from the beginning."
+            f"A save must have a format from 1 to {FORMAT}, which this version of keras-jamba reads. Received: format "
+            f"{number} in {str(place / STATE)!r}, which a newer version wrote. Update keras-jamba, or save into "
+            "another folder."
         )
+    if type(number) is not int or number < 1:
+        raise damaged(place, f"{STATE} without a valid format")
     if not _checksums.matches(state, required=state["format"] == FORMAT):
         raise damaged(place, f"{STATE} that does not match its checksum")
     if state["format"] > 1 and (problem := _layout_problem(state, place)) is not None:

@@ -18,6 +18,9 @@ class Monitor(keras.callbacks.Callback):
     logs, for `History` and Keras' callbacks. The first step, which includes compilation, is not timed. Validation is
     not timed either. With several processes only the first one writes.
 
+    A file that cannot be written never ends the training. The reason is logged once. Rows are kept in memory, and
+    written as soon as that succeeds.
+
     Args:
         probes: any of `ExpertUsage`, `Throughput`, `Utilisation`, `Memory`, `GradientNorm`, `LearningRate`, or custom
             objects. A custom probe has `begin(model)` and `measure(model, steps, seconds)`. The latter returns
@@ -25,8 +28,8 @@ class Monitor(keras.callbacks.Callback):
         every: steps between two measurements.
         csv: a file that gets one row per measurement: step, epoch, the model's own logs and the probes' values. Steps
             count batches, with and without gradient accumulation. A file with the same columns is extended. If the
-            columns differ, a new file is started beside it, `log-1.csv`. Steps that a resumed training repeats appear
-            twice.
+            columns differ or the file cannot be opened, a new file is started beside it, `log-1.csv`. A file that is
+            not CSV in UTF-8 is renamed to `log.csv.damaged`. Steps that a resumed training repeats appear twice.
         tensorboard: a folder for TensorBoard, written by tensorboardX, of the extra `monitoring`.
 
     Raises:

@@ -24,6 +24,8 @@ class Profile(keras.callbacks.Callback):
         first: the first step that is recorded. Earlier steps compile and warm up.
         steps: the number of recorded steps.
 
+    A trace that cannot be written is logged. The training continues.
+
     Raises:
         ValueError: for arguments out of range.
     """
@@ -33,17 +35,20 @@ class Profile(keras.callbacks.Callback):
         _checks.check_integer("first", first, at_least=0)
         _checks.check_integer("steps", steps)
         self.folder, self.first, self.steps = Path(folder), first, steps
-        self._seen, self._stop = 0, None
+        self._seen, self._stop, self._failed = 0, None, False
 
     def on_train_begin(self, logs=None):
         if self._stop is not None:  # an earlier fit was interrupted
             self._end()
-        self._seen = 0
+        self._seen, self._failed = 0, False
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._seen == self.first:
             self._wait()
-            self._stop = _backend.device.start_profiler(self.folder)
+            try:
+                self._stop = _backend.device.start_profiler(self.folder)
+            except Exception as error:  # each backend has its own errors
+                self._warn(error)
 
     def on_train_batch_end(self, batch, logs=None):
         self._seen += 1
@@ -53,13 +58,20 @@ class Profile(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self._stop is not None:
             self._end()
-        elif self._seen <= self.first:
+        elif self._seen <= self.first and not self._failed:
             _logger.warning("Profile recorded nothing: the training had %d steps, first=%d.", self._seen, self.first)
 
     def _end(self):
         self._wait()
-        self._stop()
-        self._stop = None
+        stop, self._stop = self._stop, None
+        try:
+            stop()
+        except Exception as error:
+            self._warn(error)
+
+    def _warn(self, error):
+        self._failed = True
+        _logger.warning("Profile cannot write to %s: %r. The training continues.", self.folder, error)
 
     def _wait(self):
         # Waits for earlier steps, so that the trace excludes them.

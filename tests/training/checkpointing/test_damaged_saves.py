@@ -39,11 +39,34 @@ def test_a_changed_format_does_not_disable_the_checksum(tmp_path):
         _saves.last(tmp_path, 1)
 
 
+def test_a_save_of_a_newer_version_is_an_error_that_says_so(tmp_path, caplog):
+    written(tmp_path, 3)
+    newer = written(tmp_path, 6)
+    state = json.loads((newer / "state.json").read_text())
+    (newer / "state.json").write_text(json.dumps(state | {"format": 4}))
+    message = "format from 1 to 3.*Received: format 4 in .*step_00000006.*newer version.*Update keras-jamba"
+    with pytest.raises(ValueError, match=message):
+        _saves.last(tmp_path, 1)
+    written(tmp_path, 9)
+    assert _saves.last(tmp_path, 1) == (9, 1)
+    assert "passes over the save of step 6" in caplog.text and "newer version" in caplog.text
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("number", [0, -1, True, None, "3", 3.0])
+def test_a_format_that_is_no_number_is_refused(tmp_path, number):
+    save = written(tmp_path, 3)
+    state = json.loads((save / "state.json").read_text())
+    (save / "state.json").write_text(json.dumps(state | {"format": number}))
+    with pytest.raises(ValueError, match="Received: .*step_00000003.*valid format"):
+        _saves.last(tmp_path, 1)
+
+
 def test_a_damaged_older_save_is_passed_over_and_reported(tmp_path, caplog):
     older, _ = written(tmp_path, 3), written(tmp_path, 6)
     (older / "state.json").write_text("{")
     assert _saves.last(tmp_path, 1) == (6, 1)
-    assert "passes over a damaged save" in caplog.text and "step_00000003" in caplog.text
+    assert "passes over the save of step 3" in caplog.text and "step_00000003" in caplog.text
     (_snapshots.place_of(tmp_path, 6) / "state.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="must be as it was written. Received: .*step_00000006.*Remove this folder"):
         _saves.last(tmp_path, 1)
