@@ -5,10 +5,17 @@ from pathlib import Path
 
 from keras_jamba import _files
 from keras_jamba.tokenizers import chat_templates
-from keras_jamba.tokenizers._special_tokens import add_special_tokens, special_tokens, tokenizer_class
+from keras_jamba.tokenizers._special_tokens import (
+    CONFIG,
+    LEGACY,
+    add_special_tokens,
+    source,
+    special_tokens,
+    tokenizer_class,
+)
 from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
 
-TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 # The folder of named templates, one per file.
 TEMPLATES = "additional_chat_templates"
 # Other arguments of transformers' apply_chat_template, and the remedy for each.
@@ -50,17 +57,18 @@ class JambaTokenizer(Tokenizer):
         self._tokenizer = _tokenizer(folder / TOKENIZER)
         self._config = _json(folder / CONFIG)
         self.chat_template = _templates(folder, self._config.pop("chat_template", None))
+        model_config, legacy = _json(folder / "config.json"), _json(folder / LEGACY)
         with _type_errors_of(folder / CONFIG):
-            self._config["tokenizer_class"] = tokenizer_class(self._config, _json(folder / "config.json"))
-            special = special_tokens(self._tokenizer, self._config, _json(folder / "special_tokens_map.json"))
+            self._config["tokenizer_class"] = tokenizer_class(self._config, model_config)
+            special = special_tokens(self._tokenizer, self._config, legacy)
         self._special = {name: token.content for name, token in special.items()}
         for kind in ("bos", "eos", "pad"):
             token = self._special.get(f"{kind}_token")
             token_id = None if token is None else self._tokenizer.token_to_id(token)
             if token is not None and token_id is None:
                 raise ValueError(
-                    f"The special tokens of {CONFIG} must be in {TOKENIZER}. Received: {kind}_token={token!r}, which "
-                    "is not. Use two files of the same tokenizer."
+                    f"The special tokens of {source(f'{kind}_token', self._config, legacy)} must be in {TOKENIZER}. "
+                    f"Received: {kind}_token={token!r}, which is not. Use files of the same tokenizer."
                 )
             setattr(self, f"{kind}_token", token)
             setattr(self, f"{kind}_token_id", token_id)

@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -159,27 +160,34 @@ class Board(_Log):
         self._writer, self._files = None, 0
 
     def _write_rows(self):
-        from tensorboardX import event_file_writer, summary
+        from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event
 
         try:
             if self._writer is None:
-                self.place.mkdir(parents=True, exist_ok=True)
-                # Files of one second differ in their suffix.
-                self._files += 1
-                self._writer = event_file_writer.EventsWriter(str(self.place / "events"), f".{self._files}")
+                self._open()
             for step, _, values in self._rows:
                 for name, value in values.items():
                     event = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
-                    self._writer.write_event(event)
+                    self._writer.write(event.SerializeToString())
             self._writer.flush()
         except OSError:
             # The file may end within an event. The next attempts, fewer and fewer, begin new files.
             self._least = 2 * len(self._rows)
             with contextlib.suppress(OSError):
                 self._close()
-            self._writer = None
             raise
+
+    def _open(self):
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import RecordWriter
+
+        self.place.mkdir(parents=True, exist_ok=True)
+        # Files of one second differ in their last number.
+        self._files += 1
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{self._files}"
+        self._writer = RecordWriter(str(self.place / name))
+        self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def _close(self):
         writer, self._writer = self._writer, None
