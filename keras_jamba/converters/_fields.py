@@ -29,6 +29,16 @@ def number(config, name, default):
     return float(value)
 
 
+def flag(config, name, default):
+    """Returns a field as a bool; raises ValueError unless it is true, false, 1, 0 or null."""
+    value = config.get(name, default)
+    if value is not None and (not isinstance(value, int) or value not in (0, 1)):
+        raise ValueError(
+            f"{name} in config.json must be true or false. Received: {value!r}. Check the file: it may be damaged."
+        )
+    return bool(value)
+
+
 def rank_and_alpha(rank, lora_alpha):
     """Returns the rank and alpha of adapters; raises ValueError unless they are an integer and a finite number."""
     good = type(rank) is int and type(lora_alpha) in (int, float) and rank >= 1
@@ -50,5 +60,16 @@ def check_value(config, name, default, known, reader="keras_jamba"):
 
 
 def special_tokens(config, **defaults):
-    """Returns `{"pad_token_id": ...}` for each keyword, such as `pad`, with its default."""
-    return {f"{name}_token_id": config.get(f"{name}_token_id", default) for name, default in defaults.items()}
+    """Returns `{"pad_token_id": ...}` for each keyword, such as `pad`, with its default.
+
+    Raises:
+        ValueError: for a field that is neither None nor an integer, nor a list of integers for `eos`.
+    """
+    found = {f"{name}_token_id": config.get(f"{name}_token_id", default) for name, default in defaults.items()}
+    for name, value in found.items():
+        ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
+        if not all(x is None or type(x) is int for x in ids):
+            raise ValueError(
+                f"{name} in config.json must be a token id. Received: {value!r}. Check the file: it may be damaged."
+            )
+    return found

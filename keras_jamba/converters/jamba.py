@@ -2,7 +2,7 @@
 
 import math
 
-from keras_jamba.converters._fields import check_value, field, integer, number, special_tokens
+from keras_jamba.converters._fields import check_value, field, flag, integer, number, special_tokens
 from keras_jamba.converters._weights import Weight, dense, mamba_mixer
 
 MODEL_TYPE = "jamba"
@@ -57,12 +57,12 @@ def arguments(config):
         else:
             args |= {"moe_frequency": 0, "moe_offset": None, "num_experts_per_token": 1}
     return args | {
-        "conv_bias": bool(field(config, "mamba_conv_bias", True)),
-        "proj_bias": bool(field(config, "mamba_proj_bias", False)),
-        "mixer_rms_norm": bool(field(config, "mamba_inner_layernorms", True)),
+        "conv_bias": flag(config, "mamba_conv_bias", True),
+        "proj_bias": flag(config, "mamba_proj_bias", False),
+        "mixer_rms_norm": flag(config, "mamba_inner_layernorms", True),
         "epsilon": number(config, "rms_norm_eps", 1e-6),
         "balance_coefficient": number(config, "router_aux_loss_coef", 0.001),
-        "tie_embeddings": bool(field(config, "tie_word_embeddings", False)),
+        "tie_embeddings": flag(config, "tie_word_embeddings", False),
         **special_tokens(config, pad=0, bos=1, eos=2),
     }
 

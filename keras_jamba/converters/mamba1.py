@@ -2,7 +2,7 @@
 
 import math
 
-from keras_jamba.converters._fields import check_value, field, integer, number, special_tokens
+from keras_jamba.converters._fields import check_value, field, flag, integer, number, special_tokens
 from keras_jamba.converters._weights import Weight, mamba_mixer
 
 MODEL_TYPE = "mamba"
@@ -31,10 +31,10 @@ def arguments(config):
         "d_ff": 0,
         "moe_frequency": 0,
         "mixer_rms_norm": False,
-        "conv_bias": bool(field(config, "use_conv_bias", True)),
-        "proj_bias": bool(field(config, "use_bias", False)),
+        "conv_bias": flag(config, "use_conv_bias", True),
+        "proj_bias": flag(config, "use_bias", False),
         "epsilon": number(config, "layer_norm_epsilon", 1e-5),
-        "tie_embeddings": bool(field(config, "tie_word_embeddings", True)),
+        "tie_embeddings": flag(config, "tie_word_embeddings", True),
         **special_tokens(config, pad=0, bos=0, eos=0),
     }
 

@@ -1,5 +1,6 @@
 """Support for generation_config.json, the default options of `generate` in transformers for a checkpoint."""
 
+import numbers
 from pathlib import Path
 
 from keras_jamba import _files
@@ -106,7 +107,9 @@ def sampler_of_config(config):
         top_p = None if option("top_p", 1.0) == 1 else config["top_p"]
         return Sampler(penalty, option("temperature", 1.0), option("top_k", 50) or None, top_p, config.get("min_p"))
     except ValueError as error:
-        raise ValueError(f"{error} This was read from {FILE}: change model.generation_config.") from error
+        raise ValueError(
+            f"{error} This was read from {FILE}, or config.json without it: change model.generation_config."
+        ) from error
 
 
 def _check_supported(config, sampling, beams):
@@ -125,21 +128,34 @@ def _check_supported(config, sampling, beams):
         )
 
 
+def _check_integer(name, value):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+        raise ValueError(
+            f"{name} in {FILE}, or config.json without it, must be an integer. Received: {name}={value!r}. Change "
+            "model.generation_config."
+        )
+
+
 def stop_token_ids(config):
     """Returns the list of ids that end a row. It excludes ids below 0, which are not tokens."""
     ids = config.get("eos_token_id")
     ids = ids if isinstance(ids, (list, tuple)) else [ids]
+    for each in ids:
+        _check_integer("eos_token_id", each)
     return [i for i in ids if i is not None and not (isinstance(i, int) and i < 0)]
 
 
 def pad_token_id(config):
     """Returns the id that fills finished rows in transformers: pad_token_id, or else the first id that ends a row."""
     found = config.get("pad_token_id")
+    _check_integer("pad_token_id", found)
     return next(iter(stop_token_ids(config)), None) if found is None else found
 
 
 def length_limits(config):
     """Returns `(max_length, max_new_tokens)`. One of them is None: max_new_tokens takes precedence."""
+    for name in ("max_length", "max_new_tokens"):
+        _check_integer(name, config.get(name))
     if config.get("max_new_tokens") is not None:
         return None, config["max_new_tokens"]
     return (None, NEW_TOKENS) if config.get("max_length") is None else (config["max_length"], None)

@@ -175,6 +175,25 @@ def test_an_unsupported_config_is_named(folder, nothing_is_built, fields, messag
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"mamba_conv_bias": x} for x in ("false", [], 2)),
+        *({"tie_word_embeddings": x} for x in ("true", {})),
+        *({"pad_token_id": x} for x in ("x", [0], 1.5, True)),
+        *({"eos_token_id": x} for x in ("x", [1, "x"], {})),
+        *({"rms_norm_eps": x} for x in ("x", None, [], float("inf"), 10**400)),
+        *({"router_aux_loss_coef": x} for x in ("x", {}, float("nan"))),
+    ],
+    ids=lambda fields: str(fields)[:60],
+)
+def test_a_field_of_a_wrong_type_is_named_with_its_file(folder, nothing_is_built, fields):
+    configured(folder, **fields)
+    (name,) = fields
+    with pytest.raises(ValueError, match=f"{name} in config.json must be .*Received: .*Check the file"):
+        load(folder)
+
+
 def test_a_folder_without_weights_or_config_is_named(folder, nothing_is_built):
     (folder / MODEL).unlink()
     with pytest.raises(ValueError, match="must hold model.safetensors"):

@@ -12,7 +12,7 @@ from tiny_text import Letters, tiny
 from transformers import JambaConfig, JambaForCausalLM
 
 import keras_jamba
-from keras_jamba.generation import BeamSampler, Sampler
+from keras_jamba.generation import BeamSampler, Sampler, generation_config
 from keras_jamba.generation.generation_config import sampler_of_config
 from keras_jamba.generation.request import make_request
 
@@ -338,3 +338,22 @@ def test_ids_of_every_integer_dtype_give_the_same_tokens(ours, dtype):
         np.testing.assert_array_equal(ours.generate(x, max_new_tokens=4)[0], expected)
         np.testing.assert_array_equal(ours.generate({"token_ids": x}, max_new_tokens=4)[0], expected)
     np.testing.assert_array_equal(ours.generate(np.array(PROMPT, dtype), max_new_tokens=4), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eos_token_id": "x"},
+        {"eos_token_id": [1, {}]},
+        {"eos_token_id": True},
+        {"pad_token_id": "x"},
+        {"max_length": "x"},
+        {"max_new_tokens": [3]},
+    ],
+    ids=str,
+)
+def test_a_field_of_a_wrong_type_is_named_with_its_file(options):
+    (name,) = options
+    reader = {"e": generation_config.stop_token_ids, "p": generation_config.pad_token_id}
+    with pytest.raises(ValueError, match=f"{name} in generation_config.json.*must be an integer. Received: {name}="):
+        reader.get(name[0], generation_config.length_limits)(options)

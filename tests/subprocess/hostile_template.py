@@ -1,4 +1,4 @@
-"""Renders one hostile template and prints its time, the growth of the peak memory, and its error."""
+"""Renders hostile templates and prints, per name, the time, the growth of the peak memory, and the error."""
 
 import json
 import resource
@@ -10,20 +10,24 @@ import hostile_templates
 from keras_jamba.tokenizers import chat_templates
 
 UNIT = 1 if sys.platform == "darwin" else 1024
+TALK = [{"role": "user", "content": "hi"}]
 
 
-def main(kind, name):
-    talk = [{"role": "user", "content": "hi"}]
-    chat_templates.render("{{ messages|tojson }}", talk, {})
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    error = None
+def measured(template, before):
+    started, error = time.perf_counter(), None
     try:
-        chat_templates.render(getattr(hostile_templates, kind)[name], talk, {})
+        chat_templates.render(template, TALK, {})
     except ValueError as found:
         error = str(found)
     seconds = time.perf_counter() - started
     size = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
-    print(json.dumps({"seconds": seconds, "bytes": size, "error": error}))
+    return {"seconds": seconds, "bytes": size, "error": error}
+
+
+def main(kind, *names):
+    chat_templates.render("{{ messages|tojson }}", TALK, {})
+    templates, before = getattr(hostile_templates, kind), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({name: measured(templates[name], before) for name in names}))
 
 
 if __name__ == "__main__":

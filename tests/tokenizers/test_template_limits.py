@@ -97,22 +97,25 @@ def test_renderings_have_budgets_of_their_own():
         assert len(render(template)) == 15_000_000
 
 
+# Refused templates share a process. The compiler's memory is measured per template.
+RUNS = [("LARGE", *LARGE), ("SLOW", *SLOW), *(("LONG", name) for name in LONG)]
+
+
 @full()
-@pytest.mark.parametrize("kind", ["LARGE", "SLOW", "LONG"])
-def test_a_hostile_template_takes_at_most_five_seconds_and_100_mb(kind):
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: " ".join(run[:2]))
+def test_a_hostile_template_takes_at_most_five_seconds_and_100_mb(run):
     tests = Path(__file__).parents[1]
-    script = tests / "subprocess" / "hostile_template.py"
     paths = os.pathsep.join([str(tests / "helpers"), str(tests.parent)])
-    for name in {"LARGE": LARGE, "SLOW": SLOW, "LONG": LONG}[kind]:
-        run = subprocess.run(
-            [sys.executable, script, kind, name],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=os.environ | {"PYTHONPATH": paths},
-        )
-        assert run.returncode == 0, (name, run.stderr[-2000:])
-        found = json.loads(run.stdout)
-        assert found["seconds"] < 6, (name, found)
-        assert found["bytes"] < 110 * 2**20, (name, found)
-        assert (found["error"] is None) == (kind == "LONG"), (name, found)
+    done = subprocess.run(
+        [sys.executable, tests / "subprocess" / "hostile_template.py", *run],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert list(found) == list(run[1:])
+    for name, each in found.items():
+        assert each["seconds"] < 5.5, (name, each)
+        assert each["bytes"] < 110 * 2**20, (name, each)
+        assert (each["error"] is None) == (run[0] == "LONG"), (name, each)

@@ -130,6 +130,36 @@ def test_a_special_token_outside_the_vocabulary_is_refused(folder):
         JambaTokenizer(folder)
 
 
+LEGACY = "special_tokens_map.json"
+
+
+@pytest.mark.parametrize("token", [5, ["<s>"], {"content": 5}, {}, {"content": BOS, "lstrip": "no"}])
+def test_the_file_of_a_wrong_special_token_is_named(folder, token):
+    (folder / LEGACY).write_text(json.dumps({"bos_token": token}))
+    with pytest.raises(ValueError, match=f"Received: bos_token=.* in {LEGACY}"):
+        load_tokenizer(folder)
+    config = folder / "tokenizer_config.json"
+    # With token ids, tokenizer_config.json takes precedence.
+    config.write_text(json.dumps({"bos_token": BOS, "added_tokens_decoder": {}}))
+    assert load_tokenizer(folder).bos_token == BOS
+    config.write_text(json.dumps({"bos_token": token, "added_tokens_decoder": {}}))
+    with pytest.raises(ValueError, match="Received: bos_token=.* in tokenizer_config.json"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["extra_special_tokens", "additional_special_tokens"])
+def test_the_field_of_a_wrong_additional_token_is_named(folder, name):
+    (folder / "tokenizer_config.json").write_text(json.dumps({name: [BOS, 7]}))
+    with pytest.raises(ValueError, match=f"Received: {name}=7 in tokenizer_config.json"):
+        load_tokenizer(folder)
+
+
+def test_the_file_of_a_token_outside_the_vocabulary_is_named(folder):
+    (folder / LEGACY).write_text('{"bos_token": "<s>"}')
+    with pytest.raises(ValueError, match=f"special tokens of {LEGACY} must be in tokenizer.json"):
+        load_tokenizer(folder)
+
+
 def test_a_conversation_without_a_template_is_refused(folder):
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = None
@@ -145,6 +175,8 @@ def test_a_conversation_without_a_template_is_refused(folder):
         '{"added_tokens_decoder": {"0": {"content": 5}}}',
         '{"added_tokens_decoder": {"x": {"content": "<s>"}}}',
         '{"added_tokens_decoder": ["<s>"]}',
+        '{"added_tokens_decoder": {"0": "<s>"}}',
+        '{"added_tokens_decoder": {"' + "9" * 5000 + '": {"content": "<s>"}}}',
         '{"extra_special_tokens": 7}',
         "[" * 100_000,
     ],
