@@ -14,12 +14,12 @@ TALK = [{"role": "user", "content": "hi"}]
 
 
 def measured(template, before):
-    started, error = time.perf_counter(), None
+    started, error = time.process_time(), None
     try:
         chat_templates.render(template, TALK, {})
     except ValueError as found:
         error = str(found)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     size = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
     return {"seconds": seconds, "bytes": size, "error": error}
 
