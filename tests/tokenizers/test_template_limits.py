@@ -76,7 +76,7 @@ def test_usual_templates_render_as_in_transformers_and_cost_little(name, talk):
     assert render(USUAL[name], TALKS[talk], **variables) == expected[0]
     started = time.thread_time()
     render(USUAL[name], TALKS[talk], **variables)
-    assert time.thread_time() - started < 0.5
+    assert time.thread_time() - started < 2
 
 
 def test_an_error_names_the_template_and_the_limit():
