@@ -164,26 +164,37 @@ def _staging(place, name=None):
     # The name of `place` may already have the maximum length.
     prefix = f"{_UNFINISHED}{place.name[:40]}-{_HOST}-"
     _remove_abandoned(place.parent, prefix)
-    folder, lock = _locked_folder(place.parent, prefix)
+    folder, lock = _locked_folder(place, prefix)
     try:
         yield folder / (name or place.name)
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(folder)):
+            raise _of_place(error, place) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
 
 
-def _locked_folder(parent, prefix):
-    """Returns a new folder in `parent` and the file descriptor of its lock, or None without locks.
+def _of_place(error, place):
+    """Returns an OSError that names the destination, where `error` names no file or a staged one."""
+    if error.errno is None:
+        return OSError(f"{error}: {str(place)!r}")
+    return OSError(error.errno, error.strerror, str(place))
+
+
+def _locked_folder(place, prefix):
+    """Returns a new folder beside `place` and the file descriptor of its lock, or None without locks.
 
     A process holds the lock as long as it lives, which tells its folder from that of a killed process.
     """
     while True:
         try:
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        except PermissionError as error:
-            message = "Files are staged beside their destination, in a folder that must be writable"
-            raise PermissionError(errno.EACCES, message, str(parent)) from error
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
+        except OSError as error:
+            message = f"{error.strerror}: files are staged beside their destination, in a folder that must be writable"
+            raise OSError(error.errno, message, str(place)) from error
         if fcntl is None:
             return folder, None
         try:

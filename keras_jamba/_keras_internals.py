@@ -5,6 +5,8 @@ checks it against the installed Keras. A hook is a class with a method that Kera
 """
 
 import contextlib
+import io
+import os
 import sys
 
 import keras
@@ -84,11 +86,25 @@ class PostBuildHook:
 # Files
 
 
-def save_weights(model, stream):
-    """Writes the weights of a model to an `io.BytesIO`, in the format of `.weights.h5` files."""
+def save_weights(model, file):
+    """Writes the weights of a model to a `.weights.h5` file."""
+    # HDF5 crashes the process if the disk is full. It writes to memory, and Python's write raises OSError.
+    stream = io.BytesIO()
     store = saving_lib.H5IOStore(stream, mode="w")
-    saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
-    store.close()
+    try:
+        saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
+    finally:
+        store.close()
+    with open(file, "wb") as written:
+        written.write(stream.getbuffer())
+
+
+def save_archive(model, file):
+    """Writes a model to a `.keras` file. HDF5 writes to memory, and never to the disk."""
+    # For a model larger than half of the free memory, Keras lets HDF5 write beside the file, which it finds by the
+    # stream's name. The name of this stream is a number, and Keras uses memory.
+    with open(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666), "wb") as stream:
+        saving_lib.save_model(model, stream)
 
 
 # Variables and tensors

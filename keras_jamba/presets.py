@@ -5,7 +5,6 @@ preset contains no code, and the complete preset is checked before anything is l
 """
 
 import hashlib
-import io
 import logging
 import math
 from pathlib import Path
@@ -191,13 +190,10 @@ def preset_folder(folder):
 def _save(model, file):
     """Saves the weights without the optimizer state, which is two or three times as large."""
     optimizer, model.optimizer = getattr(model, "optimizer", None), None
-    # HDF5 crashes the process if the disk is full. It writes to memory, and Python's write raises OSError.
-    stream = io.BytesIO()
     try:
-        _keras_internals.save_weights(model, stream)
+        _keras_internals.save_weights(model, file)
     finally:
         model.optimizer = optimizer
-    file.write_bytes(stream.getbuffer())
 
 
 def _load(model, file):

@@ -121,7 +121,7 @@ def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", ".unfinished-file")
 
     monkeypatch.setattr("tempfile.mkdtemp", refused)
-    with pytest.raises(PermissionError, match=f"must be writable: '{tmp_path}'$"):
+    with pytest.raises(PermissionError, match=f"must be writable: '{tmp_path}/file'$"):
         with _files.atomic_file(tmp_path / "file") as staged:
             staged.write_text("new")
 

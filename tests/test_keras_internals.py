@@ -6,7 +6,9 @@
 import contextlib
 import inspect
 import io
+from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -338,12 +340,25 @@ def test_the_given_schedule_is_found():
     assert internals.AdamWHooks(schedule)._given_learning_rate is schedule
 
 
-def test_weights_are_saved_to_a_stream_as_to_a_file(tmp_path):
+def test_weights_are_saved_like_those_of_keras(tmp_path):
     model, _ = nested_model()
-    stream = io.BytesIO()
-    internals.save_weights(model, stream)
-    (tmp_path / "a.weights.h5").write_bytes(stream.getbuffer())
+    internals.save_weights(model, tmp_path / "a.weights.h5")
     other, _ = nested_model()
     other.load_weights(tmp_path / "a.weights.h5")
     for a, b in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+
+
+def test_a_model_larger_than_the_free_memory_is_saved_without_hdf5_on_the_disk(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    opened, file_of = [], h5py.File
+    monkeypatch.setattr("keras.src.saving.saving_lib.is_memory_sufficient", lambda model: False)
+    monkeypatch.setattr(h5py, "File", lambda place, **given: (opened.append(place), file_of(place, **given))[1])
+    internals.save_archive(model, tmp_path / "a.keras")
+    assert [type(place) for place in opened] == [io.BytesIO]
+    opened.clear()
+    model.save(tmp_path / "b.keras")  # the same without the hook
+    assert len(opened) == 1 and isinstance(opened[0], Path)
+    loaded = keras.saving.load_model(tmp_path / "a.keras")
+    for a, b in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_jamba import _files
+from keras_jamba.converters import _safetensors
 from keras_jamba.converters._fields import rank_and_alpha
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -39,8 +40,6 @@ def write(folder, class_name, pairs, rank, lora_alpha, fully_trained):
     Raises:
         ValueError: if a fully trained weight is a single parameter, which PEFT cannot store.
     """
-    from safetensors.numpy import save_file
-
     tensors = {}
     for module, (a, b) in pairs.items():
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
@@ -57,7 +56,7 @@ def write(folder, class_name, pairs, rank, lora_alpha, fully_trained):
         "inference_mode": True,
     }
     folder = Path(folder)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    _safetensors.write(tensors, folder / WEIGHTS, {"format": "pt"})
     _files.write_json(folder / CONFIG, config)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_jamba import _files
+from keras_jamba.converters import _safetensors
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The bytes that are read from a file before it is reopened.
@@ -157,8 +158,8 @@ def write(folder, sizes, tensors, shard_bytes):
         ImportError: if safetensors or huggingface_hub is not installed.
     """
     try:
+        import safetensors  # noqa: F401, only whether it is there
         from huggingface_hub import split_state_dict_into_shards_factory
-        from safetensors.numpy import save_file
     except ImportError as error:
         raise ImportError(
             f"Checkpoints are written with the libraries safetensors and huggingface_hub. Received: {error}. Install "
@@ -172,7 +173,7 @@ def write(folder, sizes, tensors, shard_bytes):
         file = plan.tensor_to_filename[name]
         held[file][name] = x
         if len(held[file]) == len(plan.filename_to_tensors[file]):
-            save_file(held[file], Path(folder) / file, metadata={"format": "pt"})
+            _safetensors.write(held[file], Path(folder) / file, {"format": "pt"})
             held[file].clear()
     if plan.is_sharded:
         _files.write_json(Path(folder) / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})

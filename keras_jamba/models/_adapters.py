@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _checksums, _files, _keras_internals
+from keras_jamba.converters import _safetensors
 from keras_jamba.converters._fields import rank_and_alpha
 from keras_jamba.layers import lora
 from keras_jamba.layers._lora_weights import ADAPTER, adaptable_layers, adapted_layers
@@ -43,8 +44,6 @@ def save(model, file):
     Raises:
         ValueError: if the model has no adapters, a value is not finite, or the path is a folder.
     """
-    from safetensors.numpy import save_file
-
     layers = adapted(model)
     tensors = {
         _path_in_model(model, v.path): v for layer in layers.values() for v in layer.weights if lora.is_adapter(v)
@@ -61,7 +60,7 @@ def save(model, file):
     if file.is_dir():
         raise ValueError(f"Adapters must be saved to a file. Received: {str(file)!r}, a folder. Add a file name.")
     with _files.atomic_file(file) as staged:
-        save_file(tensors, staged, metadata=metadata)
+        _safetensors.write(tensors, staged, metadata)
 
 
 def load(model, file):

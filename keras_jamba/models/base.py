@@ -5,11 +5,11 @@ from pathlib import Path
 
 import keras
 
-from keras_jamba import _backend, _files, _keras_internals
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers import lora
 from keras_jamba.layers._quantizable import quantizable_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
-from keras_jamba.models import _adapters, _saved_state
+from keras_jamba.models import _adapters, _saved_state, _saving
 from keras_jamba.models._precision import check_trainable_dtypes
 from keras_jamba.models._routing_metrics import routing_metrics, update_routing_metrics
 from keras_jamba.models._training_loops import TrainingLoops, check_is_sharded
@@ -226,12 +226,13 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
                 the configuration, or a tokenizer or sampler that cannot be saved.
         """
         self._check_can_be_saved()
-        # Keras prompts before it overwrites, and handles remote paths.
-        if overwrite and zipped is not False and _is_local_archive(filepath):
-            with _files.atomic_file(filepath) as staged:
-                super().save(staged, zipped=zipped, **kwargs)
-        else:
+        if not _saving.save(self, filepath, overwrite, zipped, kwargs):
             super().save(filepath, overwrite, zipped, **kwargs)
+
+    @functools.wraps(keras.Model.save_weights)
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        if not _saving.save_weights(self, filepath, overwrite, max_shard_size):
+            super().save_weights(filepath, overwrite, max_shard_size)
 
     def _check_can_be_saved(self):
         """Raises ValueError for a model that a `.keras` file cannot restore."""
@@ -390,7 +391,3 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
                 super().make_predict_function(force)
                 self.predict_function = self._loops.checked_step(self, self.predict_function)
         return self.predict_function
-
-
-def _is_local_archive(filepath):
-    return str(filepath).endswith(".keras") and Path(filepath).parent.is_dir()

@@ -211,7 +211,8 @@ class JambaTokenizer(Tokenizer):
             self._write(staged)
 
     def _write(self, folder):
-        self._tokenizer.save(str(folder / TOKENIZER))
+        # The library's own `save` raises no OSError on a full disk.
+        (folder / TOKENIZER).write_bytes(self._tokenizer.to_str(pretty=True).encode())
         config = self._config | self._special
         config |= {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
         config = {key: value for key, value in config.items() if value is not None}
