@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 import threading
 
 import keras
@@ -45,13 +46,17 @@ class TrainingLoops(threading.local):
             RuntimeError: if another thread trains or evaluates the model.
             ValueError: if the data has no batch.
         """
+        self._end_abandoned()
         loop = _backend.trainer.Loop(kind)
+        # This frame is of the generator, and the next one of contextlib.
+        loop.frame, loop.at_end = sys._getframe(2), contextlib.ExitStack()
         if self.running:
             # A callback evaluates: the outer loop holds the newest values.
             self.running[-1].sync()
-        self.running.append(loop)
+        inside_step = self.inside_step
         try:
-            with self._exclusive(kind), loop:
+            self.running.append(loop)
+            with self._exclusive(kind), loop, loop.at_end:
                 yield loop
         except UnboundLocalError as error:
             # Keras' `predict` raises it without a batch.
@@ -59,7 +64,8 @@ class TrainingLoops(threading.local):
                 raise
             raise _no_data(kind) from error
         finally:
-            self.running.remove(loop)
+            self.running[:] = [other for other in self.running if other is not loop]
+            self.inside_step, loop.frame = inside_step, None
         if not loop.checked and (loop.has_begun or kind in ("evaluate", "predict")):
             raise _no_data(kind)
 
@@ -69,19 +75,37 @@ class TrainingLoops(threading.local):
         if kind in ("predict", "predict_on_batch"):
             yield
             return
-        here = threading.get_ident()
-        with self.lock:
-            other = next((running for thread, running in self.owners if thread != here), None)
-            if other is not None:
-                raise RuntimeError(
-                    "One thread at a time may train or evaluate a model; generate, stream and predict may run beside "
-                    f"it. Received: {kind}, while another thread runs {other}. Wait for it, or use a copy of the model."
-                )
-            self.owners.append((here, kind))
+        owner = (threading.get_ident(), kind)
         try:
+            with self.lock:
+                other = next((running for thread, running in self.owners if thread != owner[0]), None)
+                if other is not None:
+                    raise RuntimeError(
+                        "One thread at a time may train or evaluate a model; generate, stream and predict may run "
+                        f"beside it. Received: {kind}, while another thread runs {other}. Wait for it, or use a copy "
+                        "of the model."
+                    )
+                self.owners.append(owner)
             yield
         finally:
-            self.owners.remove((here, kind))
+            with self.lock:
+                self.owners[:] = [other for other in self.owners if other is not owner]
+
+    def _end_abandoned(self):
+        """Ends the loops of this thread that an interrupt has ended before they could end themselves."""
+        if not self.running and not self.inside_step and not self.owners:
+            return
+        frames, frame = set(), sys._getframe()
+        while frame is not None:
+            frames.add(frame)
+            frame = frame.f_back
+        for loop in [loop for loop in self.running if loop.frame not in frames]:
+            with loop, loop.at_end:
+                self.running.remove(loop)
+        if not self.running:
+            here = threading.get_ident()
+            self.owners[:] = [owner for owner in self.owners if owner[0] != here]
+            self.inside_step = False
 
     def check(self, model, data):
         """Passes a batch of Keras' iterators to the model's `check_batch`."""
@@ -120,6 +144,13 @@ class TrainingLoops(threading.local):
             self.check(model, batches[0])
             yield begin, end, batches if batches is data else iter(batches)
         raise _no_data(self.innermost.kind)
+
+
+def at_end_of_loop(model, function):
+    """Calls `function()` when the innermost loop of a model ends, also by an interrupt. Other models have no loops."""
+    loops = vars(model).get("_training_loops")
+    if loops is not None and loops.running:
+        loops.innermost.at_end.callback(function)
 
 
 def check_is_sharded(model):

@@ -8,6 +8,7 @@ has been checked. The newest values are assigned back however the loop ends. Oth
 import contextlib
 import functools
 import threading
+import weakref
 
 import jax
 import keras
@@ -19,8 +20,12 @@ _NAMES = ("trainable_variables", "non_trainable_variables", "optimizer_variables
 _lock = threading.Lock()
 # Loops whose steps hold the values of variables.
 _training = []
-# The number of readers that may hold values of variables.
-_readers = 0
+# The readers that may hold values of variables. An entry ends with its reader's frame, also after an interrupt.
+_readers = weakref.WeakSet()
+
+
+class _Reader:
+    pass
 
 
 class Loop:
@@ -36,16 +41,24 @@ class Loop:
 
     def __exit__(self, *exception):
         kind, error, _ = exception
-        with self.lock:
-            self.sync()
-            self.state = None
-        self._reading.close()
+        try:
+            self._end()
+        except BaseException:
+            # An interrupt: without the second call, the variables would stay without values.
+            self._end()
+            raise
         if error is not None and kind.__name__ == "IndivisibleError":
             raise ValueError(
                 "The rows of every batch, including the last one, must be a multiple of the devices among which the "
                 f"mesh splits them. Received: {str(error).splitlines()[0]} Choose another batch_size, or drop or pad "
                 "the last batch, as training.Batches does with drop_last=True and training.PackedText by default."
             ) from error
+
+    def _end(self):
+        with self.lock:
+            self.sync()
+            self.state = None
+        self._reading.close()
 
     def begin(self, model, names):
         """Returns the values for the first step of a loop, or the first one after callbacks have read the variables."""
@@ -70,9 +83,10 @@ class Loop:
             if _readers:
                 state = jax.tree.map(jax.numpy.copy, state)
             self.state = self.given = dict(zip(self.variables, state, strict=True))
+            # First, so that `sync` restores the values after an interrupt of the next lines.
+            _training.append(self)
             for variable in self._flat_variables():
                 _keras_internals.release_tensor(variable)
-            _training.append(self)
         return state
 
     def put(self, state):
@@ -111,14 +125,14 @@ class Loop:
 
 @contextlib.contextmanager
 def readable_values(variables):
-    global _readers
-    with _lock:
-        _readers += 1
+    reader = _Reader()
     try:
+        with _lock:
+            _readers.add(reader)
         yield _values(variables)
     finally:
         with _lock:
-            _readers -= 1
+            _readers.discard(reader)
 
 
 def _values(variables):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_jamba import _backend, _keras_internals
+from keras_jamba.models import _training_loops
 from keras_jamba.ops import _checks
 from keras_jamba.training.checkpointing import _saves, _snapshots
 
@@ -93,8 +94,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         model = self.model
-        self._end_quiet()
-        _keras_internals.set_initial_epoch(model, None)  # left by a fit that had nothing to do
+        self._end()
+        # An interrupted `fit` calls no callback at its end.
+        _training_loops.at_end_of_loop(model, self._end)
         if not model.built:
             raise ValueError(
                 "A model must have its variables before a checkpoint is loaded into them. "
@@ -165,8 +167,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._save()
 
     def on_train_end(self, logs=None):
-        self._end_quiet()
-        _keras_internals.set_initial_epoch(self.model, None)
+        self._end()
         # Later callbacks in the list may stop the training after this one's on_epoch_end.
         if self.model.stop_training and not self._saved_as_stopped:
             self._save()
@@ -190,6 +191,10 @@ class Checkpoint(keras.callbacks.Callback):
                 value = keras.ops.convert_to_numpy(value)
                 logs |= {name: value if value.ndim else float(value)} if name in logs else {}
             self._held = None
+
+    def _end(self):
+        self._end_quiet()
+        _keras_internals.set_initial_epoch(self.model, None)
 
     def _end_quiet(self):
         if self._quiet is not None:
