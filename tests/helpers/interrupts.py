@@ -27,6 +27,7 @@ def language_model():
 def compiled_model(**given):
     model = language_model()
     model.compile(keras.optimizers.Adam(1e-3), **given)
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -112,7 +113,7 @@ def _fresh():
 
 def problems(model, before, fits=True):
     """Returns sentences on a model that is not usable; `before` is an earlier `process_state()`."""
-    found = [f"changed: {name}" for name, value in process_state().items() if value != before[name]]
+    found = [f"changed: {name}, {str(value)[:200]}" for name, value in process_state().items() if value != before[name]]
     loops = model._loops
     if loops.running or loops.owners or loops.inside_step:
         found.append(f"loops left: {loops.running}, {loops.owners}, {loops.inside_step}")

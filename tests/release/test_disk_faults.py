@@ -1,4 +1,4 @@
-"""A disk with a fault gives an error that names the path, and leaves the old save; the next save leaves no leftovers."""
+"""A faulty disk gives an error that names the path, and leaves the old save. The next save leaves no leftovers."""
 
 import json
 import os

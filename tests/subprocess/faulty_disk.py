@@ -59,8 +59,8 @@ def without_rights():
         os.seteuid(NOBODY)
 
 
-# Each fault is a generator `fault(disk, draw, size, duration)`: it yields a function for the fork, which runs before the
-# write, and continues while the fork writes. It yields again before the fork is awaited, and repairs the disk at last.
+# Each fault is a generator `fault(disk, draw, size, duration)`. It yields a function that the fork calls before it
+# writes, and continues while the fork writes. It yields again before the fork is awaited, and repairs the disk.
 
 
 def full_disk(disk, draw, size, duration):
