@@ -155,7 +155,7 @@ def _fill(model, config, changed, dropped, variables, preset, file):
 
 def write(model, folder, more=None):
     """Writes a preset, see `DHCJamba.save_to_preset`. `more(folder)` writes further files."""
-    _check_finite(model, model.name)
+    check_finite(model, model.name)
     with preset_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
@@ -203,10 +203,9 @@ def _load(model, file):
     model.load_weights(file)
     for variable, state in generators:
         variable.assign(state)
-    _check_finite(model, str(file))
 
 
-def _check_finite(model, source):
+def check_finite(model, source):
     """Raises ValueError for a weight with NaN or infinity. Statistics of the last call may have them."""
     for variable in model.weights:
         is_float = "float" in keras.backend.standardize_dtype(variable.dtype)

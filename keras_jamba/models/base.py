@@ -13,9 +13,10 @@ from keras_jamba.models import _adapters, _saved_state, _saving
 from keras_jamba.models._precision import check_trainable_dtypes
 from keras_jamba.models._routing_metrics import routing_metrics, update_routing_metrics
 from keras_jamba.models._training_loops import TrainingLoops, check_is_sharded
+from keras_jamba.models._weight_files import WeightFiles
 
 
-class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops):
+class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops, WeightFiles):
     """The abstract base of all models; a model derives from this class and `keras.Model`, in this order.
 
     `keras.Model` is not a base here: in the bases of a functional model, Keras replaces it by `Functional`.
