@@ -46,6 +46,15 @@ def host_array(x):
     return _backend.tensors.concrete_numpy(x) if ops.is_tensor(x) else None
 
 
+def check_given(tensors, names):
+    """Raises ValueError if one of the tensors `names` is None in `{name: tensor}`."""
+    missing = [name for name in names if tensors[name] is None]
+    if missing:
+        raise ValueError(
+            f"{', '.join(names)} must be tensors. Received: {missing[0]}=None. Only the other tensors may be left out."
+        )
+
+
 def check_floating(tensors):
     """Checks that every tensor of `{name: tensor}` has a floating-point dtype, or raises a `ValueError`."""
     for name, x in tensors.items():

@@ -28,14 +28,16 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
         `(b, t, h, c)` in the dtype of `query`.
 
     Raises:
-        ValueError: if the shapes do not match.
+        ValueError: if the shapes do not match, or a dtype is not floating-point.
 
     Reference:
         [Ainslie et al. (2023)](https://arxiv.org/abs/2305.13245).
     """
     tensors = {"query": query, "key": key, "value": value} | ({} if mask is None else {"mask": mask})
+    _checks.check_given(tensors, ("query", "key", "value"))
     tensors = {name: ops.convert_to_tensor(x) for name, x in tensors.items()}
     _checks.check_shapes(tensors, {"query": "bthc", "key": "bsgc", "value": "bsgc", "mask": "bts"})
+    _checks.check_floating({name: tensors[name] for name in ("query", "key", "value")})
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     _check_heads(query, key)
     if mask is None:

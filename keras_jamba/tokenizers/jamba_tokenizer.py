@@ -64,7 +64,8 @@ class JambaTokenizer(Tokenizer):
         self._special = {name: token.content for name, token in special.items()}
         for kind in ("bos", "eos", "pad"):
             token = self._special.get(f"{kind}_token")
-            token_id = None if token is None else self._tokenizer.token_to_id(token)
+            with _type_errors_of(folder / CONFIG):
+                token_id = None if token is None else self._tokenizer.token_to_id(token)
             if token is not None and token_id is None:
                 raise ValueError(
                     f"The special tokens of {source(f'{kind}_token', self._config, legacy)} must be in {TOKENIZER}. "
@@ -264,10 +265,10 @@ def _templates(folder, configured):
 
 @contextlib.contextmanager
 def _type_errors_of(file):
-    """Raises a ValueError that names `file` for a field of a wrong type."""
+    """Raises a ValueError that names `file` for a field of a wrong type, or a text that UTF-8 cannot express."""
     try:
         yield
-    except (AttributeError, OverflowError, TypeError) as error:
+    except (AttributeError, OverflowError, TypeError, UnicodeError) as error:
         raise ValueError(_damaged(file, error)) from error
 
 

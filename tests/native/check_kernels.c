@@ -316,6 +316,7 @@ static void fuzz_experts(void) {
 
 int main(int count, char **arguments) {
   int rounds = count > 1 ? atoi(arguments[1]) : 300;
+  if (count > 2) seed ^= strtoull(arguments[2], NULL, 10) * 0x9e3779b97f4a7c15ULL;
   functions_plain();
 #if HAVE_X86 && !defined(__clang__)
   if (kj_isa_available(KJ_AVX2)) functions_avx2();

@@ -22,7 +22,7 @@ RUNS += ("socket.getaddrinfo", "webbrowser.open", "os.chmod", "os.chown", "os.sy
 # Modules that run code which they wrote themselves: translations of templates, traced graphs, classes, imports.
 WRITERS = ("jinja2", "torch", "collections", "dataclasses", "importlib", "_frozen_importlib")
 # A trial that takes longer ends the process.
-HANGS_AFTER = 60
+HANGS_AFTER = 120
 
 
 class Watch:

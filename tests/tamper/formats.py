@@ -130,10 +130,15 @@ def write_tokenizer(folder):
     (folder / "chat_template.jinja").write_text(template)
 
 
-def read_tokenizer(folder):
-    tokenizer = load_tokenizer(folder)
+def existing(tokenizer):
+    """Returns a tokenizer; raises ValueError for None, which a folder without tokenizer.json gives."""
     if tokenizer is None:
         raise ValueError("Received: no tokenizer.")
+    return tokenizer
+
+
+def read_tokenizer(folder):
+    tokenizer = existing(load_tokenizer(folder))
     ids = tokenizer.encode("a naïve text , isn't it 123")
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "7 times 6?"}])
     return [np.array(ids), tokenizer.decode(ids), chat, tokenizer.vocab_size]
@@ -168,7 +173,7 @@ def write_checkpoint(folder):
 def read_checkpoint(folder):
     model = keras_jamba.JambaCausalLM.from_preset(folder / "checkpoint")
     sampler = generation_config.sampler_of_config(model.generation_config or {})
-    return [*arrays_of(model.weights), *model.tokenizer.encode("a text"), str(vars(sampler))]
+    return [*arrays_of(model.weights), *existing(model.tokenizer).encode("a text"), str(vars(sampler))]
 
 
 def write_peft(folder):

@@ -87,8 +87,10 @@ def causal_depthwise_conv(
 
 
 def _check(tensors):
+    _checks.check_given(tensors, ("x", "kernel"))
     present = {name: x for name, x in tensors.items() if x is not None}
     _checks.check_floating(present)
+    _checks.check_shapes({"kernel": present["kernel"]}, _SHAPES)
     state, width = tensors["initial_state"], present["kernel"].shape[0]
     if state is not None and (len(state.shape) != 3 or state.shape[1] != width - 1):
         raise ValueError(

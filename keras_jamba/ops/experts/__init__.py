@@ -104,6 +104,7 @@ def expert_mlp(
         capacity: [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668).
     """
     tensors = dict(tokens=tokens, weights=weights, up_bank=up_bank, down_bank=down_bank)
+    _checks.check_given(tensors | {"indices": indices}, (*tensors, "indices"))
     tensors |= {} if gate_bank is None else {"gate_bank": gate_bank}
     quantized = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
     tensors = {name: x if name in quantized else ops.convert_to_tensor(x) for name, x in tensors.items()}

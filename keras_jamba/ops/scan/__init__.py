@@ -148,6 +148,7 @@ _SHAPES = {
 
 
 def _check(tensors):
+    _checks.check_given(tensors, ("u", "delta", "A", "B", "C"))
     present = {name: x for name, x in tensors.items() if x is not None}
     _checks.check_floating(present)
     _checks.check_shapes(present, _SHAPES)
