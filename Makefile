@@ -10,13 +10,14 @@ TEST_VENV := .venv
 DEMO_VENV := .venv-demo-$(BACKEND)
 INSTALL = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test test-all test-rest test-nightly lint clean
+.PHONY: help demo test test-all test-rest test-release test-nightly lint clean
 
 help:
 	@echo "make demo [BACKEND=jax|tensorflow|torch] [ARGS=...]   train an image classifier and draw how it did"
 	@echo "make test                                             the tests of every change, on all three backends"
 	@echo "make test-all                                         all tests, on all three backends"
 	@echo "make test-rest                                        what test-all runs and test does not"
+	@echo "make test-release [SOAK_MINUTES=60]                   by hand before a release: what is too long for test-all"
 	@echo "make test-nightly                                     the uses of private Keras attributes, in keras-nightly"
 	@echo "make lint                                             ruff"
 	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
@@ -36,6 +37,15 @@ test-all: $(TEST_VENV)/installed
 # What test-all runs and test does not.
 test-rest: $(TEST_VENV)/installed
 	$(RUN_TESTS) -m full
+
+# Thousands of damaged files, long fuzzing and a soak; tests/release/README.md. Commit what it writes to results/.
+SOAK_MINUTES ?= 60
+RELEASE = OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 $(TEST_VENV)/bin/python
+test-release: $(TEST_VENV)/installed
+	failed=0; KERAS_BACKEND=torch $(RELEASE) -m pytest -p no:cacheprovider tests/release || failed=1; \
+	KERAS_BACKEND=torch $(RELEASE) tests/release/soak.py --minutes $(SOAK_MINUTES) & soak=$$!; \
+	KERAS_BACKEND=jax $(RELEASE) tests/release/soak.py --minutes $(SOAK_MINUTES) || failed=1; \
+	wait $$soak || failed=1; exit $$failed
 
 test-nightly: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python $(INSTALL) --no-deps --upgrade --target build/keras-nightly keras-nightly

@@ -120,7 +120,8 @@ def _stop_token_ids(model, stop_token_ids):
     ids = [i for i in (ids if isinstance(ids, (list, tuple)) else [ids]) if i is not None]
     for i in ids:
         _checks.check_integer("stop_token_ids", i, at_least=0)
-    return tuple(sorted({int(i) for i in ids}))
+    # No token has a larger id, which may not fit int32 either.
+    return tuple(sorted({int(i) for i in ids if i < model.constructor_arguments()["vocab_size"]}))
 
 
 def _own_stop_token_ids(model):

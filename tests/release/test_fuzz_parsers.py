@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import records
 from checks import once
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from tamper.formats import FORMATS, language_model
+from tamper.formats import FORMATS
 from tamper.mutations import with_hostile_value
 from tamper.trials import in_form
 
@@ -134,24 +135,21 @@ def test_sizes_are_refused_in_form(arguments):
 
 
 def test_options_of_generation_are_refused_in_form():
-    model, names = language_model(), ["do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"]
-    names += ["num_beams", "length_penalty", "early_stopping", "eos_token_id", "pad_token_id", "max_length"]
-    names += ["no_repeat_ngram_size", "guidance_scale", "stop_strings", "max_new_tokens", "bad_words_ids"]
-    assert generation_config.sampler_of_config({"do_sample": True}) is not None
+    names = ["do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams"]
+    names += ["length_penalty", "early_stopping", "no_repeat_ngram_size", "guidance_scale", "bad_words_ids"]
 
     @fuzz(st.dictionaries(st.sampled_from(names), values, max_size=3))
     def check(config):
         refused_in_form(generation_config.sampler_of_config, config)
 
     check()
-    assert model.generation_config is None
 
 
 @fuzz(st.one_of(st.binary(max_size=400), values.map(lambda x: json.dumps(x).encode())))
 def test_readers_below_the_form_raise_value_errors_only(content):
     folder = Path(os.environ["FUZZ_FOLDER"])
     (folder / "file").write_bytes(content)
-    refused_in_form(_npz.read, folder / "file", kinds=(ValueError, ArithmeticError)[0:1])
+    refused_in_form(_npz.read, folder / "file", kinds=(ValueError,))
     refused_in_form(_files.read_json, folder / "file", kinds=(ValueError,))
 
 
@@ -161,8 +159,6 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_headers_of_arrays_are_refused(tmp_path):
-    import zipfile
-
     names = st.text("{}()[]'\",: <f0123456789descrshapofTunb_L", max_size=80)
     good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
     edits = st.tuples(st.integers(0, len(good)), st.integers(0, 12), names).map(
@@ -182,15 +178,15 @@ def test_headers_of_arrays_are_refused(tmp_path):
 @fuzz(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(lambda x: x.encode("utf-8", "surrogatepass"))))
 def test_a_table_is_written_beside_whatever_is_there(content):
     folder = Path(os.environ["FUZZ_FOLDER"])
-    for old in folder.glob("log*.csv"):
+    for old in folder.glob("log*"):
         old.unlink()
     (folder / "log.csv").write_bytes(content)
     table = Table(folder / "log.csv")
     table.write(1, 0, {"loss": 0.5})
     table.close()
-    assert any(b"0.5" in file.read_bytes() for file in folder.glob("log*.csv"))
+    assert any(b"0.5" in file.read_bytes() for file in folder.glob("log*"))
 
 
 def test_the_results_are_recorded():
     """Runs last in this file."""
-    records.write("parsers", {"seed": SEED, "examples per test": EXAMPLES, "tests": 26, "faults": 0})
+    records.write("parsers", {"seed": SEED, "examples per test": EXAMPLES, "tests": 22, "faults": 0})
