@@ -38,7 +38,9 @@ def _memory():
 
 def _commit():
     """Returns the commit, with a plus if the package has changed since."""
-    git = lambda *command: subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout  # noqa: E731
-    return git("rev-parse", "--short", "HEAD").strip() + (
-        "+" if git("status", "--short", "keras_jamba").strip() else ""
-    )
+    changed = "+" if _git("status", "--short", "keras_jamba") else ""
+    return _git("rev-parse", "--short", "HEAD") + changed
+
+
+def _git(*command):
+    return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout.strip()

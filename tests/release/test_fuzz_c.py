@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import hatch_build
 import pytest
 import records
 from checks import once
+
+import hatch_build
 
 ROOT = Path(__file__).parents[2]
 SCALE = float(os.environ.get("FUZZ_SCALE", 1))

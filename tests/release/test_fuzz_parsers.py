@@ -24,7 +24,7 @@ from keras_jamba.generation import PromptState, generation_config
 from keras_jamba.models import _adapters
 from keras_jamba.models._backbone_config import check_sizes
 from keras_jamba.tokenizers import load_tokenizer
-from keras_jamba.training.checkpointing import _saves, _snapshots
+from keras_jamba.training.checkpointing import _saves
 from keras_jamba.training.monitoring._writers import Table
 
 # Files are read alike on every backend.

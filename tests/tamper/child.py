@@ -26,7 +26,7 @@ HANGS_AFTER = 120
 
 
 class Watch:
-    """Notes the events of `RUNS`, imports of new packages, and files opened for writing outside of temporary folders."""
+    """Notes the events of `RUNS`, imports of new packages, and files written outside of temporary folders."""
 
     def __init__(self):
         self.seen = None
