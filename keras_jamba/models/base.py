@@ -9,14 +9,14 @@ from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers import lora
 from keras_jamba.layers._quantizable import quantizable_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
-from keras_jamba.models import _adapters, _saved_state, _saving
+from keras_jamba.models import _adapters, _saved_state
+from keras_jamba.models._keras_files import KerasFiles
 from keras_jamba.models._precision import check_trainable_dtypes
 from keras_jamba.models._routing_metrics import routing_metrics, update_routing_metrics
 from keras_jamba.models._training_loops import TrainingLoops, check_is_sharded
-from keras_jamba.models._weight_files import WeightFiles
 
 
-class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops, WeightFiles):
+class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops, KerasFiles):
     """The abstract base of all models; a model derives from this class and `keras.Model`, in this order.
 
     `keras.Model` is not a base here: in the bases of a functional model, Keras replaces it by `Functional`.
@@ -227,13 +227,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
                 the configuration, or a tokenizer or sampler that cannot be saved.
         """
         self._check_can_be_saved()
-        if not _saving.save(self, filepath, overwrite, zipped, kwargs):
-            super().save(filepath, overwrite, zipped, **kwargs)
-
-    @functools.wraps(keras.Model.save_weights)
-    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
-        if not _saving.save_weights(self, filepath, overwrite, max_shard_size):
-            super().save_weights(filepath, overwrite, max_shard_size)
+        super().save(filepath, overwrite, zipped, **kwargs)
 
     def _check_can_be_saved(self):
         """Raises ValueError for a model that a `.keras` file cannot restore."""

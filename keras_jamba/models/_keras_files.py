@@ -1,0 +1,54 @@
+"""`.keras` and `.weights.h5` files: atomic writing with HDF5 in memory, and errors of damaged files."""
+
+import functools
+from pathlib import Path
+
+import keras
+
+from keras_jamba import _files, _keras_internals, presets
+
+
+class KerasFiles:
+    """Mixed into a `keras.Model`, before it in the bases.
+
+    Keras itself handles remote paths and sharded files, prompts before it overwrites, and refuses invalid arguments.
+    """
+
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        is_plain = overwrite and zipped is not False and set(kwargs) <= {"include_optimizer"}
+        if not (is_plain and _write(_keras_internals.save_archive, self, filepath, ".keras")):
+            super().save(filepath, overwrite, zipped, **kwargs)
+
+    @functools.wraps(keras.Model.save_weights)
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        is_plain = overwrite and max_shard_size is None and self.built
+        if not (is_plain and _write(_keras_internals.save_weights, self, filepath, ".weights.h5")):
+            super().save_weights(filepath, overwrite, max_shard_size)
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Loads a file of `save_weights` like `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: if the file is damaged or of another model, or a weight is not finite. Some weights may have
+                been loaded then.
+        """
+        try:
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        except MemoryError:
+            raise
+        except Exception as error:  # h5py raises errors of many classes
+            reason = str(error).strip().removesuffix(".")
+            raise ValueError(
+                "Weights must be a complete file that save_weights wrote for a model of the same sizes. Received: "
+                f"{str(filepath)!r}, {type(error).__name__}: {reason}. Build the model anew, and load another file."
+            ) from error
+        presets.check_finite(self, str(filepath))
+
+
+def _write(writer, model, filepath, ending):
+    """Writes a local file. Returns whether it did."""
+    if not str(filepath).endswith(ending) or not Path(filepath).parent.is_dir():
+        return False
+    with _files.atomic_file(filepath) as staged:
+        writer(model, staged)
+    return True
