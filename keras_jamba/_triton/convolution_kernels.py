@@ -12,7 +12,7 @@ another kernel adds these sums in a fixed order.
 import triton
 import triton.language as tl
 
-from keras_jamba._triton.scan_kernels import _sigmoid
+from keras_jamba._triton.function_kernels import _sigmoid
 
 
 @triton.jit

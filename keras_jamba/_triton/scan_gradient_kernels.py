@@ -10,17 +10,16 @@ sums to memory.
 import triton
 import triton.language as tl
 
+from keras_jamba._triton.function_kernels import LN2, LOG2E, _sigmoid
 from keras_jamba._triton.scan_kernels import (
-    LN2,
-    LOG2E,
     _combined,
     _continued,
     _decay,
     _held,
+    _marks,
     _place,
     _put,
     _row,
-    _sigmoid,
     _states,
     _sums,
     _time_steps,
@@ -162,11 +161,12 @@ def scan_backward(
             next_delta = _tokens(delta + (place + COUNT) * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
             steps = _time_steps(raw, shift, flags + place, t, COUNT, SOFTPLUS, FLAGS, True)
             driven = steps * _held(x, flags + place, t, COUNT, FLAGS, True)
-            Bs = _states(B + place * STATES, flags + place, n, COUNT, STATES, COUNT, FLAGS, True)
+            marks = _marks(flags + place, COUNT, COUNT, FLAGS)
+            Bs = _states(B + place * STATES, marks, n, COUNT, STATES, COUNT, FLAGS, True)
             tl.store(states + k * PLANE + state, h, mask=here)
             for i in tl.static_range(COUNT):
                 drive = _row(driven, i)[None, None, :] * Bs[i][:, :, None]
-                h = _decay(steps, A2, i) * _continued(h, flags + place, i, COUNT, FLAGS) + drive
+                h = _decay(steps, A2, i) * _continued(h, marks, i, FLAGS) + drive
         place = start + (parts - 1) * COUNT
         left = rest - (parts - 1) * COUNT
         next_z = _tokens(z + place * Z_ROW, t, e, left, Z_ROW, CHANNELS, False) if HAS_Z else next_u
@@ -176,8 +176,9 @@ def scan_backward(
             place, left = start + k * COUNT, rest - k * COUNT
             raw, gate, dy, h = next_delta, next_z, next_dy, next_h
             x = _held(next_u.to(tl.float32), flags + place, t, left, FLAGS, True)
-            Bs = _states(B + place * STATES, flags + place, n, left, STATES, COUNT, FLAGS, False)
-            Cs = _states(C + place * STATES, flags + place, n, left, STATES, COUNT, FLAGS, False)
+            marks = _marks(flags + place, left, COUNT, FLAGS)
+            Bs = _states(B + place * STATES, marks, n, left, STATES, COUNT, FLAGS, False)
+            Cs = _states(C + place * STATES, marks, n, left, STATES, COUNT, FLAGS, False)
             ahead = tl.maximum(k - 1, 0)
             at = start + ahead * COUNT
             more = rest - ahead * COUNT
@@ -192,7 +193,7 @@ def scan_backward(
             decay, befores, afters = (), (), ()
             for i in tl.static_range(COUNT):
                 decay = decay + (_decay(steps, A2, i),)
-                befores = befores + (_continued(h, flags + place, i, left, FLAGS),)
+                befores = befores + (_continued(h, marks, i, FLAGS),)
                 h = decay[i] * befores[i] + _row(driven, i)[None, None, :] * Bs[i][:, :, None]
                 afters = afters + (h,)
             products, of_u, of_steps, of_z = (), (), (), ()
@@ -201,7 +202,7 @@ def scan_backward(
                 grad_h = dy_i * Cs[i][:, :, None] + carry
                 carry = decay[i] * grad_h
                 exponent = carry * befores[i]
-                carry = _continued(carry, flags + place, i, left, FLAGS)
+                carry = _continued(carry, marks, i, FLAGS)
                 sum_A += exponent * _row(steps, i)[None, None, :]
                 products = (grad_h * _row(driven, i)[None, None, :], dy_i * afters[i]) + products
                 of_u = (grad_h * Bs[i][:, :, None],) + of_u

@@ -16,8 +16,8 @@ Exponentials limit the speed: one per state and token, 16 per clock on a multipr
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from keras_jamba._triton.function_kernels import LOG2E, _sigmoid, _softplus
+
 # Bits of a token's flags.
 REAL, RESET = tl.constexpr(1), tl.constexpr(2)
 
@@ -26,21 +26,6 @@ REAL, RESET = tl.constexpr(1), tl.constexpr(2)
 def _opaque_zero():
     """Returns 0 as a value unknown to the compiler: a pointer plus it gets no layout for wide vectors."""
     return tl.num_programs(2) - 1
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1 / (1 + tl.exp2(x * -LOG2E))
-
-
-@triton.jit
-def _softplus(x):
-    """Computes log(1 + exp(x)) in float32: log1p(w) = 2 artanh(w / (2 + w)) with w = exp(-|x|), as a series."""
-    w = tl.exp2(tl.abs(x) * -LOG2E)
-    s = w / (2 + w)
-    q = s * s
-    series = 1.0 + q * (0.33333206 + q * (0.20010847 + q * (0.13999623 + q * 0.14011951)))
-    return tl.maximum(x, 0.0) + 2 * s * series
 
 
 @triton.jit
@@ -94,15 +79,19 @@ def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, FULL_TILE: tl.constexpr
 
 
 @triton.jit
-def _flag(flags, i: tl.constexpr, left, bit: tl.constexpr):
-    """Returns whether a bit of token i is set; False past the `left` tokens."""
-    return (tl.load(flags + i, mask=i < left, other=0).to(tl.int32) & bit) != 0
+def _marks(flags, left, COUNT: tl.constexpr, FLAGS: tl.constexpr):
+    """Loads the flags of COUNT tokens as scalars, 0 past the `left` tokens; an empty tuple without FLAGS."""
+    found = ()
+    if FLAGS:
+        for i in tl.static_range(COUNT):
+            found = found + (tl.load(flags + i, mask=i < left, other=0).to(tl.int32),)
+    return found
 
 
 @triton.jit
 def _states(
     pointer,
-    flags,
+    marks,
     n,
     left,
     STATES: tl.constexpr,
@@ -118,7 +107,7 @@ def _states(
     for i in tl.static_range(COUNT):
         place = pointer + i * STATES if FULL_TILE else pointer + tl.minimum(i, left - 1) * STATES
         if FLAGS:
-            found = found + (tl.load(place + n, mask=(n < STATES) & _flag(flags, i, left, REAL), other=0.0),)
+            found = found + (tl.load(place + n, mask=(n < STATES) & ((marks[i] & REAL) != 0), other=0.0),)
         elif STATES == n.shape[0] * n.shape[1]:
             found = found + (tl.load(place + n),)
         else:
@@ -153,13 +142,13 @@ def _decay(steps, A2, i: tl.constexpr):
 
 
 @triton.jit
-def _continued(state, flags, i: tl.constexpr, left, FLAGS: tl.constexpr):
+def _continued(state, marks, i: tl.constexpr, FLAGS: tl.constexpr):
     """Returns the state before token i, or its gradient: zeros where a document begins.
 
     A product with 0 would keep NaN and infinity of the document before.
     """
     if FLAGS:
-        return tl.where(_flag(flags, i, left, RESET), 0.0, state)
+        return tl.where((marks[i] & RESET) != 0, 0.0, state)
     else:
         return state
 
@@ -239,12 +228,12 @@ def _prepared(
 
 
 @triton.jit
-def _recurred(h, steps, driven, B, C, A2, flags, t, left, FLAGS: tl.constexpr):
+def _recurred(h, steps, driven, B, C, A2, marks, t, FLAGS: tl.constexpr):
     """Computes the state after a tile's tokens, and the sum of C h of each token."""
     parts = ()
     for i in tl.static_range(t.shape[0]):
         drive = _row(driven, i)[None, None, :] * B[i][:, :, None]
-        h = _decay(steps, A2, i) * _continued(h, flags, i, left, FLAGS) + drive
+        h = _decay(steps, A2, i) * _continued(h, marks, i, FLAGS) + drive
         parts = parts + (h * C[i][:, :, None],)
     return h, _sums(parts, t)
 
@@ -359,8 +348,9 @@ def scan_forward(
     for k in tl.static_range(AHEAD):
         at = tl.minimum(k * COUNT, tl.maximum(full - COUNT, 0)).to(tl.int64)
         queue = queue + (_gathered(u, delta, z, at, t, e, full, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False),)
-    next_B = _states(B, flags, n, left, STATES, COUNT, FLAGS, False)
-    next_C = _states(C, flags, n, left, STATES, COUNT, FLAGS, False)
+    next_marks = _marks(flags, left, COUNT, FLAGS)
+    next_B = _states(B, next_marks, n, left, STATES, COUNT, FLAGS, False)
+    next_C = _states(C, next_marks, n, left, STATES, COUNT, FLAGS, False)
     ready = _prepared(queue[0], shift, flags, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
     queue = queue[1:]
     for at in range(0, full, COUNT):
@@ -368,16 +358,17 @@ def scan_forward(
             if at % EVERY == 0:
                 tl.store(checkpoints + at // EVERY * (CHANNELS * STATES) + state, h, mask=here)
         steps, driven, x, share = ready
-        now_B, now_C = next_B, next_C
+        now_B, now_C, marks = next_B, next_C, next_marks
         # The last steps load the last tile again.
         far = tl.minimum(at + AHEAD * COUNT, full - COUNT).to(tl.int64)
         near = tl.minimum(at + COUNT, full - COUNT)
         ready = _prepared(queue[0], shift, flags + near, t, COUNT, SOFTPLUS, HAS_Z, FLAGS, True)
         following = _gathered(u, delta, z, far, t, e, COUNT, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, EVEN)
         queue = queue[1:] + (following,)
-        next_B = _states(B + near.to(tl.int64) * STATES, flags + near, n, COUNT, STATES, COUNT, FLAGS, True)
-        next_C = _states(C + near.to(tl.int64) * STATES, flags + near, n, COUNT, STATES, COUNT, FLAGS, True)
-        h, out = _recurred(h, steps, driven, now_B, now_C, A2, flags + at, t, COUNT, FLAGS)
+        next_marks = _marks(flags + near, COUNT, COUNT, FLAGS)
+        next_B = _states(B + near.to(tl.int64) * STATES, next_marks, n, COUNT, STATES, COUNT, FLAGS, True)
+        next_C = _states(C + near.to(tl.int64) * STATES, next_marks, n, COUNT, STATES, COUNT, FLAGS, True)
+        h, out = _recurred(h, steps, driven, now_B, now_C, A2, marks, t, FLAGS)
         to = y + tl.cast(at, tl.int64) * CHANNELS
         _finish(out, x, share, skip, to, flags + at, t, e, COUNT, CHANNELS, HAS_Z, FLAGS, EVEN)
     rest = left - full
@@ -387,10 +378,11 @@ def scan_forward(
                 tl.store(checkpoints + full // EVERY * (CHANNELS * STATES) + state, h, mask=here)
         at_end = full.to(tl.int64)
         end_tile = _gathered(u, delta, z, at_end, t, e, rest, U_ROW, DELTA_ROW, Z_ROW, CHANNELS, HAS_Z, False)
-        end_B = _states(B + at_end * STATES, flags + full, n, rest, STATES, COUNT, FLAGS, False)
-        end_C = _states(C + at_end * STATES, flags + full, n, rest, STATES, COUNT, FLAGS, False)
+        end_marks = _marks(flags + full, rest, COUNT, FLAGS)
+        end_B = _states(B + at_end * STATES, end_marks, n, rest, STATES, COUNT, FLAGS, False)
+        end_C = _states(C + at_end * STATES, end_marks, n, rest, STATES, COUNT, FLAGS, False)
         steps, driven, x, share = _prepared(end_tile, shift, flags + full, t, rest, SOFTPLUS, HAS_Z, FLAGS, False)
-        h, end_out = _recurred(h, steps, driven, end_B, end_C, A2, flags + full, t, rest, FLAGS)
+        h, end_out = _recurred(h, steps, driven, end_B, end_C, A2, end_marks, t, FLAGS)
         to = y + at_end * CHANNELS
         _finish(end_out, x, share, skip, to, flags + full, t, e, rest, CHANNELS, HAS_Z, FLAGS, False)
     if end == length:

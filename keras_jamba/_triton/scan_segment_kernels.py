@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
+from keras_jamba._triton.function_kernels import LOG2E
 from keras_jamba._triton.scan_gradient_kernels import _gated
 from keras_jamba._triton.scan_kernels import (
-    LOG2E,
     RESET,
     _continued,
     _decay,
-    _flag,
     _held,
+    _marks,
     _place,
     _row,
     _states,
@@ -64,22 +64,24 @@ def scan_ends(
     first, left = b * length + begin, end - begin
     next_u = _tokens(u + first * U_ROW, t, e, left, U_ROW, CHANNELS, False)
     next_delta = _tokens(delta + first * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
-    next_B = _states(B + first * STATES, flags + first, n, left, STATES, COUNT, FLAGS, False)
+    next_marks = _marks(flags + first, left, COUNT, FLAGS)
+    next_B = _states(B + first * STATES, next_marks, n, left, STATES, COUNT, FLAGS, False)
     for at in range(0, left, COUNT):
-        now_u, now_delta, now_B, place = next_u, next_delta, next_B, first + at
+        now_u, now_delta, now_B, marks, place = next_u, next_delta, next_B, next_marks, first + at
         ahead = left - at - COUNT
         next_u = _tokens(u + (place + COUNT) * U_ROW, t, e, ahead, U_ROW, CHANNELS, False)
         next_delta = _tokens(delta + (place + COUNT) * DELTA_ROW, t, e, ahead, DELTA_ROW, CHANNELS, False)
         after = place + COUNT
-        next_B = _states(B + after * STATES, flags + after, n, ahead, STATES, COUNT, FLAGS, False)
+        next_marks = _marks(flags + after, ahead, COUNT, FLAGS)
+        next_B = _states(B + after * STATES, next_marks, n, ahead, STATES, COUNT, FLAGS, False)
         steps = _time_steps(now_delta, shift, flags + place, t, left - at, SOFTPLUS, FLAGS, False)
         driven = steps * _held(now_u.to(tl.float32), flags + place, t, left - at, FLAGS, True)
         for i in tl.static_range(COUNT):
             drive = _row(driven, i)[None, None, :] * now_B[i][:, :, None]
-            h = _decay(steps, A2, i) * _continued(h, flags + place, i, left - at, FLAGS) + drive
+            h = _decay(steps, A2, i) * _continued(h, marks, i, FLAGS) + drive
             exponent += _row(steps, i)[None, None, :] * A2
             if FLAGS:
-                begins = begins | _flag(flags + place, i, left - at, RESET)
+                begins = begins | ((marks[i] & RESET) != 0)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(ends + part, h, mask=here)
     tl.store(decays + part, _total_decay(exponent, begins), mask=here)
@@ -129,15 +131,16 @@ def scan_carries(
         raw = _tokens(delta + place * DELTA_ROW, t, e, left, DELTA_ROW, CHANNELS, False)
         gate = _tokens(z + place * Z_ROW, t, e, left, Z_ROW, CHANNELS, False) if HAS_Z else raw
         dy = _tokens(grad_y + place * CHANNELS, t, e, left, CHANNELS, CHANNELS, False)
-        Cs = _states(C + place * STATES, flags + place, n, left, STATES, COUNT, FLAGS, False)
+        marks = _marks(flags + place, left, COUNT, FLAGS)
+        Cs = _states(C + place * STATES, marks, n, left, STATES, COUNT, FLAGS, False)
         steps = _time_steps(raw, shift, flags + place, t, left, SOFTPLUS, FLAGS, False)
         g = _gated(dy, gate, flags + place, t, left, HAS_Z, FLAGS)
         for i in tl.static_range(COUNT - 1, -1, -1):
             carry = _decay(steps, A2, i) * (_row(g, i)[None, None, :] * Cs[i][:, :, None] + carry)
-            carry = _continued(carry, flags + place, i, left, FLAGS)
+            carry = _continued(carry, marks, i, FLAGS)
             exponent += _row(steps, i)[None, None, :] * A2
             if FLAGS:
-                begins = begins | _flag(flags + place, i, left, RESET)
+                begins = begins | ((marks[i] & RESET) != 0)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(carries + part, carry, mask=here)
     tl.store(decays + part, _total_decay(exponent, begins), mask=here)

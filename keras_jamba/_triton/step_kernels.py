@@ -7,7 +7,7 @@ whose states are contiguous. It issues all loads before the first computation, a
 import triton
 import triton.language as tl
 
-from keras_jamba._triton.scan_kernels import LOG2E, _sigmoid, _softplus
+from keras_jamba._triton.function_kernels import LOG2E, _sigmoid, _softplus
 
 
 @triton.jit

@@ -121,6 +121,7 @@ def test_damaged_padding_leaves_the_scan_unchanged(implementation, length):
 
 
 CONVOLUTION = ["x", "kernel", "bias", "initial_state"]
+CONVOLUTIONS = [name for name in ("native", "triton", "portable") if name in implementations() or name == "portable"]
 
 
 def convolution_of(implementation, **given):
@@ -135,7 +136,7 @@ def convolution_inputs(length):
 
 
 @pytest.mark.parametrize("length", [40, 9])
-@pytest.mark.parametrize("implementation", ["native", "portable"])
+@pytest.mark.parametrize("implementation", CONVOLUTIONS)
 def test_a_damaged_document_leaves_the_convolution_of_other_documents_unchanged(implementation, length):
     inputs, ids = convolution_inputs(length), documents(length)
     shapes = inputs["x"].shape, inputs["initial_state"].shape
@@ -143,7 +144,7 @@ def test_a_damaged_document_leaves_the_convolution_of_other_documents_unchanged(
 
 
 @pytest.mark.parametrize("length", [40, 9])
-@pytest.mark.parametrize("implementation", ["native", "portable"])
+@pytest.mark.parametrize("implementation", CONVOLUTIONS)
 def test_damaged_padding_leaves_the_convolution_unchanged(implementation, length):
     inputs, mask = convolution_inputs(length), padding(length)
     shapes = inputs["x"].shape, inputs["initial_state"].shape
