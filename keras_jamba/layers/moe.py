@@ -14,7 +14,7 @@ from keras_jamba.layers.router import Router, router_from_config
 from keras_jamba.ops import _checks, expert_mlp, expert_share, routing_statistics
 from keras_jamba.ops._sharding import check_divisible
 from keras_jamba.ops._tokens import zero_padding
-from keras_jamba.ops.routing import counted_tokens, drop_rate
+from keras_jamba.ops.routing import drop_rate
 
 _DECISIONS = ("logits", "probabilities", "weights", "indices")
 
@@ -45,7 +45,7 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
     Call arguments:
         inputs: `(b, t, d)`.
         mask: `(b, t)` bool or None, the Keras mask. Losses and statistics ignore tokens where it is False, and such
-            tokens use no capacity. Losses and statistics also ignore tokens whose router logits are not finite.
+            tokens use no capacity. In losses, tokens whose router logits are not finite have equal logits.
         return_routing: whether to also return the routing; "decisions" omits its statistics.
         record: whether to add the auxiliary loss and update the three statistics. Without it a call assigns no
             variable, so that `jax.jit`, for example, can compile it.
@@ -154,10 +154,9 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         outputs, kept = self._weighted_experts(tokens, routing, mask)
         outputs = ops.reshape(outputs, shape)
 
-        counted = counted_tokens(routing["logits"], mask) if record or return_routing is True else None
         if record:
-            self._record_statistics(routing, counted, kept)
-        returned = self._returned_routing(routing, counted, kept, shape, return_routing) if return_routing else None
+            self._record_statistics(routing, mask, kept)
+        returned = self._returned_routing(routing, mask, kept, shape, return_routing) if return_routing else None
         return append_requested(outputs, (return_routing, returned))
 
     def _weighted_experts(self, tokens, routing, mask):

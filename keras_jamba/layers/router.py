@@ -13,7 +13,7 @@ from keras_jamba.ops import (
     top_k_routing,
     variance_balance_loss,
 )
-from keras_jamba.ops.routing import counted_tokens
+from keras_jamba.ops.routing import finite_routing
 
 BALANCE_LOSSES = ("variance", "switch")
 
@@ -99,7 +99,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
     def call(self, inputs, mask=None, training=None):
         routing = self.route(inputs, mask, training)
         if self.adds_loss:
-            aux_loss = self.auxiliary_loss(routing, counted_tokens(routing["logits"], mask))
+            aux_loss = self.auxiliary_loss(finite_routing(routing), mask)
             self.add_loss(aux_loss)
             self.aux_loss.assign(ops.stop_gradient(aux_loss))
         return routing
@@ -127,8 +127,8 @@ class Router(KeepsTrainable, keras.layers.Layer):
         """Returns the auxiliary loss, a float32 scalar.
 
         Args:
-            routing: the result of a call.
-            mask: `(s,)` bool, False for tokens that do not count: padding, and tokens whose logits are not finite.
+            routing: the result of a call, but tokens whose logits are not finite have equal logits and probabilities.
+            mask: `(s,)` bool or None, False for padding, which does not count.
         """
         loss = ops.zeros((), "float32")
         # A loss with weight 0 would still cost about ten operations over all tokens, and their gradients.

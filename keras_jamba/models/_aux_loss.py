@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_jamba.ops.routing import counted_tokens
+from keras_jamba.ops.routing import finite_routing
 
 
 def shared_aux_loss(router, routings, mask):
@@ -19,4 +19,4 @@ def shared_aux_loss(router, routings, mask):
         for name in ("logits", "probabilities", "weights", "indices")
     }
     mask = None if mask is None else ops.tile(ops.reshape(mask, (-1,)), len(routings))
-    return router.auxiliary_loss(joined, counted_tokens(joined["logits"], mask))
+    return router.auxiliary_loss(finite_routing(joined), mask)

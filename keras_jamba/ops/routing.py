@@ -41,14 +41,17 @@ def top_k_routing(logits, k, normalize=True):
     return weights, ops.cast(indices, "int32"), probabilities
 
 
-def counted_tokens(logits, mask=None):
-    """Returns `(s,)` bool: whether a token counts in losses and statistics.
+def finite_routing(routing):
+    """Returns a routing in which tokens with NaN or infinite logits have equal logits and probabilities.
 
-    False for padding, and for tokens whose router logits `(s, x)` are NaN or infinite: a mean would carry them into the
-    gradients of all other tokens.
+    The mean of a loss would carry NaN and infinity into the gradients of all other tokens. `routing` is a dict with
+    `"logits"` and `"probabilities"` `(s, x)`.
     """
-    finite = ops.all(ops.isfinite(logits), axis=-1)
-    return finite if mask is None else ops.logical_and(finite, mask)
+    logits, probabilities = routing["logits"], routing["probabilities"]
+    finite = ops.isfinite(ops.sum(logits, axis=-1, keepdims=True))
+    equal = 1.0 / logits.shape[-1]
+    found = {"logits": ops.where(finite, logits, 0.0), "probabilities": ops.where(finite, probabilities, equal)}
+    return routing | found
 
 
 def mean_over_tokens(x, mask=None):
