@@ -10,6 +10,7 @@ import os
 import sys
 
 import keras
+from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask  # noqa: F401
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.saving import saving_lib
@@ -123,6 +124,31 @@ def release_tensor(variable):
 def autocast(dtype):
     """A context in which floating-point variables are read in `dtype`, or in their own dtype for None."""
     return AutocastScope(dtype)
+
+
+# Scopes
+
+_SCOPES = (
+    *("name_scope_stack", "remat_scope_stack", "stateless_scope", "symbolic_scope", "autocast_scope"),
+    *("current_call_ctx", "tracking_on", "custom_objects_scope_dict", "safe_mode_saving", "torch_device"),
+)
+
+
+@contextlib.contextmanager
+def restored_scopes():
+    """A context, or a decorator, after which the scopes of Keras in this thread are as before if an error ends it.
+
+    An interrupt inside `__enter__` or `__exit__` of a scope of Keras leaves the scope open. Later models would then
+    have other paths, and variables would not take values.
+    """
+    before = {name: global_state.get_global_attribute(name) for name in _SCOPES}
+    before = {name: list(value) if isinstance(value, list) else value for name, value in before.items()}
+    try:
+        yield
+    except BaseException:
+        for name, value in before.items():
+            global_state.set_global_attribute(name, value)
+        raise
 
 
 # Models

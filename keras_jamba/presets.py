@@ -94,6 +94,7 @@ def _format_error(file, received):
     )
 
 
+@_keras_internals.restored_scopes()
 def build(cls, preset, load_weights, overrides, check_sizes, head=(), head_only=()):
     """Returns a model of class `cls` from a preset, see `DHCJamba.from_preset`.
 

@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras.src.backend.common.global_state import GLOBAL_STATE_TRACKER
+from keras.src.utils.tracking import DotNotTrackScope
 
 from keras_jamba import _keras_internals as internals
 
@@ -362,3 +364,31 @@ def test_a_model_larger_than_the_free_memory_is_saved_without_hdf5_on_the_disk(t
     loaded = keras.saving.load_model(tmp_path / "a.keras")
     for a, b in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        lambda: keras.name_scope("left"),
+        lambda: keras.RematScope(),
+        lambda: keras.StatelessScope(),
+        lambda: keras.SymbolicScope(),
+        lambda: internals.autocast("float16"),
+        lambda: keras.saving.custom_object_scope({"left": object}),
+        lambda: keras.device("cpu:0"),
+        lambda: DotNotTrackScope(),
+    ],
+)
+def test_scopes_that_an_interrupt_leaves_open_are_closed(scope):
+    with keras.name_scope("outer"):
+        before = scope_state()
+        with pytest.raises(KeyboardInterrupt), internals.restored_scopes():
+            scope().__enter__()
+            raise KeyboardInterrupt
+        assert scope_state() == before and keras.Variable(0.0, name="x").path == "outer/x"
+    assert keras.Variable(0.0, name="x").path == "x"
+
+
+def scope_state():
+    state = {name: value for name, value in vars(GLOBAL_STATE_TRACKER).items() if value and name != "object_name_uids"}
+    return {name: list(value) if isinstance(value, list | dict) else value for name, value in state.items()}

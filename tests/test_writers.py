@@ -41,7 +41,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_old_one(tmp_p
 
 
 def snapshot(folder):
-    arrays = lambda k: [_snapshots.as_single_shard(np.full(200_000, k + i, "float32")) for i in range(4)]  # noqa: E731
+    arrays = lambda k: [_snapshots.as_single_shard(np.full(50_000, k + i, "float32")) for i in range(4)]  # noqa: E731
 
     def read():
         _snapshots.steps(folder)
@@ -54,7 +54,7 @@ def snapshot(folder):
 def one_file(folder):
     def write(k):
         with _files.atomic_file(folder / "file") as staged, open(staged, "wb") as stream:
-            for _ in range(300):
+            for _ in range(100):
                 stream.write(bytes([k]) * 10_000)
 
     return write, lambda: [np.frombuffer((folder / "file").read_bytes(), "uint8")]
@@ -70,11 +70,13 @@ def test_a_killed_writer_leaves_the_old_or_the_new_content(tmp_path, monkeypatch
     write(1)
     duration, draw = time.perf_counter() - begin, random.Random(0)
     old, killed = read(), 0
-    for _ in range(8):
+    for _ in range(4):
         process = os.fork()
         if process == 0:
-            write(2)
-            os._exit(0)
+            try:
+                write(2)
+            finally:
+                os._exit(0)
         time.sleep(draw.uniform(0, duration))
         os.kill(process, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(process, 0)[1])

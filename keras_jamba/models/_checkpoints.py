@@ -4,7 +4,7 @@ import inspect
 
 import keras
 
-from keras_jamba import presets
+from keras_jamba import _keras_internals, presets
 from keras_jamba.converters import checkpoints, hub, peft
 from keras_jamba.generation import generation_config
 from keras_jamba.layers.quantization import assigners, float_values
@@ -18,6 +18,7 @@ from keras_jamba.tokenizers.files import check_can_be_restored, load_tokenizer, 
 _DEFAULTS = {name: p.default for name, p in inspect.signature(JambaBackbone.__init__).parameters.items()}
 
 
+@_keras_internals.restored_scopes()
 def from_preset(cls, preset, load_weights, dtype, overrides, head):
     """Implements `TextModel.from_preset`; `head` names the arguments that change the head alone."""
     folder = hub.folder_of(preset)

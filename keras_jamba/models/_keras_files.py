@@ -14,17 +14,20 @@ class KerasFiles:
     Keras itself handles remote paths and sharded files, prompts before it overwrites, and refuses invalid arguments.
     """
 
+    @_keras_internals.restored_scopes()
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         is_plain = overwrite and zipped is not False and set(kwargs) <= {"include_optimizer"}
         if not (is_plain and _write(_keras_internals.save_archive, self, filepath, ".keras")):
             super().save(filepath, overwrite, zipped, **kwargs)
 
+    @_keras_internals.restored_scopes()
     @functools.wraps(keras.Model.save_weights)
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         is_plain = overwrite and max_shard_size is None and self.built
         if not (is_plain and _write(_keras_internals.save_weights, self, filepath, ".weights.h5")):
             super().save_weights(filepath, overwrite, max_shard_size)
 
+    @_keras_internals.restored_scopes()
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
         """Loads a file of `save_weights` like `keras.Model.load_weights`.
 

@@ -7,7 +7,7 @@ import threading
 
 import keras
 
-from keras_jamba import _backend
+from keras_jamba import _backend, _keras_internals
 
 
 class TrainingLoops(threading.local):
@@ -56,7 +56,8 @@ class TrainingLoops(threading.local):
         inside_step = self.inside_step
         try:
             self.running.append(loop)
-            with self._exclusive(kind), loop, loop.at_end:
+            # The scopes end first: inside a scope, variables would not take the values that the loop assigns.
+            with self._exclusive(kind), loop, loop.at_end, _keras_internals.restored_scopes():
                 yield loop
         except UnboundLocalError as error:
             # Keras' `predict` raises it without a batch.

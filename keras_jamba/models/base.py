@@ -199,6 +199,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         """
         _adapters.save(self, file)
 
+    @_keras_internals.restored_scopes()
     def load_lora(self, source):
         """Loads the file of `save_lora` for a model of the same sizes; adapters are added if the model has none.
 

@@ -68,18 +68,20 @@ def at_moment(call, seconds, number=signal.SIGALRM):
     """Runs `call` and raises a signal after a time. Returns the exception's type that ended it, or None."""
     sent = threading.Timer(seconds, signal.raise_signal, [number]) if number != signal.SIGALRM else None
     try:
-        if sent is None:
-            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
-        else:
-            sent.start()
-        call()
+        try:
+            if sent is None:
+                signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+            else:
+                sent.start()
+            call()
+        finally:
+            if sent is None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            else:
+                sent.cancel()
+                sent.join()
     except (KeyboardInterrupt, SystemExit) as ended:
         return type(ended)
-    finally:
-        if sent is None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        else:
-            sent.cancel()
     return None
 
 

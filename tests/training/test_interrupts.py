@@ -10,6 +10,8 @@ from interrupts import IDS, at_line, batches, compiled_model, problems, process_
 
 from keras_jamba import training
 
+# A scope of Keras stays open if an interrupt arrives between two lines of these files.
+SCOPES = ("name_scope.py", "global_state.py", "stateless_scope.py", "symbolic_scope.py", "tracking.py", "jax/core.py")
 LOOPS = ("keras_jamba/models/_training_loops.py", "keras_jamba/_backend/jax/_loops.py")
 
 
@@ -28,11 +30,11 @@ CALLS = {
 }
 
 
-def interrupted_everywhere(model, kind, step):
+def interrupted_everywhere(model, kind, step, files=LOOPS):
     """Interrupts a call at every `step`-th line of its loops. Returns the number of interrupts."""
     before, wanted, count = process_state(), 0, 0
     while True:
-        lines, error = at_line(lambda: CALLS[kind](model), LOOPS, wanted)
+        lines, error = at_line(lambda: CALLS[kind](model), files, wanted)
         assert problems(model, before) == [], lines[-1]
         if len(lines) <= wanted:
             return count
@@ -49,6 +51,24 @@ def test_an_interrupted_fit_leaves_the_model_usable(model):
 @pytest.mark.parametrize("kind", CALLS)
 def test_an_interrupt_at_any_line_leaves_the_model_usable(model, kind):
     assert interrupted_everywhere(model, kind, step=1) > 20
+
+
+@full()
+@pytest.mark.parametrize("kind", CALLS)
+def test_an_interrupt_in_a_scope_of_keras_leaves_no_scope_open(model, kind):
+    model.make_train_function(force=True)  # traced anew
+    assert interrupted_everywhere(model, kind, step=2, files=SCOPES) > 2
+
+
+@full("jax", "tensorflow")
+def test_a_load_that_is_interrupted_in_a_scope_of_keras_leaves_no_scope_open(tmp_path, model):
+    model.save_to_preset(tmp_path / "a")
+    before, wanted, lines = process_state(), 0, range(1)
+    while len(lines) >= wanted:
+        lines, error = at_line(lambda: type(model).from_preset(tmp_path / "a"), SCOPES, wanted)
+        assert process_state() == before, lines[-1]
+        wanted += 7
+    assert wanted > 30 and error is None
 
 
 @full("jax", "tensorflow")
