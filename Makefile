@@ -43,6 +43,8 @@ SOAK_MINUTES ?= 60
 RELEASE = OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 $(TEST_VENV)/bin/python
 test-release: $(TEST_VENV)/installed
 	failed=0; KERAS_BACKEND=torch $(RELEASE) -m pytest -p no:cacheprovider tests/release || failed=1; \
+	for backend in jax tensorflow; do \
+	  KERAS_BACKEND=$$backend $(RELEASE) -m pytest -p no:cacheprovider tests/release/test_interrupts.py || failed=1; done; \
 	KERAS_BACKEND=torch $(RELEASE) tests/release/soak.py --minutes $(SOAK_MINUTES) & soak=$$!; \
 	KERAS_BACKEND=jax $(RELEASE) tests/release/soak.py --minutes $(SOAK_MINUTES) || failed=1; \
 	wait $$soak || failed=1; exit $$failed

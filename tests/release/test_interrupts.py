@@ -102,7 +102,10 @@ def test_interrupts_at_random_moments_leave_model_and_files_usable(tmp_path, sig
         if ended is None:  # the call was faster than before, or Python ignored the interrupt
             ignored += 1
             continue
-        found = problems(changed, before) or file_problems(model, tmp_path)
+        keras_jamba.JambaCausalLM.from_preset(tmp_path / "good")  # its paths must fit the file
+        found = problems(changed, before)
+        if name.startswith("save"):
+            found += file_problems(model, tmp_path)
         cases.append({"call": name, "ms": round(1000 * delay, 1), "by": ended.__name__, "failures": found})
         print(cases[-1], flush=True)
     failures = sum(bool(case["failures"]) for case in cases)
