@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_jamba import _keras_internals
 from keras_jamba._padding import padded
 from keras_jamba.generation.decoder_cache import decoder_for
 from keras_jamba.generation.decoding import rounded_capacity
@@ -18,7 +17,6 @@ from keras_jamba.ops import _checks
 STOP_CHECK_INTERVAL = 16
 
 
-@_keras_internals.restored_scopes()
 def generate(model, inputs, strip_prompt, prefill_chunk_size, **options):
     """Generates tokens for a `LanguageModel`. See `JambaCausalLM.generate`."""
     request = make_request(model, inputs, **options)
@@ -51,8 +49,8 @@ def stream(model, inputs, prefill_chunk_size, **options):
 
 def _stream_chunks(rows, request, chunks):
     """Yields token ids, or text pieces that later tokens cannot change."""
-    count, following = 0, _keras_internals.restored_scopes()(next)
-    while (chunk := following(chunks, None)) is not None:
+    count = 0
+    for chunk in chunks:
         rows.append(chunk)
         found = rows.settled_text() if request.prompts.is_text else rows.tokens[0]
         if request.prompts.is_text and len(found) > count:
@@ -64,7 +62,6 @@ def _stream_chunks(rows, request, chunks):
             break
 
 
-@_keras_internals.restored_scopes()
 def prefill(model, inputs, prefill_chunk_size):
     """Returns the `PromptState` of a `LanguageModel`. See `JambaCausalLM.prefill`."""
     vocab_size = model.constructor_arguments()["vocab_size"]

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jamba import _keras_internals
 from keras_jamba.generation import api
 from keras_jamba.generation.samplers import check_keywords
 from keras_jamba.layers._requested import append_requested, split_requested
@@ -133,6 +134,7 @@ class JambaCausalLM(NextTokenModel):
 
     # Generation
 
+    @_keras_internals.restored_scopes()
     def generate(
         self,
         inputs,
@@ -229,6 +231,7 @@ class JambaCausalLM(NextTokenModel):
         check_keywords("stream", {name: x for name, x in given.items() if name not in _STREAM}, _STREAM)
         return api.stream(self, inputs, **{"prefill_chunk_size": 512} | given)
 
+    @_keras_internals.restored_scopes()
     def prefill(self, inputs, prefill_chunk_size=512):
         """Reads one prompt, for `generate(inputs, state=...)` with inputs that begin with it.
 
