@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import PIL.Image
 from tamper.formats import FORMATS
 from tamper.trials import Trials
 
@@ -76,6 +77,7 @@ def _status(name):
 
 
 def main(jobs, file):
+    PIL.Image.init()  # Pillow imports its formats when it first meets a file that is none of the usual ones.
     watch, memory = Watch(), Memory()
     with open(file, "a", buffering=1) as report:
         for kind, first, last in json.loads(jobs):
