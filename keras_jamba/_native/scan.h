@@ -51,18 +51,18 @@ static NOINLINE void V(prepare)(const kj_scan *call, const kj_tokens *tokens, in
   }
 }
 
-/* exp(delta A) of GROUP states from number `n` on, or of one, at the tokens of a chunk. `tame`: none of them is below
- * 2**-126 or above 2**126. */
-static NOINLINE void V(decays)(int size, int tame, int64_t n, const kj_tokens *tokens, const vf *rates,
+/* exp(delta A) of GROUP states from number `n` on, or of one, at the tokens of a chunk. `tame`: from find_tame. */
+static NOINLINE void V(decays)(int size, const uint8_t *tame, int64_t n, const kj_tokens *tokens, const vf *rates,
                                const part_t *part, strip_t *work) {
-  for (int i = 0; size == GROUP && tame && i < tokens->count; i++)
-    V(exp2_products)(part->delta[i], rates + n, work->decays[i]);
-  for (int i = 0; !(size == GROUP && tame) && i < tokens->count; i++) {
-    vf x[SIDE] = {{0}};
-    for (int k = 0; k < size; k++) x[k] = part->delta[i] * rates[n + k];
-    V(exp2)(x);
-    EACH work->decays[i][k] = x[k];
-  }
+  for (int i = 0; i < tokens->count; i++)
+    if (size == GROUP && tame[i]) {
+      V(exp2_products)(part->delta[i], rates + n, work->decays[i]);
+    } else {
+      vf x[SIDE] = {{0}};
+      for (int k = 0; k < size; k++) x[k] = part->delta[i] * rates[n + k];
+      V(exp2)(x);
+      EACH work->decays[i][k] = x[k];
+    }
 }
 
 /* `size` states from number `n` on, over the tokens of a chunk: adds C h to y, and moves the state on. `all`: leaves
@@ -89,22 +89,29 @@ INLINE void V(forward_states)(int size, int all, int64_t n, const kj_tokens *tok
   for (int k = 0; k < size; k++) state[n + k] = h[k];
 }
 
-/* Whether all |delta A| of the chunk, in powers of two, are at most 126. */
-static NOINLINE int V(is_tame)(const kj_tokens *tokens, const vf *rates, const part_t *part) {
+INLINE int V(are_tame)(vf exponents) {
+  vi good = exponents <= 126.0f;
+  int all = -1;
+  for (int i = 0; i < LANES; i++) all &= good[i];
+  return all != 0;
+}
+
+/* For each token of the chunk, whether all its |delta A|, in powers of two, are at most 126. The answer for a token does
+ * not depend on others: NaN in a document must not change the rounding in another. */
+static NOINLINE void V(find_tame)(const kj_tokens *tokens, const vf *rates, const part_t *part, uint8_t *tame) {
   vf delta = {0}, A = {0};
   for (int i = 0; i < tokens->count; i++) delta = V(larger)(delta, V(abs)(part->delta[i]));
   for (int64_t n = 0; n < tokens->states; n++) A = V(larger)(A, V(abs)(rates[n]));
-  vi good = delta * A <= 126.0f;
-  int all = -1;
-  for (int i = 0; i < LANES; i++) all &= good[i];
-  return all;
+  int all = V(are_tame)(delta * A);
+  for (int i = 0; i < tokens->count; i++) tame[i] = all || V(are_tame)(V(abs)(part->delta[i]) * A);
 }
 
 INLINE void V(forward_part)(const kj_scan *call, const kj_tokens *tokens, int64_t first, const vf *rates, vf *state,
                             part_t *part, strip_t *work) {
   int64_t n = 0;
   V(prepare)(call, tokens, first, 0, part);
-  int tame = V(is_tame)(tokens, rates, part);
+  uint8_t tame[CHUNK];
+  V(find_tame)(tokens, rates, part, tame);
   for (; n + GROUP <= call->states; n += GROUP) {
     V(decays)(GROUP, tame, n, tokens, rates, part, work);
     V(forward_states)(GROUP, 0, n, tokens, state, part, work);
@@ -233,7 +240,8 @@ INLINE void V(backward_part)(const kj_scan *call, const kj_task *task, const kj_
   for (int64_t i = 0; i < states; i++) state[i] = before[i] = *(const vfu *)(kept + i * WIDEST);
   V(prepare)(call, tokens, first, 1, part);
   V(begin_backward)(call, tokens, part);
-  int tame = V(is_tame)(tokens, rates, part);
+  uint8_t tame[CHUNK];
+  V(find_tame)(tokens, rates, part, tame);
   for (; n + GROUP <= states; n += GROUP) {
     V(decays)(GROUP, tame, n, tokens, rates, part, work);
     V(forward_states)(GROUP, 1, n, tokens, state, part, work);

@@ -196,11 +196,12 @@ static results run_scan(kj_scan call, int backward) {
   return all;
 }
 
-static void fuzz_scan(void) {
+/* Draws a call of the scan; `documents`: with segments for certain. `free_scan` frees its arrays. */
+static kj_scan draw_scan(int documents) {
   static const int lengths[] = {1, 2, 15, 16, 17, 33, 64, 100}, sizes[] = {1, 3, 4, 8, 16, 17, 64};
   int64_t b = 1 + random_number(3), t = lengths[random_number(8)], e = 1 + random_number(40), n = sizes[random_number(7)];
   int64_t wide = e + random_number(3), narrow = n + random_number(3); /* rows with padding after them */
-  int dtype = random_number(3), backward = random_number(4) != 0;
+  int dtype = random_number(3);
   kj_scan call = {.batch = b, .length = t, .channels = e, .states = n, .softplus = random_number(2)};
   float high = random_number(5) ? 0.5f : 20.0f;
   call.u = draw((b * t - 1) * wide + e, wide, dtype, -1, 1);
@@ -213,14 +214,26 @@ static void fuzz_scan(void) {
   if (random_number(2)) call.bias = draw_floats(e, 0, 0.1f);
   if (random_number(2)) call.initial = draw_floats(b * e * n, -1, 1);
   if (random_number(3) == 0) call.mask = draw_mask(b * t);
-  if (random_number(3) == 0) call.segments = draw_segments(b, t);
+  if (random_number(3) == 0 || documents) call.segments = draw_segments(b, t);
   call.grad_y = draw(b * t * e, e, dtype, -1, 1);
   if (random_number(2)) call.grad_last = draw_floats(b * e * n, -1, 1);
   call.threads = 1;
   call.parallel = random_number(2) ? team : NULL;
   call.isa = KJ_PLAIN;
+  return call;
+}
+
+static void free_scan(kj_scan call) {
+  free(call.u.data), free(call.delta.data), free(call.B.data), free(call.C.data), free(call.z.data);
+  free((void *)call.A), free((void *)call.D), free((void *)call.bias), free((void *)call.initial);
+  free((void *)call.mask), free((void *)call.segments), free(call.grad_y.data), free((void *)call.grad_last);
+}
+
+static void fuzz_scan(void) {
+  kj_scan call = draw_scan(0);
+  int backward = random_number(4) != 0;
   results right = run_scan(call, backward);
-  double bound = dtype == KJ_FLOAT32 ? 2e-5 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
+  double bound = call.u.dtype == KJ_FLOAT32 ? 2e-5 : call.u.dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
   for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
     for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
       results found = run_scan(call, backward);
@@ -228,9 +241,7 @@ static void fuzz_scan(void) {
     }
   compare_all("a scan", &right, &right, bound);
   for (int i = 0; i < right.used; i++) free(right.x[i].data);
-  free(call.u.data), free(call.delta.data), free(call.B.data), free(call.C.data), free(call.z.data);
-  free((void *)call.A), free((void *)call.D), free((void *)call.bias), free((void *)call.initial);
-  free((void *)call.mask), free((void *)call.segments), free(call.grad_y.data), free((void *)call.grad_last);
+  free_scan(call);
 }
 
 static results run_conv(kj_conv call) {
@@ -254,9 +265,10 @@ static results run_conv(kj_conv call) {
   return all;
 }
 
-static void fuzz_conv(void) {
-  int64_t b = 1 + random_number(3), t = 1 + random_number(40), e = 1 + random_number(40), k = 1 + random_number(random_number(4) ? 6 : 24);
-  int64_t wide = e + random_number(3);
+/* As `draw_scan`. */
+static kj_conv draw_conv(int documents) {
+  int64_t b = 1 + random_number(3), t = 1 + random_number(40), e = 1 + random_number(40);
+  int64_t k = 1 + random_number(random_number(4) ? 6 : 24), wide = e + random_number(3);
   int dtype = random_number(3);
   kj_conv call = {.batch = b, .length = t, .channels = e, .width = k, .silu = random_number(2)};
   call.x = draw((b * t - 1) * wide + e, wide, dtype, -2, 2);
@@ -264,13 +276,23 @@ static void fuzz_conv(void) {
   if (random_number(2)) call.bias = draw_floats(e, -1, 1);
   if (random_number(2)) call.initial = draw(b * (k - 1) * e, e, dtype, -1, 1);
   if (random_number(3) == 0) call.mask = draw_mask(b * t);
-  if (random_number(3) == 0) call.segments = draw_segments(b, t);
+  if (random_number(3) == 0 || documents) call.segments = draw_segments(b, t);
   call.grad_y = draw(b * t * e, e, dtype, -1, 1);
   call.threads = 1;
   call.parallel = random_number(2) ? team : NULL;
   call.isa = KJ_PLAIN;
+  return call;
+}
+
+static void free_conv(kj_conv call) {
+  free(call.x.data), free((void *)call.kernel), free((void *)call.bias), free(call.initial.data);
+  free((void *)call.mask), free((void *)call.segments), free(call.grad_y.data);
+}
+
+static void fuzz_conv(void) {
+  kj_conv call = draw_conv(0);
   results right = run_conv(call);
-  double bound = dtype == KJ_FLOAT32 ? 1e-5 : dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
+  double bound = call.x.dtype == KJ_FLOAT32 ? 1e-5 : call.x.dtype == KJ_FLOAT16 ? 2e-3 : 1.6e-2;
   for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
     for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
       results found = run_conv(call);
@@ -278,8 +300,7 @@ static void fuzz_conv(void) {
     }
   compare_all("a convolution", &right, &right, bound);
   for (int i = 0; i < right.used; i++) free(right.x[i].data);
-  free(call.x.data), free((void *)call.kernel), free((void *)call.bias), free(call.initial.data);
-  free((void *)call.mask), free((void *)call.segments), free(call.grad_y.data);
+  free_conv(call);
 }
 
 static void fuzz_experts(void) {
@@ -314,6 +335,8 @@ static void fuzz_experts(void) {
   free((void *)call.weights), free(indices), free(right.data);
 }
 
+#include "check_isolation.h"
+
 int main(int count, char **arguments) {
   int rounds = count > 1 ? atoi(arguments[1]) : 300;
   if (count > 2) seed ^= strtoull(arguments[2], NULL, 10) * 0x9e3779b97f4a7c15ULL;
@@ -323,7 +346,12 @@ int main(int count, char **arguments) {
   if (kj_isa_available(KJ_AVX512)) functions_avx512();
 #endif
   check_halves();
-  for (int i = 0; i < rounds; i++) fuzz_scan(), fuzz_conv(), fuzz_experts();
+  for (int i = 0; i < rounds; i++) {
+    fuzz_scan(), fuzz_conv(), fuzz_experts();
+    isolate_scan(), isolate_conv();
+  }
+  if (2 * changed_documents < damaged_documents) fail("documents without a change by damage", changed_documents, 0);
+  printf("%d damaged documents, of which %d changed, changed no other\n", damaged_documents, changed_documents);
   printf("%d random scans, convolutions and experts agree\n", rounds);
   return 0;
 }

@@ -17,7 +17,7 @@ _PACKAGES = ("keras", "numpy", "h5py", "safetensors", "tokenizers", "jinja2", "j
 
 def write(name, figures):
     """Writes the figures of a test, with what they depend on, to `results/NAME.json`."""
-    record = {"commit": _commit(), "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    record = {"commit": COMMIT, "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
     record |= {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_memory()}"}
     record |= {"python": platform.python_version(), "backend": keras.backend.backend(), "versions": _versions()}
     RESULTS.mkdir(exist_ok=True)
@@ -44,3 +44,7 @@ def _commit():
 
 def _git(*command):
     return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+# At the beginning of a run.
+COMMIT = _commit()

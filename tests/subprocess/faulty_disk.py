@@ -4,7 +4,8 @@
 
 Each fault happens to a fork of this process. As root in its own mount namespace (`unshare --mount`), disks are full or
 read-only file systems in memory. Without, files have a maximum size and folders forbid writing. The last line is a JSON
-dict: `{name of a fault: count}`, `errors`, the count of refused writes, and `failures`, a list of sentences.
+dict: `faults`, `{name: count}`; `errors`, the count of refused writes; `remade`, how often a writer made a folder anew
+that had been moved away; and `failures`, a list of sentences.
 """
 
 import collections
@@ -151,6 +152,13 @@ def written(write, k, before):
     return process, pipe
 
 
+def readable(read, wrong):
+    try:
+        return read()
+    except Exception as raised:
+        wrong(f"unreadable, {raised!r}")
+
+
 def main(name, folder, count, seed):
     Path(folder).chmod(0o755)
     draw, disk = random.Random(int(seed)), Disk(Path(folder) / "disk")
@@ -168,7 +176,7 @@ def main(name, folder, count, seed):
     begin = time.perf_counter()
     write(2)
     duration, k = time.perf_counter() - begin, 3
-    counts, found = collections.Counter(), {"errors": 0, "failures": []}
+    counts, found = collections.Counter(), {"errors": 0, "remade": 0, "failures": []}
     for i, fault in enumerate(faults_of(int(count), disk.is_mounted)):
         case = f"{name}, fault {i}, {fault.__name__}"
         wrong = lambda what, case=case: found["failures"].append(f"{case}: {what}")  # noqa: E731
@@ -180,13 +188,12 @@ def main(name, folder, count, seed):
         next(running)
         error = pipe.read()
         status = os.waitpid(process, 0)[1]
+        # A folder that the writer made anew, where the old one has been moved away, holds a whole save or none.
+        is_remade = fault is moved_folder and disk.folder.exists()
+        remade = readable(read, wrong) if is_remade else None
         next(running, None)
         counts[fault.__name__] += 1
-        try:
-            left = read()
-        except Exception as raised:
-            left = None
-            wrong(f"unreadable, {raised!r}")
+        left = readable(read, wrong)
         write(k + 1)
         new = read()
         if os.WIFSIGNALED(status):
@@ -200,6 +207,9 @@ def main(name, folder, count, seed):
         refused = error is not None or name in SILENT or os.WIFSIGNALED(status)
         if not (equal(left, new) or is_old and (refused or vanished)):
             wrong("other numbers")
+        found["remade"] += is_remade
+        if remade is not None and not equal(remade, new):
+            wrong("other numbers in a folder made anew")
         if equal(old, new):
             wrong("the saves do not differ")
         if fault is removed_folder:
@@ -207,7 +217,7 @@ def main(name, folder, count, seed):
         if leftovers(disk.folder) or len(list(disk.folder.rglob("*"))) != len(paths):
             wrong(f"leftovers {leftovers(disk.folder)}, {len(list(disk.folder.rglob('*')))} of {len(paths)}")
         k += 3
-    print(json.dumps(counts | found))
+    print(json.dumps({"faults": counts} | found))
 
 
 if __name__ == "__main__":
