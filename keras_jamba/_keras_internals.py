@@ -270,6 +270,11 @@ def step_counter(optimizer):
 _AdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
+def has_schedule(optimizer):
+    """Returns whether the learning rate of an optimizer is a schedule, which is computed anew at each reading."""
+    return isinstance(getattr(optimizer, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule)
+
+
 class AdamWHooks(_AdamW):
     """`keras.optimizers.AdamW` with stable names for its private hooks, which subclasses override."""
 

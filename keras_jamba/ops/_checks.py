@@ -70,8 +70,8 @@ def check_tokens(mask, segment_ids, shape):
     """Returns `mask` as a bool tensor and `segment_ids` as an int32 tensor; None stays None.
 
     Raises:
-        ValueError: if there is no token, if a shape differs from the `(b, t)` that `shape` begins with, or if
-            `segment_ids` are not integers of at most 32 bits.
+        ValueError: if there is no token, if a shape differs from the `(b, t)` that `shape` begins with, if
+            `mask` holds strings, or if `segment_ids` are not integers of at most 32 bits.
     """
     if shape[1] == 0:
         raise ValueError(
@@ -81,6 +81,8 @@ def check_tokens(mask, segment_ids, shape):
     if mask is not None:
         mask = ops.convert_to_tensor(mask)
         _check_per_token("mask", mask, shape)
+        if backend.standardize_dtype(mask.dtype) == "string":
+            raise ValueError("mask must be bool. Received: mask.dtype=string. Use True for real tokens.")
         mask = ops.cast(mask, "bool")
     if segment_ids is not None:
         segment_ids = ops.convert_to_tensor(segment_ids)

@@ -173,10 +173,13 @@ class LearningRate:
     """A probe of `learning_rate`, that of the next step."""
 
     def begin(self, model):
-        pass
+        self._rate, optimizer = None, model.optimizer
+        if _keras_internals.has_schedule(optimizer):
+            # Without this, JAX compiles a schedule's branches at each reading, and keeps them all.
+            self._rate = _backend.compilation.jit_inference(lambda: optimizer.learning_rate, [optimizer.iterations])
 
     def measure(self, model, steps, seconds):
-        return {"learning_rate": number(model.optimizer.learning_rate)}
+        return {"learning_rate": number(self._rate() if self._rate else model.optimizer.learning_rate)}
 
 
 def _name(layer):
