@@ -9,7 +9,7 @@ import pytest
 from checks import full
 from small_training import batch, compiled, small_model
 
-from keras_jamba import training
+from keras_jamba import _backend, training
 from keras_jamba.training.monitoring import _devices
 
 
@@ -77,6 +77,24 @@ def test_an_expert_without_tokens_is_dead():
     assert values["block_1/feed_forward/dead"] == 2
     assert values["block_1/feed_forward/max_load"] == 2
     assert values["block_1/feed_forward/entropy"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_a_schedule_is_not_compiled_at_each_reading():
+    class Halved(keras.optimizers.schedules.LearningRateSchedule):
+        calls = 0
+
+        def __call__(self, step):
+            self.calls += 1
+            return 1.0 / (1.0 + keras.ops.cast(step, "float32"))
+
+    schedule, model, probe = Halved(), perceptron(), training.LearningRate()
+    model.compile(keras.optimizers.SGD(schedule))
+    probe.begin(model)
+    schedule.calls = 0
+    for step in range(4):
+        model.optimizer.iterations.assign(step)
+        assert probe.measure(model, 1, 1.0)["learning_rate"] == pytest.approx(1 / (1 + step))
+    assert schedule.calls <= (1 if _backend.compilation.has_jit() else 4)
 
 
 @full("jax")
