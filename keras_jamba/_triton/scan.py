@@ -7,8 +7,8 @@ from keras_jamba._triton import Program, step, tuning
 from keras_jamba._triton.convolution import Columns
 
 MOST_STATES = 64
-# Bits of a token's flags: 1 for a real token, RESET for one that begins a document; as in scan_kernels.py.
-RESET = 2
+# Bits of a token's flags: REAL, and RESET for one that begins a document; as in scan_kernels.py.
+REAL, RESET = 1, 2
 # The most tokens between two checkpoints of the state: fewer cost memory, more cost time.
 EVERY = 64
 # Registers per thread that allow four warps per scheduler, which hide each other's latencies.
@@ -127,8 +127,16 @@ def _flags_of(tensors, options):
     return dict(
         SOFTPLUS=bool(options["softplus"]),
         HAS_BIAS=tensors["bias"] is not None,
-        FLAGS=tensors["flags"] is not None,
+        FLAGS=_flag_bits(tensors),
     )
+
+
+def _flag_bits(tensors):
+    """Returns the bits of the flags that the kernels read; all where only the flags are given."""
+    if tensors["flags"] is None:
+        return 0
+    bits = (tensors["mask"] is not None) * REAL | (tensors["segments"] is not None) * RESET
+    return bits or REAL | RESET
 
 
 def forward(gpu, tensors, options, train):

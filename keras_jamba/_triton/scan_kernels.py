@@ -18,7 +18,7 @@ import triton.language as tl
 
 from keras_jamba._triton.function_kernels import LOG2E, _sigmoid, _softplus
 
-# Bits of a token's flags.
+# Bits of a token's flags. A kernel's constant FLAGS is 1 with padding, 2 with documents, 3 with both, 0 without flags.
 REAL, RESET = tl.constexpr(1), tl.constexpr(2)
 
 
@@ -82,7 +82,7 @@ def _put(pointer, x, t, e, left, CHANNELS: tl.constexpr, FULL_TILE: tl.constexpr
 def _marks(flags, left, COUNT: tl.constexpr, FLAGS: tl.constexpr):
     """Loads the flags of COUNT tokens as scalars, 0 past the `left` tokens; an empty tuple without FLAGS."""
     found = ()
-    if FLAGS:
+    if FLAGS != 0:
         for i in tl.static_range(COUNT):
             found = found + (tl.load(flags + i, mask=i < left, other=0).to(tl.int32),)
     return found
@@ -101,12 +101,12 @@ def _states(
 ):
     """Loads B or C of COUNT tokens, each (LANES, EACH).
 
-    Repeats the last past the `left` tokens, unless FULL_TILE. With FLAGS, padding and tokens past the end are zeros.
+    Repeats the last past the `left` tokens, unless FULL_TILE. With padding, it and tokens past the end are zeros.
     """
     found = ()
     for i in tl.static_range(COUNT):
         place = pointer + i * STATES if FULL_TILE else pointer + tl.minimum(i, left - 1) * STATES
-        if FLAGS:
+        if FLAGS % 2 == 1:
             found = found + (tl.load(place + n, mask=(n < STATES) & ((marks[i] & REAL) != 0), other=0.0),)
         elif STATES == n.shape[0] * n.shape[1]:
             found = found + (tl.load(place + n),)
@@ -118,7 +118,7 @@ def _states(
 @triton.jit
 def _held(x, flags, t, left, FLAGS: tl.constexpr, FULL_TILE: tl.constexpr):
     """Returns `x (COUNT, BLOCK)` with zeros for padding and past the `left` tokens."""
-    if FLAGS:
+    if FLAGS % 2 == 1:
         real = (tl.load(flags + t, mask=t < left, other=0).to(tl.int32) & REAL) != 0
         return tl.where(real[:, None], x, 0.0)
     elif FULL_TILE:
@@ -147,7 +147,7 @@ def _continued(state, marks, i: tl.constexpr, FLAGS: tl.constexpr):
 
     A product with 0 would keep NaN and infinity of the document before.
     """
-    if FLAGS:
+    if FLAGS >= 2:
         return tl.where((marks[i] & RESET) != 0, 0.0, state)
     else:
         return state

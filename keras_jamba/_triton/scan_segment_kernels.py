@@ -80,7 +80,7 @@ def scan_ends(
             drive = _row(driven, i)[None, None, :] * now_B[i][:, :, None]
             h = _decay(steps, A2, i) * _continued(h, marks, i, FLAGS) + drive
             exponent += _row(steps, i)[None, None, :] * A2
-            if FLAGS:
+            if FLAGS >= 2:
                 begins = begins | ((marks[i] & RESET) != 0)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(ends + part, h, mask=here)
@@ -139,7 +139,7 @@ def scan_carries(
             carry = _decay(steps, A2, i) * (_row(g, i)[None, None, :] * Cs[i][:, :, None] + carry)
             carry = _continued(carry, marks, i, FLAGS)
             exponent += _row(steps, i)[None, None, :] * A2
-            if FLAGS:
+            if FLAGS >= 2:
                 begins = begins | ((marks[i] & RESET) != 0)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(carries + part, carry, mask=here)

@@ -30,7 +30,8 @@ def _is_damaged(x):
 
 
 def _replaced(x, where, value):
-    return ops.where(where[:, :, None, None], ops.cast(value, x.dtype), x)
+    # A tensor, because PyTorch would copy a constant to the device and synchronise.
+    return ops.where(where[:, :, None, None], ops.zeros_like(x) + value, x)
 
 
 def _clear(x):

@@ -49,8 +49,10 @@ def finite_routing(routing):
     """
     logits, probabilities = routing["logits"], routing["probabilities"]
     finite = ops.isfinite(ops.sum(logits, axis=-1, keepdims=True))
-    equal = 1.0 / logits.shape[-1]
-    found = {"logits": ops.where(finite, logits, 0.0), "probabilities": ops.where(finite, probabilities, equal)}
+    # Tensors, because PyTorch would copy a constant to the device and synchronise.
+    zeros = ops.zeros_like(logits)
+    equal = zeros + 1.0 / logits.shape[-1]
+    found = {"logits": ops.where(finite, logits, zeros), "probabilities": ops.where(finite, probabilities, equal)}
     return routing | found
 
 

@@ -163,14 +163,15 @@ def damaged_run(arrays, bad, value, mask, segment_ids):
 def check_isolation(arrays, mask, segment_ids):
     """Checks that NaN and infinity of padding change nothing, and those of a document nothing of other documents."""
     nowhere = np.zeros(tuple(segment_ids.shape), bool)
+    real = ~nowhere if mask is None else mask.numpy()
     y, last, gradients = damaged_run(arrays, nowhere, 0.0, mask, segment_ids)
     for value in (np.nan, np.inf, 3e38):
-        found = damaged_run(arrays, ~mask.numpy(), value, mask, segment_ids)
+        found = damaged_run(arrays, ~real, value, mask, segment_ids)
         for name, wanted in {"y": y, "last": last, **gradients}.items():
             actual = {"y": found[0], "last": found[1], **found[2]}[name]
             close(actual, wanted.detach(), f"{name} with damaged padding")
     for document in np.unique(segment_ids.numpy()[0]):
-        bad = (segment_ids.numpy() == document) & mask.numpy()
+        bad = (segment_ids.numpy() == document) & real
         bad[1] = False
         found_y, found_last, found = damaged_run(arrays, bad, np.nan, mask, segment_ids)
         assert found_y[torch.tensor(bad)].isnan().all()
@@ -180,7 +181,7 @@ def check_isolation(arrays, mask, segment_ids):
         intact = slice(1 if document == segment_ids[0, 0] else 0, None)
         close(found["initial_state"][intact], gradients["initial_state"][intact], "initial_state of other documents")
         for name in ("u", "delta", "B", "C", "z"):
-            here = torch.tensor(~bad & mask.numpy())
+            here = torch.tensor(~bad & real)
             close(found[name][here], gradients[name][here], f"{name} of other documents")
 
 
@@ -200,6 +201,7 @@ def main():
     check_options([], segment_ids=ids)
     check_options([], mask=mask, segment_ids=ids)
     check_packed(13, mask, ids)
+    check_isolation(draw(2, 13, 3, 2), None, ids)
     check_one_token()
     check_segment_counts()
     check_segments(29, documents=False)

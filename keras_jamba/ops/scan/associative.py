@@ -46,7 +46,7 @@ def _prefix(decay, inputs, begins):
 
 
 def _kept(before, begins):
-    return before if begins is None else ops.where(begins, 0.0, before)
+    return before if begins is None else ops.where(begins, ops.zeros_like(before), before)
 
 
 def _interleave(even, odd):

@@ -20,7 +20,7 @@ def _recurrence(u, delta, A, B, C, state, reset):
     outputs = []
     for t in range(u.shape[1]):
         if reset is not None:
-            state = ops.where(reset[:, t, None, None], 0.0, state)
+            state = ops.where(reset[:, t, None, None], ops.zeros_like(state), state)
         state = factors[:, t] * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
         outputs.append(ops.sum(state * C[:, t, None, :], axis=-1))
     return ops.stack(outputs, axis=1), state
