@@ -116,17 +116,8 @@ def _fresh():
 def problems(model, before, fits=True):
     """Returns sentences on a model that is not usable; `before` is an earlier `process_state()`."""
     found = [f"changed: {name}, {str(value)[:200]}" for name, value in process_state().items() if value != before[name]]
-    loops = model._loops
-    if loops.running or loops.owners or loops.inside_step:
-        found.append(f"loops left: {loops.running}, {loops.owners}, {loops.inside_step}")
-    if loops.lock.locked():
-        found.append("a lock is held")
-    if keras.backend.backend() == "jax":
-        from keras_jamba._backend.jax import _loops
-
-        gc.collect()
-        if _loops._training or len(_loops._readers) or _loops._lock.locked():
-            found.append(f"JAX: {len(_loops._training)} loops, {len(_loops._readers)} readers, {_loops._lock.locked()}")
+    if model._loops.lock.locked():
+        return [*found, "a lock is held"]
     try:
         values = [np.array(keras.ops.convert_to_numpy(v)) for v in (*model.variables, *model.optimizer.variables)]
     except Exception as error:
@@ -149,4 +140,18 @@ def problems(model, before, fits=True):
                 found.append(f"fit: epochs {history.epoch}, steps {steps} to {now}, {history.history}")
     except Exception as error:
         found.append(f"unusable: {type(error).__name__}: {str(error)[:200]}")
+    return found + _left_by_loops(model)
+
+
+def _left_by_loops(model):
+    """Returns sentences on loops that have not ended. A loop ends those that an interrupt ended between two lines."""
+    found, loops = [], model._loops
+    if loops.running or loops.owners or loops.inside_step:
+        found.append(f"loops left: {loops.running}, {loops.owners}, {loops.inside_step}")
+    if keras.backend.backend() == "jax":
+        from keras_jamba._backend.jax import _loops
+
+        gc.collect()
+        if _loops._training or len(_loops._readers) or _loops._lock.locked():
+            found.append(f"JAX: {len(_loops._training)} loops, {len(_loops._readers)} readers, {_loops._lock.locked()}")
     return found

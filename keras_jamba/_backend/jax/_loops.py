@@ -34,6 +34,8 @@ class Loop:
         self.thread, self.lock = threading.get_ident(), threading.RLock()
         # Variables and their newest values, by the names under which Keras passes them to its steps.
         self.variables, self.state, self.given, self.synced = {}, None, {}, True
+        # `(logs, values)` of the last training step, until `collect`.
+        self.results = []
         self._reading = contextlib.ExitStack()
 
     def __enter__(self):
@@ -92,7 +94,16 @@ class Loop:
     def put(self, state):
         self.state, self.synced = dict(zip(self.variables, state, strict=True)), False
 
+    def collect(self):
+        """Returns the result of the last training step after taking its values. An interrupted call can be repeated."""
+        result = self.results[0]
+        self.put(result[1])
+        self.results = []
+        return result
+
     def sync(self):
+        if self.results:
+            self.collect()
         if self.state is None or self.synced:
             return
         with self.lock:
@@ -191,14 +202,9 @@ class TrainerLoops(_keras_internals.JaxTrainerHooks):
             if loop is None or loop.kind not in ("fit", "train_on_batch"):
                 return step_function(state, data)
             with loop.lock:
-                found = []
-                try:
-                    # An interrupt arrives between two lines of Python code, when the list already has the result.
-                    found.extend(map(step_function, (loop.take(state),), (data,)))
-                finally:
-                    if found:
-                        loop.put(found[0][1])
-                return found[0]
+                # An interrupt arrives between two lines of Python code, when the list already has the result.
+                loop.results.extend(map(step_function, (loop.take(state),), (data,)))
+                return loop.collect()
 
         return super()._function_of_iterator(step, concatenate_outputs)
 
