@@ -1,20 +1,35 @@
-"""Writing of safetensors files."""
+"""Reading and writing of safetensors files."""
 
 import re
+
+
+def library():
+    """Returns the module `safetensors`, with its submodule `numpy`.
+
+    Raises:
+        ImportError: if safetensors is not installed.
+    """
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            f"Checkpoints and adapters are files of the library safetensors. Received: {error}. Install it: "
+            'pip install "keras-jamba[text]".'
+        ) from error
+    return safetensors
 
 
 def write(tensors, file, metadata):
     """Writes `{name: NumPy array}` and metadata, `{name: string}`, to a safetensors file.
 
     Raises:
+        ImportError: if safetensors is not installed.
         OSError: if the system cannot write the file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
+    safetensors = library()
     try:
-        save_file(tensors, file, metadata=metadata)
-    except SafetensorError as error:
+        safetensors.numpy.save_file(tensors, file, metadata=metadata)
+    except safetensors.SafetensorError as error:
         # The library gives the number of the system's error only in its message.
         if (number := re.search(r"(.*)\(os error (\d+)\)", str(error))) is None:
             raise

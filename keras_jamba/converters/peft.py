@@ -76,15 +76,13 @@ def read(folder):
     Raises:
         ValueError: if a file is missing or damaged, or the adapter is not plain LoRA.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    safetensors = _safetensors.library()
     folder = Path(folder)
     try:
         config = _files.read_json(folder / CONFIG)
-        tensors = load_file(folder / WEIGHTS)
+        tensors = safetensors.numpy.load_file(folder / WEIGHTS)
         rank, lora_alpha = rank_and_alpha(config["r"], config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"A PEFT folder must hold {CONFIG} and {WEIGHTS}. Received: {str(folder)!r}, {error!r}. Pass a folder that "
             "PEFT's save_pretrained wrote."

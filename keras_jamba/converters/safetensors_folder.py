@@ -158,13 +158,13 @@ def write(folder, sizes, tensors, shard_bytes):
         ImportError: if safetensors or huggingface_hub is not installed.
     """
     try:
-        import safetensors  # noqa: F401, only whether it is there
         from huggingface_hub import split_state_dict_into_shards_factory
     except ImportError as error:
         raise ImportError(
-            f"Checkpoints are written with the libraries safetensors and huggingface_hub. Received: {error}. Install "
-            'both: pip install "keras-jamba[text]".'
+            f"Shards of checkpoints are planned with the library huggingface_hub. Received: {error}. Install it: "
+            'pip install "keras-jamba[text]".'
         ) from error
+    _safetensors.library()
     plan = split_state_dict_into_shards_factory(
         sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
     )
@@ -191,15 +191,9 @@ def _weight_map(index):
 
 
 def _opened(file):
+    safetensors = _safetensors.library()
     try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise ImportError(
-            "Checkpoints are read with the library safetensors. Received: a Python without it. "
-            'Install it: pip install "keras-jamba[text]".'
-        ) from error
-    try:
-        return safe_open(file, framework="numpy")
+        return safetensors.safe_open(file, framework="numpy")
     except Exception as error:  # safetensors raises its own errors and those of the system
         raise ValueError(_damaged(file, error)) from error
 

@@ -127,17 +127,17 @@ def _leaf_layers(model, paths):
 
 def _read_file(file):
     """Returns `({layer path: (rank, alpha)}, {variable path: array})` of an adapter file."""
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = _safetensors.library()
+    damaged = safetensors.SafetensorError
     try:
-        with safe_open(file, "numpy") as opened:
+        with safetensors.safe_open(file, "numpy") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
         adapters = json.loads(metadata["layers"]) if metadata.get("format") == FORMAT else None
         adapters = {path: rank_and_alpha(*pair) for path, pair in adapters.items()}
         _check_checksum(tensors, metadata, file)
     # safetensors knows dtypes that NumPy does not.
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, damaged, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"Adapters must be a file that save_lora wrote. Received: {str(file)!r}, {error!r}. Pass the path of a "
             "complete file."

@@ -62,6 +62,6 @@ def test_writing_holds_at_most_one_shard_and_one_larger_tensor(tmp_path):
 @pytest.mark.parametrize("library", ["safetensors.numpy", "huggingface_hub"])
 def test_a_missing_library_is_named(tmp_path, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match="written with the libraries safetensors and huggingface_hub. Received"):
+    with pytest.raises(ImportError, match=library.split(".")[0] + ".*Received: .*Install it"):
         safetensors_folder.write(tmp_path, SIZES, arrays(), LIMIT)
     assert not list(tmp_path.iterdir())

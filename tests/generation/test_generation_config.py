@@ -170,9 +170,9 @@ def test_probabilities_match_transformers(theirs, config):
         ({"do_sample": True, "temperature": 0.0}, "temperature must be above 0.*change model.generation_config"),
         ({"do_sample": True, "top_p": 1.5}, "top_p must be a number from 0 to 1.*change model.generation_config"),
         ({"num_beams": "3"}, "num_beams must be an integer.*change model.generation_config"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer"),
+        ({"max_new_tokens": 2.5}, "must be an integer. Received: max_new_tokens=2.5. Change"),
         ({"max_length": 3}, "at most max_length tokens long. Received: 4 tokens in row 0 and max_length=3"),
-        ({"eos_token_id": ["2"]}, "stop_token_ids must be an integer"),
+        ({"eos_token_id": ["2"]}, "must be an integer. Received: eos_token_id='2'. Change"),
     ],
 )
 def test_unsupported_options_are_refused_unless_a_sampler_is_passed(ours, config, message):
