@@ -137,7 +137,7 @@ def scan_backward(
     for behind in range(segments - 1, number, -1):
         part = (b * segments + behind) * PLANE + state
         decay = tl.load(decays + part, mask=here, other=0.0)
-        carry = _combined(decay, carry, tl.load(carries + part, mask=here, other=0.0))
+        carry = _combined(decay, carry, tl.load(carries + part, mask=here, other=0.0), FLAGS)
 
     row = b * length
     states += (b * segments + number) * (EVERY // COUNT) * PLANE

@@ -154,12 +154,15 @@ def _continued(state, marks, i: tl.constexpr, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def _combined(decay, before, end):
+def _combined(decay, before, end, FLAGS: tl.constexpr):
     """Returns the state after a segment with the final state `end` from zeros.
 
     The decay of the state `before` is negative if a document begins in the segment.
     """
-    return tl.where(decay < 0, 0.0, decay * before) + end
+    if FLAGS >= 2:
+        return tl.where(decay < 0, 0.0, decay * before) + end
+    else:
+        return decay * before + end
 
 
 @triton.jit
@@ -232,8 +235,8 @@ def _recurred(h, steps, driven, B, C, A2, marks, t, FLAGS: tl.constexpr):
     """Computes the state after a tile's tokens, and the sum of C h of each token."""
     parts = ()
     for i in tl.static_range(t.shape[0]):
-        drive = _row(driven, i)[None, None, :] * B[i][:, :, None]
-        h = _decay(steps, A2, i) * _continued(h, marks, i, FLAGS) + drive
+        before = _continued(h, marks, i, FLAGS)
+        h = _decay(steps, A2, i) * before + _row(driven, i)[None, None, :] * B[i][:, :, None]
         parts = parts + (h * C[i][:, :, None],)
     return h, _sums(parts, t)
 
@@ -328,7 +331,7 @@ def scan_forward(
     for before in range(number):
         part = (b * tl.cdiv(length, segment) + before) * CHANNELS * STATES + state
         decay = tl.load(decays + part, mask=here, other=0.0)
-        h = _combined(decay, h, tl.load(ends + part, mask=here, other=0.0))
+        h = _combined(decay, h, tl.load(ends + part, mask=here, other=0.0), FLAGS)
     skip = tl.load(D + e, mask=ok, other=0.0) if HAS_D else tl.zeros([BLOCK], tl.float32)
     shift = tl.load(bias + e, mask=ok, other=0.0) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
 

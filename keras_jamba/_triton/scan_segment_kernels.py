@@ -20,9 +20,12 @@ from keras_jamba._triton.scan_kernels import (
 
 
 @triton.jit
-def _total_decay(exponent, begins):
+def _total_decay(exponent, begins, FLAGS: tl.constexpr):
     """Returns the decay over a segment, or -1 if a document begins in it: 0 would keep NaN and infinity."""
-    return tl.where(begins, -1.0, tl.exp2(exponent))
+    if FLAGS >= 2:
+        return tl.where(begins, -1.0, tl.exp2(exponent))
+    else:
+        return tl.exp2(exponent)
 
 
 @triton.jit
@@ -77,14 +80,14 @@ def scan_ends(
         steps = _time_steps(now_delta, shift, flags + place, t, left - at, SOFTPLUS, FLAGS, False)
         driven = steps * _held(now_u.to(tl.float32), flags + place, t, left - at, FLAGS, True)
         for i in tl.static_range(COUNT):
-            drive = _row(driven, i)[None, None, :] * now_B[i][:, :, None]
-            h = _decay(steps, A2, i) * _continued(h, marks, i, FLAGS) + drive
+            before = _continued(h, marks, i, FLAGS)
+            h = _decay(steps, A2, i) * before + _row(driven, i)[None, None, :] * now_B[i][:, :, None]
             exponent += _row(steps, i)[None, None, :] * A2
             if FLAGS >= 2:
                 begins = begins | ((marks[i] & RESET) != 0)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(ends + part, h, mask=here)
-    tl.store(decays + part, _total_decay(exponent, begins), mask=here)
+    tl.store(decays + part, _total_decay(exponent, begins, FLAGS), mask=here)
 
 
 @triton.jit
@@ -143,4 +146,4 @@ def scan_carries(
                 begins = begins | ((marks[i] & RESET) != 0)
     part = (b * tl.cdiv(length, segment) + number) * CHANNELS * STATES + state
     tl.store(carries + part, carry, mask=here)
-    tl.store(decays + part, _total_decay(exponent, begins), mask=here)
+    tl.store(decays + part, _total_decay(exponent, begins, FLAGS), mask=here)
