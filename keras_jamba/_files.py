@@ -205,6 +205,9 @@ def _locked_folder(place, prefix):
             continue  # another process removed it before it was locked
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process is removing it
+            os.close(lock)
+            continue
         except OSError:  # a file system without locks
             os.close(lock)
             return folder, None

@@ -19,6 +19,8 @@ def read(file):
         size = Path(file).stat().st_size
         with zipfile.ZipFile(file) as archive:
             return {info.filename.removesuffix(".npy"): _array(archive, info, size) for info in archive.infolist()}
+    except MemoryError:
+        raise
     # zipfile, and numpy's reader of headers, raise errors of many classes.
     except Exception as error:
         raise ValueError(repr(error)) from error
@@ -30,6 +32,8 @@ def _array(archive, info, size):
     with archive.open(info) as stream:
         shape, fortran_order, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
         left = info.file_size - stream.tell()
+        if not dtype.isnative:
+            raise ValueError(f"entry {info.filename!r} has the byte order of {dtype.str!r}")
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
             raise ValueError(f"entry {info.filename!r} declares {shape} {dtype} in {left} bytes")
         content = bytearray(left)

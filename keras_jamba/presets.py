@@ -190,8 +190,9 @@ def preset_folder(folder):
 
 def _save(model, file):
     """Saves the weights without the optimizer state, which is two or three times as large."""
-    optimizer, model.optimizer = getattr(model, "optimizer", None), None
+    optimizer = getattr(model, "optimizer", None)
     try:
+        model.optimizer = None
         _keras_internals.save_weights(model, file)
     finally:
         model.optimizer = optimizer

@@ -103,8 +103,8 @@ class Compilation(Protocol):
 
 
 class Autodiff(Protocol):
-    def custom_gradient(self, forward, backward, plain=None):
-        """Returns a function of tensors with a custom gradient. JAX and TensorFlow compile it.
+    def custom_gradient(self, forward, backward, plain=None, has_loops=True):
+        """Returns a function of tensors with a custom gradient. JAX compiles it, and TensorFlow if it has loops.
 
         Args:
             forward: `forward(*tensors)` returns `(outputs, residuals)`.
@@ -112,6 +112,7 @@ class Autodiff(Protocol):
                 `gradients` has the structure of the outputs. On JAX and PyTorch a gradient may be a function without
                 arguments, which is called if that gradient is needed.
             plain: `plain(*tensors)` computes the outputs if no gradient is needed. JAX and PyTorch only.
+            has_loops: whether the functions have loops. TensorFlow compiles these, once per shape.
         """
 
     def can_trace_custom_gradient(self):

@@ -91,22 +91,26 @@ def _file():
 
 @functools.cache
 def _known():
-    return _read()
+    choices, has_checksum = _read()
+    if choices and not has_checksum:
+        _logger.warning("%s was written without a checksum; the next measurement adds one.", _file())
+    return choices
 
 
 def _read():
+    """Returns the choices of the file, and whether it has a checksum. An absent or damaged file has no choices."""
     try:
         content = _files.read_json(_file())
         good = content["format"] == _FORMAT and _checksums.matches(content, required=False)
-        return dict(content["choices"]) if good else {}
+        return dict(content["choices"]) if good else {}, _checksums.KEY in content
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, False
 
 
 def _keep(key, choice):
     """Adds a choice to the file, next to those of other processes; an unwritable file is only logged."""
     path = _file()
-    text = json.dumps(_checksums.sealed({"format": _FORMAT, "choices": _read() | {key: choice}}), indent=1)
+    text = json.dumps(_checksums.sealed({"format": _FORMAT, "choices": _read()[0] | {key: choice}}), indent=1)
     try:
         with _files.atomic_file(path) as staged:
             staged.write_text(text, encoding="utf-8")

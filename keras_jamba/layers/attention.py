@@ -259,7 +259,9 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         query, key, value = self._query_key_value(inputs, tokens.positions)
         cached = None if cache is None else (cache["key"], cache["value"])
         mixed = tokens.attend(query, key, value, cached, self.attention_window, self.causal)
-        return self._output(mixed, inputs), {"key": key, "value": value}, tokens
+        # A gradient at padding reaches no key or value.
+        outputs = zero_padding(self._output(mixed, inputs), mask)
+        return outputs, {"key": key, "value": value}, tokens
 
     def _query_key_value(self, inputs, positions):
         """Returns `(b, t, h, c)`, `(b, t, g, c)` and `(b, t, g, c)`; rotary embedding rotates the first two."""

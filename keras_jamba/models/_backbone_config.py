@@ -170,12 +170,17 @@ def check_sizes(arguments, count, source):
     # Every block has at least one matrix of d_model x d_model, and one of d_model x d_ff.
     products = {"num_layers * d_model * d_model": (layers, d, d), "num_layers * d_model * d_ff": (layers, d, width)}
     products |= {f"{name} * d_model": (size, d) for name, size in sizes.items()}
-    if arguments.get("moe_frequency") == 1 and arguments.get("router") is None:
+    if arguments.get("router") is None and _has_experts(
+        layers, arguments.get("moe_frequency"), arguments.get("moe_offset")
+    ):
         products["num_experts * d_model * d_ff"] = (arguments.get("num_experts"), d, width)
     if arguments.get("mamba_ratio") != 0 and layers != 1:
         # At least one block has no attention.
         recurrent = ("expand", "d_conv", *(("d_state", "dt_rank") if arguments.get("mixer") == "mamba" else ()))
         products |= {f"{name} * d_model": (arguments.get(name), d) for name in recurrent}
+    if arguments.get("stem") == "patchify":
+        side = arguments.get("downsample")
+        products["downsample * downsample * d_model"] = (side, side, d)
     for name, factors in products.items():
         # The constructor refuses values of other types.
         if all(type(factor) is int for factor in factors) and math.prod(factors) > count:
@@ -183,3 +188,11 @@ def check_sizes(arguments, count, source):
                 f"The sizes of a model must fit its stored weights. Received: {source!r} with {count:,} weights, and "
                 f"{name} = {math.prod(factors):,}. Drop the overrides that change the sizes, or copy the files again."
             )
+
+
+def _has_experts(layers, period, offset):
+    """Returns whether a layer has experts, as in `block_pattern`. False for values that the constructor refuses."""
+    if not (type(layers) is int and type(period) is int and period > 0):
+        return False
+    offset = period - 1 if offset is None else offset
+    return type(offset) is int and offset < layers

@@ -105,7 +105,8 @@ class TrainingLoops(threading.local):
                 self.running.remove(loop)
         if not self.running:
             here = threading.get_ident()
-            self.owners[:] = [owner for owner in self.owners if owner[0] != here]
+            with self.lock:
+                self.owners[:] = [owner for owner in self.owners if owner[0] != here]
             self.inside_step = False
 
     def check(self, model, data):

@@ -10,8 +10,8 @@ from keras import ops
 
 from keras_jamba import _backend
 
-# The product of a query and a key below this bound is finite in float32.
-_LARGEST = 1e18
+# Sums of products of a head's values stay below this bound, and finite in float32.
+_LARGEST = 1e38
 
 
 def isolated(attend, query, key, value, visible):
@@ -24,9 +24,9 @@ def isolated(attend, query, key, value, visible):
 
 
 def _is_damaged(x):
-    """Returns `(b, t)` bool: whether a value of `x (b, t, h, c)` is NaN, infinite or beyond the bound."""
+    """Returns `(b, t)` bool: whether a value of `x (b, t, h, c)` is NaN, infinite or too large for a product."""
     # Not `ops.max`, which drops NaN on TensorFlow.
-    return ops.logical_not(ops.all(ops.abs(x) < _LARGEST, axis=(2, 3)))
+    return ops.logical_not(ops.all(ops.abs(x) < (_LARGEST / x.shape[3]) ** 0.5, axis=(2, 3)))
 
 
 def _replaced(x, where, value):
@@ -59,8 +59,8 @@ def _mark_backward(residuals, gradient):
     return _replaced(gradient, damaged, 0.0), ops.cast(damaged, "float32"), ops.cast(seen, "float32"), None
 
 
-_clear_with_gradient = _backend.autodiff.custom_gradient(_clear, _clear_backward)
-_mark_with_gradient = _backend.autodiff.custom_gradient(_mark, _mark_backward)
+_clear_with_gradient = _backend.autodiff.custom_gradient(_clear, _clear_backward, has_loops=False)
+_mark_with_gradient = _backend.autodiff.custom_gradient(_mark, _mark_backward, has_loops=False)
 
 
 def _cleared(x):

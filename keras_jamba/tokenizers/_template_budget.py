@@ -16,7 +16,8 @@ BITS = 16384
 _COMPARISONS = 10**9
 # printf and str.format: longest format, and digits of a width or precision.
 _LONGEST_FORMAT = 10_000
-_WIDTH = re.compile(r"%(\(.*?\)+)?[#0\- +]*(\*|\d{4,}|\d*\.(\*|\d{4,}))", re.DOTALL)
+# What follows a percent sign and its key: flags, width, precision, length and conversion.
+_SPECIFIER = re.compile(r"[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?.?", re.DOTALL)
 _LONG_NUMBER = re.compile(r"\d{4,}")
 
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
@@ -133,9 +134,28 @@ def check_comparisons(text, others):
         raise LimitError("a template that searches a long text for a long text from its end")
 
 
+def _printf_sizes(form):
+    """Yields the widths and precisions of a printf format, in linear time."""
+    place = form.find("%") + 1
+    while place:
+        found = _SPECIFIER.match(form, _after_key(form, place))
+        yield from (size for size in found.groups() if size)
+        place = form.find("%", found.end()) + 1
+
+
+def _after_key(form, place):
+    """Returns the place after the key in parentheses at `place`, which may contain parentheses."""
+    depth = 0
+    for i in range(place, len(form)):
+        depth += {"(": 1, ")": -1}.get(form[i], 0)
+        if depth < 1:
+            return i + (i > place)
+    return len(form)
+
+
 def check_printf(form, values):
     """Raises LimitError unless `form % values` fits the budget."""
-    if len(form) > _LONGEST_FORMAT or _WIDTH.search(form):
+    if len(form) > _LONGEST_FORMAT or any(size == "*" or len(size) > 3 for size in _printf_sizes(form)):
         raise LimitError("a template with a format that is too long, or too wide")
     budget().need(sys.getsizeof(form) + form.count("%") * (measured(values)[0] + 1000) * growth(form))
 

@@ -148,7 +148,7 @@ def plans(folder):
 
     def read():
         json.loads(file.read_text())  # a damaged file would be read as an empty one
-        return [np.array(tuning._read()["a key"])]
+        return [np.array(tuning._read()[0]["a key"])]
 
     return lambda k: tuning._keep("a key", [k, *range(300)]), lambda: read() if file.exists() else None
 

@@ -71,7 +71,7 @@ FILES = {
     "tokenizer": ("tokenizer.json", load_tokenizer),
     "bytes": ("byte_tokenizer.json", load_tokenizer),
     "generation config": ("generation_config.json", generation_config.read),
-    "save": ("step_8/state.json", lambda folder: _saves.last(folder, 1)),
+    "save": ("step_00000008/state.json", lambda folder: _saves.last(folder, 1)),
 }
 
 

@@ -108,7 +108,7 @@ def write_plans(folder):
 def read_plans(folder):
     os.environ["KERAS_HOME"] = str(folder)
     # A damaged file is as good as none: the kernels are measured again.
-    if not (plans := tuning._read()):
+    if not (plans := tuning._read()[0]):
         raise ValueError("Received: no plans.")
     return [json.dumps(plans, sort_keys=True)]
 

@@ -4,10 +4,11 @@ import keras
 import tensorflow as tf
 
 
-def custom_gradient(forward, backward, plain=None):
-    # On a CPU Keras runs TensorFlow without XLA, where these loops are ten times slower.
-    forward = tf.function(forward, jit_compile=True, autograph=False)
-    backward = tf.function(backward, jit_compile=True, autograph=False)
+def custom_gradient(forward, backward, plain=None, has_loops=True):
+    if has_loops:
+        # On a CPU Keras runs TensorFlow without XLA, where loops are ten times slower.
+        forward = tf.function(forward, jit_compile=True, autograph=False)
+        backward = tf.function(backward, jit_compile=True, autograph=False)
 
     @tf.custom_gradient
     def function(*tensors):

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from keras_jamba._backend.torch.tensors import needs_static_shapes
 
 
-def custom_gradient(forward, backward, plain=None):
+def custom_gradient(forward, backward, plain=None, has_loops=True):
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *tensors):
