@@ -11,8 +11,12 @@ KEY = "checksum"
 def of_json(document):
     """Returns the sha256 of a dict as JSON, without its entry "checksum"."""
     # Written and read documents give the same text: JSON turns tuples into lists and keys into strings.
-    plain = json.loads(json.dumps({name: value for name, value in document.items() if name != KEY}))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    try:
+        plain = json.loads(json.dumps({name: value for name, value in document.items() if name != KEY}))
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sealed(document):

@@ -40,11 +40,13 @@ def atomic_file(path):
 
     Raises:
         IsADirectoryError: if `path` is a folder.
-        PermissionError: if the parent folder is not writable.
+        PermissionError: if the file or its parent folder is not writable.
     """
     place = Path(os.path.realpath(path))
     if place.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if place.is_file() and not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if place.exists() and not place.is_file():
         with _written_into(place, Path(path).name) as staged:
             yield staged
@@ -117,6 +119,23 @@ def atomic_files(folder):
         for file, place in places.items():
             with atomic_file(place) as written:
                 shutil.move(file, written)
+
+
+def exists(path):
+    """Returns whether a path is a file that this process may read.
+
+    Raises:
+        PermissionError: if it may not read the file or look into its folder.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb"):
+            return True
+    except PermissionError as error:
+        message = "Files must be readable. Received: a file or folder without permission. Make it readable"
+        raise PermissionError(error.errno, message, str(path)) from error
+    except OSError:
+        return False
 
 
 def read_json(path):

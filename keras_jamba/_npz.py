@@ -18,7 +18,10 @@ def read(file):
     try:
         size = Path(file).stat().st_size
         with zipfile.ZipFile(file) as archive:
-            return {info.filename.removesuffix(".npy"): _array(archive, info, size) for info in archive.infolist()}
+            entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(entries) < len(archive.infolist()):
+                raise ValueError("an entry that is listed twice")
+            return {name: _array(archive, info, size) for name, info in entries.items()}
     except MemoryError:
         raise
     # zipfile, and numpy's reader of headers, raise errors of many classes.

@@ -4,9 +4,12 @@ Built-in presets lie in `presets/` beside the package in a clone, and in `_prese
 preset contains no code, and the complete preset is checked before anything is loaded.
 """
 
+import contextlib
+import errno
 import hashlib
 import logging
 import math
+import os
 from pathlib import Path
 
 import keras
@@ -40,13 +43,13 @@ def folder_of(preset):
     Raises:
         ValueError: if `preset` is neither.
     """
-    folder = _built_in_folder() / str(preset)
-    if str(preset) not in list_presets():
+    folder, good = _built_in_folder() / str(preset), isinstance(preset, (str, os.PathLike))
+    if good and str(preset) not in list_presets():
         folder = Path(preset)
-    if not (folder / CONFIG).is_file():
+    if not (good and _files.exists(folder / CONFIG)):
         raise ValueError(
             f"A preset must be a built-in name, {', '.join(list_presets())}, or a folder with a {CONFIG}. "
-            f"Received: {str(preset)!r}. Pass one of the names, or a folder that save_to_preset wrote."
+            f"Received: {preset!r}. Pass one of the names, or a folder that save_to_preset wrote."
         )
     return folder
 
@@ -55,8 +58,9 @@ def read(preset):
     """Reads a preset's metadata.
 
     Returns:
-        `(metadata, folder)`: a dict with `format`, `class_name`, `config` and `weights` (None, or
-        `{"sha256", "variables": {path: shape}}`), and the folder of the preset.
+        `(metadata, folder)`: a dict with `format`, `class_name`, `config`, `weights` (None, or
+        `{"sha256", "variables": {path: shape}}`) and `files` (`{name: sha256}` of the other files; absent in older
+        presets), and the folder of the preset.
 
     Raises:
         ValueError: if there is no such preset, or if its config.json has another format or does not match its checksum.
@@ -67,11 +71,13 @@ def read(preset):
         metadata = _files.read_json(file)
         good = metadata["format"] in (1, FORMAT) and isinstance(metadata["config"], dict)
         good = good and isinstance(metadata["class_name"], str) and _are_valid_weights(metadata["weights"])
+        good = good and isinstance(metadata.get("files", {}), dict)
+        is_complete = _checksums.matches(metadata, required=metadata["format"] == FORMAT)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(_format_error(file, repr(error))) from error
     if not good:
         raise ValueError(_format_error(file, f"format={metadata['format']!r}"))
-    if not _checksums.matches(metadata, required=metadata["format"] == FORMAT):
+    if not is_complete:
         raise ValueError(
             f"{CONFIG} of a preset must be as it was written. Received: {str(file)!r}, which does not match its "
             "checksum. Copy the preset again, and pass changes as arguments of from_preset."
@@ -117,6 +123,8 @@ def build(cls, preset, load_weights, overrides, check_sizes, head=(), head_only=
             f"{str(preset)!r} in {stored!r}, and quantization={overrides['quantization']!r}. Leave it out, or load "
             "a preset in floating point."
         )
+    for name, sha256 in metadata.get("files", {}).items():
+        _check_asset(folder / name, sha256)
     weights = metadata["weights"] if load_weights else None
     if weights is not None:
         if _checksums.KEY not in metadata:
@@ -160,32 +168,39 @@ def write(model, folder, more=None):
     with preset_folder(folder) as staging:
         _save(model, staging / WEIGHTS)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
-        metadata = _checksums.sealed(
-            {
-                "format": FORMAT,
-                "class_name": type(model).__name__,
-                "config": model.constructor_arguments(),
-                "weights": weights,
-            }
-        )
-        _files.write_json(staging / CONFIG, metadata)
         if more is not None:
             more(staging)
+        others = sorted(file for file in staging.rglob("*") if file.is_file() and file != staging / WEIGHTS)
+        metadata = {
+            "format": FORMAT,
+            "class_name": type(model).__name__,
+            "config": model.constructor_arguments(),
+            "weights": weights,
+            "files": {file.relative_to(staging).as_posix(): _sha256(file) for file in others},
+        }
+        _files.write_json(staging / CONFIG, _checksums.sealed(metadata))
 
 
+@contextlib.contextmanager
 def preset_folder(folder):
-    """Returns a context with a staged folder, which becomes `folder` on success and is removed otherwise.
+    """Yields a staged folder, which becomes `folder` on success and is removed otherwise.
 
     Raises:
         ValueError: if `folder` exists and is not an empty folder.
     """
     folder = Path(folder)
+    taken = ValueError(
+        f"A preset must be written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
+        "which is not. Choose another folder, or remove this one first."
+    )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"A preset must be written to a folder that does not exist or is empty. Received: {str(folder)!r}, "
-            "which is not. Choose another folder, or remove this one first."
-        )
-    return _files.atomic_folder(folder)
+        raise taken
+    try:
+        with _files.atomic_folder(folder) as staging:
+            yield staging
+    except OSError as error:
+        # Another process was faster.
+        raise taken if error.errno in (errno.ENOTEMPTY, errno.EEXIST) else error from error
 
 
 def _save(model, file):
@@ -240,13 +255,22 @@ def _check_variables(model, expected, preset):
 
 
 def _check_file(file, weights):
-    sha256, found = weights["sha256"], _sha256(file) if file.is_file() else "no such file"
+    sha256, found = weights["sha256"], _sha256(file) if _files.exists(file) else "no such file"
     if found == sha256 and sum(map(math.prod, weights["variables"].values())) > 2 * file.stat().st_size:
         found = f"{file.stat().st_size} bytes, fewer than its variables need"
     if found != sha256:
         raise ValueError(
             f"The weights of a preset must be the file that was saved, sha256 {sha256}. "
             f"Received: {str(file)!r}, {found}. Copy the preset again, or pass load_weights=False."
+        )
+
+
+def _check_asset(file, sha256):
+    if not _files.exists(file) or _sha256(file) != sha256:
+        problem = "which was changed" if file.exists() else "which is missing"
+        raise ValueError(
+            f"The files of a preset must be as they were written. Received: {str(file)!r}, {problem}. Copy the preset "
+            "again, or change the loaded model and write a new preset."
         )
 
 

@@ -10,8 +10,9 @@ import pytest
 from checks import full, numpy
 
 import keras_jamba
-from keras_jamba import presets
+from keras_jamba import _checksums, _files, presets
 from keras_jamba.layers import Router
+from keras_jamba.tokenizers import ByteTokenizer
 
 # Written on jax. Attribute and variable names are part of the format, and this folder records them.
 GOLDEN = Path(__file__).parent / "golden" / "preset"
@@ -136,13 +137,84 @@ def test_a_preset_without_a_checksum_loads_with_one_warning(mine, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("sizes", [{"num_layers": 3000}, {"d_model": 8192}, {"d_ff": 10**9}, {"num_layers": 10**12}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_layers": 3000},
+        {"d_model": 8192},
+        {"d_ff": 10**9},
+        {"num_layers": 10**12},
+        {"num_layers": 2, "moe_frequency": 2, "num_experts": 10**9},
+        {"stem": "patchify", "downsample": 10**6},
+    ],
+)
 def test_sizes_beyond_the_stored_weights_are_refused_before_a_model_is_built(mine, monkeypatch, sizes):
     config = json.loads((mine / "config.json").read_text())["config"]
     edit(mine, config=config | sizes)
     monkeypatch.setattr(keras_jamba.DHCJamba, "__init__", lambda *args, **kwargs: pytest.fail("a model was built"))
     with pytest.raises(ValueError, match="must fit its stored weights. Received: .*mine' with .* weights"):
         keras_jamba.DHCJamba.from_preset(mine)
+
+
+@pytest.fixture
+def of_texts(tmp_path):
+    """A preset with a tokenizer and a generation config."""
+    model = keras_jamba.JambaCausalLM(vocab_size=300, d_model=8, num_layers=1, moe_frequency=0, dt_rank=1)
+    model.tokenizer, model.generation_config = ByteTokenizer(), {"max_new_tokens": 3}
+    model.save_to_preset(tmp_path / "texts")
+    return tmp_path / "texts"
+
+
+@pytest.mark.parametrize("name", ["byte_tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("problem", ["changed", "missing"])
+def test_a_changed_or_missing_file_beside_the_weights_is_refused(of_texts, name, problem):
+    (of_texts / name).unlink()
+    if problem == "changed":
+        (of_texts / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"must be as they were written. Received: .*{name}', which .* {problem}"):
+        keras_jamba.JambaCausalLM.from_preset(of_texts)
+
+
+def test_a_preset_without_a_list_of_its_files_loads(of_texts):
+    metadata = json.loads((of_texts / "config.json").read_text())
+    del metadata["files"]
+    (of_texts / "config.json").write_text(json.dumps(_checksums.sealed(metadata)))
+    assert keras_jamba.JambaCausalLM.from_preset(of_texts).generation_config == {"max_new_tokens": 3}
+
+
+@pytest.mark.parametrize("preset", [None, 5, b"digits"])
+def test_a_preset_that_is_no_path_is_refused(preset):
+    with pytest.raises(ValueError, match="must be a built-in name"):
+        keras_jamba.DHCJamba.from_preset(preset)
+
+
+def test_a_preset_without_permission_is_named(mine, monkeypatch):
+    def forbidden(path, *given):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(_files, "open", forbidden, raising=False)
+    with pytest.raises(PermissionError, match="must be readable. .*Make it readable: '.*config.json'"):
+        keras_jamba.DHCJamba.from_preset(mine)
+
+
+def test_the_second_of_two_processes_is_refused_its_preset(tmp_path):
+    with (
+        pytest.raises(ValueError, match="does not exist or is empty"),
+        presets.preset_folder(tmp_path / "new") as staged,
+    ):
+        (staged / "file").write_text("second")
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "file").write_text("first")
+    assert (tmp_path / "new" / "file").read_text() == "first"
+
+
+def test_a_config_that_is_nested_too_deeply_for_its_checksum_is_refused(of_texts):
+    text = json.dumps(json.loads((of_texts / "config.json").read_text()) | {"more": None})
+    for depth in range(700, 1000, 3):
+        nested = text.replace('"more": null', '"more": ' + "[" * depth + "]" * depth)
+        (of_texts / "config.json").write_text(nested)
+        with pytest.raises(ValueError, match="Received"):
+            presets.read(of_texts)
 
 
 @pytest.mark.parametrize(

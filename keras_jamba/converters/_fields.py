@@ -1,7 +1,9 @@
 """Readers of config.json fields, with defaults and checks."""
 
 import numbers
-import sys
+
+# The largest number of float32.
+_LARGEST = 3.4028234e38
 
 
 def field(config, name, default):
@@ -21,7 +23,7 @@ def integer(config, name, default, at_least=1):
 def number(config, name, default):
     """Returns a field as a float; raises ValueError unless it is a finite number of at least 0."""
     value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= sys.float_info.max:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= _LARGEST:
         raise ValueError(
             f"{name} in config.json must be a finite number of at least 0. Received: {value!r}. Check the file: it may "
             "be damaged."
@@ -42,7 +44,7 @@ def flag(config, name, default):
 def rank_and_alpha(rank, lora_alpha):
     """Returns the rank and alpha of adapters; raises ValueError unless they are an integer and a finite number."""
     good = type(rank) is int and type(lora_alpha) in (int, float) and rank >= 1
-    if not good or not 0 < lora_alpha <= sys.float_info.max:
+    if not good or not 0 < lora_alpha <= _LARGEST:
         raise ValueError(
             "Adapters must have an integer rank of at least 1 and a finite lora_alpha above 0. Received: "
             f"rank={rank!r}, lora_alpha={lora_alpha!r}. Save them again."

@@ -19,6 +19,19 @@ def library():
     return safetensors
 
 
+def opened(file):
+    """Returns a context of the tensors of a safetensors file, as NumPy arrays.
+
+    Raises:
+        ImportError: if safetensors is not installed.
+        OSError: if the file is missing or not readable. The library raises other errors for a damaged file.
+    """
+    safetensors = library()
+    # The library reports a file without permission as missing.
+    with open(file, "rb"):
+        return safetensors.safe_open(file, framework="numpy")
+
+
 def write(tensors, file, metadata):
     """Writes `{name: NumPy array}` and metadata, `{name: string}`, to a safetensors file.
 

@@ -65,6 +65,11 @@ def read(folder, class_name):
 def _class_count(config):
     labels = config.get("id2label") or {}
     check_value({"id2label": type(labels).__name__}, "id2label", "dict", ("dict",))
+    if set(labels) != {str(i) for i in range(len(labels))}:
+        raise ValueError(
+            f"id2label in config.json must name the classes 0 to n - 1. Received: {list(labels)[:5]}. Check the file: "
+            "it may be damaged."
+        )
     return len(labels) or integer(config, "num_labels", 2)
 
 

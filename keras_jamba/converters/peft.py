@@ -76,13 +76,15 @@ def read(folder):
     Raises:
         ValueError: if a file is missing or damaged, or the adapter is not plain LoRA.
     """
-    safetensors = _safetensors.library()
+    damaged = _safetensors.library().SafetensorError
     folder = Path(folder)
     try:
         config = _files.read_json(folder / CONFIG)
-        tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+        with _safetensors.opened(folder / WEIGHTS) as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
         rank, lora_alpha = rank_and_alpha(config["r"], config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    # safetensors knows dtypes that NumPy does not.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, damaged) as error:
         raise ValueError(
             f"A PEFT folder must hold {CONFIG} and {WEIGHTS}. Received: {str(folder)!r}, {error!r}. Pass a folder that "
             "PEFT's save_pretrained wrote."

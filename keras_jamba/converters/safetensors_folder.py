@@ -191,9 +191,9 @@ def _weight_map(index):
 
 
 def _opened(file):
-    safetensors = _safetensors.library()
+    _safetensors.library()
     try:
-        return safetensors.safe_open(file, framework="numpy")
+        return _safetensors.opened(file)
     except Exception as error:  # safetensors raises its own errors and those of the system
         raise ValueError(_damaged(file, error)) from error
 

@@ -3,6 +3,8 @@
 import numbers
 from pathlib import Path
 
+import numpy as np
+
 from keras_jamba import _files
 from keras_jamba.generation.samplers import BeamSampler, Sampler
 
@@ -67,8 +69,21 @@ def read(folder):
 
 
 def write(config, folder):
-    """Writes a dict to the generation_config.json of a folder. See `read`."""
-    _files.write_json(Path(folder) / FILE, config, ensure_ascii=False, sort_keys=True)
+    """Writes a dict to the generation_config.json of a folder. See `read`.
+
+    Raises:
+        ValueError: for a value that JSON cannot express, other than NumPy's numbers.
+    """
+    _files.write_json(Path(folder) / FILE, config, ensure_ascii=False, sort_keys=True, default=_plain)
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(
+        f"generation_config must hold numbers, texts, lists and dicts. Received: {value!r}. Change "
+        "model.generation_config."
+    )
 
 
 def legacy(model_config):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def save(model, file):
         path: np.array(ops.convert_to_numpy(v), "float32")
         for path, v in (tensors | fully_trained_variables(model)).items()
     }
-    _check_finite(tensors, "a model")
+    _check_finite(tensors, "a model", {})
     adapters = {path: [layer.lora_rank, layer.lora_alpha] for path, layer in layers.items()}
     metadata = {"format": FORMAT, "layers": json.dumps(adapters)}
     metadata[_checksums.KEY] = _checksums.of_arrays(tensors, metadata)
@@ -67,6 +68,14 @@ def load(model, file):
     """Installs the adapters of a file that `save` wrote."""
     adapters, tensors = _read_file(Path(file))
     install(model, adapters, tensors, file)
+
+
+def check_is_path(source):
+    """Raises ValueError unless `source` is a path."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            f"Adapters must be the path of a file or folder. Received: {source!r}. Pass the path that save_lora wrote."
+        )
 
 
 def install(model, adapters, tensors, source):
@@ -98,7 +107,7 @@ def install(model, adapters, tensors, source):
             f"{str(source)!r}, which differs in {sorted(differ | set(adapters) - set(layers))[:3]}. Load them into the "
             "model that they were trained with."
         )
-    _check_finite(tensors, source)
+    _check_finite(tensors, source, {path: variable.dtype for path, variable in weights.items()})
     have = {path: (layer.lora_rank, layer.lora_alpha) for path, layer in layers.items() if layer.lora_enabled}
     if have and have != {path: tuple(pair) for path, pair in adapters.items()}:
         raise ValueError(
@@ -127,10 +136,9 @@ def _leaf_layers(model, paths):
 
 def _read_file(file):
     """Returns `({layer path: (rank, alpha)}, {variable path: array})` of an adapter file."""
-    safetensors = _safetensors.library()
-    damaged = safetensors.SafetensorError
+    damaged = _safetensors.library().SafetensorError
     try:
-        with safetensors.safe_open(file, "numpy") as opened:
+        with _safetensors.opened(file) as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
         adapters = json.loads(metadata["layers"]) if metadata.get("format") == FORMAT else None
@@ -154,16 +162,17 @@ def _check_checksum(tensors, metadata, file):
         raise ValueError("the values do not match their checksum")
 
 
-def _check_finite(tensors, source):
+def _check_finite(tensors, source, dtypes):
+    """Raises ValueError for a value that is not finite in the dtype of its variable; float32 without one."""
     for name, x in tensors.items():
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise ValueError(
                 f"Adapters must be floating-point numbers. Received: {name!r} of {str(source)!r} in {x.dtype.name}. "
                 "Save them again."
             )
-        # float64 may hold numbers that are infinite in float32, the dtype of adapters.
+        dtype = "float16" if dtypes.get(name) == "float16" else "float32"
         with np.errstate(over="ignore"):
-            x = x.astype("float32")
+            x = x.astype(dtype)
         if not np.isfinite(x).all():
             raise ValueError(
                 f"Adapters must be finite. Received: {name!r} of {str(source)!r} with NaN or infinity. Use an "

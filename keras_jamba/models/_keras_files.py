@@ -3,9 +3,13 @@
 import functools
 from pathlib import Path
 
+import h5py
 import keras
 
 from keras_jamba import _files, _keras_internals, presets
+
+# Deflate compresses by this factor at most.
+_MOST_COMPRESSED = 1032
 
 
 class KerasFiles:
@@ -36,6 +40,7 @@ class KerasFiles:
                 been loaded then.
         """
         try:
+            _check_sizes(filepath)
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         except MemoryError:
             raise
@@ -48,9 +53,22 @@ class KerasFiles:
         presets.check_finite(self, str(filepath))
 
 
+def _check_sizes(filepath):
+    """Raises ValueError for a local HDF5 file with an array that is larger than its stored bytes can express."""
+    if not str(filepath).endswith(".h5") or not Path(filepath).is_file():
+        return
+
+    def check(name, item):
+        if isinstance(item, h5py.Dataset) and item.nbytes > _MOST_COMPRESSED * item.id.get_storage_size():
+            raise ValueError(f"{name!r} declares {item.nbytes} bytes, and {item.id.get_storage_size()} are stored")
+
+    with h5py.File(filepath) as file:
+        file.visititems(check)
+
+
 def _write(writer, model, filepath, ending):
     """Writes a local file. Returns whether it did."""
-    if not str(filepath).endswith(ending) or not Path(filepath).parent.is_dir():
+    if not str(filepath).endswith(ending) or "://" in str(filepath):
         return False
     with _files.atomic_file(filepath) as staged:
         writer(model, staged)

@@ -210,6 +210,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         Raises:
             ValueError: if the file is damaged, or of another model or other adapters. The model is not changed then.
         """
+        _adapters.check_is_path(source)
         if Path(source).is_dir():
             self._load_peft(source)
         else:

@@ -4,12 +4,14 @@ import functools
 import inspect
 import math
 import numbers
-import sys
 
 import numpy as np
 from keras import backend, ops
 
 from keras_jamba import _backend
+
+# The largest number of float32.
+_LARGEST = 3.4028234e38
 
 
 def check_shapes(tensors, letters):
@@ -268,9 +270,9 @@ def check_integer(name, value, at_least=1):
 
 
 def check_number(name, value, low, high=float("inf")):
-    """Checks that `value` is a finite number from `low` to `high`, or raises a `ValueError`."""
+    """Checks that `value` is a number from `low` to `high`, and finite in float32, or raises a `ValueError`."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
-    good = good and abs(value) <= sys.float_info.max
+    good = good and abs(value) <= _LARGEST
     if not good:
         bounds = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}, and finite"
         raise ValueError(f"{name} must be a number {bounds}. Received: {name}={value!r}. Pass a value in that range.")

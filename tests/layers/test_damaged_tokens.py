@@ -98,6 +98,17 @@ def test_damaged_padding_changes_no_output_and_no_gradient(name):
     close(gradient([damaged])[0], gradient([features()])[0])
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_damaged_gradient_at_padding_reaches_no_real_token(name):
+    layer = layer_of(name)
+    mask = {"padding_mask" if name == "backbone" else "mask": ops.convert_to_tensor(MASK)}
+    weights = np.random.default_rng(1).standard_normal((*IDS.shape, WIDTH)).astype("float32")
+    gradient = gradient_of(lambda x, weights: ops.sum(layer(ops.convert_to_tensor(x), **mask) * weights))
+    damaged = np.where(MASK[..., None], weights, np.float32(np.nan))
+    found, expected = gradient([features(), damaged])[0], gradient([features(), weights])[0]
+    close(found[MASK], expected[MASK])
+
+
 @pytest.mark.parametrize("name", ["mamba", "gated_conv", "attention", "window", "block", "backbone"])
 def test_a_step_after_a_damaged_document_equals_one_after_an_intact_document(name):
     layer = layer_of(name)

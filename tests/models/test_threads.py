@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
-from checks import full
+from checks import full, once
 
 import keras_jamba
+from keras_jamba.models._training_loops import TrainingLoops
 
 THREADS, REQUESTS = 16, 20
 SIZES = dict(vocab_size=31, d_model=8, num_layers=2, mamba_ratio=1, moe_frequency=0, num_heads=2, d_ff=8)
@@ -39,6 +40,26 @@ def run(model, kind, prompt):
     if kind == "stream":
         return np.array(list(model.stream(prompt, max_new_tokens=5)))
     return model.predict(np.array([prompt]), verbose=0)
+
+
+@once
+def test_ending_abandoned_loops_waits_for_other_threads(model):
+    """Without the lock, two threads that change the owners at the same time could keep one that has ended."""
+    loops = TrainingLoops.of(model)
+
+    def abandon():
+        loops.owners.append((threading.get_ident(), "fit"))
+        began.set()
+        loops._end_abandoned()
+
+    began, thread = threading.Event(), threading.Thread(target=abandon)
+    with loops.lock:
+        thread.start()
+        assert began.wait(10)
+        thread.join(0.2)
+        assert thread.is_alive() and len(loops.owners) == 1
+    thread.join(10)
+    assert loops.owners == []
 
 
 @full("jax", "tensorflow")

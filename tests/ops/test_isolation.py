@@ -154,9 +154,9 @@ def test_damaged_padding_leaves_the_convolution_unchanged(implementation, length
 ATTENTION = ["query", "key", "value"]
 
 
-def attention_inputs(length=9, heads=4):
+def attention_inputs(length=9, heads=4, width=4):
     rng = np.random.default_rng(0)
-    normal = lambda h: rng.standard_normal((2, length, h, 4)).astype("float32")  # noqa: E731
+    normal = lambda h: rng.standard_normal((2, length, h, width)).astype("float32")  # noqa: E731
     return dict(query=normal(heads), key=normal(2), value=normal(2))
 
 
@@ -190,3 +190,19 @@ def test_damage_in_attention_reaches_exactly_the_tokens_that_see_it(damaged):
     np.testing.assert_array_equal(is_damaged(grads["query"]), by_query)
     for name in ("key", "value"):
         np.testing.assert_array_equal(is_damaged(grads[name]), by_key)
+
+
+@pytest.mark.parametrize("width", [4, 512])
+def test_large_values_of_a_document_leave_the_attention_of_others_unchanged(width):
+    """The sum of products of a wide head would exceed float32."""
+    inputs, ids = attention_inputs(width=width), documents(9)
+    mask = ids[:, :, None] == ids[:, None, :]
+    run = differentiated(lambda **given: (grouped_query_attention(**given, mask=mask),), ATTENTION)
+    weights = [np.ones((2, 9, 4, width), "float32")]
+    (expected,), gradients = run(inputs, weights)
+    bad = ids == ids[:, -1:]
+    for value in (9e17, 3e18):
+        (y,), found = run({name: poisoned(x, bad, value) for name, x in inputs.items()}, weights)
+        np.testing.assert_allclose(y[~bad], expected[~bad], rtol=1e-5, atol=1e-6)
+        for name in ATTENTION:
+            np.testing.assert_allclose(found[name][~bad], gradients[name][~bad], rtol=1e-4, atol=1e-5)
