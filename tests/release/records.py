@@ -15,11 +15,15 @@ ROOT = Path(__file__).parents[2]
 _PACKAGES = ("keras", "numpy", "h5py", "safetensors", "tokenizers", "jinja2", "jax", "tensorflow", "torch")
 
 
-def write(name, figures):
-    """Writes the figures of a test, with what they depend on, to `results/NAME.json`."""
+def write(name, figures, backend=None):
+    """Writes the figures of a test, with what they depend on, to `results/NAME.json`.
+
+    `backend` is that of the processes that the test started; None for the backend of this process.
+    """
     record = {"commit": COMMIT, "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
     record |= {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_memory()}"}
-    record |= {"python": platform.python_version(), "backend": keras.backend.backend(), "versions": _versions()}
+    record |= {"python": platform.python_version(), "backend": backend or keras.backend.backend()}
+    record |= {"versions": _versions()}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record | figures, indent=1) + "\n")
 

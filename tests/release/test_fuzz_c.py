@@ -59,6 +59,7 @@ def test_wrong_arguments_are_refused_and_strides_do_not_matter(backend, tmp_path
     pairs = list(zip(lines[::2], lines[1::2], strict=True))
     ends = Counter(end["end"].split(":")[0] for _, end in pairs)
     faults = [f"call {call['begins']}, {call['what']}: {end['end']}" for call, end in pairs if "FAULT" in end["end"]]
-    records.write(f"wrong_calls_{backend}", {"seed": seed, "calls": count, "ends": dict(ends), "faults": faults})
+    figures = {"seed": seed, "calls": count, "ends": dict(ends), "faults": faults}
+    records.write(f"wrong_calls_{backend}", figures, backend)
     assert len(pairs) == count and ends["refused"] > count // 4 and ends["same"] > count // 10
     assert not faults, "\n".join(faults[:40])
