@@ -214,6 +214,7 @@ def test_generation_continues_from_a_prompt_state(name):
 
 ONE = ["checkpoint-2/one_process_jax", "checkpoint-2/one_process_tensorflow", "checkpoint-2/one_process_torch"]
 ONE += ["checkpoint-1/one_process_jax", "checkpoint-3/one_process_jax", "checkpoint-3/one_process_torch"]
+ONE += ["checkpoint-3-identity/one_process_torch"]
 TWO = ["checkpoint-2/two_processes_jax", "checkpoint-2/two_processes_torch"]
 
 

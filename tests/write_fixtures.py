@@ -304,6 +304,8 @@ FIXTURES = {
     "lora-1-checksum/language_model": ("torch", adapters),
     "checkpoint-3/one_process_jax": ("jax", save_of_one_process),
     "checkpoint-3/one_process_torch": ("torch", save_of_one_process),
+    # With the classes, arguments and kinds of variables.
+    "checkpoint-3-identity/one_process_torch": ("torch", save_of_one_process),
     "prompt_state-checksum/language_model": ("torch", prompt_state),
 }
 

@@ -6,6 +6,7 @@ on.
 
 import logging
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from keras_jamba.training.checkpointing import _snapshots
 _PROCESS = "process_"
 _COUNTS = ("processes", "variables", "epoch", "step_in_epoch", "run")
 _TYPES = {"stopped": bool, "data": dict, "python": list, "numpy": list}
+# Saves of earlier versions lack these.
+_TYPES |= {"model": str, "arguments": dict, "optimizer": str, "kinds": list}
 _logger = logging.getLogger("keras_jamba")
 
 
@@ -37,7 +40,10 @@ def last(folder, count):
     Raises:
         ValueError: if a save is damaged, or of a newer format, and no later save is complete. Such earlier saves are
             logged.
+        OSError: if the folder is a file, or if a folder or state cannot be read.
     """
+    for place in folders(folder, count):
+        _snapshots.folders_in(place)  # an error before the training, not at its first save
     found, broken = _complete(folder)
     newest = max((step for step, _ in found), default=-1)
     for step, error in sorted(broken.items(), reverse=True):
@@ -52,7 +58,11 @@ def last(folder, count):
 
 
 def damaged(places, step):
-    """Returns the folder of the first snapshot of `step` that has changed since it was written, or None."""
+    """Returns the folder of the first snapshot of `step` that has changed since it was written, or None.
+
+    Raises:
+        OSError: if its arrays cannot be read.
+    """
     changed = (place for place in places if not _snapshots.is_as_written(place, step))
     return next((_snapshots.place_of(place, step) for place in changed), None)
 
@@ -127,8 +137,8 @@ def remove_old(folder, count, index, step, keep):
 
 def _complete(folder):
     """Returns `(step, processes)` of each save that all of its processes have written, and `{step: error}`."""
-    written, broken = {}, {}
-    for place in _all(folder):
+    written, broken, places = {}, {}, _all(folder)
+    for place in places:
         for step in _snapshots.steps(place):
             try:
                 state = _state(place, step)
@@ -136,10 +146,10 @@ def _complete(folder):
                 broken[step] = error
                 continue
             # Format 1 does not store the number of processes.
-            processes = state.get("processes", 1 if place == Path(folder) else len(_all(folder)) - 1)
+            processes = state.get("processes", 1 if place == Path(folder) else len(places) - 1)
             written.setdefault((step, processes, state.get("run")), set()).add(place)
-    complete = lambda n, places: n <= len(_all(folder)) and places >= set(folders(folder, n))  # noqa: E731
-    found = [(step, n) for (step, n, _), places in written.items() if complete(n, places)]
+    complete = lambda n, by: n <= len(places) and by >= set(folders(folder, n))  # noqa: E731
+    found = [(step, n) for (step, n, _), by in written.items() if complete(n, by)]
     return found, broken
 
 
@@ -156,4 +166,5 @@ def _state(place, step):
 
 def _all(folder):
     """Returns the folder itself and the folders of processes in it."""
-    return [Path(folder), *sorted(Path(folder).glob(f"{_PROCESS}*"))]
+    names = [name for name in _snapshots.folders_in(folder) if re.fullmatch(_PROCESS + "[0-9]+", name)]
+    return [Path(folder), *(Path(folder) / name for name in sorted(names))]

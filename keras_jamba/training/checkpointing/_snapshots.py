@@ -1,10 +1,14 @@
 """Snapshots: arrays in chunks and a JSON state that one process writes to a folder atomically."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import math
+import os
 import re
+import stat
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401, registers "bfloat16" with NumPy
@@ -20,6 +24,8 @@ _logger = logging.getLogger("keras_jamba")
 # Format 1 stores complete arrays.
 _NPZ = "arrays.npz"
 _ALIGNMENT = 64
+# Errors of a path that does not exist, or is not of the kind that a snapshot has there.
+_LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class Saved:
@@ -68,11 +74,49 @@ def as_single_shard(x):
     return x.shape, [((0,) * x.ndim, x)]
 
 
+def folders_in(folder):
+    """Returns the names of the folders and links in a folder, or an empty list if it does not exist.
+
+    Raises:
+        OSError: if it cannot be read. A NotADirectoryError if it is a file, or behind a link to a lost folder.
+    """
+    try:
+        with _reading(folder), os.scandir(folder) as entries:
+            # A link may have lost its target.
+            return [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        links = [path for path in (Path(folder), *Path(folder).parents) if path.is_symlink() and not path.exists()]
+        if isinstance(error, FileNotFoundError) and not links:
+            return []
+        found = f"a link to a lost folder, {str(links[0])!r}" if links else "a file"
+        message = f"The saves of a training need a folder. Received: {found}. Pass another folder to Checkpoint"
+        raise NotADirectoryError(errno.ENOTDIR, message, str(folder)) from error
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Raises an OSError with a remedy for a path that exists, but cannot be read in the body."""
+    try:
+        yield
+    except _LOST:
+        raise
+    except OSError as error:
+        message = (
+            f"{error.strerror}. A training resumes only if it can read all of its saves. Make this path readable, and "
+            "the folders above it, or save into another folder"
+        )
+        raise OSError(error.errno, message, str(error.filename or path)) from error
+
+
 def steps(folder):
-    """Returns the steps of all snapshots in ascending order."""
+    """Returns the steps of all snapshots, also of damaged ones, in ascending order.
+
+    Raises:
+        OSError: see `folders_in`.
+    """
     _files.restore(folder)
-    names = (path.parent.name for path in Path(folder).glob(f"{_PREFIX}*/{STATE}"))
-    found = {int(name.removeprefix(_PREFIX)): name for name in names if re.fullmatch(_PREFIX + "[0-9]{8,}", name)}
+    names = [name for name in folders_in(folder) if re.fullmatch(_PREFIX + "[0-9]{8,}", name)]
+    found = {int(name.removeprefix(_PREFIX)): name for name in names}
     # Other names, such as step_8, are folders of the user.
     return sorted(step for step, name in found.items() if place_of(folder, step).name == name)
 
@@ -121,13 +165,15 @@ def read_state(folder, step):
     """Returns the state given to `write`, with the format, the sha256 and the layout of the arrays.
 
     Raises:
-        ValueError: if a newer version wrote the snapshot, or if its state has changed since it was written.
+        ValueError: if a newer version wrote the snapshot, or if its state has changed or is lost.
+        OSError: if its state, or the size of its arrays, cannot be read.
     """
     place = place_of(folder, step)
     try:
-        state = _files.read_json(place / STATE)
+        with _reading(place / STATE):
+            state = _files.read_json(place / STATE)
         number = state.get("format") if isinstance(state, dict) else None
-    except (OSError, ValueError) as error:
+    except (*_LOST, ValueError) as error:
         raise damaged(place, f"{STATE} that cannot be read: {error}") from error
     if type(number) is int and number > FORMAT:
         raise ValueError(
@@ -150,7 +196,8 @@ def _layout_problem(state, place):
     All chunks must lie inside the file, one after another, and inside their arrays.
     """
     try:
-        size, end = (place / ARRAYS).stat().st_size, 0
+        with _reading(place / ARRAYS):
+            size, end = (place / ARRAYS).stat().st_size, 0
         for shape, chunks in state["arrays"]:
             for start, extent, dtype, offset in chunks:
                 numbers = [*shape, *start, *extent, offset]
@@ -160,7 +207,7 @@ def _layout_problem(state, place):
                 if not isinstance(dtype, str) or np.dtype(dtype).hasobject or offset < end:
                     return f"a chunk of {dtype} at byte {offset}, before byte {end}"
                 end = offset + math.prod(extent) * np.dtype(dtype).itemsize
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (*_LOST, KeyError, TypeError, ValueError) as error:
         return f"{STATE} without a valid table of arrays: {error!r}"
     return f"{ARRAYS} of {size} bytes, of which {end} are needed" if end > size else None
 
@@ -174,28 +221,37 @@ def damaged(place, found):
 
 
 def is_as_written(folder, step):
-    """Checks whether the arrays of a snapshot still match their sha256."""
+    """Checks whether the arrays of a snapshot still match their sha256.
+
+    Raises:
+        ValueError, OSError: see `read_state`. Also an OSError if the arrays cannot be read.
+    """
     state, place = read_state(folder, step), place_of(folder, step)
     file = place / (_NPZ if state["format"] == 1 else ARRAYS)
-    if not file.is_file():
+    try:
+        with _reading(file):
+            if not stat.S_ISREG(file.stat().st_mode):
+                return False
+            with open(file, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest() == state["sha256"]
+    except _LOST:
         return False
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == state["sha256"]
 
 
 def read(folder, step):
     """Returns `(arrays, state)` of a snapshot: `Saved` arrays, which may have no chunks here, and a dict.
 
     Raises:
-        ValueError: see `read_state`.
+        ValueError, OSError: see `read_state`.
     """
     state, place = read_state(folder, step), place_of(folder, step)
     if state["format"] < FORMAT:
         _logger.warning("%s was written without a checksum of its state; the next save has one.", place)
-    if state["format"] == 1:
-        return _read_npz(place / _NPZ, state["arrays"]), state
-    file = place / ARRAYS
-    content = np.memmap(file, "uint8", "r") if file.stat().st_size else np.empty(0, "uint8")
+    file = place / (_NPZ if state["format"] == 1 else ARRAYS)
+    with _reading(file), open(file, "rb") as stream:
+        if state["format"] == 1:
+            return _read_npz(file, state["arrays"]), state
+        content = np.memmap(stream, "uint8", "r") if file.stat().st_size else np.empty(0, "uint8")
 
     def chunk(start, shape, dtype, offset):
         size = math.prod(shape) * np.dtype(dtype).itemsize

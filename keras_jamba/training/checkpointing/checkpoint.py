@@ -1,5 +1,6 @@
 """A callback that saves a training at regular steps, and resumes it within an epoch."""
 
+import errno
 import itertools
 import logging
 import random
@@ -13,7 +14,7 @@ import numpy as np
 from keras_jamba import _backend, _keras_internals
 from keras_jamba.models import _training_loops
 from keras_jamba.ops import _checks
-from keras_jamba.training.checkpointing import _saves, _snapshots
+from keras_jamba.training.checkpointing import _identity, _saves, _snapshots
 
 _logger = logging.getLogger("keras_jamba")
 
@@ -52,10 +53,19 @@ class Checkpoint(keras.callbacks.Callback):
             is always saved.
         keep: the number of saves to keep.
 
+    A training resumes with the model, the optimizer and the metrics of its save. Compared are the classes of the model
+    and the optimizer, and the number, kinds and shapes of all variables. Of models of this library, the constructor
+    arguments that change outputs are compared too. Other arguments may change: dropout, drop_path,
+    gradient_checkpointing, those of auxiliary losses, class_names, pixel_range, image_shape and ids of special tokens.
+    So may the dtype policy and the optimizer's arguments, but a constant learning rate comes from the save. Saves of
+    earlier versions are compared by shapes alone.
+
     Raises:
         ValueError: for arguments out of range. In `fit`, for a model that is not built, differs from the saved one, or
             has trained beyond the save. Also for other data, including a `batch_size` for another number of processes;
             for a damaged save; and if processes see different saves.
+        OSError: in `fit`, before the first step, if `folder` is a file, or if a folder or file of a save cannot be
+            read.
 
     Example:
         >>> batches = keras_jamba.training.Batches((images, labels), batch_size=64)
@@ -226,6 +236,7 @@ class Checkpoint(keras.callbacks.Callback):
             "stopped": self._saved_as_stopped,
             "data": self._data_signature(),
             "variables": len(variables),
+            **_identity.of_training(self.model, variables),
             "python": random.getstate(),
             "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         }
@@ -274,8 +285,20 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _check_as_written(self, step, places):
         """Checks the sha256 of all files, which processes share, before any process loads a variable."""
-        found = _saves.damaged(places[_backend.processes.process_index() :: _backend.processes.process_count()], step)
-        if any(_backend.processes.all_gather_int(found is not None)):
+        index, count = _backend.processes.process_index(), _backend.processes.process_count()
+        found = unreadable = None
+        try:
+            found = _saves.damaged(places[index::count], step)
+        except OSError as error:
+            unreadable = error
+        # The other processes wait for this number.
+        outcomes = _backend.processes.all_gather_int(2 if unreadable else int(found is not None))
+        if unreadable:
+            raise unreadable
+        if 2 in outcomes:
+            message = f"All processes must read step {step}. Received: an OSError in another one. It names the path"
+            raise OSError(errno.EIO, message, str(self.folder))
+        if any(outcomes):
             raise ValueError(
                 "A save must match the sha256 in its state. Received: "
                 f"step {step}, which does not, in {str(found or self.folder)!r}. Remove it: training then resumes from "
@@ -283,16 +306,17 @@ class Checkpoint(keras.callbacks.Callback):
             )
 
     def _check(self, arrays, variables, state):
-        have = [tuple(variable.shape) for variable in variables]
-        saved = [x.shape for x in arrays]
+        have, saved = [tuple(variable.shape) for variable in variables], [x.shape for x in arrays]
+        differ = _identity.differences(state, _identity.of_training(self.model, variables), variables)
         if have != saved:
             pairs = zip(variables, have, saved, strict=False)
-            differ = [f"{variable.path} {shape}" for variable, shape, other in pairs if shape != other]
+            first = next((f"{variable.path} {shape}" for variable, shape, other in pairs if shape != other), None)
+            which = "the common ones match" if first is None else f"the first that differs: {first}"
+            differ.append(f"{len(have)} variables where {len(saved)} were saved; {which}")
+        if differ:
             raise ValueError(
                 "A training resumes with the model, the optimizer and the metrics that it was saved with. Received: "
-                f"{len(have)} variables where {len(saved)} were saved in {str(self.folder)!r}; "
-                f"{'the first that differs: ' + differ[0] if differ else 'the common ones match'}. "
-                "Make them as they were, or save into another folder."
+                f"{'; '.join(differ)}, in {str(self.folder)!r}. Make them as they were, or save into another folder."
             )
         if state["data"] != self._data_signature():
             raise ValueError(

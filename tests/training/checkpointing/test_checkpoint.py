@@ -1,5 +1,6 @@
 """Checkpoint: a killed training resumes within an epoch and ends like an uninterrupted one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -323,6 +324,33 @@ def test_a_mismatched_or_damaged_save_is_refused(tmp_path):
     (save / _snapshots.ARRAYS).write_bytes(content)
     with pytest.raises(ValueError, match="must match the sha256.*Received.*step_00000011.*Remove it"):
         fit(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "saves").write_text("a log")
+    model = perceptron()
+    with pytest.raises(NotADirectoryError, match="need a folder. Received: a file. Pass another folder.*saves'"):
+        fit(tmp_path / "saves", model=model)
+    assert steps_of(model) == 0
+
+
+def test_arrays_that_one_process_cannot_read_stop_all_of_them_before_the_first_step(tmp_path, monkeypatch):
+    fit(tmp_path)
+    model = perceptron()
+    given = []
+
+    def is_unreadable(places, step):
+        raise PermissionError(errno.EACCES, "Permission denied", "arrays.bin")
+
+    # Only this number tells the others, which would wait for this process.
+    monkeypatch.setattr(_backend.processes, "all_gather_int", lambda number: given.append(number) or [number])
+    with monkeypatch.context() as patch, pytest.raises(PermissionError, match="arrays.bin"):
+        patch.setattr(_saves, "damaged", is_unreadable)
+        fit(tmp_path, model=model)
+    monkeypatch.setattr(_backend.processes, "all_gather_int", lambda number: [number, number or given[-1]])
+    with pytest.raises(OSError, match="must read step 11. Received: an OSError in another one"):
+        fit(tmp_path, model=model)
+    assert steps_of(model) == 0 and _snapshots.steps(tmp_path) == [11]
 
 
 def test_bad_arguments_are_refused(tmp_path):

@@ -1,6 +1,15 @@
-"""Damaged saves: a changed state is refused, an older one is passed over, and earlier formats are checked too."""
+"""Damaged saves: a changed state is refused, an older one is passed over, and earlier formats are checked too.
 
+A save that cannot be read, or a file in the place of the folder, is an error too.
+"""
+
+import builtins
+import errno
+import io
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +135,102 @@ def test_other_folders_in_the_folder_of_the_saves_are_ignored(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "state.json").write_text("{}")
     assert _snapshots.steps(tmp_path) == [3] and _saves.last(tmp_path, 1) == (3, 1)
+
+
+def deny(monkeypatch, place):
+    """Makes a file, or a folder with all below it, unreadable: for root, who may run the tests, modes do not."""
+
+    def denied(call):
+        def checked(path=".", *args, **kwargs):
+            if isinstance(path, str | Path) and Path(path).is_relative_to(place):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *args, **kwargs)
+
+        return checked
+
+    for module, name in ((os, "scandir"), (io, "open"), (builtins, "open")):
+        monkeypatch.setattr(module, name, denied(getattr(module, name)))
+
+
+def check_is_unreadable(read, place):
+    with pytest.raises(PermissionError, match="Permission denied. .* Make this path readable.* or save into") as caught:
+        read()
+    assert caught.value.errno == errno.EACCES and Path(caught.value.filename).is_relative_to(place)
+    assert "Remove" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [".", "step_00000003", "step_00000006", "step_00000006/state.json", "process_1"])
+def test_a_save_that_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch, name):
+    written(tmp_path, 3)
+    written(tmp_path, 6)
+    written(tmp_path / "process_1", 2)
+    assert _saves.last(tmp_path, 1) == (6, 1)
+    deny(monkeypatch, tmp_path / name)
+    check_is_unreadable(lambda: _saves.last(tmp_path, 1), tmp_path / name)
+
+
+def test_arrays_that_cannot_be_read_are_an_error_that_names_them(tmp_path, monkeypatch):
+    arrays = written(tmp_path, 3) / "arrays.bin"
+    deny(monkeypatch, arrays)
+    check_is_unreadable(lambda: _saves.damaged([tmp_path], 3), arrays)
+    check_is_unreadable(lambda: _saves.read([tmp_path], 3, index=0), arrays)
+    size = Path.stat
+
+    def denied(path, **given):
+        if path == arrays:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return size(path, **given)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    check_is_unreadable(lambda: _saves.last(tmp_path, 1), arrays)
+
+
+def lose_the_state(save):
+    (save / "state.json").unlink()
+
+
+def lose_the_target_of_the_state(save):
+    lose_the_state(save)
+    (save / "state.json").symlink_to(save / "lost.json")
+
+
+def lose_the_target_of_the_folder(save):
+    shutil.rmtree(save)
+    save.symlink_to(save.with_name("lost"))
+
+
+@pytest.mark.parametrize("lose", [lose_the_state, lose_the_target_of_the_state, lose_the_target_of_the_folder])
+def test_a_newest_save_without_its_state_is_damaged_and_an_older_one_passed_over(tmp_path, caplog, lose):
+    written(tmp_path, 3)
+    lose(written(tmp_path, 6))
+    message = "must be as it was written. Received: .*step_00000006' with state.json that.*Remove this folder"
+    with pytest.raises(ValueError, match=message):
+        _saves.last(tmp_path, 1)
+    written(tmp_path, 9)
+    assert _saves.last(tmp_path, 1) == (9, 1)
+    assert "passes over the save of step 6" in caplog.text and "step_00000006" in caplog.text
+
+
+def test_a_save_of_two_processes_without_one_state_is_damaged_and_one_without_a_process_does_not_count(tmp_path):
+    for place, step in ((0, 3), (1, 3), (0, 6)):
+        written(tmp_path / f"process_{place}", step, processes=2)
+    for name in (".unfinished-step_00000009-1-2", ".replaced-step_00000003"):
+        (tmp_path / "process_1" / name).mkdir()
+    assert _saves.last(tmp_path, 2) == (3, 2)
+    lose_the_state(written(tmp_path / "process_1", 6, processes=2))
+    with pytest.raises(ValueError, match="Received: .*process_1.step_00000006' with state.json.*Remove this folder"):
+        _saves.last(tmp_path, 2)
+
+
+@pytest.mark.parametrize("name", ["saves", "saves/a", "link", "link/a", "a"])
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, name):
+    (tmp_path / "saves").write_text("a log")
+    (tmp_path / "link").symlink_to(tmp_path / "lost")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "process_0").write_text("a log")
+    (tmp_path / "a" / "process_log").write_text("is no folder of a process")
+    message = "need a folder. Received: a (file|link to a lost folder, .*link'). Pass another folder"
+    with pytest.raises(NotADirectoryError, match=message) as caught:
+        _saves.last(tmp_path / name, 2)
+    assert caught.value.errno == errno.ENOTDIR and Path(caught.value.filename).is_relative_to(tmp_path / name)
+    assert _saves.last(tmp_path / "a", 1) is None and _saves.last(tmp_path / "new" / "b", 1) is None
