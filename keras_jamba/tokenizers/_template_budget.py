@@ -17,7 +17,7 @@ _COMPARISONS = 10**9
 # printf and str.format: longest format, and digits of a width or precision.
 _LONGEST_FORMAT = 10_000
 # What follows a percent sign and its key: flags, width, precision, length and conversion.
-_SPECIFIER = re.compile(r"[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?.?", re.DOTALL)
+_SPECIFIER = re.compile(r"[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?.?", re.DOTALL)
 _LONG_NUMBER = re.compile(r"\d{4,}")
 
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))

@@ -144,17 +144,17 @@ def _listed(items):
 def _check_filter(name, value, extra):
     size, depth = measured(value)
     numbers = [x for x in extra if isinstance(x, int) and not isinstance(x, bool)]
+    budget().need(size)
     check_integers(value, *numbers)
     if name in _PRODUCTS:
         size *= 1 + sum(abs(x) for x in numbers) + sum(len(x) for x in extra if isinstance(x, str))
     elif name == "replace":
-        budget().need(size)
         size += _replaced(str(value), extra)
     elif name == "join":
         separator = next((x for x in extra if isinstance(x, str)), "")
         check_join(separator, value if hasattr(value, "__len__") else [])
     elif name == "format":
-        check_printf(str(value), extra)
+        check_printf(value if isinstance(value, str) else str(value), extra)
     elif name == "trim":
         check_comparisons(str(value), extra)
     elif name == "round" and any(abs(x) > _LARGEST_PRECISION for x in numbers):

@@ -38,7 +38,7 @@ class Tokenizer:
             (1, 4)
         """
         texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, (list, tuple, np.ndarray)) or np.ndim(texts) != 1 or not len(texts):
+        if not isinstance(texts, (list, tuple, np.ndarray)) or not _is_row(texts):
             raise ValueError(
                 "A tokenizer takes a string or a list of strings. Received: "
                 f"{_described(texts)}. Pass text, or call decode for token ids and apply_chat_template for messages."
@@ -51,10 +51,25 @@ class Tokenizer:
         return self.decode(ids)
 
 
+def _is_row(texts):
+    """Returns whether a list or array has one dimension and at least one item."""
+    try:
+        return np.ndim(texts) == 1 and len(texts) > 0
+    except ValueError:  # lists of different lengths, or nested too deeply
+        return False
+
+
 def checked_text(text):
-    """Returns `text` as a str. Raises ValueError for any other type."""
+    """Returns `text` as a str. Raises ValueError for another type, or for a text that UTF-8 cannot express."""
     if not isinstance(text, str):
         raise ValueError(f"encode takes a string. Received: {_described(text)}. For a list, call tokenizer(texts).")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"encode takes a string that UTF-8 can express. Received: {text[error.start]!a} at place {error.start}, "
+            'half of a character. Replace such halves: text.encode("utf-8", "replace").decode().'
+        ) from None
     return str(text)
 
 
@@ -72,4 +87,8 @@ def checked_ids(ids):
 
 def _described(x):
     shape = getattr(x, "shape", None)
-    return f"{type(x).__name__} {str(x)[:60]!r}" if shape is None else f"{type(x).__name__} of shape {tuple(shape)}"
+    try:
+        text = str(x)[:60]
+    except RecursionError:
+        text = "nested too deeply"
+    return f"{type(x).__name__} {text!r}" if shape is None else f"{type(x).__name__} of shape {tuple(shape)}"

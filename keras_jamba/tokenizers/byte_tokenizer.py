@@ -2,6 +2,9 @@
 
 from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
 
+# Marks a folder with a ByteTokenizer, for which no other library has a file format.
+BYTES = "byte_tokenizer.json"
+
 
 class ByteTokenizer(Tokenizer):
     """A tokenizer with one token per UTF-8 byte, ids 0 to 255, and three special tokens.
@@ -23,7 +26,7 @@ class ByteTokenizer(Tokenizer):
         self.add_bos = bool(add_bos)
 
     def encode(self, text):
-        """Returns the ids of a text. Raises ValueError if it is not a string."""
+        """Returns the ids of a text. Raises ValueError if it is not a string that UTF-8 can express."""
         return [self.bos_token_id] * self.add_bos + list(checked_text(text).encode())
 
     def decode(self, ids):

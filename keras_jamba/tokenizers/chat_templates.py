@@ -1,5 +1,6 @@
 """Chat templates: rendering of conversations into a model's training format, as transformers renders them."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -34,14 +35,17 @@ def render(template, messages, variables, continue_final_message=False, name="ch
 
     Raises:
         ValueError: if the template is not a Jinja template, fails with this conversation, or takes too much time or
-            memory.
+            memory. Also if a message or variable is nested too deeply.
         ImportError: if jinja2 is not installed.
     """
-    messages = [_with_reasoning(message) for message in _plain(_checked(messages))]
-    tagged = _mark_end(messages, template, continue_final_message) if continue_final_message else None
+    with _refused_if_deep("messages"):
+        messages = [_with_reasoning(message) for message in _plain(_checked(messages))]
+        tagged = _mark_end(messages, template, continue_final_message) if continue_final_message else None
     compiled = _compiled(template, name)
-    variables = {name: _plain(x) for name, x in variables.items()}
-    with limits.limited(given=limits.measured([messages, variables])[0]):
+    with _refused_if_deep("variables of the template"):
+        variables = {name: _plain(x) for name, x in variables.items()}
+        given = limits.measured([messages, variables])[0]
+    with limits.limited(given):
         try:
             text = compiled.render(variables | {"messages": messages})
         except limits.LimitError as error:
@@ -52,6 +56,18 @@ def render(template, messages, variables, continue_final_message=False, name="ch
                 "the messages, or the other arguments of apply_chat_template."
             ) from error
     return text if tagged is None else _cut(text, tagged)
+
+
+@contextlib.contextmanager
+def _refused_if_deep(name):
+    """Raises a ValueError for values that are nested more deeply than functions can call themselves."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(
+            "A conversation must consist of values that are nested a few hundred times at most. Received: "
+            f"{name} that are nested more deeply, or contain themselves. Flatten them, or write inner values as text."
+        ) from None
 
 
 def _checked(messages):
@@ -109,9 +125,9 @@ def _mark_end(messages, template, field):
     last, final = messages[-1], messages[-1].get(field)
     fields = [name for name in _REASONING if last.get(name) == final] if field in _REASONING else [field]
     if isinstance(final, (list, tuple)):
-        block = next((block for block in reversed(final) if "text" in block), None)
+        block = next((block for block in reversed(final) if isinstance(block, dict) and "text" in block), None)
         final = None if block is None else block["text"]
-        if block is not None:
+        if isinstance(final, str):
             block["text"] += _END_OF_MESSAGE
     elif isinstance(final, str):
         last.update({name: final + _END_OF_MESSAGE for name in fields})

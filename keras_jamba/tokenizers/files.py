@@ -4,11 +4,8 @@ import tempfile
 from pathlib import Path
 
 from keras_jamba import _files
-from keras_jamba.tokenizers.byte_tokenizer import ByteTokenizer
+from keras_jamba.tokenizers.byte_tokenizer import BYTES, ByteTokenizer
 from keras_jamba.tokenizers.jamba_tokenizer import TOKENIZER, JambaTokenizer
-
-# Marks a folder with a ByteTokenizer, for which no other library has a file format.
-BYTES = "byte_tokenizer.json"
 
 
 def load_tokenizer(folder):
@@ -40,10 +37,12 @@ def _byte_tokenizer(file):
 def save_tokenizer(tokenizer, folder):
     """Writes the files that `load_tokenizer` reads.
 
-    Each file is written atomically. No file appears if one of them cannot be written.
+    Each file is written atomically. No file appears if one of them cannot be written. Older files of another tokenizer
+    are removed afterwards if they would be read instead. See `JambaTokenizer.save`.
 
     Raises:
-        ValueError: for a tokenizer of another class without `save(folder)`.
+        ValueError: for a tokenizer of another class without `save(folder)`, or with texts that UTF-8 cannot express.
+        OSError: if a file cannot be written, or an older one cannot be removed.
     """
     if isinstance(tokenizer, ByteTokenizer):
         with _files.atomic_file(Path(folder) / BYTES) as staged:

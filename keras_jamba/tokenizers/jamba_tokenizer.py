@@ -1,10 +1,13 @@
 """The tokenizer of a checkpoint with a tokenizer.json."""
 
 import contextlib
+import os
+import reprlib
 from pathlib import Path
 
 from keras_jamba import _files
-from keras_jamba.tokenizers import chat_templates
+from keras_jamba.tokenizers import _named_templates, chat_templates
+from keras_jamba.tokenizers._named_templates import TEMPLATE, TEMPLATES
 from keras_jamba.tokenizers._special_tokens import (
     CONFIG,
     LEGACY,
@@ -14,10 +17,11 @@ from keras_jamba.tokenizers._special_tokens import (
     tokenizer_class,
 )
 from keras_jamba.tokenizers._tokenizer import Tokenizer, checked_ids, checked_text
+from keras_jamba.tokenizers.byte_tokenizer import BYTES
 
-TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-# The folder of named templates, one per file.
-TEMPLATES = "additional_chat_templates"
+TOKENIZER = "tokenizer.json"
+# The library has no larger ids.
+_LARGEST_ID = 2**32 - 1
 # Other arguments of transformers' apply_chat_template, and the remedy for each.
 _ELSEWHERE = {
     "return_tensors": "Pass the ids to keras.ops.convert_to_tensor",
@@ -94,7 +98,7 @@ class JambaTokenizer(Tokenizer):
             A list of int.
 
         Raises:
-            ValueError: if `text` is not a string.
+            ValueError: if `text` is not a string, or has a surrogate, which UTF-8 cannot express.
         """
         text = checked_text(text)
         ids = self._tokenizer.encode(text, add_special_tokens=bool(add_special_tokens)).ids
@@ -102,12 +106,12 @@ class JambaTokenizer(Tokenizer):
         return ids[1:] if written and ids[:2] == [self.bos_token_id] * 2 else ids
 
     def decode(self, ids):
-        """Returns the text of ids without special tokens."""
-        return self._cleaned(self._tokenizer.decode(checked_ids(ids), skip_special_tokens=True))
+        """Returns the text of ids without special tokens. Ids outside the vocabulary have no text."""
+        return self._cleaned(self._tokenizer.decode(_possible(ids), skip_special_tokens=True))
 
     def decode_with_special_tokens(self, ids):
-        """Returns the text of ids, including special tokens."""
-        return self._cleaned(self._tokenizer.decode(checked_ids(ids), skip_special_tokens=False))
+        """Returns the text of ids, including special tokens. Ids outside the vocabulary have no text."""
+        return self._cleaned(self._tokenizer.decode(_possible(ids), skip_special_tokens=False))
 
     def _cleaned(self, text):
         """Removes spaces before punctuation if tokenizer_config.json requests it. BPE restores spaces exactly."""
@@ -150,21 +154,21 @@ class JambaTokenizer(Tokenizer):
             A string, or a list of int with `tokenize`. For several conversations, a list of these.
 
         Raises:
-            ValueError: if the checkpoint has no template, the template fails with this conversation, or an argument
-                is not supported.
+            ValueError: if the checkpoint has no template, the template fails with this conversation, an argument is
+                not supported, or one is nested too deeply.
             ImportError: if jinja2 is not installed.
         """
         for name in variables.keys() & _ELSEWHERE.keys():
             raise ValueError(
-                f"apply_chat_template returns a string or a list of ids. Received: {name}={variables[name]!r}. "
-                f"{_ELSEWHERE[name]}."
+                f"apply_chat_template returns a string or a list of ids. Received: {name}="
+                f"{reprlib.repr(variables[name])}. {_ELSEWHERE[name]}."
             )
         if continue_final_message and add_generation_prompt:
             raise ValueError(
                 "A conversation must end with its last message or with the start of a new one. Received: "
                 "continue_final_message and add_generation_prompt. Pass add_generation_prompt=False."
             )
-        name, template = self._template(chat_template, tools)
+        name, template = _named_templates.chosen(self.chat_template, chat_template, tools)
         special = self._special | {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
         variables = {name: token for name, token in special.items() if token is not None} | variables
         variables |= dict(tools=_checked_dicts("tools", tools), documents=_checked_dicts("documents", documents))
@@ -178,66 +182,75 @@ class JambaTokenizer(Tokenizer):
             found = [self.encode(text, add_special_tokens=False) for text in found]
         return found if several else found[0]
 
-    def _template(self, chosen, tools):
-        """Returns the name, for errors, and the text of the chosen template."""
-        available = self.chat_template
-        if isinstance(available, dict):
-            if chosen is None:
-                chosen = "tool_use" if tools is not None and "tool_use" in available else "default"
-                if chosen not in available:
-                    raise ValueError(
-                        "One of several chat templates must be chosen. Received: templates named "
-                        f"{sorted(available)}, none of which is 'default'. Pass chat_template= and a name."
-                    )
-            if chosen in available:
-                return f"chat_template[{chosen!r}]", available[chosen]
-            return "the argument chat_template", chosen
-        available = available if chosen is None else chosen
-        if not isinstance(available, str):
-            raise ValueError(
-                f"A conversation needs a template. Received: a tokenizer without {TEMPLATE} and without chat_template "
-                f"in {CONFIG}. Set its chat_template, or write the prompt yourself."
-            )
-        return "chat_template" if chosen is None else "the argument chat_template", available
-
     def save(self, folder):
         """Writes the files of this tokenizer as transformers writes them.
 
         Each file is written atomically. No file appears if one of them cannot be written.
 
-        Raises:
-            ValueError: if the name of a chat template is not a valid file name.
-        """
-        with _files.atomic_files(folder) as staged:
-            self._write(staged)
+        Then older files are removed that loading would prefer to the new ones: chat templates,
+        special_tokens_map.json and byte_tokenizer.json. Other files stay. A process that is killed, or fails, between
+        the two leaves such older files beside all new ones. Loading then reads them too, and saving again removes them.
 
-    def _write(self, folder):
+        Raises:
+            ValueError: if a chat template is no text, its name is no file name, or UTF-8 cannot express a text.
+            OSError: if a file cannot be written, or an older one cannot be removed.
+        """
+        folder = Path(folder)
+        templates = _named_templates.files(self.chat_template)
+        with _files.atomic_files(folder) as staged:
+            try:
+                self._write(staged, templates)
+            except UnicodeError as error:
+                raise ValueError(
+                    f"The texts of a saved tokenizer must be UTF-8. Received: {error}. Replace such characters in its "
+                    "chat_template and special tokens."
+                ) from error
+        _remove_older(folder, templates)
+
+    def _write(self, folder, templates):
         # The library's own `save` raises no OSError on a full disk.
         (folder / TOKENIZER).write_bytes(self._tokenizer.to_str(pretty=True).encode())
         config = self._config | self._special
         config |= {f"{kind}_token": getattr(self, f"{kind}_token") for kind in ("bos", "eos", "pad")}
         config = {key: value for key, value in config.items() if value is not None}
         _files.write_json(folder / CONFIG, config, ensure_ascii=False)
-        several = isinstance(self.chat_template, dict)
-        for name, text in (self.chat_template if several else {"default": self.chat_template}).items():
-            if text is None:
-                continue
-            file = folder / TEMPLATE if name == "default" else folder / TEMPLATES / f"{name}.jinja"
-            if file.parent.resolve() not in (folder.resolve(), (folder / TEMPLATES).resolve()):
-                raise ValueError(
-                    f"The name of a chat template must be the name of a file. Received: {name!r}. Rename the template."
-                )
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(text, "utf-8")
+        for file, text in templates.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(text, "utf-8")
+
+
+def _remove_older(folder, written):
+    """Removes the files in `folder` that loading would prefer to those of the last save.
+
+    Args:
+        folder: a Path.
+        written: the names of the chat templates of the last save. Their files stay.
+    """
+    # A file system may spell a name otherwise, for example in its case.
+    kept = [os.lstat(folder / file) for file in written]
+    named = list((folder / TEMPLATES).glob("*.jinja"))
+    older = [file for name in (TEMPLATE, LEGACY, BYTES) if (file := folder / name).is_file()] + named
+    older = [file for file in older if not any(os.path.samestat(os.lstat(file), each) for each in kept)]
+    for file in older:
+        file.unlink(missing_ok=True)
+    if len(named) and not any((folder / TEMPLATES).iterdir()):
+        (folder / TEMPLATES).rmdir()
+
+
+def _possible(ids):
+    """Returns ids as a list without those that the library refuses, such as -100 of masked labels."""
+    return [i for i in checked_ids(ids) if 0 <= i <= _LARGEST_ID]
 
 
 def _checked_dicts(name, given):
-    """Returns tools or documents. Raises ValueError if one of them is not a dict."""
-    wrong = [each for each in given or () if not isinstance(each, dict)]
+    """Returns tools or documents. Raises ValueError unless they are None or a list of dicts."""
+    is_list = given is None or isinstance(given, (list, tuple))
+    wrong = [each for each in given or () if not isinstance(each, dict)] if is_list else [given]
     if wrong:
         raise ValueError(
-            f"{name} must be a list of dicts. Received: {wrong[0]!r}. Pass tools as JSON schemas of functions, such as "
-            "transformers.utils.get_json_schema(function) returns, and documents with a title and a text."
+            f"{name} must be a list of dicts. Received: {reprlib.repr(wrong[0])}. Pass tools as JSON schemas of "
+            "functions, such as transformers.utils.get_json_schema(function) returns, and documents with a title and a "
+            "text."
         )
     return given
 
