@@ -232,6 +232,21 @@ def test_the_named_template_or_the_one_for_tools_is_rendered(tmp_path, files):
         ours.apply_chat_template(TALK)
 
 
+def nested(depth):
+    """Returns a list in a list, `depth` times."""
+    found = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+ENDLESS = {"role": "user"}
+ENDLESS["content"] = [ENDLESS]
+GO_ON = dict(continue_final_message=True, add_generation_prompt=False)
+DEEP = "values that are nested a few hundred times at most. Received: "
+NO_TEXT = "needs a last message with text in 'content'.*Received: "
+
+
 @pytest.mark.parametrize(
     "messages, call, message",
     [
@@ -242,12 +257,44 @@ def test_the_named_template_or_the_one_for_tools_is_rendered(tmp_path, files):
         (TALK, dict(documents=["text"]), "documents must be a list of dicts. Received: 'text'"),
         (TALK, dict(return_tensors="pt"), "Received: return_tensors='pt'"),
         (TALK, dict(continue_final_message=True), "Pass add_generation_prompt=False"),
+        (TALK, dict(tools=5), "tools must be a list of dicts. Received: 5"),
+        (TALK, dict(tools={}), "tools must be a list of dicts. Received: {}"),
+        (TALK, dict(documents=iter([{}])), "documents must be a list of dicts. Received: <list_iterato"),
+        (TALK, dict(tools=[nested(5000)]), r"tools must be a list of dicts. Received: \[\["),
+        (TALK, dict(tools=[{"function": nested(1500)}]), f"{DEEP}variables"),
+        (TALK, dict(thing=nested(1500)), f"{DEEP}variables"),
+        (TALK, dict(return_dict=nested(5000)), r"Received: return_dict=\[\["),
+        ([TALK[0] | {"content": nested(1500)}], {}, f"{DEEP}messages"),
+        ([{"role": "tool", "content": {"a": nested(1500)}}], {}, f"{DEEP}messages"),
+        (nested(5000), {}, f"{DEEP}messages"),
+        ([ENDLESS], {}, f"{DEEP}messages"),
+        ([TALK[0] | {"content": [5]}], GO_ON, NO_TEXT),
+        ([TALK[0] | {"content": ["text"]}], GO_ON, NO_TEXT),
+        ([TALK[0] | {"content": [{"text": 5}]}], GO_ON, NO_TEXT),
     ],
+    ids=lambda x: type(x).__name__,
 )
 def test_invalid_conversations_are_refused(tmp_path, messages, call, message):
     tokenizer = load_tokenizer(write(tmp_path, {"chat_template": LOOP}))
     with pytest.raises(ValueError, match=message):
         tokenizer.apply_chat_template(messages, **call)
+
+
+@pytest.mark.parametrize("template", [5, [], {"default": 5}, {"default": None}, {"default": "D", 7: "x"}], ids=str)
+def test_a_wrong_template_of_a_tokenizer_is_refused(tmp_path, template):
+    tokenizer = load_tokenizer(write(tmp_path))
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="must be a text, a dict of named texts, or None. Received: .*Set one"):
+        tokenizer.apply_chat_template(TALK)
+
+
+@pytest.mark.parametrize("available", [LOOP, {"default": LOOP, "rag": LOOP}, None], ids=["one", "two", "none"])
+@pytest.mark.parametrize("template", [5, ["a"], {}, {"default": LOOP}, b"a"], ids=str)
+def test_a_wrong_argument_chat_template_is_refused(tmp_path, available, template):
+    tokenizer = load_tokenizer(write(tmp_path))
+    tokenizer.chat_template = available
+    with pytest.raises(ValueError, match="must be the name or the text of a template. Received: .*Pass a string"):
+        tokenizer.apply_chat_template(TALK, chat_template=template)
 
 
 @pytest.mark.parametrize("template", [5, [{"template": "x"}], {"default": 3}])

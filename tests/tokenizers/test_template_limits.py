@@ -2,12 +2,15 @@
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import jinja2
 import pytest
 from checks import full, once
 from hostile_templates import LARGE, LONG, SLOW
@@ -41,6 +44,52 @@ def test_a_template_with_large_values_is_refused_at_once(name):
     with pytest.raises(ValueError, match="chat template .*Received: .*chat_template.*"):
         render(LARGE[name])
     assert time.thread_time() - started < 4
+
+
+PRINTF = [name for name in LARGE if name.startswith("printf")]
+
+
+@pytest.mark.parametrize("name", PRINTF)
+def test_a_hostile_printf_format_is_refused_for_its_width(name):
+    with pytest.raises(ValueError, match="Received: a template with a format that is too long, or too wide"):
+        render(LARGE[name])
+
+
+# Python refuses this format too. Its hazard is the time of a search for the width.
+@pytest.mark.parametrize("name", sorted({*PRINTF} - {"printf with many parentheses"}))
+def test_a_hostile_printf_format_is_one_that_python_accepts(name):
+    template = jinja2.Environment().from_string(LARGE[name].replace("1000000000", "2000"))
+    assert 2000 <= len(template.render()) < 2010
+
+
+class Ones(dict):
+    def __missing__(self, key):
+        return 1
+
+
+def test_no_printf_format_with_a_long_result_passes():
+    generator, refused = random.Random(0), 0
+    pieces = [*"%%%.0-#5sdxl()", "%%", "%(a)", "((b)c)", "4321", "٣", "s%(a)4321d"]
+    for _ in range(30_000):
+        form = "".join(generator.choices(pieces, k=generator.randint(2, 8)))
+        for values in (Ones(), (1,), (1, 1)):
+            # Wider texts take gigabytes.
+            if re.search("[0-9]{6}", form):
+                continue
+            try:
+                long = len(form % values) > len(form) + 1000 * form.count("%")
+            except (TypeError, ValueError):
+                continue
+            if long:
+                refused += 1
+                with _template_budget.limited(), pytest.raises(_template_budget.LimitError):
+                    _template_budget.check_printf(form, values)
+    assert refused > 300
+
+
+@pytest.mark.parametrize("form", ["%%1000000000d", "%%(%(a)s1000000000d", "%(1000000000)s", "%(a)999d", "%(a).3f1000"])
+def test_digits_outside_a_width_and_short_widths_are_formatted(form):
+    assert render(f"{{{{ '{form}' % {{'a': 1, '1000000000': 2}} }}}}") == form % Ones({"1000000000": 2})
 
 
 @pytest.mark.parametrize("name", SLOW)

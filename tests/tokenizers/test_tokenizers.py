@@ -63,19 +63,44 @@ def test_one_text_is_one_row_and_other_types_are_refused(folder, make):
     tokenizer = make(folder)
     np.testing.assert_array_equal(tokenizer("text")["token_ids"], [tokenizer.encode("text")])
     assert tokenizer("text")["padding_mask"].all() and tokenizer(np.array(["text", "x"]))["token_ids"].shape[0] == 2
-    for wrong in (None, 5, [], [[1, 2]], np.array("text"), {"a": 1}):
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    for wrong in (None, 5, [], [[1, 2]], np.array("text"), {"a": 1}, [["a"], ["b", "c"]], deep):
         with pytest.raises(ValueError, match="takes a string or a list of strings. Received"):
             tokenizer(wrong)
-    for wrong in (None, 5, b"text", ["text"]):
+    for wrong in (None, 5, b"text", ["text"], deep):
         with pytest.raises(ValueError, match="encode takes a string. Received"):
             tokenizer.encode(wrong)
     with pytest.raises(ValueError, match="encode takes a string. Received: int '5'"):
         tokenizer(["text", 5])
     assert tokenizer.decode(np.array(tokenizer.encode("text"))) == "text"
     assert tokenizer.decode(np.uint8(70)) == tokenizer.decode([70])
-    for wrong in ("text", None, [1.5], [[70, 71]], ["a"]):
+    for wrong in ("text", None, [1.5], [[70, 71]], ["a"], deep):
         with pytest.raises(ValueError, match="decode takes a row of token ids"):
             tokenizer.decode(wrong)
+
+
+@pytest.mark.parametrize("make", [load_tokenizer, lambda folder: ByteTokenizer()])
+def test_half_of_a_character_is_refused_and_named(folder, make):
+    tokenizer = make(folder)
+    for text in ("ab\ud800", np.str_("ab\ud800"), "ab\udfff\ud800"):
+        with pytest.raises(
+            ValueError, match=r"string that UTF-8 can express. Received: '\\ud.*' at place 2, .*Replace"
+        ):
+            tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode("ab\ud800".encode("utf-8", "replace").decode())) == "ab?"
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(ValueError, match="string that UTF-8 can express"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "\ud800"}], tokenize=True)
+
+
+@pytest.mark.parametrize("make", [load_tokenizer, lambda folder: ByteTokenizer()])
+def test_ids_outside_the_vocabulary_have_no_text(folder, make):
+    tokenizer = make(folder)
+    ids = tokenizer.encode("ab")
+    assert tokenizer.decode([-100, ids[0], 2**70, 9999, *ids[1:]]) == "ab"
+    assert tokenizer.decode_with_special_tokens([-100, *ids[-2:], 2**32]) == "ab"
 
 
 def test_a_conversation_follows_the_template_and_gets_one_bos_token(folder):
