@@ -128,7 +128,8 @@ def problems(model, before, fits=True):
         fresh = _fresh()
         fresh.set_weights(model.get_weights())
         ours, theirs = model.predict(IDS, verbose=0), fresh.predict(IDS, verbose=0)
-        if not np.array_equal(ours, theirs):
+        # TensorFlow compiles the steps of a compiled model only.
+        if not np.allclose(ours, theirs, rtol=1e-5, atol=1e-6):
             found.append(f"predict differs by {np.abs(ours - theirs).max()}")
         if list(model.generate([1, 2], max_new_tokens=3)) != list(fresh.generate([1, 2], max_new_tokens=3)):
             found.append("generate differs")
