@@ -70,20 +70,25 @@ class PromptState:
         )
 
     def check_fits(self, template):
-        """Raises ValueError unless the cache has the leaves and the shapes of `template`, except for capacities."""
+        """Raises ValueError unless the cache has the leaves of `template`, except for their capacities."""
         found, expected = _layout(self.cache), _layout(template)
         if found != expected:
             differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
             raise ValueError(
-                f"The cache of a prompt state must be a cache of the model. Received: {differ[0]!r} with the shape "
-                f"{found.get(differ[0])}, where the model has {expected.get(differ[0])}. Prefill again."
+                f"The cache of a prompt state must be a cache of the model. Received: {differ[0]!r}, "
+                f"{found.get(differ[0], 'missing')}, where the model has {expected.get(differ[0], 'none')}. Prefill "
+                "again."
             )
 
 
 def _layout(cache):
-    """Returns `{block/leaf: shape}`, where None replaces the capacities."""
-    shape = lambda leaf, x: tuple(None if _CAPACITY.get(leaf) == i else n for i, n in enumerate(x.shape))  # noqa: E731
-    return {f"{block}/{leaf}": shape(leaf, x) for block, leaves in cache.items() for leaf, x in leaves.items()}
+    """Returns `{block/leaf: "integers" or "floats" of a shape}`, where None replaces the capacities."""
+
+    def form(leaf, x):
+        shape = tuple(None if _CAPACITY.get(leaf) == i else n for i, n in enumerate(x.shape))
+        return f"{'integers' if 'int' in keras.backend.standardize_dtype(x.dtype) else 'floats'} of shape {shape}"
+
+    return {f"{block}/{leaf}": form(leaf, x) for block, leaves in cache.items() for leaf, x in leaves.items()}
 
 
 def _check_checksum(arrays, file):

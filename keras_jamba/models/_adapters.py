@@ -143,6 +143,8 @@ def _read_file(file):
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
         adapters = json.loads(metadata["layers"]) if metadata.get("format") == FORMAT else None
         adapters = {path: rank_and_alpha(*pair) for path, pair in adapters.items()}
+        if not adapters:
+            raise ValueError("no adapters")
         _check_checksum(tensors, metadata, file)
     # safetensors knows dtypes that NumPy does not.
     except (OSError, damaged, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -68,6 +68,12 @@ def test_values_that_are_no_finite_numbers_are_refused_without_a_checksum_too(go
         PromptState.load(file)
 
 
+def test_integers_in_the_place_of_numbers_are_refused(good, tmp_path):
+    state = PromptState.load(replaced(good, tmp_path, LEAF, lambda x: x.astype("int32")))
+    with pytest.raises(ValueError, match=r"'block_0/conv', integers of shape \(1, .*the model has floats"):
+        language_model().generate([1, 2, 3, 4], state=state)
+
+
 def test_an_archive_that_lists_an_entry_twice_is_refused(good, tmp_path):
     with zipfile.ZipFile(good) as old, pytest.warns(UserWarning, match="Duplicate"):
         with zipfile.ZipFile(tmp_path / "state", "w") as new:

@@ -81,6 +81,14 @@ def test_a_fully_trained_weight_beyond_float16_is_refused_by_a_model_in_float16(
     np.testing.assert_array_equal(numpy(half.token_embedding.embeddings), before)
 
 
+def test_a_file_without_adapters_is_refused(tmp_path):
+    save_file({}, tmp_path / "a.safetensors", metadata={"format": "keras_jamba.lora.1", "layers": "{}"})
+    model = language_model()
+    with pytest.raises(ValueError, match="must be a file that save_lora wrote. Received: .*no adapters"):
+        model.load_lora(tmp_path / "a.safetensors")
+    assert all(v.trainable for v in model.weights if v.path.endswith("kernel"))
+
+
 @pytest.mark.parametrize("file", [None, 5])
 def test_a_path_that_is_none_is_refused(file):
     with pytest.raises(ValueError, match=f"must be the path of a file or folder. Received: {file}"):
