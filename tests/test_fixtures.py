@@ -18,8 +18,9 @@ from keras_jamba.tokenizers import load_tokenizer
 
 BACKEND = keras.backend.backend()
 DHCJamba = keras_jamba.DHCJamba
-# Tolerance between the three backends, relative to the largest logit.
-NEAR = 2e-6
+# Tolerance between backends and processors, relative to the largest logit. Two processors with and without AVX-512
+# differ by 4e-6.
+NEAR = 1e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
