@@ -80,7 +80,8 @@ def at_moment(call, seconds, number=signal.SIGALRM):
             else:
                 sent.cancel()
                 sent.join()
-    except (KeyboardInterrupt, SystemExit) as ended:
+    # TensorFlow raises SystemError for an interrupt inside its C code.
+    except (KeyboardInterrupt, SystemExit, SystemError) as ended:
         return type(ended)
     return None
 
