@@ -80,8 +80,12 @@ def at_moment(call, seconds, number=signal.SIGALRM):
             else:
                 sent.cancel()
                 sent.join()
-    # TensorFlow raises SystemError for an interrupt inside its C code.
-    except (KeyboardInterrupt, SystemExit, SystemError) as ended:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        return type(ended)
+    except (SystemError, TypeError) as ended:
+        # TensorFlow turns an interrupt inside its C code into one of these.
+        if keras.backend.backend() != "tensorflow":
+            raise
         return type(ended)
     return None
 
