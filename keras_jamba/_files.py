@@ -122,13 +122,15 @@ def atomic_files(folder):
 
 
 def exists(path):
-    """Returns whether a path is a file that this process may read.
+    """Returns whether a path is a regular file that this process may read. Reading a device or pipe may never end.
 
     Raises:
         PermissionError: if it may not read the file or look into its folder.
     """
     path = Path(path)
     try:
+        if not path.is_file():
+            return False
         with open(path, "rb"):
             return True
     except PermissionError as error:

@@ -71,7 +71,7 @@ def read(preset):
         metadata = _files.read_json(file)
         good = metadata["format"] in (1, FORMAT) and isinstance(metadata["config"], dict)
         good = good and isinstance(metadata["class_name"], str) and _are_valid_weights(metadata["weights"])
-        good = good and isinstance(metadata.get("files", {}), dict)
+        good = good and all(map(_is_inside, metadata.get("files", {})))
         is_complete = _checksums.matches(metadata, required=metadata["format"] == FORMAT)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(_format_error(file, repr(error))) from error
@@ -91,6 +91,12 @@ def _are_valid_weights(weights):
     shapes = weights["variables"].values()
     good = all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in shapes)
     return good and isinstance(weights["sha256"], str)
+
+
+def _is_inside(name):
+    """Returns whether a name of a file stays in the folder of its preset."""
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _format_error(file, received):

@@ -18,9 +18,10 @@ from keras_jamba.tokenizers import load_tokenizer
 
 BACKEND = keras.backend.backend()
 DHCJamba = keras_jamba.DHCJamba
-# Tolerance between backends and processors, relative to the largest logit. Two processors with and without AVX-512
-# differ by 4e-6.
-NEAR = 1e-5
+# Tolerance between the three backends, relative to the largest logit.
+NEAR = 2e-6
+# Processors with and without AVX-512 round the sums of the custom model otherwise, and differ by 4e-6.
+OF_PROCESSORS = 1e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,7 +139,7 @@ def test_a_keras_file_of_a_custom_model_has_its_weights_seeds_and_logits():
     model, expected = loaded("layers"), numbers("keras/layers")
     assert made.in_order(model) == expected["weights"]
     assert made.seeds(model) == expected["seeds"]
-    near(logits(model, made.CLIPS), expected["logits"])
+    near(logits(model, made.CLIPS), expected["logits"], share=OF_PROCESSORS)
 
 
 @pytest.mark.parametrize("mode", made.QUANTIZED)

@@ -1,6 +1,7 @@
 """Presets have one format on three backends. Errors are raised before anything is loaded or written."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -172,6 +173,16 @@ def test_a_changed_or_missing_file_beside_the_weights_is_refused(of_texts, name,
     if problem == "changed":
         (of_texts / name).write_text("{}")
     with pytest.raises(ValueError, match=f"must be as they were written. Received: .*{name}', which .* {problem}"):
+        keras_jamba.JambaCausalLM.from_preset(of_texts)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../other", "pipe"])
+def test_a_manifest_that_names_a_file_elsewhere_or_a_pipe_is_refused_unread(of_texts, name):
+    os.mkfifo(of_texts / "pipe")
+    metadata = json.loads((of_texts / "config.json").read_text())
+    metadata["files"] |= {name: "0" * 64}
+    (of_texts / "config.json").write_text(json.dumps(_checksums.sealed(metadata)))
+    with pytest.raises(ValueError, match="Received"):
         keras_jamba.JambaCausalLM.from_preset(of_texts)
 
 

@@ -83,3 +83,28 @@ def test_everything_is_flushed_before_it_is_moved(tmp_path, monkeypatch):
     with _files.atomic_folder(tmp_path / "folder") as staged:
         (staged / "part").write_text("x")
     assert events == [("flush", "part"), ("flush", "folder"), ("move", "folder"), parent]
+
+
+def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("precious")
+    # The user root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode == os.W_OK and Path(path).name == "file"))
+    with pytest.raises(PermissionError, match="Permission denied: '.*file'"), _files.atomic_file(tmp_path / "file"):
+        pass
+    assert content(tmp_path) == {"file": b"precious"}
+
+
+def test_a_new_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
+    taken, flock = [], _files.fcntl.flock
+
+    def first_taken(lock, operation):
+        if not taken:
+            taken.extend(tmp_path.glob(".unfinished-*"))
+            taken[0].rmdir()
+            raise BlockingIOError
+        return flock(lock, operation)
+
+    monkeypatch.setattr(_files.fcntl, "flock", first_taken)
+    with _files.atomic_file(tmp_path / "file") as staged:
+        staged.write_text("new")
+    assert taken and content(tmp_path) == {"file": b"new"}

@@ -2,8 +2,9 @@
 
 import numbers
 
-# The largest number of float32.
-_LARGEST = 3.4028234e38
+import numpy as np
+
+_LARGEST = float(np.finfo("float32").max)
 
 
 def field(config, name, default):

@@ -10,8 +10,7 @@ from keras import backend, ops
 
 from keras_jamba import _backend
 
-# The largest number of float32.
-_LARGEST = 3.4028234e38
+_LARGEST = float(np.finfo("float32").max)
 
 
 def check_shapes(tensors, letters):
