@@ -207,6 +207,13 @@ class JaxTrainerHooks:
         lambda self: self._loop_state_synced, lambda self, synced: setattr(self, "_loop_state_synced", synced)
     )
 
+    def __setattr__(self, name, value):
+        # Keras would look at every array of the state, after every step, to track layers and variables.
+        if name in ("_jax_state", "_loop_state"):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def _get_jax_state(self, **wanted):
         return self._first_loop_state(**wanted)
 
