@@ -9,6 +9,9 @@ from typing import NamedTuple
 from keras_jamba._triton import tuning
 from keras_jamba._triton.tuning import power
 
+# A program of `bank_gradient` takes at least this many steps, so that starting it costs little.
+_LEAST_STEPS = 4
+_PROGRAMS_PER_MULTIPROCESSOR = 2
 # Arrays of row indices, and the array that each one indexes; `target` indexes the result.
 _NAMED = {"source": "x", "a_source": "a", "b_source": "b", "target": "target"}
 
@@ -136,7 +139,8 @@ def rows_product(
 def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
     """Computes for each expert the transposed rows of `a` times the rows of `b`: `(x, columns of a, columns of b)`.
 
-    `a_source` and `b_source` are as `source` in `rows_product`.
+    `a_source` and `b_source` are as `source` in `rows_product`. If the tiles of the result are fewer than the programs
+    that fill the device, several programs share the rows of a tile, and their float32 sums are added.
     """
     experts, m, n = counts.shape[0], a.shape[1], b.shape[1]
     rows = (a if a_source is None else a_source).shape[0]
@@ -147,9 +151,18 @@ def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
         tiles = _chosen(gpu, "bank_gradient", rule, arrays, rows, run)
     constants = dict(M=m, N=n, A_GATHERED=a_source is not None, B_GATHERED=b_source is not None)
     inputs = (a, b, *(counts if each is None else each for each in (a_source, b_source)), counts)
-    grid = (experts * _tiles(m, tiles.rows) * _tiles(n, tiles.columns),)
-    outputs = [((experts, m, n), a.dtype)]
-    return _launched(gpu, "bank_gradient", grid, inputs, outputs, constants, experts, tiles)[0]
+    programs = experts * _tiles(m, tiles.rows) * _tiles(n, tiles.columns)
+    splits = _splits(gpu, programs, rows // (experts * tiles.depth))
+    whole = (experts, m, n)
+    outputs = [((splits, *whole), "float32") if splits > 1 else (whole, a.dtype)]
+    constants["SPLITS"] = splits
+    (sums,) = _launched(gpu, "bank_gradient", (programs, splits), inputs, outputs, constants, experts, tiles)
+    return gpu.cast(sums.sum(0), a.dtype) if splits > 1 else sums
+
+
+def _splits(gpu, programs, steps):
+    """Returns how many programs share one sum of about `steps` steps, so that `programs` of them fill the device."""
+    return max(1, min(_PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors // programs, steps // _LEAST_STEPS))
 
 
 def activation(gpu, up, gate=None):

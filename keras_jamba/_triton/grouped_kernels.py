@@ -220,8 +220,12 @@ def bank_gradient(
     BN: tl.constexpr,
     BK: tl.constexpr,
     STRIP: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """Computes `y[expert]` `(M, N)`: the transposed rows of `a` times the rows of `b`, summed over an expert's rows."""
+    """Computes `y[split, expert]` `(M, N)`: the transposed rows of `a` times the rows of `b`, summed over rows.
+
+    Split i of SPLITS sums every SPLITS-th group of BK rows of the expert, from group i on.
+    """
     ROW_TILES: tl.constexpr = (M + BM - 1) // BM
     COLUMN_TILES: tl.constexpr = (N + BN - 1) // BN
     expert = tl.program_id(0) // (ROW_TILES * COLUMN_TILES)
@@ -233,10 +237,11 @@ def bank_gradient(
     each, count = _experts_of(counts, EXPERTS, EXPERTS_PADDED)
     start = tl.sum(tl.where(each < expert, count, 0), 0)
     end = start + tl.sum(tl.where(each == expert, count, 0), 0)
-    inner = tl.arange(0, BK)
+    split = tl.program_id(1)
+    inner = split * BK + tl.arange(0, BK)
     total = tl.zeros((BM, BN), tl.float32)
     if A_GATHERED or B_GATHERED:
-        for first in range(start, end, BK):
+        for first in range(start, end - split * BK, SPLITS * BK):
             rows = first + inner
             there = rows < end
             a_row = rows
@@ -251,14 +256,14 @@ def bank_gradient(
     else:
         a += start.to(tl.int64) * M + inner[None, :] * M + i[:, None]
         b += start.to(tl.int64) * N + inner[:, None] * N + j[None, :]
-        for first in range(0, end - start, BK):
+        for first in range(0, end - start - split * BK, SPLITS * BK):
             there = inner < end - start - first
             x = _loaded(a, i < M, there, M % BM == 0, False)
             w = _loaded(b, there, j < N, False, N % BN == 0)
             total = tl.dot(x, w, total, input_precision=_SINGLE)
-            a += BK * M
-            b += BK * N
-    to = expert.to(tl.int64) * (M * N) + i.to(tl.int64)[:, None] * N + j[None, :]
+            a += SPLITS * BK * M
+            b += SPLITS * BK * N
+    to = (split * EXPERTS + expert).to(tl.int64) * (M * N) + i.to(tl.int64)[:, None] * N + j[None, :]
     tl.store(y + to, total.to(y.dtype.element_ty), mask=(i < M)[:, None] & (j < N)[None, :])
 
 

@@ -118,6 +118,26 @@ def check_tiles(d, f):
     close(bank, expected, "bank_gradient")
 
 
+def check_sums_shared_by_programs(gathered, dtype):
+    """Checks that programs share the rows of one tile, also for experts with few rows or none."""
+    rng, counts = np.random.default_rng(0), torch.tensor([700, 0, 1, 40, 59], dtype=torch.int32)
+    a, b = (torch.tensor(rng.standard_normal((800, 18)), dtype=dtype) for _ in range(2))
+    source = torch.tensor(rng.permutation(800).astype("int32")) if gathered else None
+    assert kernels._splits(launcher(), EXPERTS * 4, 800 // (EXPERTS * 16)) == 2
+    found = kernels.bank_gradient(launcher(), a, b, counts, source, source, tiles=TILES)
+    assert found.dtype == dtype
+    exact = [(x if source is None else x[source]).double().numpy() for x in (a, b)]
+    ends = np.cumsum([0, *counts])
+    expected = [np.einsum("rm,rn->mn", *(x[i:j] for x in exact)) for i, j in zip(ends, ends[1:], strict=False)]
+    if dtype == torch.float32:
+        close(found, np.stack(expected), "bank_gradient with shared sums")
+    else:
+        np.testing.assert_allclose(found.float().numpy(), np.stack(expected), rtol=1e-2, atol=1e-2)
+
+
+for gathered in (True, False):
+    check_sums_shared_by_programs(gathered, torch.float32)
+check_sums_shared_by_programs(False, torch.float16)
 for d, f in ((48, 40), (18, 25)):
     check_tiles(d, f)
     for swiglu in (True, False):
