@@ -83,7 +83,6 @@ def main():
     if args.smoke:
         data = data.first(128)
     epochs = 1 if args.smoke else args.epochs or (60 if args.dataset == "digits" else 30)
-    # RandAugment in the recipe for photographs takes minutes to compile, too long for a few epochs.
     recipe = replace(recipes.DIGITS, epochs=epochs)
     model = build(args, data)
     print(

@@ -153,8 +153,8 @@ def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
     inputs = (a, b, *(counts if each is None else each for each in (a_source, b_source)), counts)
     programs = experts * _tiles(m, tiles.rows) * _tiles(n, tiles.columns)
     splits = _splits(gpu, programs, rows // (experts * tiles.depth))
-    whole = (experts, m, n)
-    outputs = [((splits, *whole), "float32") if splits > 1 else (whole, a.dtype)]
+    shape = (experts, m, n)
+    outputs = [((splits, *shape), "float32") if splits > 1 else (shape, a.dtype)]
     constants["SPLITS"] = splits
     (sums,) = _launched(gpu, "bank_gradient", (programs, splits), inputs, outputs, constants, experts, tiles)
     return gpu.cast(sums.sum(0), a.dtype) if splits > 1 else sums

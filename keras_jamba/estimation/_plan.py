@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_jamba.layers.router import router_from_config
+from keras_jamba.layers.vision._convolution_encoder import residual_sizes, spatial_sizes
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM
 from keras_jamba.models._images import AXES, checked_image_shape
 from keras_jamba.models._pattern import pattern_of
@@ -31,6 +32,7 @@ class Image:
     tokens: str
     downsample: int
     stem: str
+    stem_blocks: int
     scan_order: str
     readout: str
 
@@ -121,6 +123,7 @@ def _image_of(given):
     image = Image(**{name: given.get(name, defaults[name]) for name in _IMAGE})
     _checks.check_integer("num_classes", image.num_classes)
     _checks.check_integer("downsample", image.downsample)
+    _checks.check_integer("stem_blocks", image.stem_blocks)
     choices = dict(tokens=AXES, stem=_STEMS, scan_order=("row", "snake"), readout=_READOUTS)
     for name, allowed in choices.items():
         _checks.check_choice(name, getattr(image, name), tuple(allowed))
@@ -223,10 +226,19 @@ def encoder_convolutions(plan):
     channels, downsample = plan.image.image_shape[-1], plan.image.downsample
     if plan.image.stem == "patchify":
         return [(channels, plan.d, downsample, downsample)]
-    halvings = downsample.bit_length() - 1
-    strides = [1] + [1] * (2 - halvings) + [2] * halvings + [1]
-    widths = [max(32, plan.d // 2)] * 2 + [plan.d] * (len(strides) - 2)
-    return [(*sizes, 3, stride) for *sizes, stride in zip([channels, *widths], widths, strides, strict=False)]
+    sizes = spatial_sizes(plan.d, downsample)
+    if plan.image.stem == "residual":
+        sizes = residual_sizes(plan.d, downsample, plan.image.stem_blocks)
+    widths = [channels, *(width for width, _ in sizes)]
+    return [(before, width, 3, stride) for before, (width, stride) in zip(widths, sizes, strict=False)]
+
+
+def ends_residual_block(plan, i):
+    """Returns whether the input of a residual block of the stem is added to the output of convolution i."""
+    if plan.image.stem != "residual":
+        return False
+    place = i % (2 * plan.image.stem_blocks + 1)
+    return place > 0 and place % 2 == 0
 
 
 def sizes_of(plan, image_size):

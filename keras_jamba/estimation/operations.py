@@ -9,7 +9,7 @@ inside attention does not count.
 
 from typing import NamedTuple
 
-from keras_jamba.estimation._plan import encoder_convolutions
+from keras_jamba.estimation._plan import encoder_convolutions, ends_residual_block
 
 # Operations per number, forward and backward. SwiGLU includes the product with the other half.
 _SILU, _SWIGLU, _GELU = (4, 6), (5, 8), (4, 8)
@@ -141,7 +141,10 @@ def encoder(run, plan):
         if i == 0:
             # Pixels need no gradient.
             product = Flops(product.forward, product.forward)
-        total += product + _after_convolution(plan, run.images * after[0] * after[1], width)
+        pixels = run.images * after[0] * after[1]
+        total += product + _after_convolution(plan, pixels, width)
+        if ends_residual_block(plan, i):
+            total += _each(pixels * width, 1, 1)
     return total
 
 

@@ -66,7 +66,7 @@ def encoder(plan):
     # Per convolution a kernel and two vectors: scale and offset of a batch norm, or a bias and an RMSNorm's scale.
     trained = sum(side * side * i * o + 2 * o for i, o, side, _ in convolutions)
     # Mean and variance of the batch norms.
-    statistics = sum(2 * o for _, o, _, _ in convolutions) if plan.image.stem == "conv" else 0
+    statistics = sum(2 * o for _, o, _, _ in convolutions) if plan.image.stem != "patchify" else 0
     return Numbers(trained, trained, statistics)
 
 

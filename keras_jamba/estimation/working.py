@@ -2,7 +2,7 @@
 
 import math
 
-from keras_jamba.estimation._plan import encoder_convolutions
+from keras_jamba.estimation._plan import encoder_convolutions, ends_residual_block
 from keras_jamba.estimation.activations import chunk_of, encoder_parts
 from keras_jamba.estimation.operations import attended
 
@@ -115,12 +115,14 @@ _FEED_FORWARDS = {"dense": _dense, "moe": _moe, None: lambda run, plan: 0}
 
 
 def encoder(run, plan):
-    """Returns the bytes of the largest convolution: input, output, and the float32 tensors of its norm."""
+    """Returns the bytes of the largest convolution: input, output, the float32 tensors of its norm, and
+    the input of a residual block."""
     most = 0
     for i, (channels, width, _, _) in enumerate(encoder_convolutions(plan)):
         before, after = (run.images * math.prod(size) for size in run.grid[i : i + 2])
         normed = run.computed + 8 + (run.computed if run.cast else 0)
-        most = max(most, before * channels * run.computed + after * width * normed)
+        block = after * width * run.computed if ends_residual_block(plan, i) else 0
+        most = max(most, before * channels * run.computed + after * width * normed + block)
     return most
 
 

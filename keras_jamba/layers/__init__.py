@@ -12,6 +12,7 @@ from keras_jamba.layers.router import Router
 from keras_jamba.layers.states import detach_state
 from keras_jamba.layers.vision.patch_encoder import PatchEncoder
 from keras_jamba.layers.vision.readout import LastReadout, MeanReadout, SequencePooling
+from keras_jamba.layers.vision.residual_encoder import ResidualEncoder
 from keras_jamba.layers.vision.spatial_encoder import SpatialEncoder
 from keras_jamba.layers.vision.tokens import FrameTokens, GridTokens
 
@@ -27,6 +28,7 @@ __all__ = [
     "MeanReadout",
     "MoELayer",
     "PatchEncoder",
+    "ResidualEncoder",
     "Router",
     "SequencePooling",
     "SpatialEncoder",

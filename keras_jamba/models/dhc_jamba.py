@@ -12,6 +12,7 @@ from keras_jamba.layers import (
     LastReadout,
     MeanReadout,
     PatchEncoder,
+    ResidualEncoder,
     SequencePooling,
     SpatialEncoder,
     detach_state,
@@ -31,7 +32,7 @@ from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models.jamba_backbone import JambaBackbone
 from keras_jamba.ops import _checks
 
-_STEMS = {"conv": SpatialEncoder, "patchify": PatchEncoder}
+_STEMS = {"conv": SpatialEncoder, "patchify": PatchEncoder, "residual": ResidualEncoder}
 _READOUTS = {"mean": MeanReadout, "last": LastReadout, "seqpool": SequencePooling}
 
 
@@ -52,8 +53,10 @@ class DHCJamba(ClassNamesModel, keras.Model):
             number of frames and images of any size.
         tokens: "grid", one token per cell of an image's grid. For clips, "frames", one token per frame (`FrameTokens`),
             or "grid+frames", one token per cell of every frame.
-        downsample: side of a token's cell in pixels; a power of two for the stem "conv".
-        stem: "conv", a small CNN (`SpatialEncoder`), or "patchify", one projection (`PatchEncoder`).
+        downsample: side of a token's cell in pixels; a power of two, except for the stem "patchify".
+        stem: "conv", a small CNN (`SpatialEncoder`); "residual", a deep one (`ResidualEncoder`); or "patchify", one
+            projection (`PatchEncoder`).
+        stem_blocks: residual blocks per stage of the stem "residual".
         scan_order: "row" or "snake", the order of the cells of a grid; see `GridTokens`.
         readout: "mean" or "last" token, or "seqpool", a mean with learned weights (`SequencePooling`).
         pixel_range: range of the pixel values. `(0, 1)` takes floats. `(0, 255)` takes integers or floats, which the
@@ -89,6 +92,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         tokens="grid",
         downsample=4,
         stem="conv",
+        stem_blocks=1,
         scan_order="row",
         readout="mean",
         pixel_range=(0, 1),
@@ -110,7 +114,8 @@ class DHCJamba(ClassNamesModel, keras.Model):
             _checks.check_choice("a constructor argument", argument, _ARGUMENTS)
         jamba = JambaBackbone(**backbone, dtype=dtype, name="backbone")
         d_model = jamba.constructor_arguments()["d_model"]
-        encoder = _STEMS[stem](d_model, downsample, dtype=dtype, name="encoder")
+        depth = {"blocks": stem_blocks} if stem == "residual" else {}
+        encoder = _STEMS[stem](d_model, downsample, **depth, dtype=dtype, name="encoder")
         if tokens == "frames":
             tokenizer = FrameTokens(d_model, dtype=dtype, name="tokens")
         else:
@@ -138,6 +143,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
             "tokens": tokens,
             "downsample": downsample,
             "stem": stem,
+            "stem_blocks": stem_blocks,
             "scan_order": scan_order,
             "readout": readout,
             "pixel_range": pixel_range,

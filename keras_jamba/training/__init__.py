@@ -3,7 +3,7 @@
 from keras_jamba.training import recipes
 from keras_jamba.training.adamw import JambaAdamW, optimizer, schedule
 from keras_jamba.training.checkpointing.checkpoint import Checkpoint
-from keras_jamba.training.data import Augmentation, Batches, ImageFolder, PackedText, RandomAffine
+from keras_jamba.training.data import Augmentation, Batches, ImageFolder, PackedText, PhotoAugmentation, RandomAffine
 from keras_jamba.training.monitoring.monitor import Monitor
 from keras_jamba.training.monitoring.probes import (
     ExpertUsage,
@@ -31,6 +31,7 @@ __all__ = [
     "Memory",
     "Monitor",
     "PackedText",
+    "PhotoAugmentation",
     "Profile",
     "RandomAffine",
     "Recipe",

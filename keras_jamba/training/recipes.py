@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_jamba.ops import _checks
 from keras_jamba.training.adamw import optimizer
-from keras_jamba.training.data import Augmentation, Batches, RandomAffine
+from keras_jamba.training.data import Augmentation, Batches, PhotoAugmentation, RandomAffine
 from keras_jamba.training.data.augmentation import one_hot
 
 # Pixel positions need float32, also under a mixed-precision policy.
@@ -27,8 +27,8 @@ class Recipe:
         ema_momentum: the share of the weights' moving average that a step keeps. The first steps keep less (see
             `JambaAdamW`). `fit` ends with the average in the model. None does not average.
         label_smoothing: the share of a label that is spread over all classes, from 0 to 1.
-        augmentation: a function of the number of classes that returns a new list of Keras layers for `Augmentation`.
-            None does not augment.
+        augmentation: a function of the number of classes. It returns a new list of Keras layers for `Augmentation`, or
+            a transform of `Batches` that takes one-hot labels, such as `PhotoAugmentation`. None does not augment.
 
     Example:
         ```python
@@ -59,7 +59,8 @@ class Recipe:
         if self.augmentation is not None and not callable(self.augmentation):
             raise ValueError(
                 "augmentation must be a function of the number of classes that returns Keras layers, new ones for each "
-                f"training. Received: augmentation={self.augmentation!r}. Pass lambda num_classes: [...]."
+                f"training, or a transform. Received: augmentation={self.augmentation!r}. Pass lambda "
+                "num_classes: [...]."
             )
 
     def compile(self, model, steps):
@@ -77,13 +78,23 @@ class Recipe:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=self.label_smoothing)
         model.compile(made, loss, metrics=["accuracy"])
 
+    def _transform(self, num_classes, pixel_range):
+        """Returns a transform of `Batches` for pixels of this range, or None."""
+        if self.augmentation is None:
+            return None
+        made = self.augmentation(num_classes)
+        if callable(made) and not isinstance(made, (keras.layers.Layer, Augmentation)):
+            return made
+        layers = Augmentation(made, num_classes)
+        return _for_byte_range(layers) if pixel_range == (0, 255) else layers
+
     def fit(self, model, images, labels, seed=0, validation_data=None, callbacks=(), verbose="auto", workers=1):
         """Compiles a model and fits it on batches that depend on seed and step only.
 
         Args:
             model: a built Keras model with outputs `(b, classes)`, logits.
             images: `(n, h, w, c)`, or clips `(n, T, h, w, c)`. Floats from 0 to 1, or values from 0 to 255 for a
-                `DHCJamba` with `pixel_range` (0, 255). Augmentation gets values from 0 to 1 in both cases.
+                `DHCJamba` with `pixel_range` (0, 255). Keras layers get values from 0 to 1 in both cases.
             labels: `(n,)` integers.
             seed: seed of order and augmentation. `keras.utils.set_random_seed` seeds the model's own random numbers,
                 such as dropout.
@@ -101,11 +112,7 @@ class Recipe:
         """
         images = np.asarray(images)
         num_classes = model.compute_output_spec(keras.KerasTensor((self.batch_size, *images.shape[1:]))).shape[-1]
-        transform = None
-        if self.augmentation is not None:
-            transform = Augmentation(self.augmentation(num_classes), num_classes)
-            if getattr(model, "pixel_range", None) == (0, 255):
-                transform = _for_byte_range(transform)
+        transform = self._transform(num_classes, getattr(model, "pixel_range", None))
         data = (images, one_hot(labels, num_classes))
         batches = Batches(data, self.batch_size, seed, transform=transform, workers=workers)
         if validation_data is not None:
@@ -138,18 +145,7 @@ def _digit_augmentation(num_classes):
 
 
 def _photo_augmentation(num_classes):
-    layers = keras.layers
-    return [
-        # The usual crop of a padded image. Keras' RandomCrop moves all images of a batch alike.
-        layers.RandomTranslation(1 / 8, 1 / 8, "constant", interpolation="nearest", **_EXACT),
-        layers.RandomFlip("horizontal", **_EXACT),
-        layers.RandAugment(value_range=(0, 1), **_EXACT),
-        layers.RandomErasing(value_range=(0, 1), **_EXACT),
-        # Keras has no layer that picks one of the two per batch, so they run in sequence. MixUp hardly changes two
-        # images of three: their share is above 0.9 or below 0.1.
-        layers.MixUp(alpha=0.2),
-        layers.CutMix(),
-    ]
+    return PhotoAugmentation(shift=1 / 8, erasing=0.25, cut_mix=0.5, num_classes=num_classes)
 
 
 DIGITS = Recipe(

@@ -50,6 +50,7 @@ CELLS = dict(image_shape=(4, 16, 16, 3), tokens="grid+frames")
 IMAGES = {
     "images": {},
     "patchify": dict(stem="patchify", readout="last", direction="bidirectional"),
+    "residual": dict(stem="residual", stem_blocks=2),
     "seqpool": dict(scan_order="snake", readout="seqpool"),
     "frames": FRAMES | dict(readout="seqpool"),
     "grid+frames": CELLS | dict(stem="patchify", mixer="gated_conv"),

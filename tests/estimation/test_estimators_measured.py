@@ -63,6 +63,7 @@ COUNTED = {
     "gated conv both ways": dict(mamba_ratio=None, mixer="gated_conv", direction="bidirectional"),
     "images": dict(mamba_ratio=1, num_classes=10, image_shape=(16, 16, 3), downsample=2),
     "patchify": dict(mamba_ratio=1, image_shape=(18, 16, 3), stem="patchify", downsample=4, scan_order="snake"),
+    "residual": dict(mamba_ratio=1, image_shape=(16, 16, 3), downsample=2, stem="residual"),
     "seqpool": dict(mamba_ratio=1, image_shape=(16, 16, 3), downsample=2, readout="seqpool"),
     "frames": FRAMES | dict(mamba_ratio=1, downsample=2, readout="last"),
     "grid+frames": CELLS | dict(mixer="gated_conv", stem="patchify", readout="seqpool"),
@@ -205,7 +206,9 @@ def test_checkpointing_keeps_only_the_inputs_of_blocks():
 
 
 @ON_TORCH
-@pytest.mark.parametrize("options", [dict(stem="patchify"), FRAMES, FRAMES | dict(stem="patchify")])
+@pytest.mark.parametrize(
+    "options", [dict(stem="patchify"), dict(stem="residual"), FRAMES, FRAMES | dict(stem="patchify")]
+)
 def test_the_peak_equals_that_of_pytorchs_allocator(options, tmp_path):
     import torch
 

@@ -38,6 +38,7 @@ LAYERS = {
     ),
     "JambaBlock of a custom mixer": (lambda: layers.JambaBlock(Mixer(), None), SEQUENCE, ["mixer/second"]),
     "SpatialEncoder": (lambda: layers.SpatialEncoder(8), GRID, ["norms"]),
+    "ResidualEncoder": (lambda: layers.ResidualEncoder(8, 2), GRID, ["norms"]),
     "PatchEncoder": (lambda: layers.PatchEncoder(8), GRID, ["projection"]),
     "FrameTokens": (lambda: layers.FrameTokens(8), (2, *GRID), ["projection"]),
     "SequencePooling": (lambda: layers.SequencePooling(), SEQUENCE, ["score"]),

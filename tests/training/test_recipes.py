@@ -141,16 +141,28 @@ def test_the_augmentation_of_digits_moves_them_by_less_than_a_pixel():
     assert len(np.unique(np.round(moved, 4), axis=0)) == 32
 
 
-# RandAugment takes half a minute to compile on JAX: test_image_folder.py tests it with fewer operations.
-def test_the_augmentation_of_photographs_keeps_size_and_range():
-    layers = recipes.CIFAR10.augmentation(10)
-    assert [type(layer).__name__ for layer in layers][:3] == ["RandomTranslation", "RandomFlip", "RandAugment"]
-    images = np.random.default_rng(0).random((4, 32, 32, 3), "float32")
-    augmentation = Augmentation([*layers[:2], *layers[3:]], 10)
-    mixed, labels = augmentation((images, np.arange(4)), np.random.default_rng(0))
-    assert mixed.shape == images.shape and labels.shape == (4, 10)
-    assert mixed.min() >= 0 and mixed.max() <= 1 + 1e-6
+def test_the_augmentation_of_photographs_keeps_size_dtype_and_range():
+    transform = recipes.CIFAR10.augmentation(10)
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
+    mixed, labels = transform((images, np.arange(64) % 10), np.random.default_rng(0))
+    assert mixed.shape == images.shape and mixed.dtype == np.uint8 and labels.shape == (64, 10)
     np.testing.assert_allclose(labels.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_a_transform_gets_the_images_of_a_recipe_as_they_are():
+    images, labels = data()
+    given = []
+
+    def transform(batch, rng):
+        given.append(batch)
+        return batch
+
+    recipe = replace(SHORT, epochs=1, augmentation=lambda num_classes: transform)
+    sizes = dict(d_model=4, num_layers=1, mamba_ratio=None, d_state=2, moe_frequency=0, stem="patchify", downsample=2)
+    classifier = keras_jamba.DHCJamba(CLASSES, (6, 6, 1), pixel_range=(0, 255), **sizes)
+    recipe.fit(classifier, np.round(images * 255).astype("uint8"), labels, verbose=0)
+    assert len(given) >= 4
+    assert all(x.dtype == np.uint8 and y.shape == (6, CLASSES) for x, y in given)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,13 @@
 """Encoder of images to grids of features by convolutions."""
 
 import keras
-from keras import ops
 
-from keras_jamba.layers import _initializers
-from keras_jamba.layers._batch_norm import BatchNormalization
-from keras_jamba.layers._decay import without_decay
-from keras_jamba.layers.vision._grid_encoder import GridEncoder
+from keras_jamba.layers.vision._convolution_encoder import ConvolutionEncoder, spatial_sizes
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class SpatialEncoder(GridEncoder):
+class SpatialEncoder(ConvolutionEncoder):
     """Small CNN, O(HW): 3x3 convolutions, each with a batch norm and a SiLU.
 
     The CNN has four convolutions, or two more than the number of halvings of height and width if that is larger. The
@@ -44,38 +40,10 @@ class SpatialEncoder(GridEncoder):
     @_checks.python_numbers
     def __init__(self, d_model, downsample=4, **kwargs):
         super().__init__(d_model, downsample, **kwargs)
-        if downsample & (downsample - 1):
-            raise ValueError(
-                f"downsample must be a power of two. Received: downsample={downsample}. Pass 1, 2, 4, 8, ..."
-            )
-        halvings = downsample.bit_length() - 1
-        strides = [1] + [1] * (2 - halvings) + [2] * halvings + [1]
-        widths = [max(32, d_model // 2)] * 2 + [d_model] * (len(strides) - 2)
-        self.convolutions = [
-            keras.layers.Conv2D(
-                width,
-                3,
-                stride,
-                padding="same",
-                use_bias=False,
-                kernel_initializer=_initializers.xavier(),
-                data_format="channels_last",
-                name=f"conv_{i}",
-                dtype=self.dtype_policy,
-            )
-            for i, (width, stride) in enumerate(zip(widths, strides, strict=True))
-        ]
-        self.norms = [BatchNormalization(name=f"norm_{i}", dtype=self.dtype_policy) for i in range(len(strides))]
-
-    def build_for_images(self, shape):
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            convolution.build(shape)
-            without_decay(convolution.kernel)
-            shape = convolution.compute_output_shape(shape)
-            norm.build(shape)
+        self._set_sizes(spatial_sizes(d_model, downsample))
 
     def encode(self, images, training):
         x = images
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = ops.silu(norm(convolution(x), training=training))
+        for i in range(len(self.convolutions)):
+            x = self._activated(i, x, training)
         return x

@@ -21,7 +21,7 @@ def sigmoid(x):
 
 
 def test_frames_are_encoded_like_single_images(clips):
-    for encoder in (layers.SpatialEncoder(8, 2), layers.PatchEncoder(8, 4)):
+    for encoder in (layers.SpatialEncoder(8, 2), layers.ResidualEncoder(8, 2), layers.PatchEncoder(8, 4)):
         images = clips.reshape(6, 6, 4, 5)
         grids = numpy(encoder(clips))
         assert grids.shape == encoder.compute_output_shape(clips.shape)
@@ -39,7 +39,7 @@ def test_a_patch_is_projected_and_normalised():
     close(outputs, expected, absolute=1e-5)
 
 
-@pytest.mark.parametrize("encoder", [layers.SpatialEncoder, layers.PatchEncoder])
+@pytest.mark.parametrize("encoder", [layers.SpatialEncoder, layers.ResidualEncoder, layers.PatchEncoder])
 def test_an_encoder_reports_a_missing_axis(encoder):
     with pytest.raises(ValueError, match=r"\(b, T, H, W, C\) for clips. Received: shape=\(8, 8, 3\)"):
         encoder(8).build((8, 8, 3))
@@ -177,6 +177,7 @@ def test_a_gated_convolution_continues_chunks_and_isolates_documents():
         lambda: layers.GridTokens("snake"),
         lambda: layers.FrameTokens(5),
         lambda: layers.PatchEncoder(5, 2),
+        lambda: layers.ResidualEncoder(6, 2, blocks=2),
     ],
 )
 def test_config_and_weights_restore_a_layer(layer, clips):
