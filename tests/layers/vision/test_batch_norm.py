@@ -9,7 +9,7 @@ from keras import ops
 import keras_jamba
 from keras_jamba.layers import SpatialEncoder
 from keras_jamba.layers._batch_norm import BatchNormalization
-from keras_jamba.layers.vision import spatial_encoder
+from keras_jamba.layers.vision import _convolution_encoder
 
 EPSILON, MOMENTUM = 1e-3, 0.8
 
@@ -135,7 +135,7 @@ def compiled(model, **given):
 def test_keras_batch_norm_weights_load_and_continue_their_average(monkeypatch, tmp_path):
     images, labels = three_classes()
     with monkeypatch.context() as patch:
-        patch.setattr(spatial_encoder, "BatchNormalization", keras.layers.BatchNormalization)
+        patch.setattr(_convolution_encoder, "BatchNormalization", keras.layers.BatchNormalization)
         old = tiny()
     old.encoder(images, training=True)
     old.save(tmp_path / "old.keras")
