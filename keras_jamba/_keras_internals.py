@@ -87,8 +87,8 @@ class PostBuildHook:
 # Files
 
 
-def save_weights(model, file):
-    """Writes the weights of a model to a `.weights.h5` file."""
+def save_weights(model, file, change=None):
+    """Writes the weights of a model to a `.weights.h5` file. `change` maps its content, an `io.BytesIO`, to another."""
     # HDF5 crashes the process if the disk is full. It writes to memory, and Python's write raises OSError.
     stream = io.BytesIO()
     store = saving_lib.H5IOStore(stream, mode="w")
@@ -96,6 +96,8 @@ def save_weights(model, file):
         saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
     finally:
         store.close()
+    if change is not None:
+        stream = change(stream)
     with open(file, "wb") as written:
         written.write(stream.getbuffer())
 
@@ -119,6 +121,11 @@ def stored_tensor(variable):
 def release_tensor(variable):
     """Removes the tensor from a variable, so that its memory can be reused."""
     variable._value = None
+
+
+def store_tensor(variable, value):
+    """Stores a tensor of the variable's shape and dtype. `assign` also checks these, ten times as slowly."""
+    variable._direct_assign(value)
 
 
 def autocast(dtype):

@@ -64,10 +64,7 @@ class Loop:
 
     def begin(self, model, names):
         """Returns the values for the first step of a loop, or the first one after callbacks have read the variables."""
-        self.variables = {
-            name: list(model.optimizer.variables if name.startswith("optimizer") else getattr(model, name))
-            for name in names
-        }
+        self.variables = {name: variables for name, variables in _variables(model).items() if name in names}
         flat = self._flat_variables()
         self.__dict__.pop("_ids", None)
         self._reading.close()
@@ -112,7 +109,7 @@ class Loop:
                 for variable, value, before in zip(variables, self.state[name], self.given[name], strict=True):
                     # A loop that only reads must not undo assignments of other threads.
                     if (taken or value is not before) and not value.is_deleted():
-                        variable.assign(value)
+                        _keras_internals.store_tensor(variable, value)
             with _lock:
                 if taken:
                     _training.remove(self)
@@ -132,6 +129,15 @@ class Loop:
                 return {}
             values = [value for name in self.variables for value in self.state[name]]
             return dict(zip(map(id, self._flat_variables()), map(jax.numpy.copy, values), strict=True))
+
+
+def _variables(model):
+    """Returns the variables of a model in Keras' lists, in the order of `_NAMES`. Keras walks all layers per list."""
+    trains = model.trainable
+    lists = [], [], list(model.optimizer.variables) if model.optimizer is not None else [], model.metrics_variables
+    for variable in model.variables:
+        lists[0 if trains and variable.trainable else 1].append(variable)
+    return dict(zip(_NAMES, lists, strict=True))
 
 
 @contextlib.contextmanager
