@@ -6,13 +6,17 @@ preset contains no code, and the complete preset is checked before anything is l
 
 import contextlib
 import errno
+import functools
 import hashlib
+import io
 import logging
 import math
 import os
 from pathlib import Path
 
+import h5py
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jamba import _checksums, _files, _keras_internals
@@ -168,11 +172,16 @@ def _fill(model, config, changed, dropped, variables, preset, file):
     _logger.warning("The preset %r was not made for %s: the head starts from random weights.", str(preset), changes)
 
 
-def write(model, folder, more=None):
+def write(model, folder, weights_dtype=None, more=None):
     """Writes a preset, see `DHCJamba.save_to_preset`. `more(folder)` writes further files."""
+    if weights_dtype not in (None, "float16", "float32"):
+        raise ValueError(
+            "weights_dtype must be 'float16', 'float32' or None, for the dtype of the variables. Received: "
+            f"weights_dtype={weights_dtype!r}. Pass one of them."
+        )
     check_finite(model, model.name)
     with preset_folder(folder) as staging:
-        _save(model, staging / WEIGHTS)
+        _save(model, staging / WEIGHTS, weights_dtype)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
         if more is not None:
             more(staging)
@@ -209,14 +218,45 @@ def preset_folder(folder):
         raise taken if error.errno in (errno.ENOTEMPTY, errno.EEXIST) else error from error
 
 
-def _save(model, file):
+def _save(model, file, dtype):
     """Saves the weights without the optimizer state, which is two or three times as large."""
     optimizer = getattr(model, "optimizer", None)
+    change = None if dtype is None else functools.partial(_with_floats_in, dtype)
     try:
         model.optimizer = None
-        _keras_internals.save_weights(model, file)
+        _keras_internals.save_weights(model, file, change)
     finally:
         model.optimizer = optimizer
+
+
+def _with_floats_in(dtype, stream):
+    """Returns a copy of an HDF5 file in memory, with its floats in another dtype."""
+    copied = io.BytesIO()
+    with h5py.File(stream) as source, h5py.File(copied, "w") as target:
+
+        def copy(name, item):
+            if isinstance(item, h5py.Group):
+                made = target.require_group(name)
+            else:
+                made = target.create_dataset(name, data=_in_dtype(item[...], dtype, name))
+            made.attrs.update(item.attrs)
+
+        target.attrs.update(source.attrs)
+        source.visititems(copy)
+    return copied
+
+
+def _in_dtype(values, dtype, name):
+    if values.dtype.kind != "f":
+        return values
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype)
+    if not np.isfinite(rounded).all():
+        raise ValueError(
+            f"weights_dtype must hold all weights. Received: weights_dtype={dtype!r}, and {name!r} with numbers up to "
+            f"{np.abs(values).max():.3g}. Pass weights_dtype=None, which keeps the dtype of the variables."
+        )
+    return rounded
 
 
 def _load(model, file):

@@ -44,6 +44,45 @@ def test_saving_a_loaded_preset_gives_the_same_preset(tmp_path):
     assert written["weights"]["variables"] == original["weights"]["variables"]
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_weights_in_float16_halve_the_file_and_load_rounded(tmp_path, text):
+    sizes = dict(d_model=64, num_layers=2, mamba_ratio=1, num_heads=2, num_experts=4)
+    make = (lambda **k: keras_jamba.JambaCausalLM(vocab_size=50, **k)) if text else keras_jamba.DHCJamba
+    model = make(**sizes)
+    model.save_to_preset(tmp_path / "float32")
+    model.save_to_preset(tmp_path / "float16", weights_dtype="float16")
+    files = [tmp_path / name / "model.weights.h5" for name in ("float16", "float32")]
+    assert files[0].stat().st_size < 0.6 * files[1].stat().st_size
+    loaded = type(model).from_preset(tmp_path / "float16")
+    for before, after in zip(model.weights, loaded.weights, strict=True):
+        assert before.path.split("/", 1)[-1] == after.path.split("/", 1)[-1]
+        np.testing.assert_array_equal(numpy(after), numpy(before).astype("float16").astype(after.dtype))
+    # The loaded model is saved and loaded as it is.
+    loaded.save_to_preset(tmp_path / "again", weights_dtype="float16")
+    assert (tmp_path / "again" / "model.weights.h5").stat().st_size == files[0].stat().st_size
+    for before, after in zip(loaded.weights, type(model).from_preset(tmp_path / "again").weights, strict=True):
+        np.testing.assert_array_equal(numpy(after), numpy(before))
+
+
+def test_weights_beyond_float16_are_refused_and_nothing_is_written(tmp_path):
+    model = keras_jamba.DHCJamba(**TINY)
+    model.head.kernel.assign(model.head.kernel * 0 + 1e5)
+    with pytest.raises(ValueError, match="must hold all weights. Received: weights_dtype='float16'.*up to 1e.05"):
+        model.save_to_preset(tmp_path / "new", weights_dtype="float16")
+    with pytest.raises(
+        ValueError, match="weights_dtype must be 'float16', 'float32' or None.*Received: weights_dtype='bfloat16'"
+    ):
+        model.save_to_preset(tmp_path / "new", weights_dtype="bfloat16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [dict(image_shape=(8, 8, 3)), dict(stem="patchify"), dict(d_model=16)])
+def test_an_override_that_changes_a_stored_shape_names_load_weights(mine, changes):
+    with pytest.raises(ValueError, match="pass load_weights=False"):
+        keras_jamba.DHCJamba.from_preset(mine, **changes)
+    keras_jamba.DHCJamba.from_preset(mine, load_weights=False, **changes)
+
+
 @full("jax", "tensorflow")
 def test_a_preset_of_a_trained_model_omits_the_optimizer(tmp_path):
     model = keras_jamba.DHCJamba(**TINY)

@@ -186,7 +186,8 @@ def check_sizes(arguments, count, source):
         if all(type(factor) is int for factor in factors) and math.prod(factors) > count:
             raise ValueError(
                 f"The sizes of a model must fit its stored weights. Received: {source!r} with {count:,} weights, and "
-                f"{name} = {math.prod(factors):,}. Drop the overrides that change the sizes, or copy the files again."
+                f"{name} = {math.prod(factors):,}. Drop the overrides that change the sizes, pass load_weights=False "
+                "to start from random weights, or copy the files again."
             )
 
 

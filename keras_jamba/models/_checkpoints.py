@@ -41,12 +41,12 @@ def _from_checkpoint(cls, folder, load_weights, given, head):
     return checkpoints.load(folder, kind, _DEFAULTS | arguments | given, pattern_of, make, assigners, keep_head)
 
 
-def save_to_preset(model, folder):
+def save_to_preset(model, folder, weights_dtype):
     """Implements `TextModel.save_to_preset`."""
     model._check_has_no_adapters()
     model._check_quantization_matches_config()
     check_can_be_restored(model.tokenizer)
-    presets.write(model, folder, more=lambda staging: write_assets(model, staging))
+    presets.write(model, folder, weights_dtype, more=lambda staging: write_assets(model, staging))
 
 
 def export_to_transformers(model, folder, dtype, max_shard_bytes):

@@ -171,15 +171,19 @@ class TextModel(LogitsModel, keras.Model):
         """
         return _checkpoints.from_preset(cls, preset, load_weights, dtype, overrides, cls._head_arguments)
 
-    def save_to_preset(self, folder):
+    def save_to_preset(self, folder, weights_dtype=None):
         """Writes configuration, weights, tokenizer and generation_config to a folder that is new or empty.
 
-        The folder appears completely or not at all.
+        Args:
+            folder: a path. The folder appears completely or not at all.
+            weights_dtype: dtype of the floats in the file: "float16", which halves the file and rounds, "float32", or
+                None, which keeps the dtype of the variables. A loaded model has the dtype of its policy in all cases.
 
         Raises:
-            ValueError: if the folder is not empty, or the model cannot be saved as a preset.
+            ValueError: if the folder is not empty, the model cannot be saved as a preset, or a weight is too large for
+                the dtype.
         """
-        _checkpoints.save_to_preset(self, folder)
+        _checkpoints.save_to_preset(self, folder, weights_dtype)
 
     def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
         """Writes a transformers checkpoint, with tokenizer and generation_config, to a folder that is new or empty.

@@ -340,17 +340,20 @@ class DHCJamba(ClassNamesModel, keras.Model):
         head = dict(head=("num_classes",), head_only=("class_names",))
         return presets.build(cls, preset, load_weights, overrides, check_sizes, **head)
 
-    def save_to_preset(self, folder):
+    def save_to_preset(self, folder, weights_dtype=None):
         """Writes configuration and weights to a folder that is new or empty.
 
-        The folder appears completely or not at all.
+        Args:
+            folder: a path. The folder appears completely or not at all.
+            weights_dtype: dtype of the floats in the file: "float16", which halves the file and rounds, "float32", or
+                None, which keeps the dtype of the variables. A loaded model has the dtype of its policy in all cases.
 
         Raises:
-            ValueError: if the folder is not empty, or the model has adapters.
+            ValueError: if the folder is not empty, the model has adapters, or a weight is too large for the dtype.
         """
         self._check_has_no_adapters()
         self._check_quantization_matches_config()
-        presets.write(self, folder)
+        presets.write(self, folder, weights_dtype)
 
 
 def _grid_and_tokens(images, rescaling, encoder, tokens, **given):
