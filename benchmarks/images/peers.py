@@ -32,19 +32,19 @@ def vit(width, image_shape, patch=4, depth=8, heads=None):
     return keras.Model(inputs, layers.Dense(10)(x))
 
 
-def resnet(width, image_shape):
-    """Returns a ResNet with three stages of three residual blocks, He et al. (2016), section 4.2."""
+def resnet(width, image_shape, blocks=3, num_classes=10):
+    """Returns a ResNet with three stages of `blocks` residual blocks, He et al. (2016), section 4.2."""
     inputs = keras.Input(image_shape)
     x = layers.Conv2D(width, 3, padding="same")(inputs)
     for stage in range(3):
-        for block in range(3):
+        for block in range(blocks):
             channels, stride = width * 2**stage, 2 if stage and not block else 1
             y = layers.Conv2D(channels, 3, strides=stride, padding="same", use_bias=False)(x)
             y = layers.Activation("relu")(layers.BatchNormalization()(y))
             y = layers.BatchNormalization()(layers.Conv2D(channels, 3, padding="same", use_bias=False)(y))
             x = x if stride == 1 else layers.Conv2D(channels, 1, strides=stride)(x)
             x = layers.Activation("relu")(x + y)
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    return keras.Model(inputs, layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x)))
 
 
 def width_of_equal_size(make, widths, image_shape, parameters):

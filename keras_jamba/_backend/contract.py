@@ -140,7 +140,7 @@ class Numerics(Protocol):
         """
 
     def rms_norm(self, x, scale, epsilon):
-        """Computes `keras.ops.rms_normalization` over the last axis. PyTorch: with its fused function."""
+        """Computes `keras.ops.rms_normalization` over the last axis. PyTorch: with its fused function, or in Triton."""
 
     def grouped_matmul(self, x, bank, counts, transpose_rhs=False):
         """Multiplies rows by the matrix of their group.

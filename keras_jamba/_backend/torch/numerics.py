@@ -3,14 +3,11 @@
 import torch
 from torch.nn import functional
 
+from keras_jamba._backend.torch._norm import rms_norm  # noqa: F401
+
 
 def matmul_in_float32(x, y):
     return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda else torch.mm(x, y).float()
-
-
-def rms_norm(x, scale, epsilon):
-    # Keras' own copies x to float32 and casts back. PyTorch's function computes in float32 without the copy.
-    return functional.rms_norm(x, x.shape[-1:], scale.to(x.dtype), epsilon)
 
 
 def grouped_matmul(x, bank, counts, transpose_rhs=False):
