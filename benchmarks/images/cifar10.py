@@ -70,11 +70,11 @@ def trained(args, recipe, images, labels):
     """Returns the model, the metrics of the last epoch, and the seconds of training."""
     import keras
 
-    import keras_jamba
+    from benchmarks.images.sizes import untrained
 
     keras.utils.set_random_seed(args.seed)
     sizes = dict(num_classes=10, image_shape=(32, 32, 3), downsample=args.downsample) | (TINY if args.smoke else {})
-    model = keras_jamba.DHCJamba.from_preset(args.preset, load_weights=False, **sizes)
+    model = untrained(args.preset, **sizes)
     started = time.perf_counter()
     history = recipe.fit(model, images, labels, seed=args.seed, workers=args.workers, verbose=2)
     last = {name: round(float(values[-1]), 4) for name, values in history.history.items()}

@@ -5,15 +5,12 @@ from keras import layers
 
 import keras_jamba
 from benchmarks.images.peers import Positions, resnet
+from benchmarks.images.sizes import SIZES
 
-# `small` until this benchmark existed, for figures that were published with it.
-SMALL_OF_64_TOKENS = dict(
-    downsample=4, d_model=40, num_layers=8, mamba_ratio=7, moe_frequency=2, num_experts=8, num_heads=4
-)
 _BODY = dict(stem="residual", direction="bidirectional", num_heads=4, moe_frequency=0)
 # Candidates of 0.8 M parameters, for the ablation.
 CANDIDATES = {
-    "today": SMALL_OF_64_TOKENS,
+    "64 tokens": SIZES["small"],
     "base": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=3, d_ff=192),
     "causal": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=3, d_ff=216, direction="causal"),
     "experts": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=3, d_ff=88, moe_frequency=2, num_experts=4),

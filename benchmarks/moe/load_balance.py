@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=jax python -m benchmarks.moe.load_balance
 
-Trains the preset "small" on the images and with the recipe of examples/image_classification.py, for fewer epochs. Both
-variants use the same seeds. Prints means over seeds: the usage of the trained experts over the complete training set,
-the losses without the auxiliary losses, and the accuracy on the test half. Writes results/load_balance_BACKEND.json and
-.png.
+Trains 0.8 M parameters (`images.sizes`) on the images and with the recipe of examples/image_classification.py, for
+fewer epochs. Both variants use the same seeds. Prints means over seeds: the usage of the trained experts over the
+complete training set, the losses without the auxiliary losses, and the accuracy on the test half. Writes
+results/load_balance_BACKEND.json and .png.
 """
 
 import argparse
@@ -19,11 +19,11 @@ import matplotlib
 import numpy as np
 
 from benchmarks import measure
+from benchmarks.images.sizes import untrained
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from data import load  # noqa: E402
 
-import keras_jamba  # noqa: E402
 from keras_jamba import training  # noqa: E402
 
 matplotlib.use("Agg")
@@ -33,9 +33,7 @@ FORMS = {"with": {}, "without": {"balance_coefficient": 0.0, "z_coefficient": 0.
 def train(data, seed, epochs, coefficients):
     """Returns the trained model, and its load over time: `{layer: (measurements, experts)}`."""
     keras.utils.set_random_seed(seed)
-    model = keras_jamba.DHCJamba.from_preset(
-        "small", image_shape=(8, 8, 1), downsample=2, dropout=0.2, drop_path=0.4, **coefficients
-    )
+    model = untrained("small", image_shape=(8, 8, 1), downsample=2, dropout=0.2, drop_path=0.4, **coefficients)
     usage = training.ExpertUsage()
     recipe = replace(training.recipes.DIGITS, epochs=epochs)
     callbacks = [training.Monitor([usage], every=10)]

@@ -20,6 +20,7 @@ from keras import ops
 import keras_jamba
 from benchmarks import measure
 from benchmarks.images.peers import of_equal_size, resnet, vit
+from benchmarks.images.sizes import untrained
 from keras_jamba.ops import causal_depthwise_conv, selective_scan
 
 BACKEND = keras.backend.backend()
@@ -48,7 +49,7 @@ def with_scan(name, function):
 
 
 def jamba_model(preset, size):
-    return keras_jamba.DHCJamba.from_preset(preset, image_shape=(size, size, 3), num_classes=10)
+    return untrained(preset, image_shape=(size, size, 3))
 
 
 def training_step(model, size):
