@@ -7,6 +7,7 @@ import pytest
 from checks import full, once
 from test_data_sets import write_cifar10
 
+import keras_jamba
 from benchmarks.images import photo_models, photos
 
 # Independent of the backend.
@@ -47,9 +48,14 @@ def test_a_training_is_recorded(tmp_path, monkeypatch):
     write_cifar10(tmp_path)
     options = json.dumps(dict(d_model=8, num_layers=1, mamba_ratio=None, stem="patchify"))
     given = ["causal", "--data", tmp_path, "--options", options, "--epochs", 2, "--batch-size", 2, "--workers", 1]
-    monkeypatch.setattr("sys.argv", ["photos.py", *map(str, given), "--output", str(tmp_path / "run")])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["photos.py", *map(str, given), "--output", str(tmp_path / "run"), "--preset", str(tmp_path / "preset")],
+    )
     photos.main()
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["images"] == 3 and len(record["history"]["loss"]) == 2
     assert set(record["test"]) == {"accuracy", "calibration error"}
-    assert str(tmp_path) not in json.dumps({**record, "arguments": {**record["arguments"], "output": ""}})
+    preset = keras_jamba.DHCJamba.from_preset(tmp_path / "preset")
+    assert list(preset.class_names) == ["cat", "dog"]
+    assert str(tmp_path) not in json.dumps({**record, "arguments": {**record["arguments"], "output": "", "preset": ""}})

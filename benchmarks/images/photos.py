@@ -6,7 +6,8 @@
 `photo_models.py` has the models, and `data_sets.py` says where the images come from. All models get the same recipe,
 `recipes.CIFAR10`, with the changes of the command line. `--validation` trains on all but the last 5,000 training images
 and measures on these: choices are made this way. Without it, the training uses all training images, and the test images
-are looked at once, after the last epoch. Writes `result.json` with the learning curve to --output.
+are looked at once, after the last epoch. `--preset` writes the weights in float16, and measures the loaded preset.
+Writes `result.json` with the learning curve to --output.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+import keras_jamba
 from benchmarks import measure
 from benchmarks.images import data_sets
 from benchmarks.images.photo_models import CANDIDATES, PEERS, candidate
@@ -45,6 +47,7 @@ def arguments(given=None):
     parser.add_argument("--workers", type=int, default=4, help="threads for augmentation")
     parser.add_argument("--first", type=int, help="use only the first images of each split")
     parser.add_argument("--output", type=Path, default=Path("runs/photos"))
+    parser.add_argument("--preset", type=Path, help="new folder for the weights in float16, which are then measured")
     return parser.parse_args(given)
 
 
@@ -64,10 +67,12 @@ def splits_of(args):
     return *((images[first], labels[first]) for images, labels in splits), data.class_names
 
 
-def model_of(args, image_shape, num_classes):
+def model_of(args, image_shape, class_names):
     if args.model in PEERS:
-        return PEERS[args.model](image_shape, num_classes)
-    return candidate(args.model, image_shape, num_classes, **args.options)
+        if args.preset is not None:
+            raise ValueError(f"A preset must be a DHCJamba. Received: {args.model!r}. Leave out --preset.")
+        return PEERS[args.model](image_shape, len(class_names))
+    return candidate(args.model, image_shape, len(class_names), class_names=class_names, **args.options)
 
 
 class Clock(keras.callbacks.Callback):
@@ -111,10 +116,13 @@ def run(args):
     keras.utils.set_random_seed(args.seed)
     (images, labels), (other_images, other_labels), class_names = splits_of(args)
     recipe = recipe_of(args)
-    model = model_of(args, images.shape[1:], len(class_names))
+    model = model_of(args, images.shape[1:], class_names)
     clock, started = Clock(args.model), time.perf_counter()
     history = recipe.fit(model, images, labels, args.seed, callbacks=[clock], verbose=0, workers=args.workers).history
-    epochs = np.diff(clock.ends)
+    seconds, epochs = time.perf_counter() - started, np.diff(clock.ends)
+    if args.preset is not None:
+        model.save_to_preset(args.preset, weights_dtype="float16")
+        model = keras_jamba.DHCJamba.from_preset(args.preset)
     found, _ = measured(model, other_images, other_labels)
     return model, {
         "backend": keras.backend.backend(),
@@ -124,7 +132,7 @@ def run(args):
         "recipe": {name: getattr(recipe, name) for name in RECIPE}
         | {name: getattr(args, name) for name in AUGMENTATION},
         "validation" if args.validation else "test": found,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(seconds, 1),
         "images per second": round(len(images) / float(np.median(epochs))) if len(epochs) else None,
         "history": {name: [round(float(value), 4) for value in values] for name, values in history.items()},
     }
