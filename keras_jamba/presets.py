@@ -16,6 +16,7 @@ from pathlib import Path
 
 import h5py
 import keras
+import ml_dtypes
 import numpy as np
 from keras import ops
 
@@ -180,6 +181,8 @@ def write(model, folder, weights_dtype=None, more=None):
             f"weights_dtype={weights_dtype!r}. Pass one of them."
         )
     check_finite(model, model.name)
+    if weights_dtype is not None:
+        _check_fits(model, weights_dtype)
     with preset_folder(folder) as staging:
         _save(model, staging / WEIGHTS, weights_dtype)
         weights = {"sha256": _sha256(staging / WEIGHTS), "variables": _variables(model)}
@@ -235,28 +238,38 @@ def _with_floats_in(dtype, stream):
     with h5py.File(stream) as source, h5py.File(copied, "w") as target:
 
         def copy(name, item):
+            attributes = dict(item.attrs)
             if isinstance(item, h5py.Group):
                 made = target.require_group(name)
             else:
-                made = target.create_dataset(name, data=_in_dtype(item[...], dtype, name))
-            made.attrs.update(item.attrs)
+                values = item[...]
+                # HDF5 has no bfloat16: Keras writes bytes, and names the dtype.
+                if attributes.get("dtype") == "bfloat16":
+                    values = values.view(ml_dtypes.bfloat16).astype("float32")
+                    del attributes["dtype"]
+                with np.errstate(over="ignore"):
+                    made = target.create_dataset(
+                        name, data=values.astype(dtype) if values.dtype.kind == "f" else values
+                    )
+            made.attrs.update(attributes)
 
         target.attrs.update(source.attrs)
         source.visititems(copy)
     return copied
 
 
-def _in_dtype(values, dtype, name):
-    if values.dtype.kind != "f":
-        return values
-    with np.errstate(over="ignore"):
-        rounded = values.astype(dtype)
-    if not np.isfinite(rounded).all():
-        raise ValueError(
-            f"weights_dtype must hold all weights. Received: weights_dtype={dtype!r}, and {name!r} with numbers up to "
-            f"{np.abs(values).max():.3g}. Pass weights_dtype=None, which keeps the dtype of the variables."
-        )
-    return rounded
+def _check_fits(model, dtype):
+    """Raises ValueError if a weight is too large for a dtype. Statistics of the last call may be anything."""
+    largest = float(np.finfo(dtype).max)
+    for variable in model.weights:
+        is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
+        if is_float and variable.path.rsplit("/", 1)[-1] not in STATISTICS:
+            found = float(ops.convert_to_numpy(ops.max(ops.abs(ops.cast(variable.value, "float32")))))
+            if found > largest:
+                raise ValueError(
+                    f"weights_dtype must hold all weights. Received: weights_dtype={dtype!r}, and {variable.path!r} "
+                    f"with numbers up to {found:.3g}. Pass weights_dtype=None, which keeps the dtype of the variables."
+                )
 
 
 def _load(model, file):

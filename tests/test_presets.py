@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -67,13 +68,43 @@ def test_weights_in_float16_halve_the_file_and_load_rounded(tmp_path, text):
 def test_weights_beyond_float16_are_refused_and_nothing_is_written(tmp_path):
     model = keras_jamba.DHCJamba(**TINY)
     model.head.kernel.assign(model.head.kernel * 0 + 1e5)
-    with pytest.raises(ValueError, match="must hold all weights. Received: weights_dtype='float16'.*up to 1e.05"):
+    with pytest.raises(
+        ValueError,
+        match="must hold all weights. Received: weights_dtype='float16', and '.*head/kernel' with numbers up to 1e.05",
+    ):
         model.save_to_preset(tmp_path / "new", weights_dtype="float16")
     with pytest.raises(
         ValueError, match="weights_dtype must be 'float16', 'float32' or None.*Received: weights_dtype='bfloat16'"
     ):
         model.save_to_preset(tmp_path / "new", weights_dtype="bfloat16")
     assert list(tmp_path.iterdir()) == []
+
+
+def kinds_of_numbers(file):
+    """Returns the names of the dtypes in an HDF5 file."""
+    found = []
+    with h5py.File(file) as opened:
+        opened.visititems(lambda _, x: found.append(str(x.dtype)) if isinstance(x, h5py.Dataset) else None)
+    return set(found)
+
+
+def test_weights_of_bfloat16_models_are_written_in_the_given_dtype(tmp_path):
+    model = keras_jamba.DHCJamba(**TINY, dtype="bfloat16")
+    images = np.random.default_rng(0).random((2, 8, 8, 1), "float32")
+    for dtype in ("float16", "float32"):
+        model.save_to_preset(tmp_path / dtype, weights_dtype=dtype)
+        assert kinds_of_numbers(tmp_path / dtype / "model.weights.h5") - {"int32", "uint32", "int64"} == {dtype}
+        loaded = keras_jamba.DHCJamba.from_preset(tmp_path / dtype, dtype="bfloat16")
+        np.testing.assert_allclose(numpy(loaded(images)), numpy(model(images)), rtol=0.02, atol=0.02)
+
+
+def test_statistics_that_are_not_finite_do_not_keep_a_model_from_being_written(tmp_path):
+    model = keras_jamba.DHCJamba(**TINY | dict(moe_frequency=1, num_experts=2, num_heads=2))
+    (usage,) = (v for v in model.weights if v.path.endswith("usage"))
+    usage.assign(usage * np.nan)
+    for dtype in (None, "float16", "float32"):
+        model.save_to_preset(tmp_path / str(dtype), weights_dtype=dtype)
+        keras_jamba.DHCJamba.from_preset(tmp_path / str(dtype))
 
 
 @pytest.mark.parametrize("changes", [dict(image_shape=(8, 8, 3)), dict(stem="patchify"), dict(d_model=16)])
@@ -186,6 +217,7 @@ def test_a_preset_without_a_checksum_loads_with_one_warning(mine, caplog):
         {"num_layers": 10**12},
         {"num_layers": 2, "moe_frequency": 2, "num_experts": 10**9},
         {"stem": "patchify", "downsample": 10**6},
+        {"stem": "residual", "stem_blocks": 10**6},
     ],
 )
 def test_sizes_beyond_the_stored_weights_are_refused_before_a_model_is_built(mine, monkeypatch, sizes):

@@ -18,6 +18,7 @@ import numpy as np
 import keras_jamba
 from benchmarks import measure
 from benchmarks.images import data_sets
+from keras_jamba import presets
 from keras_jamba.training import Batches, PhotoAugmentation, optimizer
 
 RATES = (3e-4, 1e-3, 3e-3)
@@ -149,6 +150,8 @@ def main():
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
+    if presets.read(args.preset)[0]["weights"] is None:
+        parser.error(f"The preset must have weights. Received: {args.preset!r} without. Pass the folder of a training.")
     trainings = Trainings(args.preset, [*args.seeds, CHOICE], args.steps, args.batch_size)
     rows = [
         *rows_of(trainings, "digits", *digits(), (5, 10, 50), False, args.seeds),

@@ -148,7 +148,7 @@ def bank_gradient(gpu, a, b, counts, a_source=None, b_source=None, tiles=None):
         rule = _for_a_bank(rows / experts, m, n, a.dtype, a_source is not None or b_source is not None)
         arrays = dict(a=a, b=b, counts=counts, a_source=a_source, b_source=b_source)
         run = lambda gpu, tiles, arrays: bank_gradient(gpu, **arrays, tiles=tiles)  # noqa: E731
-        tiles = _chosen(gpu, "bank_gradient", rule, arrays, rows, run)
+        tiles = _chosen(gpu, "bank_gradient of shared sums", rule, arrays, rows, run)
     constants = dict(M=m, N=n, A_GATHERED=a_source is not None, B_GATHERED=b_source is not None)
     inputs = (a, b, *(counts if each is None else each for each in (a_source, b_source)), counts)
     programs = experts * _tiles(m, tiles.rows) * _tiles(n, tiles.columns)

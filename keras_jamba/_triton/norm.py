@@ -2,7 +2,6 @@
 
 from keras_jamba._triton.tuning import power
 
-WIDEST = 8192  # a tile holds complete rows
 # Elements per tile. Each program of the gradient keeps a sum over its rows, so that programs are few.
 _ELEMENTS, _PROGRAMS_PER_MULTIPROCESSOR = 2048, 4
 
@@ -12,9 +11,9 @@ def forward(gpu, x, row, scale, epsilon):
 
     Args:
         gpu: a `Gpu`.
-        x: `(..., d)`, d at most `WIDEST`, with a constant row stride and contiguous rows.
+        x: `(..., d)` with a constant row stride and contiguous rows. A program holds complete rows: d is small.
         row: the row stride of x in elements.
-        scale: `(d,)`.
+        scale: `(d,)`, contiguous.
         epsilon: number added to the mean square.
 
     Returns:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import keras
 
 from keras_jamba.layers.router import router_from_config
-from keras_jamba.layers.vision._convolution_encoder import residual_sizes, spatial_sizes
+from keras_jamba.layers.vision._convolution_encoder import check_power_of_two, residual_sizes, spatial_sizes
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM
 from keras_jamba.models._images import AXES, checked_image_shape
 from keras_jamba.models._pattern import pattern_of
@@ -127,6 +127,8 @@ def _image_of(given):
     choices = dict(tokens=AXES, stem=_STEMS, scan_order=("row", "snake"), readout=_READOUTS)
     for name, allowed in choices.items():
         _checks.check_choice(name, getattr(image, name), tuple(allowed))
+    if image.stem != "patchify":
+        check_power_of_two(image.downsample)
     return dataclasses.replace(image, image_shape=checked_image_shape(image.image_shape, image.tokens))
 
 

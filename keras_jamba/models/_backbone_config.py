@@ -181,6 +181,9 @@ def check_sizes(arguments, count, source):
     if arguments.get("stem") == "patchify":
         side = arguments.get("downsample")
         products["downsample * downsample * d_model"] = (side, side, d)
+    if arguments.get("stem") == "residual":
+        # Each block of the last stage has two 3x3 convolutions of d_model channels.
+        products["stem_blocks * 18 * d_model * d_model"] = (arguments.get("stem_blocks"), 18, d, d)
     for name, factors in products.items():
         # The constructor refuses values of other types.
         if all(type(factor) is int for factor in factors) and math.prod(factors) > count:

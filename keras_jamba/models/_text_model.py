@@ -176,8 +176,9 @@ class TextModel(LogitsModel, keras.Model):
 
         Args:
             folder: a path. The folder appears completely or not at all.
-            weights_dtype: dtype of the floats in the file: "float16", which halves the file and rounds, "float32", or
-                None, which keeps the dtype of the variables. A loaded model has the dtype of its policy in all cases.
+            weights_dtype: dtype of the floats in the file: "float16", which halves the file and rounds, numbers below
+                6e-8 to zero; "float32"; or None, which keeps the dtype of the variables. A loaded model has the dtype
+                of its policy in all cases.
 
         Raises:
             ValueError: if the folder is not empty, the model cannot be saved as a preset, or a weight is too large for

@@ -56,7 +56,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         downsample: side of a token's cell in pixels; a power of two, except for the stem "patchify".
         stem: "conv", a small CNN (`SpatialEncoder`); "residual", a deep one (`ResidualEncoder`); or "patchify", one
             projection (`PatchEncoder`).
-        stem_blocks: residual blocks per stage of the stem "residual".
+        stem_blocks: residual blocks per stage of the stem "residual"; 1 for the others, which have none.
         scan_order: "row" or "snake", the order of the cells of a grid; see `GridTokens`.
         readout: "mean" or "last" token, or "seqpool", a mean with learned weights (`SequencePooling`).
         pixel_range: range of the pixel values. `(0, 1)` takes floats. `(0, 255)` takes integers or floats, which the
@@ -106,6 +106,12 @@ class DHCJamba(ClassNamesModel, keras.Model):
         _checks.check_choice("tokens", tokens, tuple(AXES))
         _checks.check_choice("stem", stem, tuple(_STEMS))
         _checks.check_choice("readout", readout, tuple(_READOUTS))
+        _checks.check_integer("stem_blocks", stem_blocks)
+        if stem_blocks != 1 and stem != "residual":
+            raise ValueError(
+                f"Only the stem 'residual' has blocks. Received: stem_blocks={stem_blocks} with stem={stem!r}. Pass "
+                "stem='residual', or leave stem_blocks out."
+            )
         _checks.check_choice("scan_order", scan_order, ("row", "snake") if tokens != "frames" else ("row",))
         image_shape = checked_image_shape(image_shape, tokens)
         pixel_range = checked_pixel_range(pixel_range)
@@ -345,8 +351,9 @@ class DHCJamba(ClassNamesModel, keras.Model):
 
         Args:
             folder: a path. The folder appears completely or not at all.
-            weights_dtype: dtype of the floats in the file: "float16", which halves the file and rounds, "float32", or
-                None, which keeps the dtype of the variables. A loaded model has the dtype of its policy in all cases.
+            weights_dtype: dtype of the floats in the file: "float16", which halves the file and rounds, numbers below
+                6e-8 to zero; "float32"; or None, which keeps the dtype of the variables. A loaded model has the dtype
+                of its policy in all cases.
 
         Raises:
             ValueError: if the folder is not empty, the model has adapters, or a weight is too large for the dtype.

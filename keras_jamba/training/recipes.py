@@ -56,7 +56,8 @@ class Recipe:
         for name in ("learning_rate", "weight_decay"):
             _checks.check_number(name, getattr(self, name), low=0)
         _checks.check_number("label_smoothing", self.label_smoothing, low=0, high=1)
-        if self.augmentation is not None and not callable(self.augmentation):
+        is_made = isinstance(self.augmentation, (Augmentation, PhotoAugmentation, keras.layers.Layer, type))
+        if self.augmentation is not None and (is_made or not callable(self.augmentation)):
             raise ValueError(
                 "augmentation must be a function of the number of classes that returns Keras layers, new ones for each "
                 f"training, or a transform. Received: augmentation={self.augmentation!r}. Pass lambda "
@@ -83,6 +84,13 @@ class Recipe:
         if self.augmentation is None:
             return None
         made = self.augmentation(num_classes)
+        if made is None:
+            return None
+        if isinstance(made, type):
+            raise ValueError(
+                f"augmentation must return Keras layers or a transform. Received: the class {made.__name__}. Return an "
+                "object of the class."
+            )
         if callable(made) and not isinstance(made, (keras.layers.Layer, Augmentation)):
             return made
         layers = Augmentation(made, num_classes)

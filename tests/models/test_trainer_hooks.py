@@ -184,6 +184,7 @@ def test_an_evaluation_inside_fit_counts_only_its_own_batches():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="other backends keep no state between steps")
 def test_steps_leave_the_state_of_a_loop_untracked(monkeypatch):
     """Keras tracks attributes of layers. Tracking all arrays after each step took half of the host's time on JAX."""
     tracked, track = [], Tracker.track
@@ -194,3 +195,49 @@ def test_steps_leave_the_state_of_a_loop_untracked(monkeypatch):
         model.fit(X, Y, batch_size=2, epochs=epochs, verbose=0)
         counts.append(sum(keras.ops.is_tensor(value) for value in tracked))
     assert counts[1] == counts[2]
+
+
+class WithOwnStep(JambaBackbone):
+    """A model whose step on JAX returns the first variable changed by `change`."""
+
+    def __init__(self, change, **options):
+        super().__init__(d_model=4, num_layers=1, mamba_ratio=None, mixer="gated_conv", d_ff=0, **options)
+        self.change = change
+
+    def train_step(self, state, data):
+        logs, (trained, *others) = super().train_step(state, data)
+        return logs, ([self.change(trained[0]), *trained[1:]], *others)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="other backends assign variables in their steps")
+def test_values_of_a_step_are_cast_to_their_variables_and_other_shapes_are_refused():
+    model = WithOwnStep(lambda value: value.astype("float32"), dtype="bfloat16")
+    model.compile("sgd", "mse")
+    for step in (lambda: model.fit(X, Y, batch_size=2, verbose=0), lambda: model.train_on_batch(X, Y)):
+        step()
+        assert {str(v.value.dtype) for v in model.trainable_variables} == {"bfloat16"}
+    model = WithOwnStep(lambda value: value.reshape(-1, 1, 1))
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="shape of the target variable"):
+        model.train_on_batch(X, Y)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only Keras' trainer on JAX asks the model for these lists")
+def test_a_model_may_choose_the_variables_that_train():
+    class Chosen(Watched):
+        @property
+        def trainable_variables(self):
+            return self.final_norm.trainable_variables
+
+        @property
+        def non_trainable_variables(self):
+            chosen = {id(v) for v in self.trainable_variables}
+            return [v for v in self.variables if id(v) not in chosen]
+
+    model = Chosen()
+    model.compile("sgd", "mse")
+    before = {v.path: ops.convert_to_numpy(v).copy() for v in model.weights}
+    model.fit(X, Y, batch_size=2, verbose=0)
+    changed = {v.path for v in model.weights if (ops.convert_to_numpy(v) != before[v.path]).any()}
+    assert changed == {v.path for v in model.final_norm.trainable_variables}
+    assert model.predict(X, verbose=0).shape == X.shape

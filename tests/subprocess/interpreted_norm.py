@@ -67,6 +67,40 @@ def check_second_gradients():
         close(actual, expected, "second gradient")
 
 
+def check_batched_gradients():
+    x, scale = torch.randn(3, 5, requires_grad=True), torch.randn(5, requires_grad=True)
+    batch = torch.randn(4, 3, 5)
+    y = _norm._RMSNorm.apply(x, scale, EPSILON)
+    found = torch.autograd.grad(y, [x, scale], batch, is_grads_batched=True)
+    leaves = [v.detach().double().requires_grad_() for v in (x, scale)]
+    expected = torch.autograd.grad(exact(*leaves), leaves, batch.double(), is_grads_batched=True)
+    for actual, wanted in zip(found, expected, strict=True):
+        close(actual, wanted, "batched gradients")
+
+
+def check_guards():
+    """Checks that other calls use PyTorch's function."""
+    many = lambda *shape, **given: torch.zeros(*shape, requires_grad=True, **given)  # noqa: E731
+    scale, fits = torch.ones(40), _norm._fits_kernels
+    assert fits(many(2, 1024, 40), scale) and fits(torch.zeros(2048, 40), scale.clone().requires_grad_())
+    assert not fits(many(2047, 40), scale)
+    assert not fits(many(2048, 257), torch.ones(257))
+    assert not fits(many(2048, 40, dtype=torch.float64), scale)
+    assert not fits(torch.zeros(2048, 40), scale)
+    with torch.no_grad():
+        assert not fits(many(2048, 40), scale)
+    # Without a GPU, `torch.autocast` does nothing.
+    torch.set_autocast_enabled("cuda", True)
+    assert not fits(many(2048, 40), scale)
+    torch.set_autocast_enabled("cuda", False)
+    with torch.autograd.forward_ad.dual_level():
+        assert not fits(many(2048, 40), scale)
+    seen = []
+    torch.func.grad(lambda x: (seen.append(fits(x, scale)), x.sum())[1])(torch.zeros(2048, 40))
+    torch.compile(lambda x: (seen.append(fits(x, scale)), x * 2)[1], backend="eager", fullgraph=False)(many(2048, 40))
+    assert not any(seen)
+
+
 def check_frozen(which):
     x, scale = torch.randn(3, 5, requires_grad=which != 0), torch.randn(5, requires_grad=which != 1)
     _norm._RMSNorm.apply(x, scale, EPSILON).sum().backward()
@@ -78,12 +112,23 @@ check((2, 300, 40))
 check((2, 3, 4, 16))
 check((3, 50, 3), columns=35)
 check((1, 7, 3000))
+strided = torch.arange(10.0)[::2]
+x = torch.randn(3, 5)
+close(_norm._RMSNorm.apply(x, strided, EPSILON), exact(x.double(), strided.double()), "a strided scale")
 check((2, 65, 24), torch.bfloat16, columns=40)
 check((130, 33), torch.float16)
 # More tiles of rows than programs.
 _triton._device = lambda: (1, "", True, None)
 check((700, 40))
 check_second_gradients()
+check_batched_gradients()
+_triton.why_not_here = lambda: None
+check_guards()
+assert _norm._kernels_run(torch.device("cpu"))
+_norm._kernels_run.cache_clear()
+_triton._launched = None
+assert not _norm._kernels_run(torch.device("cpu"))
+_triton._launched = triton_on_cpu.launch
 check_frozen(0)
 check_frozen(1)
 print("all are equal")

@@ -9,7 +9,7 @@ from checks import full
 
 import keras_jamba
 from keras_jamba.training import JambaAdamW, recipes
-from keras_jamba.training.data import Augmentation
+from keras_jamba.training.data import Augmentation, PhotoAugmentation
 
 CLASSES = 3
 
@@ -149,6 +149,12 @@ def test_the_augmentation_of_photographs_keeps_size_dtype_and_range():
     np.testing.assert_allclose(labels.sum(axis=-1), 1, atol=1e-6)
 
 
+def test_an_augmentation_may_return_nothing_and_not_a_class():
+    replace(SHORT, epochs=1, augmentation=lambda num_classes: None).fit(model(), *data(), verbose=0)
+    with pytest.raises(ValueError, match="Received: the class PhotoAugmentation. Return an object"):
+        replace(SHORT, augmentation=lambda num_classes: PhotoAugmentation).fit(model(), *data(), verbose=0)
+
+
 def test_a_transform_gets_the_images_of_a_recipe_as_they_are():
     images, labels = data()
     given = []
@@ -171,6 +177,8 @@ def test_a_transform_gets_the_images_of_a_recipe_as_they_are():
         ({"epochs": 0}, "epochs must be an integer of at least 1. Received"),
         ({"label_smoothing": 2.0}, "label_smoothing must be a number from 0 to 1. Received"),
         ({"augmentation": [keras.layers.RandomFlip()]}, "augmentation must be a function.*Received.*lambda"),
+        ({"augmentation": PhotoAugmentation()}, "augmentation must be a function.*Received.*lambda"),
+        ({"augmentation": PhotoAugmentation}, "augmentation must be a function.*Received.*lambda"),
     ],
 )
 def test_invalid_recipes_are_refused(changes, message):

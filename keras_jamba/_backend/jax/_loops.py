@@ -109,7 +109,11 @@ class Loop:
                 for variable, value, before in zip(variables, self.state[name], self.given[name], strict=True):
                     # A loop that only reads must not undo assignments of other threads.
                     if (taken or value is not before) and not value.is_deleted():
-                        _keras_internals.store_tensor(variable, value)
+                        # A train_step of the user's may return another dtype, which `assign` casts, or shape.
+                        if (value.dtype, value.shape) == (before.dtype, before.shape):
+                            _keras_internals.store_tensor(variable, value)
+                        else:
+                            variable.assign(value)
             with _lock:
                 if taken:
                     _training.remove(self)
@@ -132,12 +136,17 @@ class Loop:
 
 
 def _variables(model):
-    """Returns the variables of a model in Keras' lists, in the order of `_NAMES`. Keras walks all layers per list."""
-    trains = model.trainable
-    lists = [], [], list(model.optimizer.variables) if model.optimizer is not None else [], model.metrics_variables
-    for variable in model.variables:
-        lists[0 if trains and variable.trainable else 1].append(variable)
-    return dict(zip(_NAMES, lists, strict=True))
+    """Returns the variables of a model in Keras' lists, in the order of `_NAMES`."""
+    properties = ("variables", "trainable_variables", "non_trainable_variables")
+    if all(getattr(type(model), name) is getattr(keras.Model, name) for name in properties):
+        # Keras walks all layers once per list.
+        lists = [], []
+        for variable in model.variables:
+            lists[0 if model.trainable and variable.trainable else 1].append(variable)
+    else:
+        lists = list(model.trainable_variables), list(model.non_trainable_variables)
+    optimizer = [] if model.optimizer is None else list(model.optimizer.variables)
+    return dict(zip(_NAMES, (*lists, optimizer, list(model.metrics_variables)), strict=True))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ PyTorch 2.11 sums the gradient of the scale with one program per 32 channels, wh
 rows: 20 us of an H200 for 8,192 rows of 40 channels.
 """
 
+import functools
+import logging
+
 import torch
 from torch.nn import functional
 
@@ -11,30 +14,50 @@ from keras_jamba._backend.torch import _triton
 from keras_jamba._backend.torch._c_kernels import row_step
 from keras_jamba._triton import norm
 
+_logger = logging.getLogger("keras_jamba")
 _LEAST_ROWS, _WIDEST = 2048, 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def rms_norm(x, scale, epsilon):
-    if _are_narrow(x, scale):
+    if x.is_cuda and _fits_kernels(x, scale) and _kernels_run(x.device):
         return _RMSNorm.apply(x, scale, epsilon)
+    return _library_norm(x, scale, epsilon)
+
+
+def _library_norm(x, scale, epsilon):
     # Keras' own copies x to float32 and casts back. PyTorch's function computes in float32 without the copy.
     return functional.rms_norm(x, x.shape[-1:], scale.to(x.dtype), epsilon)
 
 
-def _are_narrow(x, scale):
+def _fits_kernels(x, scale):
+    """Returns whether a norm has many narrow rows, has a gradient, and is neither traced nor transformed."""
     return (
-        x.is_cuda
-        and type(x) is torch.Tensor
+        type(x) is torch.Tensor
         and torch.is_grad_enabled()
         and (x.requires_grad or scale.requires_grad)
         and x.dtype in _DTYPES
         and x.shape[-1] <= _WIDEST
         and x.numel() >= _LEAST_ROWS * x.shape[-1]
         and _triton.why_not_triton() is None
+        # PyTorch's function returns float32 there.
+        and not torch.is_autocast_enabled("cuda")
         # Function transforms need rules that the class below has not.
         and torch._C._functorch.peek_interpreter_stack() is None
     )
+
+
+@functools.cache
+def _kernels_run(device):
+    """Returns whether Triton compiles and runs the kernels on a device. It needs a C compiler."""
+    try:
+        x = torch.ones(1, 32, device=device)
+        y, inverse = norm.forward(_triton._gpu(), x, 32, x[0], 1e-6)
+        norm.gradients(_triton._gpu(), y, x, 32, x[0], inverse)
+    except Exception as error:  # compilers fail in many ways
+        _logger.info("Norms run in PyTorch's function, because Triton's failed: %s", error)
+        return False
+    return True
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -48,18 +71,31 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         x, scale, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # A gradient of this gradient may follow.
-            y = functional.rms_norm(x, x.shape[-1:], scale.to(x.dtype), ctx.epsilon)
-            wanted = [each for each in (x, scale) if each.requires_grad]
-            found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
-            return *(next(found) if each.requires_grad else None for each in (x, scale)), None
+        # A gradient of this gradient may follow; and a batch of gradients has no storage.
+        if torch.is_grad_enabled() or _is_batched(grad_y):
+            return *_library_gradients(x, scale, ctx.epsilon, grad_y), None
         given = grad_y.contiguous(), *_readable(x, scale), inverse
         grad_x, grad_scale = norm.gradients(_triton._gpu(), *given)
         return grad_x, grad_scale.to(scale.dtype), None
 
 
+def _is_batched(x):
+    """Returns whether `torch.vmap`, or a gradient with `is_grads_batched=True`, runs over x."""
+    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def _library_gradients(x, scale, epsilon, grad_y):
+    """Returns the gradients of x and scale, None for one that needs none, by PyTorch's function."""
+    again = torch.is_grad_enabled()
+    given = [each if again else each.detach().requires_grad_(each.requires_grad) for each in (x, scale)]
+    with torch.enable_grad():
+        y = _library_norm(*given, epsilon)
+    wanted = [each for each in given if each.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=again))
+    return [next(found) if each.requires_grad else None for each in given]
+
+
 def _readable(x, scale):
     """Returns `(x, row, scale)` as the kernels read them; row is the row stride of x."""
     row = row_step(x) if x.dim() == 3 else None
-    return (x.contiguous(), x.shape[-1], scale) if row is None else (x, row, scale)
+    return (x.contiguous() if row is None else x), (x.shape[-1] if row is None else row), scale.contiguous()

@@ -11,6 +11,12 @@ from keras_jamba.layers.vision._grid_encoder import GridEncoder
 _LEAST_WIDTH = 32
 
 
+def check_power_of_two(downsample):
+    """Raises ValueError for a downsample that strides of 2 cannot reach."""
+    if downsample & (downsample - 1):
+        raise ValueError(f"downsample must be a power of two. Received: downsample={downsample}. Pass 1, 2, 4, 8, ...")
+
+
 def spatial_sizes(d_model, downsample):
     """Returns `[(width, stride)]` of the convolutions of `SpatialEncoder`."""
     halvings = downsample.bit_length() - 1
@@ -47,10 +53,7 @@ class ConvolutionEncoder(GridEncoder):
         Raises:
             ValueError: if downsample is no power of two.
         """
-        if self.downsample & (self.downsample - 1):
-            raise ValueError(
-                f"downsample must be a power of two. Received: downsample={self.downsample}. Pass 1, 2, 4, 8, ..."
-            )
+        check_power_of_two(self.downsample)
         self.convolutions = [
             keras.layers.Conv2D(
                 width,

@@ -14,9 +14,9 @@ _ERASED, _LARGEST_RATIO = (0.02, 0.33), 3.3
 class PhotoAugmentation:
     """Shifts, mirrors, erases and mixes photographs: a pure function of a batch and a random generator.
 
-    It keeps dtype and range of the pixels, such as uint8 from 0 to 255. It takes about a millisecond per 100 images of
-    32 x 32 pixels and releases the interpreter lock for most of it, so that several threads of `Batches` keep up with a
-    GPU. Use `Augmentation` for Keras' preprocessing layers, which are many and slower.
+    It keeps dtype and range of the pixels, such as uint8 from 0 to 255. NumPy releases the interpreter lock for most of
+    the work, so that several threads of `Batches` share it. Use `Augmentation` for Keras' many preprocessing layers,
+    which are slower.
 
     Args:
         shift: the largest shift to each side, as a share of height and width. Pixels from outside are 0.
@@ -55,6 +55,10 @@ class PhotoAugmentation:
     """
 
     def __init__(self, shift=0.125, mirror=True, erasing=0.0, cut_mix=0.0, num_classes=None):
+        if not isinstance(mirror, (bool, np.bool_)):
+            raise ValueError(
+                f"mirror must be True or False. Received: mirror={mirror!r}. True mirrors half of the images."
+            )
         for name, value in dict(shift=shift, erasing=erasing, cut_mix=cut_mix).items():
             _checks.check_number(name, value, low=0, high=1)
         if num_classes is not None:
@@ -72,7 +76,7 @@ class PhotoAugmentation:
         if self.erasing:
             _erase(images, rng.random(len(images)) < self.erasing, rng)
         if self.cut_mix:
-            labels = _mixable(labels, weights, self.num_classes)
+            labels = _mixable(labels, weights, self.num_classes, len(images))
             labels = _mix(images, labels, rng.random(len(images)) < self.cut_mix, rng)
         if len(shape) == 5:
             images = np.moveaxis(images.reshape(shape[0], *shape[2:4], shape[1], shape[4]), 3, 1)
@@ -94,9 +98,15 @@ class PhotoAugmentation:
 
 
 def _checked(images):
-    if not isinstance(images, np.ndarray) or images.ndim not in (4, 5) or images.dtype.kind not in "uf":
+    if (
+        not isinstance(images, np.ndarray)
+        or images.ndim not in (4, 5)
+        or images.dtype.kind not in "iuf"
+        or 0 in images.shape
+    ):
         raise ValueError(
-            "Images must be a NumPy array (b, h, w, c), or clips (b, T, h, w, c), of floats or unsigned integers. "
+            "Images must be a NumPy array (b, h, w, c), or clips (b, T, h, w, c), of floats or integers, without "
+            "empty axes. "
             f"Received: {type(images).__name__} of shape {getattr(images, 'shape', None)}, "
             f"{getattr(images, 'dtype', None)}. Add an axis for channels, or convert the pixels."
         )
@@ -134,7 +144,7 @@ def _rectangles(sizes, sides, chosen, rng):
         yield image, np.s_[top:bottom, left:right]
 
 
-def _mixable(labels, weights, num_classes):
+def _mixable(labels, weights, num_classes, count):
     """Returns labels as `(b, num_classes)` float32."""
     if weights or labels is None:
         raise ValueError(
@@ -142,6 +152,11 @@ def _mixable(labels, weights, num_classes):
             f"{'with a sample_weight' if weights else 'of images alone'}. Pass cut_mix=0, or such batches."
         )
     labels = np.asarray(labels)
+    if labels.shape[:1] != (count,):
+        raise ValueError(
+            f"Each image must have one label. Received: {count} images, and labels of shape {labels.shape}. Pass as "
+            "many labels as images."
+        )
     if labels.ndim == 2 and labels.dtype.kind == "f" and num_classes in (None, labels.shape[1]):
         return labels.astype("float32", copy=False)
     if num_classes is None or labels.ndim == 2:

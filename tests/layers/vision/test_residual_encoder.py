@@ -7,6 +7,7 @@ from checks import close, numpy
 
 import keras_jamba
 from keras_jamba import layers, training
+from keras_jamba.estimation import model_report
 
 
 def convolution(x, kernel, stride):
@@ -77,6 +78,21 @@ def test_the_stem_of_a_model_has_the_blocks_of_its_argument():
     assert isinstance(model.encoder, layers.ResidualEncoder) and model.encoder.blocks == 2
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
     assert again.encoder.blocks == 2 and again.count_params() == model.count_params()
+
+
+@pytest.mark.parametrize("blocks", [0, "2"])
+def test_blocks_are_checked_for_every_stem_and_refused_without_residual_blocks(blocks):
+    for stem in ("conv", "residual"):
+        with pytest.raises(ValueError, match="stem_blocks must be an integer of at least 1. Received"):
+            keras_jamba.DHCJamba(stem=stem, stem_blocks=blocks)
+    with pytest.raises(ValueError, match="Only the stem 'residual' has blocks. Received: stem_blocks=2.*'conv'"):
+        keras_jamba.DHCJamba(stem_blocks=2)
+
+
+@pytest.mark.parametrize("stem", ["conv", "residual"])
+def test_a_report_refuses_the_sizes_that_the_model_refuses(stem):
+    with pytest.raises(ValueError, match="downsample must be a power of two. Received: downsample=3"):
+        model_report(dict(stem=stem, downsample=3, image_shape=(32, 32, 3)))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_each_image_is_one_of_its_shifts_or_their_mirror_images():
 
 def test_without_arguments_that_move_nothing_moves():
     images, labels = photos()
-    for dtype in ("uint8", "float32", "float16"):
+    for dtype in ("uint8", "int64", "float32", "float16"):
         given = images.astype(dtype)
         np.testing.assert_array_equal(augmented(given, labels, shift=0, mirror=False)[0], given)
 
@@ -130,7 +130,10 @@ def test_images_alone_and_weights_stay_what_they_are():
         ({"shift": -0.1}, None, "shift must be a number from 0 to 1. Received"),
         ({"cut_mix": 2}, None, "cut_mix must be a number from 0 to 1. Received"),
         ({}, (np.zeros((2, 8, 8)), None), r"Images must be a NumPy array.*Received: ndarray of shape \(2, 8, 8\)"),
-        ({}, (np.zeros((2, 8, 8, 3), "int64"), None), "of floats or unsigned integers. Received.*int64"),
+        ({}, (np.zeros((2, 8, 8, 3), "bool"), None), "of floats or integers.*Received.*bool"),
+        ({}, (np.zeros((2, 0, 8, 3)), None), r"without empty axes. Received: ndarray of shape \(2, 0, 8, 3\)"),
+        ({"mirror": 0.3}, None, "mirror must be True or False. Received: mirror=0.3"),
+        ({"cut_mix": 1, "num_classes": 2}, (np.zeros((2, 8, 8, 3)), np.zeros(4, int)), r"Received: 2 images, .*\(4,\)"),
         ({"cut_mix": 1}, (np.zeros((2, 8, 8, 3)),), "cut_mix needs batches.*Received: a batch of images alone"),
         ({"cut_mix": 1}, (np.zeros((2, 8, 8, 3)), np.zeros(2, int)), "cut_mix needs float labels.*num_classes=None"),
         ({"cut_mix": 1}, (np.zeros((2, 8, 8, 3)), np.zeros(2, int), np.ones(2)), "Received: a batch with a sample"),
