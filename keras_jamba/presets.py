@@ -221,7 +221,7 @@ def preset_folder(folder):
         raise taken if error.errno in (errno.ENOTEMPTY, errno.EEXIST) else error from error
 
 
-def _save(model, file, dtype):
+def _save(model, file, dtype=None):
     """Saves the weights without the optimizer state, which is two or three times as large."""
     optimizer = getattr(model, "optimizer", None)
     change = None if dtype is None else functools.partial(_with_floats_in, dtype)
