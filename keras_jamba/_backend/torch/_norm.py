@@ -1,7 +1,7 @@
 """RMSNorm on PyTorch: Triton kernels for many narrow rows, and PyTorch's own function.
 
 PyTorch 2.11 sums the gradient of the scale with one program per 32 channels, which leaves most of a GPU idle for narrow
-rows: 20 us of an H200 for 8,192 rows of 40 channels.
+rows.
 """
 
 import functools

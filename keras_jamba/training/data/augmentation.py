@@ -71,8 +71,8 @@ class Augmentation:
         parts = batch if isinstance(batch, tuple) else (batch,)
         images, labels, *weights = (*parts, None)[: max(2, len(parts))]
         images = _checked_images(images)
-        if self._mixes:
-            labels = self._checked_labels(labels, weights)
+        if self._mixes and (weights or labels is not None):
+            labels = mixable_labels(labels, weights, self.num_classes, len(images))
         frames = [images] if images.ndim == 4 else list(np.moveaxis(images, 1, 0))
         with keras.device("cpu:0"):  # leaves the accelerator to training
             for step in self._steps:
@@ -81,30 +81,39 @@ class Augmentation:
         images = frames[0] if images.ndim == 4 else np.stack(frames, axis=1)
         return (images, labels, *weights)[: len(parts)] if isinstance(batch, tuple) else images
 
-    def _checked_labels(self, labels, weights):
-        """Returns labels as `(b, num_classes)` float32, or None."""
-        if weights:
+
+def mixable_labels(labels, weights, num_classes, count):
+    """Returns the labels of `count` images that are mixed, as `(b, num_classes)` float32.
+
+    Raises:
+        ValueError: for weights, another number of labels, and labels that are neither one-hot nor integers below
+            num_classes.
+    """
+    if weights:
+        raise ValueError(
+            "MixUp and CutMix do not support sample weights. Received: a batch with a sample_weight. Leave it out, "
+            "or do not mix images."
+        )
+    labels = np.asarray(labels)
+    if labels.shape[:1] != (count,):
+        raise ValueError(
+            f"Each image must have one label. Received: {count} images, and labels of shape {labels.shape}. Pass as "
+            "many labels as images."
+        )
+    if np.issubdtype(labels.dtype, np.floating) and labels.ndim == 2:
+        if num_classes not in (None, labels.shape[1]):
             raise ValueError(
-                "MixUp and CutMix do not support sample weights. Received: a batch with a sample_weight. Leave it out, "
-                "or leave the two layers out."
+                f"One-hot labels must have the shape (b, num_classes). Received: labels of shape {labels.shape}, "
+                f"num_classes={num_classes}. Change one of the two."
             )
-        if labels is None:
-            return None
-        labels = np.asarray(labels)
-        if np.issubdtype(labels.dtype, np.floating) and labels.ndim == 2:
-            if self.num_classes not in (None, labels.shape[1]):
-                raise ValueError(
-                    f"One-hot labels must have the shape (b, num_classes). Received: labels of shape {labels.shape}, "
-                    f"num_classes={self.num_classes}. Change one of the two."
-                )
-            return labels.astype("float32")
-        if self.num_classes is None:
-            raise ValueError(
-                "MixUp and CutMix need float labels of shape (b, num_classes), or integer labels of shape (b,) and "
-                f"num_classes. Received: labels of shape {labels.shape}, {labels.dtype}, and num_classes=None. "
-                "Pass Augmentation(layers, num_classes), or one-hot labels."
-            )
-        return one_hot(labels, self.num_classes)
+        return labels.astype("float32", copy=False)
+    if num_classes is None:
+        raise ValueError(
+            "MixUp and CutMix need float labels of shape (b, num_classes), or integer labels of shape (b,) and "
+            f"num_classes. Received: labels of shape {labels.shape}, {labels.dtype}, and num_classes=None. "
+            "Pass num_classes to Augmentation or PhotoAugmentation, or one-hot labels."
+        )
+    return one_hot(labels, num_classes)
 
 
 def one_hot(labels, num_classes):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from keras_jamba.ops import _checks
-from keras_jamba.training.data.augmentation import one_hot
+from keras_jamba.training.data.augmentation import mixable_labels
 
 # Random erasing: the share of the area, and the largest ratio of height to width or of width to height.
 _ERASED, _LARGEST_RATIO = (0.02, 0.33), 3.3
@@ -76,7 +76,9 @@ class PhotoAugmentation:
         if self.erasing:
             _erase(images, rng.random(len(images)) < self.erasing, rng)
         if self.cut_mix:
-            labels = _mixable(labels, weights, self.num_classes, len(images))
+            if labels is None:
+                raise ValueError("cut_mix needs labels. Received: a batch of images alone. Pass cut_mix=0, or labels.")
+            labels = mixable_labels(labels, weights, self.num_classes, len(images))
             labels = _mix(images, labels, rng.random(len(images)) < self.cut_mix, rng)
         if len(shape) == 5:
             images = np.moveaxis(images.reshape(shape[0], *shape[2:4], shape[1], shape[4]), 3, 1)
@@ -142,27 +144,3 @@ def _rectangles(sizes, sides, chosen, rng):
     for image in np.flatnonzero(chosen):
         (top, left), (bottom, right) = first[image], ends[image]
         yield image, np.s_[top:bottom, left:right]
-
-
-def _mixable(labels, weights, num_classes, count):
-    """Returns labels as `(b, num_classes)` float32."""
-    if weights or labels is None:
-        raise ValueError(
-            "cut_mix needs batches (images, labels). Received: a batch "
-            f"{'with a sample_weight' if weights else 'of images alone'}. Pass cut_mix=0, or such batches."
-        )
-    labels = np.asarray(labels)
-    if labels.shape[:1] != (count,):
-        raise ValueError(
-            f"Each image must have one label. Received: {count} images, and labels of shape {labels.shape}. Pass as "
-            "many labels as images."
-        )
-    if labels.ndim == 2 and labels.dtype.kind == "f" and num_classes in (None, labels.shape[1]):
-        return labels.astype("float32", copy=False)
-    if num_classes is None or labels.ndim == 2:
-        raise ValueError(
-            "cut_mix needs float labels of shape (b, num_classes), or integer labels (b,) and num_classes. Received: "
-            f"labels of shape {labels.shape}, {labels.dtype}, and num_classes={num_classes}. Pass num_classes, or "
-            "one-hot labels."
-        )
-    return one_hot(labels, num_classes)
