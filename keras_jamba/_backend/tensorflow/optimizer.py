@@ -5,5 +5,6 @@ from keras_jamba._backend.common.compiled_optimizer import (  # noqa: F401
     fused_adamw,
     global_norm,
     has_fused_adamw,
+    move_averages,
     scale_gradients,
 )

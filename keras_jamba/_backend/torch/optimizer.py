@@ -56,6 +56,12 @@ def fused_adamw(weights, gradients, momentums, velocities, maxima, *, step, rate
     )
 
 
+@torch.no_grad()
+def move_averages(pairs, share):
+    averages, variables = zip(*((a.value, v.value) for a, v in pairs), strict=True)
+    torch._foreach_lerp_(averages, variables, share)
+
+
 def _with_layout_of(weight, gradient):
     if gradient.dtype == weight.dtype and gradient.stride() == weight.stride():
         return gradient
