@@ -34,7 +34,7 @@ def draw_confusion_matrix(data, predicted, file):
             if matrix[i, j]:
                 dark = np.log1p(matrix[i, j]) > np.log1p(matrix.max()) / 2
                 axis.text(j, i, matrix[i, j], ha="center", va="center", color="w" if dark else "k")
-        axis.set_xticks(range(count), data.classes)
+        axis.set_xticks(range(count), data.classes, rotation=90 if max(map(len, data.classes)) > 3 else 0)
         axis.set_yticks(range(count), data.classes)
     axis.set(xlabel="predicted", ylabel="true", title="test images (shade: logarithm)")
     mistakes = np.flatnonzero(predicted != data.test_labels)
@@ -42,7 +42,7 @@ def draw_confusion_matrix(data, predicted, file):
     for axis, i in zip(right.subplots(3, 6).flat, mistakes[:18], strict=False):
         image = data.test_images[i]
         axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r")
-        axis.set_title(f"{data.classes[data.test_labels[i]]}, {data.classes[predicted[i]]}", fontsize=9)
+        axis.set_title(f"{data.classes[data.test_labels[i]]},\n{data.classes[predicted[i]]}", fontsize=9)
     for axis in right.axes:
         axis.axis("off")
     _write(figure, file)

@@ -1,5 +1,6 @@
 """The benchmark of photographs: its models have their sizes, and a training is recorded."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from checks import full, once
 from test_data_sets import write_cifar10
 
 import keras_jamba
-from benchmarks.images import photo_models, photos
+from benchmarks.images import photo_models, photo_report, photos
 
 # Independent of the backend.
 pytestmark = once
@@ -17,9 +18,18 @@ IMAGE = (32, 32, 3)
 
 @full()
 def test_models_and_peers_have_about_as_many_parameters():
-    counts = {name: photo_models.candidate(name, IMAGE, 10).count_params() for name in photo_models.CANDIDATES}
+    names = ("small", *photo_models.CANDIDATES)
+    counts = {name: photo_models.candidate(name, IMAGE, 10).count_params() for name in names}
     counts |= {name: make(IMAGE, 10).count_params() for name, make in photo_models.PEERS.items()}
-    assert {name: count for name, count in counts.items() if not 0.73e6 < count < 0.87e6} == {}
+    assert {name: count for name, count in counts.items() if not 0.76e6 < count < 0.865e6} == {}
+
+
+@full()
+def test_presets_have_their_sizes():
+    sizes = {"small": (0.76e6, 0.84e6), "medium": (1.9e6, 2.1e6), "large": (8.07e6, 8.93e6), "fashion": (0, 0.3e6)}
+    for name, (low, high) in sizes.items():
+        shape = (28, 28, 1) if name == "fashion" else IMAGE
+        assert low < photo_models.candidate(name, shape, 10).count_params() <= high, name
 
 
 def test_the_calibration_error_is_the_mean_gap_of_the_bins():
@@ -44,18 +54,34 @@ def test_predictions_that_are_not_finite_are_refused():
 
 
 @full()
-def test_a_training_is_recorded(tmp_path, monkeypatch):
+def test_a_training_is_recorded_and_reported(tmp_path, monkeypatch, capsys):
     write_cifar10(tmp_path)
-    options = json.dumps(dict(d_model=8, num_layers=1, mamba_ratio=None, stem="patchify"))
+    options = json.dumps(dict(d_model=8, num_layers=1, mamba_ratio=None, stem="patchify", stem_blocks=1))
     given = ["causal", "--data", tmp_path, "--options", options, "--epochs", 2, "--batch-size", 2, "--workers", 1]
-    monkeypatch.setattr(
-        "sys.argv",
-        ["photos.py", *map(str, given), "--output", str(tmp_path / "run"), "--preset", str(tmp_path / "preset")],
-    )
+    given += ["--policy", "float32", "--output", tmp_path / "runs" / "first", "--preset", tmp_path / "preset"]
+    monkeypatch.setattr("sys.argv", ["photos.py", *map(str, given)])
     photos.main()
-    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    record = json.loads((tmp_path / "runs" / "first" / "result.json").read_text())
     assert record["images"] == 3 and len(record["history"]["loss"]) == 2
     assert set(record["test"]) == {"accuracy", "calibration error"}
+    assert len(record["corrupted"]) == 11 and all(0 <= value <= 100 for value in record["corrupted"].values())
     preset = keras_jamba.DHCJamba.from_preset(tmp_path / "preset")
-    assert list(preset.class_names) == ["cat", "dog"]
-    assert str(tmp_path) not in json.dumps({**record, "arguments": {**record["arguments"], "output": "", "preset": ""}})
+    assert list(preset.class_names) == ["cat", "dog"] and preset.pixel_range == (0, 1)
+    readme = (tmp_path / "preset" / "README.md").read_text()
+    assert "JPEG 75" in readme and f"{record['test']['accuracy']} %" in readme and "Seed 0" in readme
+    checksum = hashlib.sha256((tmp_path / "preset" / "model.weights.h5").read_bytes()).hexdigest()
+    assert checksum in readme
+
+    (report,) = photo_report.read(tmp_path / "runs")
+    assert str(tmp_path) not in json.dumps(report)
+    groups = photo_report.grouped([report, report], "test", "cifar10")
+    (row,) = photo_report.accuracies(groups, "test")
+    assert row["seeds"] == 2 and float(row["accuracy, %"]) == record["test"]["accuracy"]
+    assert [row["corruption"] for row in photo_report.corruptions(groups)] == ["none", *record["corrupted"]]
+    photo_report.draw_curves({"small": [report]}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_a_report_of_a_folder_without_trainings_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must hold NAME/result.json"):
+        photo_report.read(tmp_path)

@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python -m benchmarks.images.gpu [--profile]
 
-DHCJamba is `sizes.SIZES["small"]`: 64 tokens, 0.8 M parameters. Both models train with `recipes.CIFAR10`.
-First, both must learn to tell ten colours apart. Then, in one interleaved run, it measures images per second of `fit`
+DHCJamba is `sizes.SIZES["small"]`: 64 tokens, 0.8 M parameters. The architecture of the preset `small`, with 256 tokens,
+is in the same run. All models train with `recipes.CIFAR10`. First, each must learn to tell ten colours apart. Then, in one interleaved run, it measures images per second of `fit`
 over fixed arrays, of `fit` with the recipe's augmentation, and milliseconds of `train_on_batch`. `--profile` also
 measures how long the device is busy per step; the rest of a step's time is the host's. PyTorch multiplies in TF32, as
 JAX does by default. Writes results/gpu_images_BACKEND.json.
@@ -18,8 +18,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
+import keras_jamba
 from benchmarks import measure
 from benchmarks.images.peers import of_equal_size, vit
+from benchmarks.images.photo_models import PRESETS
 from benchmarks.images.sizes import untrained
 from keras_jamba.training import Batches, recipes
 from keras_jamba.training.data.augmentation import one_hot
@@ -38,9 +40,13 @@ def coloured_images(count, seed=0):
 
 
 def models():
-    """Returns `{name: model}`. Both take floats from 0 to 1."""
+    """Returns `{name: model}`. All take floats from 0 to 1."""
     ours = untrained("small")
-    return {"DHCJamba": ours, "ViT": of_equal_size(vit, range(16, 257, 16), IMAGE, ours.count_params())}
+    return {
+        "DHCJamba": ours,
+        "ViT": of_equal_size(vit, range(16, 257, 16), IMAGE, ours.count_params()),
+        "preset small": keras_jamba.DHCJamba(CLASSES, IMAGE, **PRESETS["small"]),
+    }
 
 
 def check_that_it_learns(name, model, images, labels, batch_size):

@@ -7,24 +7,31 @@ import keras_jamba
 from benchmarks.images.peers import Positions, resnet
 from benchmarks.images.sizes import SIZES
 
-_BODY = dict(stem="residual", direction="bidirectional", num_heads=4, moe_frequency=0)
-# Candidates of 0.8 M parameters, for the ablation.
+_PHOTO = dict(stem="residual", downsample=2, direction="bidirectional", readout="seqpool", num_heads=4, moe_frequency=0)
+_SMALL = _PHOTO | dict(d_model=96, num_layers=2, mamba_ratio=1, d_ff=80, stem_blocks=3)
+PRESETS = {
+    "small": _SMALL,
+    "medium": _PHOTO | dict(d_model=160, num_layers=3, mamba_ratio=2, d_ff=160, stem_blocks=2),
+    "large": _PHOTO
+    | dict(d_model=256, num_layers=4, mamba_ratio=1, d_ff=640, stem_blocks=3, downsample=4, num_heads=8),
+    "fashion": _PHOTO | dict(d_model=64, num_layers=2, mamba_ratio=1, d_ff=64, stem_blocks=2),
+}
+# Other models of 0.8 M parameters, for the ablation of "small".
 CANDIDATES = {
-    "64 tokens": SIZES["small"],
-    "base": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=3, d_ff=192),
-    "causal": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=3, d_ff=216, direction="causal"),
-    "experts": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=3, d_ff=88, moe_frequency=2, num_experts=4),
-    "deeper stem": _BODY | dict(d_model=96, num_layers=2, mamba_ratio=1, d_ff=192, stem_blocks=2),
-    "wider": _BODY | dict(d_model=128, num_layers=2, mamba_ratio=1, d_ff=96),
-    "256 tokens": _BODY | dict(d_model=88, num_layers=5, mamba_ratio=4, d_ff=176, downsample=2),
-    "attention only": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=0, d_ff=264),
-    "gated convolution": _BODY | dict(d_model=96, num_layers=4, mamba_ratio=3, d_ff=216, mixer="gated_conv"),
+    "64 tokens, conv stem": SIZES["small"],
+    "64 tokens": _SMALL | dict(downsample=4, stem_blocks=2, d_ff=320),
+    "more layers": _SMALL | dict(stem_blocks=2, num_layers=4, d_ff=72),
+    "causal": _SMALL | dict(direction="causal", d_ff=104),
+    "experts": _SMALL | dict(moe_frequency=2, num_experts=4, d_ff=40),
+    "attention only": _SMALL | dict(mamba_ratio=0, d_ff=128),
+    "gated convolution": _SMALL | dict(mixer="gated_conv", d_ff=128),
+    "mean readout": _SMALL | dict(readout="mean"),
 }
 
 
 def candidate(name, image_shape, num_classes, **changes):
-    """Returns a `DHCJamba` of `CANDIDATES`."""
-    options = CANDIDATES[name] | changes
+    """Returns a `DHCJamba` of `PRESETS` or `CANDIDATES`."""
+    options = (PRESETS | CANDIDATES)[name] | changes
     return keras_jamba.DHCJamba(num_classes, image_shape, pixel_range=(0, 255), **options)
 
 
@@ -42,12 +49,11 @@ def _resnet_56(image_shape, num_classes):
     return resnet(16, image_shape, blocks=9, num_classes=num_classes)
 
 
-def _compact_transformer(image_shape, num_classes, width=128, depth=7):
-    """Returns a transformer on two convolutions with pooling: a narrower CCT-7/3x2 (Hassani et al. 2021)."""
+def _compact_transformer(image_shape, num_classes, width=136, depth=7):
+    """Returns a transformer on a convolution with pooling: a narrower CCT-7/3x1 (Hassani et al. 2021)."""
     x = inputs = keras.Input(image_shape)
-    for channels in (64, width):
-        x = layers.Conv2D(channels, 3, padding="same", use_bias=False, activation="relu")(x)
-        x = layers.MaxPooling2D(3, 2, padding="same")(x)
+    x = layers.Conv2D(width, 3, padding="same", use_bias=False, activation="relu")(x)
+    x = layers.MaxPooling2D(3, 2, padding="same")(x)
     x = Positions()(layers.Reshape((-1, width))(x))
     for i in range(depth):
         y = layers.LayerNormalization()(x)
@@ -65,10 +71,10 @@ def _kept(x, share):
     return layers.Dropout(share, noise_shape=(None, 1, 1))(x) if share else x
 
 
-def _encoder_alone(image_shape, num_classes, width=120, blocks=2):
+def _encoder_alone(image_shape, num_classes, width=104, blocks=3):
     """Returns the residual encoder without a backbone: mean over the grid, and head."""
     inputs = keras.Input(image_shape)
-    x = keras_jamba.layers.ResidualEncoder(width, blocks=blocks)(inputs)
+    x = keras_jamba.layers.ResidualEncoder(width, 2, blocks=blocks)(inputs)
     return keras.Model(inputs, layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x)))
 
 

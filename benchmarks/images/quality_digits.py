@@ -92,8 +92,8 @@ def accuracy(model, images, labels):
     return right, float(min(losses))
 
 
-def corruptions(images, seed):
-    """Returns `{name: images}`, random by seed."""
+def corruptions(images, seed, scale=1):
+    """Returns `{name: images}`, random by seed. Occlusions and translations of 8 x 8 images are multiplied by scale."""
     rng = np.random.default_rng(seed)
     corrupted = {}
     for deviation in (0.1, 0.2, 0.3):
@@ -101,9 +101,9 @@ def corruptions(images, seed):
         corrupted[f"noise {deviation}"] = np.clip(images + noise, 0, 1)
     for sigma in (0.5, 0.75, 1.0):
         corrupted[f"blur {sigma}"] = ndimage.gaussian_filter(images, (0, sigma, sigma, 0))
-    for side in (2, 3, 4):
+    for side in (2 * scale, 3 * scale, 4 * scale):
         corrupted[f"occlusion {side}x{side}"] = _occluded(images, side, rng)
-    for pixels in (1, 2):
+    for pixels in (scale, 2 * scale):
         corrupted[f"translation {pixels}"] = _translated(images, pixels, rng)
     return {name: x.astype("float32") for name, x in corrupted.items()}
 

@@ -362,16 +362,10 @@ class Optimizer(Protocol):
         """Returns whether `fused_adamw` and `HostStepCounter` are available. PyTorch: True."""
 
     def fused_adamw(self, weights, gradients, momentums, velocities, maxima, *, step, rate, betas, epsilon, decay):
-        """Applies a step of `keras.optimizers.AdamW` to lists of variables. `maxima` is empty without AMSGrad.
-
-        PyTorch only. JAX and TensorFlow compile Keras' own step.
-        """
+        """Applies a step of `keras.optimizers.AdamW`; `maxima` is empty without AMSGrad. PyTorch only."""
 
     def move_averages(self, pairs, share):
-        """Moves each average by a share of its distance to the variable. `pairs` is `[(average, variable)]`.
-
-        PyTorch only.
-        """
+        """Moves each average of `[(average, variable)]` by a share of the distance to its variable. PyTorch only."""
 
     class HostStepCounter(Protocol):
         """The number of steps, cached on the host. PyTorch only."""
