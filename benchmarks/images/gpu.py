@@ -2,11 +2,12 @@
 
     KERAS_BACKEND=jax python -m benchmarks.images.gpu [--profile]
 
-DHCJamba is `sizes.SIZES["small"]`: 64 tokens, 0.8 M parameters. The architecture of the preset `small`, with 256 tokens,
-is in the same run. All models train with `recipes.CIFAR10`. First, each must learn to tell ten colours apart. Then, in one interleaved run, it measures images per second of `fit`
-over fixed arrays, of `fit` with the recipe's augmentation, and milliseconds of `train_on_batch`. `--profile` also
-measures how long the device is busy per step; the rest of a step's time is the host's. PyTorch multiplies in TF32, as
-JAX does by default. Writes results/gpu_images_BACKEND.json.
+DHCJamba is `sizes.SIZES["small"]`: 64 tokens, 0.8 M parameters. The architecture of the preset `small`, which has 256
+tokens, is in the same run. All models train with `recipes.CIFAR10`. First, each must learn to tell ten colours apart.
+Then, in one interleaved run, the benchmark measures images per second of `fit` over fixed arrays, of `fit` with the
+recipe's augmentation, and milliseconds of `train_on_batch`. `--profile` also measures how long the device is busy per
+step; the rest of a step's time is the host's. PyTorch multiplies in TF32, as JAX does by default. Writes
+results/gpu_images_BACKEND.json.
 """
 
 import argparse
