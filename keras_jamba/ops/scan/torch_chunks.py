@@ -27,9 +27,19 @@ class _Recurrence(torch.autograd.Function):
         return y, state.transpose(1, 2).contiguous()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y, grad_last):
-        u, delta, A, B, C, reset, *first_states = ctx.saved_tensors
+        return *_RecurrenceGradient.apply(grad_y, grad_last, *ctx.saved_tensors), None
+
+
+class _RecurrenceGradient(torch.autograd.Function):
+    """The gradient as a function of all its inputs: every path of a second derivative meets the error.
+
+    With `once_differentiable`, `torch.autograd.grad` leaves such a path out if there are others.
+    """
+
+    @staticmethod
+    def forward(ctx, grad_y, grad_last, u, delta, A, B, C, reset, *first_states):
+        first_states = list(first_states)
         rates = A.T.contiguous()
         grads = tuple(torch.empty_like(x) for x in (u, delta, B, C))
         grad_rates = torch.zeros_like(rates)
@@ -42,7 +52,14 @@ class _Recurrence(torch.autograd.Function):
             for grad, chunk_grad in zip(grads, chunk_grads, strict=True):
                 grad[:, span] = chunk_grad.transpose(0, 1)
         grad_u, grad_delta, grad_B, grad_C = grads
-        return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, grad_state.transpose(1, 2), None
+        return grad_u, grad_delta, grad_rates.T.contiguous(), grad_B, grad_C, grad_state.transpose(1, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError(
+            "The portable scan has no second derivatives on PyTorch. Received: a gradient of its gradient. "
+            "Compute it with implementation='reference'."
+        )
 
 
 # The recurrence that `with_gating_and_masks` requires.
