@@ -4,6 +4,9 @@ import functools
 import json
 import threading
 
+import numpy as np
+from keras import ops
+
 from keras_jamba.generation.beams import BeamDecoder
 from keras_jamba.generation.decoding import Decoder
 from keras_jamba.generation.samplers import BeamSampler
@@ -52,4 +55,12 @@ def _sampler_kind(sampler):
     if not hasattr(sampler, "get_config"):
         return id(sampler.sampler)
     config = {name: value for name, value in sampler.get_config().items() if name != "seed"}
-    return type(sampler), json.dumps(config, sort_keys=True, default=repr)
+    return type(sampler), json.dumps(config, sort_keys=True, default=_text)
+
+
+def _text(value):
+    """Returns a text that differs for different values. The `repr` of a long array leaves elements out."""
+    if hasattr(value, "__array__"):
+        array = np.asarray(ops.convert_to_numpy(value))
+        return [str(array.dtype), array.tolist()]
+    return repr(value)

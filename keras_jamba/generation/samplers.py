@@ -44,6 +44,8 @@ class Sampler:
     number per token and row. Equal seeds give equal tokens on every backend, unless a number lies on the boundary
     between two tokens to within rounding.
 
+    A subclass returns all its arguments from `get_config`: samplers with equal configurations share compiled programs.
+
     Args:
         repetition_penalty: divides the logits of tokens that the row already has, or multiplies negative ones. 1 has
             no effect.

@@ -259,6 +259,27 @@ def test_requests_share_compiled_programs(model):
     assert keras.backend.backend() == "torch" or set(shapes) == {(1, 16)}
 
 
+def test_samplers_with_different_long_arrays_have_their_own_programs(model):
+    class Biased(keras_jamba.Sampler):
+        def __init__(self, bias, **more):
+            super().__init__(**more)
+            self.bias = bias
+
+        def get_config(self):
+            return super().get_config() | {"bias": self.bias}
+
+        def choose(self, logits, uniform, seen=None):
+            bias = keras.ops.convert_to_tensor(self.bias[: logits.shape[-1]])
+            return keras.ops.cast(keras.ops.argmax(bias + 0 * logits, axis=-1), "int32")
+
+    # The `repr` of an array of more than 1,000 numbers shows six of them.
+    for token in (50, 60):
+        bias = np.zeros(2000, "float32")
+        bias[token] = 1
+        found = model.generate([[1]], sampler=Biased(bias, seed=1), max_new_tokens=2, stop_token_ids=None)
+        assert found[0].tolist() == [1, token, token]
+
+
 @pytest.mark.parametrize(
     "inputs, given, message",
     [
