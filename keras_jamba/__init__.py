@@ -7,7 +7,7 @@ from keras_jamba import estimation, generation, layers, models, ops, presets, to
 from keras_jamba.generation import Sampler
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM, JambaClassifier
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "DHCJamba",

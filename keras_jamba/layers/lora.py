@@ -51,6 +51,7 @@ def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
         >>> import keras_jamba
         >>> model = keras_jamba.DHCJamba.from_preset("digits")
         >>> share = model.enable_lora(4, also_train="head")["share"]
+        Adapters of rank 4 beside 8 matrices: 4,482 of 134,143 weights are trained, 3.34%.
 
     Reference:
         [Hu et al. (2021)](https://arxiv.org/abs/2106.09685); on Mamba:

@@ -29,8 +29,8 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
 
     Args:
         d_model: width of input and output.
-        num_experts, num_experts_per_token, normalize_top_k, balance_loss, balance_coefficient,
-            squared_z_loss, z_coefficient: see `Router`; ignored with a `router`.
+        num_experts, num_experts_per_token, normalize_top_k: see `Router`; ignored with a `router`.
+        balance_loss, balance_coefficient, squared_z_loss, z_coefficient: see `Router`; ignored with a `router`.
         d_ff: hidden width of an expert; None means `4 * d_model`.
         use_swiglu: whether experts are SwiGLU or perceptrons with GELU; see `FeedForward`.
         capacity_factor: capacity of an expert in tokens, as a multiple of an even share of the assignments in a call;

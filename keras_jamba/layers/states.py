@@ -162,6 +162,7 @@ def detach_state(state):
         memory.
 
     Example:
+        >>> import keras
         >>> from keras_jamba.layers import MambaLayer, detach_state
         >>> layer = MambaLayer(8)
         >>> first, state = layer(keras.random.normal((2, 5, 8)), return_state=True)

@@ -41,8 +41,7 @@ class ClassNamesModel(LogitsModel):
 
         Example:
             >>> model = keras_jamba.DHCJamba.from_preset("digits")
-            >>> model.decode_predictions(model.predict(images), top=2)[0]
-            [('7', 0.98), ('9', 0.01)]
+            >>> names = model.decode_predictions(model.predict(images), top=2)[0]  # [('7', 0.98), ('9', 0.01)]
         """
         _checks.check_integer("top", top)
         count = self._config["num_classes"]

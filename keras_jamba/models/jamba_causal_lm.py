@@ -47,9 +47,9 @@ class JambaCausalLM(NextTokenModel):
             Inside compiled functions and on accelerators, such an id gives NaN instead.
 
     Example:
-        >>> import keras_jamba
+        >>> import numpy as np, keras_jamba
         >>> model = keras_jamba.JambaCausalLM(vocab_size=256, d_model=64, num_layers=4, mamba_ratio=3)
-        >>> model({"token_ids": [[72, 101, 108]], "padding_mask": [[True, True, True]]}).shape
+        >>> model({"token_ids": np.array([[72, 101, 0]]), "padding_mask": np.array([[True, True, False]])}).shape
         (1, 3, 256)
 
     Reference:

@@ -37,9 +37,9 @@ class JambaClassifier(TextModel):
             instead.
 
     Example:
-        >>> import keras_jamba
+        >>> import numpy as np, keras_jamba
         >>> model = keras_jamba.JambaClassifier(vocab_size=256, num_classes=2, d_model=64, num_layers=2)
-        >>> model({"token_ids": [[72, 105, 0]], "padding_mask": [[True, True, False]]}).shape
+        >>> model({"token_ids": np.array([[72, 105, 0]]), "padding_mask": np.array([[True, True, False]])}).shape
         (1, 2)
     """
 

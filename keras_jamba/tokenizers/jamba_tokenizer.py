@@ -44,7 +44,7 @@ class JambaTokenizer(Tokenizer):
 
     Args:
         folder: holds tokenizer.json. It may also hold tokenizer_config.json and special_tokens_map.json, which name
-            the special tokens, chat_template.jinja and additional_chat_templates/*.jinja.
+            the special tokens, chat_template.jinja and `additional_chat_templates/*.jinja`.
 
     Attributes:
         chat_template: text of a Jinja template, a dict of named templates, or None.

@@ -192,10 +192,10 @@ def optimizer(model, steps, learning_rate=1e-4, warmup=0.1, final=0.0, weight_de
         ValueError: for numbers out of range, a model without weights, or a model in which no weight would decay.
 
     Example:
-        >>> import keras_jamba
+        >>> import keras, keras_jamba
         >>> model = keras_jamba.DHCJamba.from_preset("small")
         >>> optimizer = keras_jamba.training.optimizer(model, steps=10 * 200, learning_rate=1e-3)
-        >>> model.compile(optimizer, "sparse_categorical_crossentropy")
+        >>> model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     """
     _checks.check_number("weight_decay", weight_decay or 0, low=0)
     made = JambaAdamW(

@@ -12,13 +12,14 @@ class DataParallel:
 
     On JAX a step is one program over the full batch. On TensorFlow and PyTorch a replica sees only its part of the
     batch. Batch norm, the experts' auxiliary losses and `capacity_factor` then apply to that part, as usual with these
-    engines. `JambaAdamW` clips the full gradient on all three. The batch size must be a multiple of the replicas.
+    engines. `JambaAdamW` clips the full gradient on all three. The batch size must be a multiple of the replicas. The
+    attributes exist inside the context.
 
     Args:
         devices: device names, as in `keras.distribution.list_devices()` on JAX and `"GPU:0"` on TensorFlow. None uses
             all devices of a kind. Must be None on PyTorch, where torchrun assigns devices.
 
-    Attributes (inside the context):
+    Attributes:
         replicas: the number of replicas.
         shard: `(index of this process, number of processes)`, for `Batches(..., shard=)`. On PyTorch each process reads
             its part of each batch. Elsewhere it is `(0, 1)`: this process feeds all replicas.

@@ -109,7 +109,7 @@ def frame_importance(model, clips, classes=None, fill=None, score="probability",
         ValueError: for a model of images, clips that the model does not take, or a class that it does not have.
 
     Example:
-        >>> keras_jamba.visualize.frame_importance(model, clips).argmax(axis=1)  # the most important frame
+        >>> most_important = keras_jamba.visualize.frame_importance(model, clips).argmax(axis=1)
     """
     clips = checked_images(model, clips)
     if clips.ndim != 5:
@@ -137,7 +137,7 @@ def draw_saliency(model, images, classes=None, names=None, file=None, **options)
         ImportError: without matplotlib.
 
     Example:
-        >>> keras_jamba.visualize.draw_saliency(model, images[:4], samples=25, file="saliency.png")
+        >>> figure = keras_jamba.visualize.draw_saliency(model, images[:4], samples=25, file="saliency.png")
     """
     return _draw_maps(saliency, "|gradient|", "positive", model, images, classes, names, file, options)
 
@@ -158,7 +158,7 @@ def draw_occlusion(model, images, size, classes=None, names=None, file=None, **o
         ImportError: without matplotlib.
 
     Example:
-        >>> keras_jamba.visualize.draw_occlusion(model, images[:4], size=4, stride=2, file="occlusion.png")
+        >>> figure = keras_jamba.visualize.draw_occlusion(model, images[:4], size=4, stride=2, file="occlusion.png")
     """
     label = f"fall of the {options.get('score', 'probability')}\nwhen hidden"
     return _draw_maps(occlusion, label, "signed", model, images, classes, names, file, options | {"size": size})
@@ -180,7 +180,7 @@ def draw_frame_importance(model, clips, classes=None, names=None, file=None, **o
         ImportError: without matplotlib.
 
     Example:
-        >>> keras_jamba.visualize.draw_frame_importance(model, clips[:2], file="frames.png")
+        >>> figure = keras_jamba.visualize.draw_frame_importance(model, clips[:2], file="frames.png")
     """
     _drawing.needs_matplotlib()
     clips = checked_images(model, clips)

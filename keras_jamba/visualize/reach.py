@@ -97,7 +97,7 @@ def draw_receptive_field(model, images, token=None, file=None, batch_size=32):
         ImportError: without matplotlib.
 
     Example:
-        >>> keras_jamba.visualize.draw_receptive_field(model, images, file="field.png")
+        >>> figure = keras_jamba.visualize.draw_receptive_field(model, images, file="field.png")
     """
     _drawing.needs_matplotlib()
     images = checked_images(model, images)
@@ -129,7 +129,7 @@ def draw_attention(model, images, token=None, block=None, file=None, batch_size=
         ImportError: without matplotlib.
 
     Example:
-        >>> keras_jamba.visualize.draw_attention(model, images[:2], token=12, block="block_7", file="attention.png")
+        >>> figure = keras_jamba.visualize.draw_attention(model, images[:2], token=12, file="attention.png")
     """
     _drawing.needs_matplotlib()
     images = checked_images(model, images)
@@ -160,7 +160,7 @@ def draw_attention_matrices(model, images, block=None, file=None, batch_size=32)
         ImportError: without matplotlib.
 
     Example:
-        >>> keras_jamba.visualize.draw_attention_matrices(model, images[:2], file="matrices.png")
+        >>> figure = keras_jamba.visualize.draw_attention_matrices(model, images[:2], file="matrices.png")
     """
     _drawing.needs_matplotlib()
     images = checked_images(model, images)

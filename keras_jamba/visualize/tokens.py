@@ -53,7 +53,7 @@ def draw_token_order(model, images, file=None):
         ImportError: without matplotlib.
 
     Example:
-        >>> keras_jamba.visualize.draw_token_order(model, images, file="order.png")
+        >>> figure = keras_jamba.visualize.draw_token_order(model, images, file="order.png")
     """
     _drawing.needs_matplotlib()
     images = checked_images(model, images)

@@ -70,7 +70,7 @@ class Checkpoint(keras.callbacks.Callback):
     Example:
         >>> batches = keras_jamba.training.Batches((images, labels), batch_size=64)
         >>> checkpoint = keras_jamba.training.Checkpoint("runs/a", batches, every=500)
-        >>> model.fit(batches, epochs=20, callbacks=[checkpoint])
+        >>> history = model.fit(batches, epochs=20, callbacks=[checkpoint])
     """
 
     def __init__(self, folder, data, every=1000, keep=2):

@@ -40,7 +40,7 @@ class Monitor(keras.callbacks.Callback):
         >>> from keras_jamba import training
         >>> usage = training.ExpertUsage()
         >>> monitor = training.Monitor([usage, training.Throughput(64)], csv="runs/a/log.csv", tensorboard="runs/a")
-        >>> model.fit(batches, epochs=20, callbacks=[monitor])
+        >>> history = model.fit(batches, epochs=20, callbacks=[monitor])
         >>> usage.heat_map("runs/a/experts.png")
     """
 
