@@ -1,0 +1,62 @@
+"""The tables of docs/benchmarks/decoding.md."""
+
+from scripts.benchmark_tables.tables import BACKENDS, TITLES, markdown, number, read, runs, table
+
+
+@table
+def decode():
+    """Tokens per second of greedy decoding, with Hugging Face as the peer."""
+    rows = []
+    for backend in BACKENDS:
+        rates, row = read(f"decode_{backend}")["tokens a second"], [TITLES[backend]]
+        for batch in (1, 8):
+            ours, theirs = (rates[f"{name}, batch {batch}"] for name in ("keras-jamba", "Hugging Face"))
+            row += [number(ours), number(theirs), number(ours / theirs, 2)]
+        rows.append(row)
+    titles = ["backend", "batch 1", "Hugging Face", "speedup", "batch 8", "Hugging Face", "speedup"]
+    return markdown(titles, rows)
+
+
+@table
+def long_contexts():
+    """Milliseconds per token after contexts of several lengths."""
+    documents = {backend: read(f"decode_{backend}")["contexts"] for backend in BACKENDS}
+    lengths = sorted({key for rows in documents.values() for row in rows for key in row if key != "model"}, key=int)
+    rows = []
+    for backend, found in documents.items():
+        for row in found:
+            times = [number(row[length], 2) if length in row else None for length in lengths]
+            rows.append([TITLES[backend], row["model"], *times])
+    return markdown(["backend", "model", *(f"{int(length):,} tokens" for length in lengths)], rows)
+
+
+@table
+def speculative():
+    """Speedups of assistants over plain decoding, and accepted shares."""
+    rows = []
+    for backend in BACKENDS:
+        found = read(f"speculative_{backend}")
+        for kind in ("greedy", "sampled"):
+            plain, *others = found[kind]
+            row = [TITLES[backend], kind, number(plain["tokens a second"])]
+            rows.append(row + [f"{other['times plain']:.2f} ({100 * other['accepted']:.1f} %)" for other in others])
+    titles = ["backend", "decoding", "plain, tokens per second", "`PromptLookup(8)`", "`DraftModel(num_tokens=4)`"]
+    return markdown(titles, rows)
+
+
+@table
+def speculative_training():
+    """Size and training of the models of the speculative benchmark."""
+    rows = []
+    for backend in BACKENDS:
+        found = read(f"speculative_{backend}")
+        for name in ("model", "draft"):
+            row = found[name]
+            rows.append([TITLES[backend], name, f"{row['parameters']:,}", f"{row['seconds']:.0f}", row["steps"]])
+            rows[-1].append(row["last loss"])
+    return markdown(["backend", "model", "parameters", "training, s", "steps", "last loss"], rows)
+
+
+@table
+def decoding_runs():
+    return runs(*(f"{kind}_{backend}" for kind in ("decode", "speculative") for backend in BACKENDS))
