@@ -10,7 +10,7 @@ TEST_VENV := .venv
 DEMO_VENV := .venv-demo-$(BACKEND)
 INSTALL = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test test-all test-rest test-release test-nightly lint clean
+.PHONY: help demo test test-all test-rest test-release test-nightly lint docs clean
 
 help:
 	@echo "make demo [BACKEND=jax|tensorflow|torch] [ARGS=...]   train an image classifier and draw how it did"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-release [SOAK_MINUTES=60]                   by hand before a release: what is too long for test-all"
 	@echo "make test-nightly                                     the uses of private Keras attributes, in keras-nightly"
 	@echo "make lint                                             ruff"
+	@echo "make docs                                             the site, in docs/_build/html"
 	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
 
 # With this flag JAX compiles random draws twice as fast, but draws other numbers.
@@ -59,9 +60,13 @@ lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 
+# Warnings are errors: a missing page, a broken link, a docstring that does not parse.
+docs: $(TEST_VENV)/installed
+	KERAS_BACKEND=torch TF_CPP_MIN_LOG_LEVEL=2 $(TEST_VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 # runs/ stays: what is in it was trained.
 clean:
-	rm -rf .venv .venv-demo-* build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-demo-* build dist docs/_build .pytest_cache .ruff_cache
 
 # ensurepip too: Debian packages it apart from venv, and `python -m venv` fails without it.
 define CHECK_PYTHON

@@ -9,7 +9,7 @@ from checks import full, once
 from mistakes import MISTAKES, NAN, RIGHT, table
 from mistakes.subjects import Subjects
 
-PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
+PAGE = Path(__file__).parent.parent / "docs" / "guides" / "mistakes.md"
 # The parts of an error: rule, received value, remedy. Keras adds text to an error that a layer raises.
 FORM = re.compile(r"(?s)\S.{10,}Received: .+[.\])'\"] \S.{10,}")
 # Keras raises these errors before it calls the package.

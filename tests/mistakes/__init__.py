@@ -1,6 +1,6 @@
 """Mistakes that users make, with the entry point and the outcome of each.
 
-Run `python -m mistakes` in `tests` to write the table of docs/mistakes.md.
+Run `python -m mistakes` in `tests` to write the table of docs/guides/mistakes.md.
 """
 
 from mistakes.images import IMAGES
@@ -12,7 +12,7 @@ MISTAKES = IMAGES + TEXT + LAYERS + EXTRAS
 
 
 def table():
-    """Returns the table of docs/mistakes.md."""
+    """Returns the table of docs/guides/mistakes.md."""
     outcome = lambda m: m.outcome if m.outcome in (RIGHT, NAN) else "an error"  # noqa: E731
     rows = [f"| `{m.entry}` | {m.name} | {outcome(m)} |" for m in MISTAKES]
     return "\n".join(["| entry point | mistake | outcome |", "| --- | --- | --- |", *rows, ""])

@@ -1,0 +1,132 @@
+"""README and docs: their code runs, their links lead somewhere, and README keeps its rules."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import page_code
+import pytest
+from checks import full, once
+
+import keras_jamba
+
+ROOT = page_code.ROOT
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BACKENDS = ("jax", "tensorflow", "torch")
+# Sphinx makes these pages from docstrings; docs/conf.py has the same list.
+GENERATED = {f"{name}.md" for name in ("models", "layers", "ops", "training", "generation", "tokenizers")}
+GENERATED |= {f"{name}.md" for name in ("estimation", "visualize", "presets_api")}
+PAGES = [page for page in page_code.PAGES if not (page.parent.name == "reference" and page.name in GENERATED)]
+WITH_CODE = [page for page in PAGES if page_code.blocks(page.read_text(encoding="utf-8"))]
+# Pages for contributors and tables of figures follow other rules.
+FOR_USERS = [page for page in PAGES if not {"development"} & set(page.parts)]
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT / "docs"))
+
+
+def python(program, folder):
+    (folder / "readme.py").write_text(program, encoding="utf-8")
+    done = subprocess.run([sys.executable, "readme.py"], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@full()
+def test_the_readmes_code_runs(tmp_path):
+    blocks = page_code.blocks(README)
+    # Two layers, and four steps per epoch instead of 29.
+    for long, short in (("[:898]", "[:128]"), ("downsample=2)", "downsample=2, num_layers=2, mamba_ratio=1)")):
+        assert long in blocks[0]
+        blocks = [block.replace(long, short) for block in blocks]
+    python("\n".join(blocks), tmp_path)
+
+
+@full()
+@once
+def test_the_quick_start_evaluates_its_trained_model(tmp_path):
+    """Trains one epoch on 898 images: batch norm must start from the first batch, or `evaluate` stays at chance."""
+    block = page_code.blocks(README)[0].replace("model.fit(", "history = model.fit(")
+    check = """
+accuracy = model.evaluate(x[:898], y[:898], return_dict=True)["accuracy"]
+assert accuracy > history.history["accuracy"][-1] - 0.1, (accuracy, history.history)
+"""
+    python(block + check, tmp_path)
+
+
+def tables(text):
+    """Returns the number of rows below the header of each table."""
+    found = re.findall(r"^\|.*\n\|[ :|-]+\|\n((?:\|.*\n)*)", text, re.MULTILINE)
+    return [rows.count("\n") for rows in found]
+
+
+@once
+def test_the_readme_is_short_and_begins_with_code():
+    assert README.count("\n") <= 150
+    assert README[: README.index("```python")].count("\n") < 25
+    assert "pip install" in README[: README.index("```python")]
+    assert tables(README) and max(tables(README)) <= 8
+
+
+@once
+def test_a_longer_table_and_sentence_are_found():
+    assert tables("| a |\n| --- |\n" + "| 1 |\n" * 9) == [9]
+    sentence = " ".join(["Word"] * 26) + "."
+    text = f"A short one. {sentence}\n\n```text\n{sentence}\n```\n\n| {sentence} |"
+    assert page_code.long_sentences(text) == [sentence]
+
+
+@once
+@pytest.mark.parametrize("page", [ROOT / "README.md", *FOR_USERS], ids=lambda page: page.stem)
+def test_sentences_have_at_most_25_words(page):
+    assert page_code.long_sentences(page.read_text(encoding="utf-8")) == []
+
+
+@once
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    text = page.read_text(encoding="utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\((?!https?://|#)([^)\s]+)\)", text)]
+    missing = [t for t in targets if not (page.parent / t).exists() and Path(t).name not in GENERATED]
+    assert missing == []
+
+
+@once
+def test_every_page_stands_in_a_table_of_contents():
+    listed = set()
+    for page in PAGES:
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            entries = [line for line in block.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{entry}.md").resolve() for entry in entries}
+    assert {name_of(page) for page in PAGES if page.resolve() not in listed} == {"index.md"}
+
+
+# Each page runs on one backend. `python tests/helpers/page_code.py PAGE` runs it on any other.
+HERE = [p for i, p in enumerate(WITH_CODE) if BACKENDS[i % 3] == keras.backend.backend()]
+
+
+@full()
+@pytest.mark.parametrize("page", HERE, ids=name_of)
+def test_the_code_of_a_page_runs(page, tmp_path):
+    done = page_code.run(page, tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+MILLIONS = {"small": 0.8, "medium": 2.0, "large": 8.5}
+
+
+@once
+@pytest.mark.parametrize("preset", keras_jamba.presets.list_presets())
+def test_presets_have_the_size_that_the_readme_states(preset):
+    metadata, folder = keras_jamba.presets.read(preset)
+    model = keras_jamba.DHCJamba.from_preset(preset, load_weights=False)
+    size = sum(int(np.prod(v.shape)) for v in model.trainable_weights)
+    assert re.search(rf"^\| `{preset}` \|.* {size:,} \|", README, re.MULTILINE)
+    if metadata["weights"] is None:
+        assert abs(size / (1e6 * MILLIONS[preset]) - 1) <= 0.05
+    else:
+        recipe = (folder / "README.md").read_text(encoding="utf-8")
+        assert "python " in recipe and "--seed" in recipe
