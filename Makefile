@@ -62,7 +62,7 @@ lint: $(TEST_VENV)/installed
 
 # Warnings are errors: a missing page, a broken link, a docstring that does not parse.
 docs: $(TEST_VENV)/installed
-	KERAS_BACKEND=torch TF_CPP_MIN_LOG_LEVEL=2 $(TEST_VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	KERAS_BACKEND=torch TF_CPP_MIN_LOG_LEVEL=2 OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 # runs/ stays: what is in it was trained.
 clean:

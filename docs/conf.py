@@ -24,6 +24,7 @@ html_theme, html_title = "furo", f"keras-jamba {version}"
 html_static_path, html_css_files = ["_static"], ["site.css"]
 myst_enable_extensions, myst_heading_anchors = ["colon_fence", "dollarmath"], 3
 nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "cache", 300, True
+nb_output_stderr = "remove"
 
 # Docstrings have single backticks for code.
 default_role = "literal"

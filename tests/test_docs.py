@@ -1,5 +1,6 @@
 """README and docs: their code runs, their links lead somewhere, and README keeps its rules."""
 
+import json
 import re
 import subprocess
 import sys
@@ -130,3 +131,13 @@ def test_presets_have_the_size_that_the_readme_states(preset):
     else:
         recipe = (folder / "README.md").read_text(encoding="utf-8")
         assert "python " in recipe and "--seed" in recipe
+
+
+@once
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_notebooks_are_committed_without_outputs(file):
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert "After this notebook you can" in text and page_code.long_sentences(text) == []

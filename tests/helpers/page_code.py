@@ -26,7 +26,7 @@ def prose(text):
     paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(kept))
     sentences = []
     for paragraph in paragraphs:
-        plain = re.sub(r"`[^`]*`", "code", " ".join(paragraph.split()))
+        plain = re.sub(r"`[^`]*`", "Code", " ".join(paragraph.split()))
         sentences += [s for s in re.split(r"(?<=[.!?:;])\s+(?=[A-Z`\[\"(])", plain) if s.strip()]
     return sentences
 
