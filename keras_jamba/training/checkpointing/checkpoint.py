@@ -154,6 +154,11 @@ class Checkpoint(keras.callbacks.Callback):
         self._generators = None
 
     def on_train_batch_end(self, batch, logs=None):
+        if not getattr(self.data, "_was_read", True):
+            raise ValueError(
+                "Checkpoint and fit must have the same data object. Received: a step of fit that read nothing from "
+                f"the {type(self.data).__name__} of Checkpoint. Pass one object to both."
+            )
         # Several steps at once may reach beyond the end of the epoch.
         self._done = min(self._skipped + batch + 1, self.data.steps_per_epoch)
         if self._done < self.data.steps_per_epoch:

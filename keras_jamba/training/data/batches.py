@@ -95,6 +95,8 @@ class Batches(keras.utils.PyDataset):
         self._ahead = Prefetcher(self.batch, workers, max_queue_size) if workers > 1 else None
         self._pass = (0, 0)
         self._phase, self._adapter_known = "idle", False
+        # Whether `fit` has read a batch since `begin_epoch`, for `Checkpoint`.
+        self._was_read = False
 
     def batch(self, step):
         """Returns the batch of a step, a pure function of step and seed.
@@ -128,7 +130,7 @@ class Batches(keras.utils.PyDataset):
                 f"step_in_epoch must be below steps_per_epoch={self.steps_per_epoch}. Received: step_in_epoch="
                 f"{step_in_epoch}. After the last batch of an epoch begin the next: begin_epoch({epoch + 1})."
             )
-        self._pass = (int(epoch), int(step_in_epoch))
+        self._pass, self._was_read = (int(epoch), int(step_in_epoch)), False
 
     def __len__(self):
         return self.steps_per_epoch
@@ -146,6 +148,7 @@ class Batches(keras.utils.PyDataset):
                 f"Received: {index}. For any step of the training call batch(step)."
             )
         step = epoch * self.steps_per_epoch + left_out + int(index)
+        self._was_read = True
         if self._ahead is None:
             return self.batch(step)
         return self._ahead.batch(step, end=(epoch + 1) * self.steps_per_epoch)

@@ -364,3 +364,15 @@ def test_bad_arguments_are_refused(tmp_path):
     checkpoint.set_model(unbuilt)
     with pytest.raises(ValueError, match="must have its variables.*Received.*built=False.*Build it"):
         checkpoint.on_train_begin()
+
+
+@full("jax")
+@pytest.mark.parametrize("given", ["equal batches", "arrays"])
+def test_other_data_in_fit_than_in_the_checkpoint_is_refused_and_nothing_is_saved(tmp_path, given):
+    model, data = tiny_run.model(), tiny_run.batches()
+    checkpoint = training.Checkpoint(tmp_path, data, every=1)
+    x, y = data.batch(0)[:2]
+    arguments = (tiny_run.batches(),) if given == "equal batches" else (x, y)
+    with pytest.raises(ValueError, match="must have the same data object.*Pass one object to both"):
+        model.fit(*arguments, epochs=1, verbose=0, callbacks=[checkpoint])
+    assert list(tmp_path.iterdir()) == []
