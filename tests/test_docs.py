@@ -17,9 +17,8 @@ import keras_jamba
 ROOT = page_code.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BACKENDS = ("jax", "tensorflow", "torch")
-# Sphinx makes these pages from docstrings; docs/conf.py has the same list.
-GENERATED = {f"{name}.md" for name in ("models", "layers", "ops", "training", "generation", "tokenizers")}
-GENERATED |= {f"{name}.md" for name in ("estimation", "visualize", "presets_api")}
+# Sphinx makes these pages from docstrings.
+GENERATED = set(re.findall(r"^docs/reference/(.+)$", (ROOT / ".gitignore").read_text(encoding="utf-8"), re.MULTILINE))
 PAGES = [page for page in page_code.PAGES if not (page.parent.name == "reference" and page.name in GENERATED)]
 WITH_CODE = [page for page in PAGES if page_code.blocks(page.read_text(encoding="utf-8"))]
 # Pages for contributors and tables of figures follow other rules.
@@ -70,6 +69,24 @@ def test_the_readme_is_short_and_begins_with_code():
     assert README[: README.index("```python")].count("\n") < 25
     assert "pip install" in README[: README.index("```python")]
     assert tables(README) and max(tables(README)) <= 8
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@once
+def test_the_readmes_figures_are_those_of_the_results():
+    scan = next(row for row in result("gpu_scan_torch")["timings"] if row["dtype"] == "bfloat16")
+    assert scan["(b, e, t)"] == [8, 2048, 2048]
+    forward, gradient = scan["forward"]["ratio"], scan["forward+backward"]["ratio"]
+    assert f"is {forward:.2f} times as fast as mamba-ssm's CUDA kernel, {gradient:.2f} times with gradient" in README
+    steps = {name: row["milliseconds a step"] for name, row in result("gpu_lm_jax")["training"].items()}
+    peer, ours = steps.pop("Hugging Face"), min(steps.values())
+    assert f"trains {peer / ours:.1f} times as fast as Hugging Face's" in README
+    rates = result("decode_jax")["tokens a second"]
+    speedup = rates["keras-jamba, batch 1"] / rates["Hugging Face, batch 1"]
+    assert f"decoding on JAX is {speedup:.1f} times as fast as Hugging Face's" in README
 
 
 @once

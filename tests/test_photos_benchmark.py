@@ -82,6 +82,12 @@ def test_a_training_is_recorded_and_reported(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_a_preset_folder_that_exists_is_refused_before_the_training(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        photos.arguments(["small", "--preset", str(tmp_path)])
+    assert "must be a new folder. Received" in capsys.readouterr().err
+
+
 def test_a_report_of_a_folder_without_trainings_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="must hold NAME/result.json"):
         photo_report.read(tmp_path)

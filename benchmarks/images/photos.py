@@ -1,6 +1,6 @@
 """Trains a model on CIFAR-10 (JPEG 75) or Fashion-MNIST, and measures its accuracy.
 
-    KERAS_BACKEND=jax python -m benchmarks.images.photos small --preset presets/small
+    KERAS_BACKEND=jax python -m benchmarks.images.photos small --preset runs/small
     KERAS_BACKEND=jax python -m benchmarks.images.photos "mean readout" --validation --epochs 30
     KERAS_BACKEND=jax python -m benchmarks.images.photos ResNet-56 --output runs/resnet
 
@@ -30,8 +30,16 @@ from keras_jamba.training import PhotoAugmentation, recipes
 
 RECIPE = dict(epochs=int, batch_size=int, learning_rate=float, weight_decay=float, ema_momentum=float)
 AUGMENTATION = ("shift", "erasing", "cut_mix")
-_COMMON = dict(set="cifar10", batch_size=512, learning_rate=4e-3, weight_decay=0.1, ema_momentum=0.999) | dict(
-    shift=1 / 8, erasing=0.25, cut_mix=0.5, policy="mixed_bfloat16"
+_COMMON = dict(
+    set="cifar10",
+    batch_size=512,
+    learning_rate=4e-3,
+    weight_decay=0.1,
+    ema_momentum=0.999,
+    shift=1 / 8,
+    erasing=0.25,
+    cut_mix=0.5,
+    policy="mixed_bfloat16",
 )
 TRAININGS = {
     "small": _COMMON | dict(epochs=100),
@@ -57,10 +65,14 @@ def arguments(given=None):
     parser.add_argument("--workers", type=int, default=4, help="threads for augmentation")
     parser.add_argument("--first", type=int, help="use only the first images of each split")
     parser.add_argument("--output", type=Path, default=Path("runs/photos"))
-    parser.add_argument("--preset", type=Path, help="folder for the weights in float16, which are then measured")
+    parser.add_argument("--preset", type=Path, help="new folder for the weights in float16, which are then measured")
     name = parser.parse_args(given).model
     parser.set_defaults(**TRAININGS[name if name in TRAININGS else "small"])
-    return parser.parse_args(given)
+    args = parser.parse_args(given)
+    if args.preset is not None and args.preset.exists():
+        # `save_to_preset` would refuse it after the training.
+        parser.error(f"--preset must be a new folder. Received: {str(args.preset)!r}, which exists. Choose another.")
+    return args
 
 
 def recipe_of(args):

@@ -3,12 +3,13 @@
 import json
 
 from keras_jamba import presets
+from keras_jamba.training import recipes
 
 IMAGES = {
     "cifar10": (
         "Photographs of 32 x 32 pixels in ten classes: CIFAR-10 (Krizhevsky 2009). A third party compressed all images "
         "again, as JPEG 75 with chroma 4:2:0",
-        "The JPEG artefacts make the accuracy about a point or two lower than that of published results on CIFAR-10.",
+        "Published results on CIFAR-10 are not comparable: its images have no JPEG artefacts.",
     ),
     "fashion": ("Grey pictures of clothes, 28 x 28 pixels in ten classes: Fashion-MNIST (Xiao et al. 2017)", ""),
 }
@@ -31,14 +32,15 @@ def write(folder, document):
         f"{about}. Pixels are floats from 0 to 1; with `pixel_range=(0, 255)` the model takes bytes. {note}".rstrip(),
         "",
         f"- Seed {given['seed']}, {document['parameters']:,} parameters, {document['seconds']:.0f} s on one "
-        f"{document['device']}, beside other trainings ({versions}).",
+        f"{document['device']} ({versions}).",
         f"- Result of this file: {document['test']['accuracy']} % of the 10,000 test images, which were looked at "
         f"once, after the last epoch. The calibration error is {document['test']['calibration error']} %.",
         f"- Recipe: {recipe['epochs']} epochs over {document['images']:,} images, batches of {recipe['batch_size']}, "
         f"`training.optimizer` with a peak learning rate of {recipe['learning_rate']:g}, warm-up and cosine decay, "
-        f"weight decay {recipe['weight_decay']:g}, label smoothing 0.1, weights averaged with momentum "
-        f"{recipe['ema_momentum']:g}, and `PhotoAugmentation(shift={recipe['shift']:g}, erasing={recipe['erasing']:g}, "
-        f"cut_mix={recipe['cut_mix']:g})`, computed in `{recipe['policy']}`. It was chosen on the last 5,000 training "
+        f"weight decay {recipe['weight_decay']:g}, label smoothing {recipes.CIFAR10.label_smoothing:g}, weights "
+        f"averaged with momentum {recipe['ema_momentum']:g}, and `PhotoAugmentation(shift={recipe['shift']:g}, "
+        f"erasing={recipe['erasing']:g}, cut_mix={recipe['cut_mix']:g})`, computed in `{recipe['policy']}`. It was "
+        "chosen on the last 5,000 training "
         "images.",
         f"- Weights: float16, sha256 `{checksum}`.",
         "- Made again by the command below. Other devices and versions round otherwise. "

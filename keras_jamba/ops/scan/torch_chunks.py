@@ -52,7 +52,7 @@ class _RecurrenceGradient(torch.autograd.Function):
             for grad, chunk_grad in zip(grads, chunk_grads, strict=True):
                 grad[:, span] = chunk_grad.transpose(0, 1)
         grad_u, grad_delta, grad_B, grad_C = grads
-        return grad_u, grad_delta, grad_rates.T.contiguous(), grad_B, grad_C, grad_state.transpose(1, 2).contiguous()
+        return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, grad_state.transpose(1, 2)
 
     @staticmethod
     def backward(ctx, *gradients):
