@@ -128,6 +128,7 @@ def checkpoint(folder):
     change = changing(model)
     saving.on_train_begin()
     saving.on_epoch_begin(0)
+    data[0]  # as `fit` does: `Checkpoint` refuses steps that read none of its data
 
     def write(k):
         change(k)
