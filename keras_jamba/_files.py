@@ -20,7 +20,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows, where leftovers of killed processes stay
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"
 # Some shared file systems lock within one host only.

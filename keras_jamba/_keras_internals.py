@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
@@ -16,6 +17,9 @@ from keras.src.backend.common.variables import AutocastScope
 from keras.src.saving import saving_lib
 
 # Layers
+
+# The base class of mixins. Type checkers must take it for the Keras class that a class with a mixin also has.
+Mixin: Any = object
 
 
 def sublayers(layer, include_self=True):
@@ -76,7 +80,7 @@ def track_torch_parameters(layer):
         each._track_variables()
 
 
-class PostBuildHook:
+class PostBuildHook(Mixin):
     """A base class before `keras.layers.Layer`: Keras calls `_on_built()` after each build."""
 
     def _post_build(self):
@@ -281,7 +285,7 @@ def step_counter(optimizer):
 
 
 # On PyTorch, Keras replaces this class by its own AdamW, which updates all weights in one call.
-_AdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
+_AdamW: Any = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 def has_schedule(optimizer):

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "_keras": {"_keras"},
     "_keras_internals": {"_keras_internals"},
     "_signature": {"_signature"},
+    "_typing": {"_typing"},
     "_files": {"_files"},
     "_checksums": {"_checksums"},
     "_npz": {"_npz"},
@@ -41,6 +42,8 @@ MAY_IMPORT = {
         *("_backend", "_keras_internals", "_files", "_checksums", "_npz"),
     },
 }
+# Parts that every part may import, and that import none.
+ANYWHERE = {"_typing"}
 # `{framework: package of _backend that may import it}`.
 FRAMEWORKS = {"jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "torch": "torch"}
 # `{file: framework}` for formulas that are written in a framework's operations.
@@ -95,7 +98,7 @@ def dotted(node):
 def disallowed_imports(tree, path):
     part = part_of(module_name(path))
     # The package's own __init__ collects the public names and may import every part.
-    allowed = MAY_IMPORT.get(part, set()) if part else set(MAY_IMPORT)
+    allowed = ANYWHERE | (MAY_IMPORT.get(part, set()) if part else set(MAY_IMPORT))
     return [
         f"{line}: imports {name}"
         for line, name in imports(tree, path)

@@ -5,11 +5,14 @@ Protocol. This package imports the modules of the active backend: `_backend.shar
 """
 
 # ruff: noqa: F401
+from typing import TYPE_CHECKING
+
 import keras
 
 name = keras.backend.backend()
 
-if name == "jax":
+# A type checker sees the modules of one backend only. All backends follow the same contract.
+if TYPE_CHECKING or name == "jax":
     from keras_jamba._backend.jax import (
         autodiff,
         compilation,

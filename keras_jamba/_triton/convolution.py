@@ -39,7 +39,7 @@ class Tile(NamedTuple):
     block: int
     runs: int
     strip: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides a method of tuples
     warps: int
 
 

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     lanes: int
     each: int
     block: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides a method of tuples
     segment: int
 
     def constants(self, sizes):
@@ -75,7 +75,7 @@ class Choice(NamedTuple):
     """Choice of `tuning`: threads per channel and tokens per tile."""
 
     lanes: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides a method of tuples
 
 
 def forward_choice(sizes, multiprocessors):

@@ -13,6 +13,9 @@ Exponentials limit the speed: one per state and token, 16 per clock on a multipr
 `exp(delta A) = 2 ** (delta A2)` with `A2 = A log2(e)`.
 """
 
+# Triton compiles these functions, and its types are not those of Python.
+# mypy: ignore-errors
+
 import triton
 import triton.language as tl
 

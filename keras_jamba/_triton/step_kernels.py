@@ -4,6 +4,9 @@ The kernel is bound by memory: it reads a state and writes the next one. A progr
 whose states are contiguous. It issues all loads before the first computation, and reads A once for all rows.
 """
 
+# Triton compiles these functions, and its types are not those of Python.
+# mypy: ignore-errors
+
 import triton
 import triton.language as tl
 

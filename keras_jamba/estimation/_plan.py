@@ -18,8 +18,18 @@ from keras_jamba.ops import _checks
 # Arguments of `DHCJamba` without effect on costs.
 _FREE = ("pixel_range", "class_names")
 _LANGUAGE = ("vocab_size", "tie_embeddings")
-_SIZES = ("d_model", "num_experts", "num_experts_per_token", "d_ff", "num_heads", "num_kv_heads", "d_state", "d_conv")
-_SIZES += ("expand", "dt_rank")
+_SIZES = (
+    "d_model",
+    "num_experts",
+    "num_experts_per_token",
+    "d_ff",
+    "num_heads",
+    "num_kv_heads",
+    "d_state",
+    "d_conv",
+    "expand",
+    "dt_rank",
+)
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 

@@ -1,10 +1,18 @@
 """Memory of the decoding states, which hold earlier tokens."""
 
+from keras_jamba._typing import DType
 from keras_jamba.estimation._plan import bytes_of
 from keras_jamba.ops import _checks
 
 
-def kv_cache_bytes(num_attention_layers, num_kv_heads, head_width, context, batch_size=1, dtype="bfloat16"):
+def kv_cache_bytes(
+    num_attention_layers: int,
+    num_kv_heads: int,
+    head_width: int,
+    context: int,
+    batch_size: int = 1,
+    dtype: DType = "bfloat16",
+) -> int:
     """Returns the memory of the key-value caches of attention.
 
     Args:

@@ -44,7 +44,7 @@ def _norm(rows, width):
     return _each(rows * width, 4, 9)
 
 
-def scan_flops(batch_size, length, channels, d_state):
+def scan_flops(batch_size: int, length: int, channels: int, d_state: int) -> Flops:
     """Returns the operations of `selective_scan` with skip, gate, bias and softplus, counted by hand.
 
     Forward, per token, channel and state: `delta A` 1; `(delta u) B` 1; decay times state 1; its sum with the input 1;

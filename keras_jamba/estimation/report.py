@@ -2,14 +2,18 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import keras
 
 from keras_jamba import _backend
+from keras_jamba._typing import DType
 from keras_jamba.estimation import activations, operations, parameters, quantization, working
 from keras_jamba.estimation._plan import Run, bytes_of, plan_of, sizes_of
 from keras_jamba.estimation.caches import cache_bytes, readout_bytes
+from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM
 from keras_jamba.ops import _checks, implementations
 from keras_jamba.ops.scan import _FASTEST_FIRST
 
@@ -73,7 +77,7 @@ class ModelReport:
         working: bytes of a training step besides weights, gradients, optimizer and kept activations.
     """
 
-    layers: tuple
+    layers: tuple[LayerReport, ...]
     batch_size: int
     context: int
     training: bool
@@ -83,17 +87,17 @@ class ModelReport:
     scan: str
     working: int
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> int:
         """Returns the sum over the layers of one of their numbers."""
         if name not in _SUMS:
             raise AttributeError(f"A ModelReport has no attribute {name!r}. It has {_SUMS} besides its fields.")
         return self._sum(name)
 
-    def _sum(self, name):
+    def _sum(self, name: str) -> int:
         return sum(getattr(layer, name) for layer in self.layers)
 
     @property
-    def flops_per_step(self):
+    def flops_per_step(self) -> int:
         """Operations of the model per step without recomputation, the numerator of MFU.
 
         [Chowdhery et al. (2022)](https://arxiv.org/abs/2204.02311), appendix B.
@@ -101,30 +105,30 @@ class ModelReport:
         return self.flops_forward + self.flops_backward
 
     @property
-    def activations_plain(self):
+    def activations_plain(self) -> int:
         """Bytes that the backward pass needs without checkpointing."""
         return self._sum("activations")
 
     @property
-    def activations_checkpointed(self):
+    def activations_checkpointed(self) -> int:
         """Bytes with every block checkpointed: the blocks' inputs, and all activations of the largest block."""
         blocks = [layer.activations for layer in self.layers if layer.kind]
         return self._sum("checkpoint") + max(blocks)
 
     @property
-    def activations(self):
+    def activations(self) -> int:
         """Bytes with the model's own checkpointing setting. Without training, bytes of the largest layer."""
         if not self.training:
             return max(layer.activations for layer in self.layers)
         return self.activations_checkpointed if self.gradient_checkpointing else self.activations_plain
 
     @property
-    def cache(self):
+    def cache(self) -> int:
         """Bytes of the states of all layers."""
         return self.kv_cache + self.conv_cache + self.ssm_cache + self.counters
 
     @property
-    def peak(self):
+    def peak(self) -> int:
         """Peak bytes.
 
         The peak of training is at the end of the forward pass. It includes the previous step's gradients, which Keras
@@ -133,7 +137,7 @@ class ModelReport:
         total = self.weights + self.activations
         return total + (self.gradients + self.optimizer + self.working if self.training else self.cache)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain dicts, lists and numbers."""
         totals = [*_SUMS, "flops_per_step", "activations_plain", "activations_checkpointed", "cache", "peak"]
         return dataclasses.asdict(self) | {
@@ -141,7 +145,7 @@ class ModelReport:
             "totals": {name: getattr(self, name) for name in totals},
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         mode = "training" if self.training else "inference"
         checkpointing = ", gradient checkpointing" if self.gradient_checkpointing and self.training else ""
         head = f"{mode}{checkpointing}, batch {self.batch_size}, context {self.context}, {self.dtype}"
@@ -205,18 +209,18 @@ _TOTALS = (
 
 
 def model_report(
-    model,
+    model: JambaBackbone | DHCJamba | JambaCausalLM | dict[str, Any],
     *,
-    batch_size=1,
-    context=None,
-    image_size=None,
-    training=True,
-    dtype=None,
-    gradient_checkpointing=None,
-    optimizer_slots=2,
-    platform=None,
-    scan=None,
-):
+    batch_size: int = 1,
+    context: int | None = None,
+    image_size: Sequence[int] | None = None,
+    training: bool = True,
+    dtype: DType | None = None,
+    gradient_checkpointing: bool | None = None,
+    optimizer_slots: int = 2,
+    platform: Literal["cpu", "gpu", "tpu"] | None = None,
+    scan: str | None = None,
+) -> ModelReport:
     """Estimates the costs of a model without building it.
 
     Args:
@@ -255,12 +259,15 @@ def model_report(
     _checks.check_integer("batch_size", batch_size)
     _checks.check_integer("optimizer_slots", optimizer_slots, at_least=0)
     context, grid, frames = _sizes(plan, context, image_size)
+    platform, scan, convolution = _implementations(platform, scan)
     run = Run(
         batch_size,
         context,
         bytes_of(policy.variable_dtype),
         bytes_of(policy.compute_dtype),
-        *_implementations(platform, scan),
+        platform,
+        scan,
+        convolution,
         grid,
         frames,
     )

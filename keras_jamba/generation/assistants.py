@@ -1,8 +1,13 @@
 """Assistants for speculative decoding: they propose tokens, which the model checks."""
 
+from collections.abc import Hashable
+from typing import Any
+
+import keras
 from keras import ops, tree
 
 from keras_jamba import _backend
+from keras_jamba._typing import Array, Tensor, Tensors
 from keras_jamba.generation.decoding import prefilled
 from keras_jamba.generation.samplers import Sampler
 from keras_jamba.ops import _checks
@@ -22,38 +27,38 @@ class Assistant:
             a stop token or beyond the length limit, do not count.
     """
 
-    def __init__(self, num_tokens):
+    def __init__(self, num_tokens: int) -> None:
         _checks.check_integer("num_tokens", num_tokens)
         self.num_tokens = int(num_tokens)
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Sets all `statistics` to 0."""
-        self.statistics = {"rounds": 0, "proposed": 0, "accepted": 0}
+        self.statistics: dict[str, int] = {"rounds": 0, "proposed": 0, "accepted": 0}
 
     @property
-    def acceptance_rate(self):
+    def acceptance_rate(self) -> float:
         """Share of the proposed tokens of the last generation that the model accepted. It is 0 without proposals."""
         return self.statistics["accepted"] / max(self.statistics["proposed"], 1)
 
     @property
-    def kind(self):
+    def kind(self) -> Hashable:
         """Hashable key of the assistant. Assistants with equal keys share compiled programs."""
         return type(self), id(self)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """Variables that `propose` and `commit` read."""
         return []
 
-    def check(self, vocab_size):
+    def check(self, vocab_size: int) -> None:
         """Checks that the assistant fits a model with `vocab_size` tokens.
 
         Raises:
             ValueError: if it does not. The base class accepts every model.
         """
 
-    def init_state(self, token_ids, mask, capacity, chunk_size):
+    def init_state(self, token_ids: Array, mask: Array, capacity: int, chunk_size: int) -> Tensors:
         """Returns the state of the assistant after the prompts, as nested dicts of tensors.
 
         Args:
@@ -63,7 +68,7 @@ class Assistant:
         """
         return {}
 
-    def propose(self, state, tokens, end):
+    def propose(self, state: Tensors, tokens: Tensor, end: Tensor) -> tuple[Tensor, Tensors]:
         """Returns proposals for the next tokens.
 
         Args:
@@ -77,7 +82,7 @@ class Assistant:
         """
         raise NotImplementedError
 
-    def commit(self, state, proposal_state, count):
+    def commit(self, state: Tensors, proposal_state: Tensors, count: Tensor) -> Tensors:
         """Returns the state after the accepted tokens.
 
         Args:
@@ -116,16 +121,16 @@ class PromptLookup(Assistant):
         [Saxena (2023)](https://github.com/apoorvumang/prompt-lookup-decoding).
     """
 
-    def __init__(self, num_tokens=8, max_ngram=3):
+    def __init__(self, num_tokens: int = 8, max_ngram: int = 3) -> None:
         super().__init__(num_tokens)
         _checks.check_integer("max_ngram", max_ngram)
         self.max_ngram = int(max_ngram)
 
     @property
-    def kind(self):
+    def kind(self) -> Hashable:
         return type(self), self.num_tokens, self.max_ngram
 
-    def propose(self, state, tokens, end):
+    def propose(self, state: Tensors, tokens: Tensor, end: Tensor) -> tuple[Tensor, Tensors]:
         size, end = tokens.shape[1], end[:, None]
         positions = ops.arange(size, dtype="int32")[None]
         # `longest` counts the tokens up to each position that match the last tokens. The end itself is excluded.
@@ -167,7 +172,7 @@ class DraftModel(Assistant):
         probability. Here the model accepts a proposal if plain decoding chooses the same token.
     """
 
-    def __init__(self, model, num_tokens=4):
+    def __init__(self, model: Any, num_tokens: int = 4) -> None:
         super().__init__(num_tokens)
         needed = ("step", "rollback", "init_cache", "constructor_arguments", "variables")
         missing = [name for name in needed if not hasattr(model, name)]
@@ -176,17 +181,19 @@ class DraftModel(Assistant):
                 f"A draft model must have {', '.join(needed)}. Received: a {type(model).__name__} without {missing}. "
                 "Pass a JambaCausalLM."
             )
-        self.model, self._prefill, self._variable_ids = model, None, None
+        self.model = model
+        self._prefill: Any = None
+        self._variable_ids: tuple[int, ...] | None = None
 
     @property
-    def kind(self):
+    def kind(self) -> Hashable:
         return type(self), self.num_tokens, id(self.model), tuple(map(id, self.variables))
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return list(self.model.variables)
 
-    def check(self, vocab_size):
+    def check(self, vocab_size: int) -> None:
         own = self.model.constructor_arguments()["vocab_size"]
         if own != vocab_size:
             raise ValueError(
@@ -194,7 +201,7 @@ class DraftModel(Assistant):
                 "Train a small model with the same tokenizer, or use keras_jamba.generation.PromptLookup()."
             )
 
-    def init_state(self, token_ids, mask, capacity, chunk_size):
+    def init_state(self, token_ids: Array, mask: Array, capacity: int, chunk_size: int) -> Tensors:
         variable_ids = tuple(map(id, self.variables))
         if self._variable_ids != variable_ids:
             step = lambda inputs, cache: self.model.step(inputs, cache, logits_to_keep=1)  # noqa: E731
@@ -203,7 +210,7 @@ class DraftModel(Assistant):
         cache = self.model.init_cache(len(token_ids), capacity)
         return {"cache": prefilled(self._prefill, token_ids, mask, cache, chunk_size)[1]}
 
-    def propose(self, state, tokens, end):
+    def propose(self, state: Tensors, tokens: Tensor, end: Tensor) -> tuple[Tensor, Tensors]:
         def step(carry, _):
             token, cache = carry
             logits, cache, rollback_state = self.model.step({"token_ids": token}, cache, return_rollback_state=True)
@@ -217,7 +224,7 @@ class DraftModel(Assistant):
         proposals, residuals = tree.map_structure(lambda x: ops.swapaxes(x[:, :, 0], 0, 1), found)
         return proposals[:, :-1], {name: {"cache": state["cache"][name], "tokens": x} for name, x in residuals.items()}
 
-    def commit(self, state, proposal_state, count):
+    def commit(self, state: Tensors, proposal_state: Tensors, count: Tensor) -> Tensors:
         return {"cache": self.model.rollback(proposal_state, count)}
 
 

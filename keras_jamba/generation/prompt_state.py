@@ -2,12 +2,14 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Self
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_jamba import _checksums, _files, _npz
+from keras_jamba._typing import Array, PathLike, Tensor, Tensors
 
 # Axes of a cache whose size is a capacity.
 _CAPACITY = {"key": 1, "value": 1}
@@ -25,12 +27,12 @@ class PromptState:
         model: the fingerprint of the model and its weights.
     """
 
-    token_ids: np.ndarray
-    cache: dict
-    logits: object
+    token_ids: Array
+    cache: dict[str, dict[str, Tensor]]
+    logits: Tensor
     model: str
 
-    def save(self, file):
+    def save(self, file: PathLike) -> None:
         """Writes the state to a file in the format of `numpy.load`. The file appears complete or not at all.
 
         Raises:
@@ -45,7 +47,7 @@ class PromptState:
             np.savez(stream, **arrays, checksum=checksum)
 
     @classmethod
-    def load(cls, file):
+    def load(cls, file: PathLike) -> Self:
         """Returns the state in a file that `save` wrote on any backend.
 
         Raises:
@@ -54,7 +56,7 @@ class PromptState:
         try:
             arrays = _npz.read(file)
             _check_checksum(arrays, file)
-            cache = {}
+            cache: dict[str, dict[str, Tensor]] = {}
             for name, x in arrays.items():
                 if name.startswith("cache/"):
                     _, block, leaf = name.split("/")
@@ -69,7 +71,7 @@ class PromptState:
             token_ids, keras.tree.map_structure(ops.convert_to_tensor, cache), ops.convert_to_tensor(logits), model
         )
 
-    def check_fits(self, template):
+    def check_fits(self, template: Tensors) -> None:
         """Raises ValueError unless the cache has the leaves of `template`, except for their capacities."""
         found, expected = _layout(self.cache), _layout(template)
         if found != expected:

@@ -2,6 +2,8 @@
 
 from typing import Any, Protocol
 
+from keras_jamba._typing import Tensor, Tensors
+
 
 class LanguageModel(Protocol):
     """Interface of a causal language model with a cache. `JambaCausalLM` implements it.
@@ -17,21 +19,27 @@ class LanguageModel(Protocol):
     """
 
     tokenizer: Any
-    generation_config: dict | None
+    generation_config: dict[str, Any] | None
     sampler: Any
-    variables: list
-    weights: list
+    variables: list[Any]
+    weights: list[Any]
 
-    def constructor_arguments(self):
+    def constructor_arguments(self) -> dict[str, Any]:
         """Returns a dict with the keys vocab_size, pad_token_id, eos_token_id and transformers_config."""
 
-    def init_cache(self, batch_size, max_length=None):
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> Tensors:
         """Returns the cache before the first token. None means capacity for the attention window."""
 
-    def grow_cache(self, cache, max_length):
+    def grow_cache(self, cache: Tensors, max_length: int) -> Tensors:
         """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""
 
-    def step(self, inputs, cache, logits_to_keep=None, return_rollback_state=False):
+    def step(
+        self,
+        inputs: dict[str, Tensor],
+        cache: Tensors,
+        logits_to_keep: int | None = None,
+        return_rollback_state: bool = False,
+    ) -> Tensors:
         """Runs the model on tokens that follow the tokens of the cache.
 
         Args:
@@ -44,8 +52,8 @@ class LanguageModel(Protocol):
             `(logits (b, t, v), cache)`, or `(logits, cache, rollback_state)`.
         """
 
-    def rollback(self, rollback_state, count):
+    def rollback(self, rollback_state: Tensors, count: Tensor) -> Tensors:
         """Returns the cache after the first `count` `(b,)` tokens per row of a step."""
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Returns text that identifies the arguments and the weights of the model. It is equal on all backends."""

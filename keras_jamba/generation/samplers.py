@@ -1,15 +1,17 @@
 """Samplers: they choose the next token from its logits."""
 
 import random
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_jamba._typing import Array, Config, Tensor
 from keras_jamba.ops import _checks
 
 # Arguments of `Sampler` per name in `compile(sampler=...)`.
-NAMES = {
+NAMES: dict[str, dict[str, Any]] = {
     "greedy": dict(temperature=0.0),
     "random": {},
     "top_k": dict(top_k=5),
@@ -64,7 +66,15 @@ class Sampler:
         [Nguyen et al. (2024)](https://arxiv.org/abs/2407.01082) for min_p.
     """
 
-    def __init__(self, repetition_penalty=1.0, temperature=1.0, top_k=None, top_p=None, min_p=None, seed=None):
+    def __init__(
+        self,
+        repetition_penalty: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+    ) -> None:
         _checks.check_number("repetition_penalty", repetition_penalty, low=1e-3)
         _checks.check_number("temperature", temperature, low=0)
         if top_k is not None:
@@ -79,18 +89,18 @@ class Sampler:
         self.top_p, self.min_p = (None if x is None else float(x) for x in (top_p, min_p))
 
     @property
-    def needs_seen(self):
+    def needs_seen(self) -> bool:
         """Whether `choose` needs `seen`, the tokens that a row already has."""
         return self.repetition_penalty != 1.0
 
-    def uniforms(self, count, rows):
+    def uniforms(self, count: int, rows: int) -> Array:
         """Returns one random number in [0, 1) per token and row, `(count, rows)` float32."""
         # keras.utils.set_random_seed seeds Python's generator on every backend.
         seed = random.getrandbits(64) if self.seed is None else self.seed
         # Numbers stay below 1 by more than rounding, so that the last tokens of a sum keep their probability.
         return np.random.default_rng(seed).random((count, rows), "float32") * np.float32(1 - 2**-20)
 
-    def choose(self, logits, uniform, seen=None):
+    def choose(self, logits: Tensor, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
         """Chooses the next token of each row.
 
         Args:
@@ -134,12 +144,12 @@ class Sampler:
             probabilities = ops.where(probabilities >= self.min_p * highest, probabilities, 0.0)
         return probabilities, tokens
 
-    def get_config(self):
+    def get_config(self) -> Config:
         names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "seed")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         return cls(**config)
 
 
@@ -172,9 +182,11 @@ class BeamSampler:
         transformers.
     """
 
-    needs_seen = False
+    needs_seen: bool = False
 
-    def __init__(self, num_beams=4, length_penalty=1.0, early_stopping=False):
+    def __init__(
+        self, num_beams: int = 4, length_penalty: float = 1.0, early_stopping: bool | Literal["never"] = False
+    ) -> None:
         _checks.check_integer("num_beams", num_beams)
         _checks.check_number("length_penalty", length_penalty, low=-5, high=5)
         if not isinstance(early_stopping, bool) and early_stopping != "never":
@@ -185,15 +197,15 @@ class BeamSampler:
         self.num_beams, self.length_penalty = int(num_beams), float(length_penalty)
         self.early_stopping = early_stopping
 
-    def uniforms(self, count, rows):
+    def uniforms(self, count: int, rows: int) -> Array:
         """Returns zeros `(count, rows)` float32: beam search draws no random numbers."""
         return np.zeros((count, rows), "float32")
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {name: getattr(self, name) for name in ("num_beams", "length_penalty", "early_stopping")}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         return cls(**config)
 
 
@@ -205,13 +217,13 @@ class ProbabilitySampler:
 
     needs_seen = False
 
-    def __init__(self, sampler):
+    def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
 
-    def uniforms(self, count, rows):
+    def uniforms(self, count: int, rows: int) -> Array:
         return np.zeros((count, rows), "float32")
 
-    def choose(self, logits, uniform, seen=None):
+    def choose(self, logits: Tensor, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
         temperature = getattr(self.sampler, "temperature", 1.0)
         probabilities = ops.softmax(logits / temperature, axis=-1)
         return ops.cast(self.sampler.get_next_token(probabilities), "int32")

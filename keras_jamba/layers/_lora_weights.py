@@ -1,5 +1,7 @@
 """Low-rank adapters of the matrices of a layer."""
 
+from typing import TYPE_CHECKING
+
 from keras import ops
 
 from keras_jamba import _keras_internals
@@ -8,10 +10,15 @@ from keras_jamba.layers._decay import with_decay
 from keras_jamba.ops import _checks
 from keras_jamba.ops.quantization import dequantized
 
+if TYPE_CHECKING:
+    from keras_jamba.layers._quantizable import QuantizableWeights as Mixin
+else:
+    from keras_jamba._keras_internals import Mixin
+
 ADAPTER = ("_lora_a", "_lora_b")
 
 
-class LoraWeights:
+class LoraWeights(Mixin):
     """A mixin that gives the matrices of a `QuantizableWeights` layer low-rank adapters.
 
     An adapter has two variables per matrix, "_lora_a" `(..., d, r)` and "_lora_b" `(..., r, f)`. The layer adds their
@@ -27,17 +34,22 @@ class LoraWeights:
         [Hu et al. (2021)](https://arxiv.org/abs/2106.09685).
     """
 
-    lora_enabled, lora_rank, lora_alpha = False, None, None
+    lora_enabled: bool = False
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
 
     def _add_configured_adapters(self):
         """Adds the adapters that a config requests."""
         if self.lora_rank and not self.lora_enabled:
             self.enable_lora(self.lora_rank, self.lora_alpha)
 
+    def _lora_scale(self):
+        return self.lora_alpha / self.lora_rank
+
     def _lora_product(self, x, name, dtype):
         """Returns `x @ a @ b * scale`, without a product or a gradient of the size of the matrix."""
         a, b = (ops.cast(self.matrix_variable(name, suffix), dtype) for suffix in ADAPTER)
-        return ops.matmul(ops.matmul(x, a), b) * (self.lora_alpha / self.lora_rank)
+        return ops.matmul(ops.matmul(x, a), b) * self._lora_scale()
 
     def _matrix(self, name):
         """Returns a matrix plus its adapter, a tensor; without an adapter possibly a `QuantizedTensor`."""
@@ -45,10 +57,10 @@ class LoraWeights:
         if not self.lora_enabled:
             return stored
         a, b = (ops.convert_to_tensor(self.matrix_variable(name, suffix)) for suffix in ADAPTER)
-        change = ops.matmul(a, b) * (self.lora_alpha / self.lora_rank)
+        change = ops.matmul(a, b) * self._lora_scale()
         return dequantized(stored, self.compute_dtype) + ops.cast(change, self.compute_dtype)
 
-    def enable_lora(self, rank, lora_alpha=None):
+    def enable_lora(self, rank: int, lora_alpha: float | None = None) -> None:
         """Adds an adapter to each matrix, two matrices `(d, rank)` and `(rank, f)`, and freezes the matrix.
 
         The second matrix is initially zero, so that the outputs do not change.
@@ -75,7 +87,7 @@ class LoraWeights:
                     setattr(self, self.attribute_of(name) + suffix, variable)
         self.lora_enabled, self.lora_rank, self.lora_alpha = True, rank, lora_alpha or rank
 
-    def check_lora(self, rank, lora_alpha):
+    def check_lora(self, rank: int, lora_alpha: float | None) -> None:
         """Raises the errors of `enable_lora`, without a change to the layer."""
         _checks.check_integer("rank", rank)
         if lora_alpha is not None:
@@ -87,11 +99,11 @@ class LoraWeights:
                 "Build the layer first, or call merge_lora to remove its adapters."
             )
 
-    def merge_lora(self):
+    def merge_lora(self) -> None:
         """Adds the adapters to the matrices permanently and removes them."""
         for name in self.matrices():
             a, b = (ops.cast(self.matrix_variable(name, suffix), "float32") for suffix in ADAPTER)
-            change = ops.matmul(a, b) * (self.lora_alpha / self.lora_rank)
+            change = ops.matmul(a, b) * self._lora_scale()
             self.assign_float(name, ops.cast(dequantized(self.stored_matrix(name), "float32"), "float32") + change)
             self.matrix_variable(name, "").trainable = self.matrix_variable(name, "_scale") is None
             for suffix in ADAPTER:

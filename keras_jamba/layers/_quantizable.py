@@ -2,18 +2,20 @@
 
 import contextlib
 import gc
+from typing import Any, Literal, cast
 
 import keras
 from keras import ops
 
 from keras_jamba import _backend, _keras_internals
+from keras_jamba._typing import Array, Shape, Tensor, Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.ops.quantization import QuantizedTensor, dequantized, quantized, storage_specs
 
 MODES = ("int8", "int4")
 
 
-class QuantizableWeights:
+class QuantizableWeights(_keras_internals.Mixin):
     """A mixin for a Keras layer whose matrices may be quantized.
 
     A matrix in floating point is one variable. A quantized matrix has additional variables, whose names end with
@@ -23,12 +25,12 @@ class QuantizableWeights:
     `stored_matrix`.
     """
 
-    MATRICES = ()
+    MATRICES: tuple[str, ...] = ()
     # The variables in the order of files without names.
-    PLAIN = ()
+    PLAIN: tuple[str, ...] = ()
     # Key in the table of `layers.quantization`.
-    KIND = "projection"
-    keeps_float = False
+    KIND: str = "projection"
+    keeps_float: bool = False
 
     # Variables
 
@@ -43,24 +45,24 @@ class QuantizableWeights:
             setattr(self, self.attribute_of(name) + suffix, self.add_weight(part_shape, initializer, **given))
 
     @staticmethod
-    def attribute_of(name):
+    def attribute_of(name: str) -> str:
         """Returns the attribute that holds the values of a matrix."""
         # Dense has a property named "kernel".
         return _keras_internals.STORED_NAMES["kernel"] if name == "kernel" else name
 
-    def matrices(self):
+    def matrices(self) -> list[str]:
         """Returns the names of the matrices that the layer has."""
         return [name for name in self.MATRICES if self.matrix_variable(name, "") is not None]
 
-    def matrix_variable(self, name, suffix):
+    def matrix_variable(self, name: str, suffix: str) -> Any:
         """Returns a variable of a matrix by its suffix: "" for the values, "_scale" and so on; None if absent."""
         return getattr(self, self.attribute_of(name) + suffix, None)
 
-    def own_variables(self):
+    def own_variables(self) -> dict[str, keras.Variable]:
         """Returns `{name: variable}` without the variables of sublayers."""
         return {v.name: v for v in self.weights if v.path == f"{self.path}/{v.name}"}
 
-    def stored_matrix(self, name):
+    def stored_matrix(self, name: str) -> Tensor | QuantizedTensor:
         """Returns a matrix without its adapter: a tensor or a `QuantizedTensor`."""
         values = _backend.sharding.all_gather_weight(self.matrix_variable(name, ""))
         scale, zero = (self.matrix_variable(name, suffix) for suffix in ("_scale", "_zero"))
@@ -71,7 +73,9 @@ class QuantizableWeights:
 
     # Quantization
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self, mode: Literal["int8", "int4"] | None = None, type_check: bool = True, config: Any = None
+    ) -> None:
         """Quantizes the matrices to "int8" or "int4". Activations are not quantized.
 
         Raises:
@@ -89,24 +93,24 @@ class QuantizableWeights:
         for name in floats:
             delattr(self, self.attribute_of(name))
         _keras_internals.mark_quantized(self)  # before the policy: its setter would quantize again
-        self.set_mode(mode)
+        self.set_mode(cast(Literal["int8", "int4"], mode))
         for name, value in floats.items():
             self._add_matrix(name, value.shape)
             self.assign_float(name, value)
 
-    def set_mode(self, mode):
+    def set_mode(self, mode: Literal["int8", "int4"]) -> None:
         """Sets the mode of a layer that has no variables yet."""
         short = {"int8": "int8", "int4": "int4/64"}[mode]
         self.dtype_policy = keras.dtype_policies.get(f"{short}_from_{float_policy(self).name}")
 
-    def quantized_build(self, shape, mode, config=None):
+    def quantized_build(self, shape: Shape, mode: str, config: Any = None) -> None:
         """Marks the layer as quantized. Keras' `build` calls it; our `build` adds the matrices."""
         _keras_internals.mark_quantized(self)
 
-    def quantized_call(self, *args, **kwargs):
+    def quantized_call(self, *args: Any, **kwargs: Any) -> Tensors:
         return self.call(*args, **kwargs)
 
-    def assign_float(self, name, value):
+    def assign_float(self, name: str, value: Tensor) -> None:
         """Assigns a value in floating point to a variable; quantizes it for a quantized matrix."""
         if self.matrix_variable(name, "_scale") is None:
             self.own_variables()[name].assign(value)
@@ -115,15 +119,15 @@ class QuantizableWeights:
         for suffix, part in parts.items():
             self.matrix_variable(name, suffix).assign(part)
 
-    def matrix_shape(self, name):
+    def matrix_shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a matrix in floating point."""
         return tuple(self.stored_matrix(name).shape)
 
-    def float_value(self, name):
+    def float_value(self, name: str) -> Array:
         """Returns a matrix without its adapter as a NumPy array in floating point."""
         return ops.convert_to_numpy(dequantized(self.stored_matrix(name), self.variable_dtype))
 
-    def float_shapes(self):
+    def float_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns `{name: shape}` of the variables as they would be in floating point and without adapters."""
         shapes = {name: self.matrix_shape(name) for name in self.matrices()}
         # The variables of a matrix begin with its name: kernel, kernel_scale, kernel_lora_a.
@@ -133,7 +137,7 @@ class QuantizableWeights:
 
     # Files
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         own = self.own_variables()
         if set(own) <= set(self.PLAIN):
             names = {name: str(i) for i, name in enumerate(name for name in self.PLAIN if name in own)}
@@ -142,7 +146,7 @@ class QuantizableWeights:
         for name, key in names.items():
             store[key] = own[name]
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         own, keys = self.own_variables(), set(store.keys())
         if not own:
             return

@@ -1,7 +1,10 @@
 """The base class of mixers with a recurrent state."""
 
+from collections.abc import Sequence
+
 import keras
 
+from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.layers import states
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
@@ -27,13 +30,21 @@ class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
         """The sublayer that runs from the first token to the last and holds the state."""
         raise NotImplementedError
 
-    def init_cache(self, batch_size, max_length=None):
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> dict[str, Tensor]:
         """Returns the state before the first token. `max_length` matters to attention only."""
         states.check_has_state(self)
         _checks.check_integer("batch_size", batch_size)
         return states.empty_state(self._state_specs(batch_size))
 
-    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
+    def step(
+        self,
+        inputs: Tensor,
+        cache: dict[str, Tensor],
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        return_rollback_state: bool = False,
+    ) -> tuple[Tensors, ...]:
         """Runs `(b, t, d)` more tokens after the tokens of the cache.
 
         A step equals a call with `initial_state`. Its cost does not depend on the number of earlier tokens.
@@ -44,7 +55,7 @@ class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
         given = dict(mask=mask, segment_ids=segment_ids, reset_mask=reset_mask, initial_state=cache)
         return self(inputs, **given, return_state=True, return_rollback_state=return_rollback_state)
 
-    def rollback(self, rollback_state, count):
+    def rollback(self, rollback_state: Tensors, count: Tensor | Sequence[int]) -> dict[str, Tensor]:
         """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
 
         No projection runs again: the state is computed anew from the inputs of the convolution and of the scan.
@@ -56,14 +67,14 @@ class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
 
     def compute_output_spec(
         self,
-        inputs,
-        mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_rollback_state=False,
-    ):
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: dict[str, Tensor] | None = None,
+        return_state: bool = False,
+        return_rollback_state: bool = False,
+    ) -> Tensors:
         _checks.check_last_axis(type(self).__name__, inputs.shape, self.d_model)
         if return_rollback_state:
             raise ValueError(

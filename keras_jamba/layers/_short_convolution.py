@@ -18,7 +18,7 @@ class ShortConvolution(keras.layers.Layer):
     """
 
     # The tensors that `state_after` reads.
-    rollback_names = ("x",)
+    rollback_names: tuple[str, ...] = ("x",)
 
     def __init__(self, inner, d_conv, conv_bias, **kwargs):
         # Autocast would round a float32 state to the compute dtype.

@@ -1,7 +1,10 @@
 """Configs of layers whose sublayers may be quantized or have adapters."""
 
+from typing import Any, Self
+
 import keras
 
+from keras_jamba._typing import Config
 from keras_jamba.layers._quantizable import float_policy, quantizable_layers
 from keras_jamba.layers._trainable import KeepsTrainable
 
@@ -9,7 +12,7 @@ from keras_jamba.layers._trainable import KeepsTrainable
 class SublayerQuantizationConfig(KeepsTrainable):
     """A mixin for a layer with `QuantizableWeights` sublayers: its config keeps their modes and adapters."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.dtype_policy.quantization_mode is not None:
             raise ValueError(
@@ -18,7 +21,7 @@ class SublayerQuantizationConfig(KeepsTrainable):
                 "after it is built."
             )
 
-    def get_config(self):
+    def get_config(self) -> Config:
         found = {}
         for name, layer in quantizable_layers(self):
             state = {"mode": layer.quantization_mode, "lora": [layer.lora_rank, layer.lora_alpha]}
@@ -30,7 +33,7 @@ class SublayerQuantizationConfig(KeepsTrainable):
         return config | ({"compact": found} if found else {})
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         config = dict(config)
         found = config.pop("compact", {})
         layer = super().from_config(config)

@@ -6,10 +6,12 @@ nor the flags of variables. `trainable=False` in a constructor does not reach su
 
 import collections
 import re
+from typing import Any
 
 import keras
 
 from keras_jamba import _keras_internals
+from keras_jamba._typing import Config
 
 
 class KeepsTrainable(_keras_internals.PostBuildHook):
@@ -19,17 +21,17 @@ class KeepsTrainable(_keras_internals.PostBuildHook):
         trainable_state: result of `trainable_state(layer)`, or None. The layer applies it when it is built.
     """
 
-    def __init__(self, *args, trainable_state=None, **kwargs):
+    def __init__(self, *args: Any, trainable_state: Config | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Not with setattr, because Keras tracks attributes.
         self.__dict__["_trainable_state"] = trainable_state
 
     @property
-    def trainable(self):
+    def trainable(self) -> bool:
         return keras.layers.Layer.trainable.fget(self)
 
     @trainable.setter
-    def trainable(self, value):
+    def trainable(self, value: bool) -> None:
         # A new value replaces the flags of the config.
         self.__dict__.pop("_trainable_state", None)
         keras.layers.Layer.trainable.fset(self, value)
@@ -46,7 +48,7 @@ class KeepsTrainable(_keras_internals.PostBuildHook):
         if state is not None:
             apply_trainable_state(self, state)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         state = self.__dict__.get("_trainable_state") or trainable_state(self)
         return super().get_config() | ({"trainable_state": state} if state else {})
 

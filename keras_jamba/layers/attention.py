@@ -1,8 +1,12 @@
 """The attention mixer."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Tensor, Tensors
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
@@ -65,17 +69,17 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     @_checks.python_numbers
     def __init__(
         self,
-        d_model,
-        num_heads,
-        num_kv_heads=None,
-        use_rope=True,
-        rope_theta=10000.0,
-        rope_interleaved=True,
-        causal=True,
-        attention_window=None,
-        residual_gain=1.0,
-        **kwargs,
-    ):
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        use_rope: bool = True,
+        rope_theta: float = 10000.0,
+        rope_interleaved: bool = True,
+        causal: bool = True,
+        attention_window: int | None = None,
+        residual_gain: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         _checks.check_not_backwards(kwargs, "AttentionLayer", "causal=False")
         # Autocast would silently round a cache of another dtype.
         super().__init__(autocast=False, **kwargs)
@@ -112,14 +116,22 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         self.v_proj = dense(num_kv_heads * self.head_width, "v_proj")
         self.out_proj = dense(d_model, "out_proj", gain=0.5 * residual_gain)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _checks.check_last_axis("AttentionLayer", input_shape, self.d_model)
         keys = {"num_kv_heads * head_width": self.num_kv_heads * self.head_width}
         check_divisible(self.d_model, by_channels={"d_model": self.d_model} | keys)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             layer.build((None, None, self.d_model))
 
-    def call(self, inputs, mask=None, segment_ids=None, reset_mask=None, initial_state=None, return_state=False):
+    def call(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: dict[str, Tensor] | None = None,
+        return_state: bool = False,
+    ) -> Tensors:
         _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         mask = mask_of(inputs, mask)
         stateful = initial_state is not None or return_state
@@ -142,7 +154,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         capacity = self.attention_window or capacity + ops.shape(inputs)[1]
         return outputs, _write_cache(initial_state, new, tokens, capacity)
 
-    def init_cache(self, batch_size, max_length=None):
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> dict[str, Tensor]:
         """Returns an empty cache.
 
         Its capacity is the smaller of `max_length` and the window.
@@ -162,7 +174,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             )
         return empty_state(self._state_specs(batch_size, min(sizes)))
 
-    def grow_cache(self, cache, max_length):
+    def grow_cache(self, cache: dict[str, Tensor], max_length: int | None) -> dict[str, Tensor]:
         """Returns a cache with capacity for `max_length` tokens, or for the window; `cache` itself if it suffices.
 
         Raises:
@@ -179,7 +191,15 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             return cache
         return cache | {name: resized(cache[name], cache["length"], wanted) for name in ("key", "value")}
 
-    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
+    def step(
+        self,
+        inputs: Tensor,
+        cache: dict[str, Tensor],
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        return_rollback_state: bool = False,
+    ) -> tuple[Tensors, ...]:
         """Runs `(b, t, d)` more tokens after the tokens of the cache.
 
         The cache keeps its capacity, so that a compiler compiles `step` once. Unless it holds a complete window, its
@@ -209,7 +229,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         rollback_state = rollback_state_of(cache, *given, **new)
         return append_requested(outputs, (True, updated), (return_rollback_state, rollback_state))
 
-    def rollback(self, rollback_state, count):
+    def rollback(self, rollback_state: Tensors, count: Tensor | Sequence[int]) -> dict[str, Tensor]:
         """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`.
 
         It writes their keys and values into the cache before the step. No projection runs again.
@@ -221,7 +241,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         tokens = _cached_tokens(cache, new["key"], *given)
         return _write_cache(cache, new, tokens, cache["key"].shape[1])
 
-    def attention_weights(self, inputs):
+    def attention_weights(self, inputs: Tensor) -> Tensor:
         """Returns the attention weights of a call on the same inputs, without padding and as one document.
 
         Args:
@@ -244,7 +264,8 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         if not self.built:
             self.build(inputs.shape)
-        return attention_weights(*self._query_and_key(inputs, 0), self.causal, self.attention_window)
+        query, key = self._query_and_key(inputs, 0)
+        return attention_weights(query, key, self.causal, self.attention_window)
 
     # One call: projection, rotary embedding, attention, output projection; then the cache write.
 
@@ -298,13 +319,19 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         return specs | {name: keras.KerasTensor((batch_size,), "int32") for name in _COUNTS}
 
     def compute_output_spec(
-        self, inputs, mask=None, segment_ids=None, reset_mask=None, initial_state=None, return_state=False
-    ):
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: dict[str, Tensor] | None = None,
+        return_state: bool = False,
+    ) -> Tensors:
         _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         return (outputs, self._state_specs(inputs.shape[0], self.attention_window)) if return_state else outputs
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | {
             "d_model": self.d_model,
             "num_heads": self.num_heads,

@@ -3,10 +3,13 @@
 import functools
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import keras
 
+from keras_jamba._typing import Config, PathLike, Tensor, Tensors
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._requested import append_requested, split_requested
@@ -53,7 +56,15 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
     """
 
     @_checks.python_numbers
-    def __init__(self, mixer, feed_forward, dropout=0.0, drop_path=0.0, epsilon=1e-6, **kwargs):
+    def __init__(
+        self,
+        mixer: keras.layers.Layer,
+        feed_forward: keras.layers.Layer | None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        epsilon: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
         # Autocast would round a float32 state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
@@ -76,7 +87,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
     def _norm(self, name):
         return RMSNorm(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         self._width = input_shape[-1]
         for layer in (self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward):
             # The given layers may have weights already, for example in a loaded model.
@@ -85,15 +96,15 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
 
     def call(
         self,
-        inputs,
-        mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_routing=False,
-        training=None,
-    ):
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: Tensors | None = None,
+        return_state: bool = False,
+        return_routing: bool | Literal["decisions"] = False,
+        training: bool | None = None,
+    ) -> Tensors:
         _checks.check_last_axis("JambaBlock", inputs.shape, self._width)
         mask, _ = _checks.check_tokens(mask_of(inputs, mask), None, inputs.shape)
         x = zero_padding(keras.ops.cast(inputs, self.compute_dtype), mask)
@@ -107,11 +118,19 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         x, routing = self._add_feed_forward(x, mask, training, return_routing)
         return append_requested(x, (return_state, state), (return_routing, routing))
 
-    def init_cache(self, batch_size, max_length=None):
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> Tensors:
         """Returns the cache before the first token; see the mixer."""
         return self.mixer.init_cache(batch_size, max_length)
 
-    def step(self, inputs, cache, mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
+    def step(
+        self,
+        inputs: Tensor,
+        cache: Tensors,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        return_rollback_state: bool = False,
+    ) -> tuple[Tensors, ...]:
         """Runs more tokens after the tokens of the cache; see the mixer.
 
         Returns:
@@ -134,7 +153,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         x, _ = self._add_feed_forward(x + mixed, mask, training=False, record=False)
         return x, *rest
 
-    def rollback(self, rollback_state, count):
+    def rollback(self, rollback_state: Tensors, count: Tensor | Sequence[int]) -> Tensors:
         """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`."""
         self._check_has_rollback()
         return self.mixer.rollback(rollback_state, count)
@@ -182,34 +201,35 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
                 x = keras.random.dropout(x, share, noise_shape, seed=self.seed_generator)
         return x
 
-    def save_assets(self, folder):
+    def save_assets(self, folder: PathLike) -> None:
         # Keras saves no generator state. Files of weights alone omit it, because the caller sets the seed.
         if self.dropout or self.drop_path:
             state = keras.ops.convert_to_numpy(self.seed_generator.state).tolist()
             (Path(folder) / _SEED).write_text(json.dumps(state), "utf-8")
 
-    def load_assets(self, folder):
+    def load_assets(self, folder: PathLike | None) -> None:
         if folder is not None and (Path(folder) / _SEED).is_file():
             self.seed_generator.state.assign(json.loads((Path(folder) / _SEED).read_text("utf-8")))
 
     def compute_output_spec(
         self,
-        inputs,
-        mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_routing=False,
-        training=None,
-    ):
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: Tensors | None = None,
+        return_state: bool = False,
+        return_routing: bool | Literal["decisions"] = False,
+        training: bool | None = None,
+    ) -> Tensors:
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         state = self.mixer.compute_output_spec(inputs, return_state=True)[1] if return_state else None
         given = {"return_routing": return_routing}
-        routing = self.feed_forward.compute_output_spec(inputs, **given)[1] if return_routing else None
+        feed_forward: Any = self.feed_forward
+        routing = feed_forward.compute_output_spec(inputs, **given)[1] if return_routing else None
         return append_requested(outputs, (return_state, state), (return_routing, routing))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | {
             "mixer": keras.saving.serialize_keras_object(self.mixer),
             "feed_forward": self.feed_forward and keras.saving.serialize_keras_object(self.feed_forward),
@@ -219,7 +239,7 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         config = dict(config)
         for part in ("mixer", "feed_forward"):
             config[part] = config[part] and keras.saving.deserialize_keras_object(config[part])

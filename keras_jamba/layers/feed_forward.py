@@ -1,8 +1,12 @@
 """The dense feed-forward part of a block."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Shape, Tensor
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
@@ -36,7 +40,14 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
     """
 
     @_checks.python_numbers
-    def __init__(self, d_model, d_ff=None, use_swiglu=True, residual_gain=1.0, **kwargs):
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int | None = None,
+        use_swiglu: bool = True,
+        residual_gain: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
         d_ff = 4 * d_model if d_ff is None else d_ff
@@ -53,7 +64,7 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
             self.gate_proj = dense(d_ff, "gate_proj")
         self.up_proj, self.down_proj = dense(d_ff, "up_proj"), dense(d_model, "down_proj", residual_gain)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _checks.check_last_axis("FeedForward", input_shape, self.d_model)
         check_divisible(self.d_model, by_channels={"d_ff": self.d_ff})
         if self.use_swiglu:
@@ -61,18 +72,18 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
         self.up_proj.build((None, None, self.d_model))
         self.down_proj.build((None, None, self.d_ff))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         _checks.check_last_axis("FeedForward", inputs.shape, self.d_model)
         up = self.up_proj(inputs)
         if self.use_swiglu:
             return self.down_proj(ops.silu(self.gate_proj(inputs)) * up)
         return self.down_proj(ops.gelu(up, approximate=False))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         _checks.check_last_axis("FeedForward", input_shape, self.d_model)
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | {
             "d_model": self.d_model,
             "d_ff": self.d_ff,

@@ -1,8 +1,12 @@
 """The gated convolution: the Mamba mixer without its state space."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Tensor, Tensors
 from keras_jamba.layers import _initializers, states
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._recurrent_mixer import RecurrentMixer, checked_sequence
@@ -51,15 +55,15 @@ class GatedConvLayer(RecurrentMixer):
     @_checks.python_numbers
     def __init__(
         self,
-        d_model,
-        d_conv=4,
-        expand=2,
-        conv_bias=True,
-        proj_bias=False,
-        bidirectional=False,
-        residual_gain=1.0,
-        **kwargs,
-    ):
+        d_model: int,
+        d_conv: int = 4,
+        expand: int = 2,
+        conv_bias: bool = True,
+        proj_bias: bool = False,
+        bidirectional: bool = False,
+        residual_gain: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         _checks.check_not_backwards(kwargs, "GatedConvLayer", "bidirectional=True")
         # Autocast would round the state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
@@ -79,7 +83,7 @@ class GatedConvLayer(RecurrentMixer):
         self.conv = GatedConvolution(**conv, name="conv")
         self.backward_conv = GatedConvolution(**conv, name="backward_conv") if bidirectional else None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _checks.check_last_axis("GatedConvLayer", input_shape, self.d_model)
         check_divisible(self.d_model, {"expand * d_model": self.inner})
         self.in_proj.build((None, None, self.d_model))
@@ -90,14 +94,14 @@ class GatedConvLayer(RecurrentMixer):
 
     def call(
         self,
-        inputs,
-        mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_rollback_state=False,
-    ):
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: dict[str, Tensor] | None = None,
+        return_state: bool = False,
+        return_rollback_state: bool = False,
+    ) -> Tensors:
         requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
         tokens = mask, segment_ids, reset_mask
         inputs, initial_state, tokens, sequence = checked_sequence(self, inputs, tokens, initial_state, **requested)
@@ -119,7 +123,7 @@ class GatedConvLayer(RecurrentMixer):
     def _forward_layer(self):
         return self.conv
 
-    def get_config(self):
+    def get_config(self) -> Config:
         names = ("d_model", "expand", "proj_bias", "bidirectional", "residual_gain", "d_conv", "conv_bias")
         return super().get_config() | {name: getattr(self, name) for name in names}
 

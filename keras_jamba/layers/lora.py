@@ -1,6 +1,9 @@
 """Low-rank adapters: choice of projections, trained layers, and merging into the weights."""
 
 import math
+from collections.abc import Iterable
+
+import keras
 
 from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers._lora_weights import adaptable_layers, adapted_layers
@@ -23,7 +26,13 @@ TARGETS = {
 _CHOICES = (*TARGETS, *(f"{kind}.{name}" for kind, (_, names) in TARGETS.items() for name in names))
 
 
-def enable_lora(layer, rank, targets=None, lora_alpha=None, also_train=()):
+def enable_lora(
+    layer: keras.layers.Layer,
+    rank: int,
+    targets: str | Iterable[str] | None = None,
+    lora_alpha: float | None = None,
+    also_train: str | Iterable[str] = (),
+) -> dict[str, float]:
     """Adds low-rank adapters to the projections of a layer or model, and freezes all other weights.
 
     The function prints the number of trained weights. The optimizer of an already trained model restarts. During
@@ -104,7 +113,7 @@ def print_trainable_parameters(layer):
     return {"trained": trained, "weights": weights, "share": trained / weights}
 
 
-def merge_lora(layer):
+def merge_lora(layer: keras.layers.Layer) -> None:
     """Adds all adapters to their matrices, removes them, and makes all weights trainable.
 
     The outputs of the layer stay equal up to rounding. Quantized matrices are quantized again.

@@ -1,10 +1,13 @@
 """The Mamba mixer."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Tensor, Tensors
 from keras_jamba.layers import _initializers, states
 from keras_jamba.layers._norm import RMSNorm
 from keras_jamba.layers._projection import Projection
@@ -77,22 +80,22 @@ class MambaLayer(RecurrentMixer):
     @_checks.python_numbers
     def __init__(
         self,
-        d_model,
-        d_state=16,
-        d_conv=4,
-        expand=2,
-        dt_rank=None,
-        conv_bias=True,
-        proj_bias=False,
-        mixer_rms_norm=False,
-        dt_min=1e-3,
-        dt_max=1e-1,
-        epsilon=1e-6,
-        bidirectional=False,
-        residual_gain=1.0,
-        implementation=None,
-        **kwargs,
-    ):
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        conv_bias: bool = True,
+        proj_bias: bool = False,
+        mixer_rms_norm: bool = False,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        epsilon: float = 1e-6,
+        bidirectional: bool = False,
+        residual_gain: float = 1.0,
+        implementation: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         _checks.check_not_backwards(kwargs, "MambaLayer", "bidirectional=True")
         # Autocast would round the float32 state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
@@ -127,7 +130,7 @@ class MambaLayer(RecurrentMixer):
         self.ssm = SelectiveSSM(**ssm, name="ssm")
         self.backward_ssm = SelectiveSSM(**ssm, name="backward_ssm") if bidirectional else None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _checks.check_last_axis("MambaLayer", input_shape, self.d_model)
         check_divisible(self.d_model, {"expand * d_model": self.inner})
         self.in_proj.build((None, None, self.d_model))
@@ -138,14 +141,14 @@ class MambaLayer(RecurrentMixer):
 
     def call(
         self,
-        inputs,
-        mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_rollback_state=False,
-    ):
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: dict[str, Tensor] | None = None,
+        return_state: bool = False,
+        return_rollback_state: bool = False,
+    ) -> Tensors:
         requested = dict(return_state=return_state, return_rollback_state=return_rollback_state)
         tokens = mask, segment_ids, reset_mask
         inputs, initial_state, tokens, sequence = checked_sequence(self, inputs, tokens, initial_state, **requested)
@@ -167,7 +170,7 @@ class MambaLayer(RecurrentMixer):
     def _forward_layer(self):
         return self.ssm
 
-    def get_config(self):
+    def get_config(self) -> Config:
         names = ("d_model", "expand", "proj_bias", "bidirectional", "residual_gain")
         return super().get_config() | {name: getattr(self, name) for name in names} | self._ssm_config
 

@@ -1,8 +1,12 @@
 """The mixture-of-experts part of a block."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Tensor, Tensors
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import with_decay
 from keras_jamba.layers._lora_weights import LoraWeights
@@ -64,28 +68,28 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         [Lepikhin et al. (2020)](https://arxiv.org/abs/2006.16668).
     """
 
-    MATRICES = ("gate_bank", "up_bank", "down_bank")
-    PLAIN = (*MATRICES, "usage", "drop_rate")
+    MATRICES: tuple[str, ...] = ("gate_bank", "up_bank", "down_bank")
+    PLAIN: tuple[str, ...] = (*MATRICES, "usage", "drop_rate")
     KIND = "bank"
 
     @_checks.python_numbers
     def __init__(
         self,
-        d_model,
-        num_experts=8,
-        num_experts_per_token=2,
-        d_ff=None,
-        use_swiglu=True,
-        normalize_top_k=True,
-        balance_loss="variance",
-        balance_coefficient=0.01,
-        squared_z_loss=True,
-        z_coefficient=0.001,
-        capacity_factor=None,
-        residual_gain=1.0,
-        router=None,
-        **kwargs,
-    ):
+        d_model: int,
+        num_experts: int = 8,
+        num_experts_per_token: int = 2,
+        d_ff: int | None = None,
+        use_swiglu: bool = True,
+        normalize_top_k: bool = True,
+        balance_loss: Literal["variance", "switch"] = "variance",
+        balance_coefficient: float = 0.01,
+        squared_z_loss: bool = True,
+        z_coefficient: float = 0.001,
+        capacity_factor: float | None = None,
+        residual_gain: float = 1.0,
+        router: Router | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
         self.d_model, self.d_ff = d_model, 4 * d_model if d_ff is None else d_ff
@@ -112,7 +116,7 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         self.num_experts, self.use_swiglu = self.router.num_experts, use_swiglu
         self.capacity_factor, self.residual_gain = capacity_factor, residual_gain
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _checks.check_last_axis("MoELayer", input_shape, self.d_model)
         check_divisible(self.d_model, {"num_experts": self.num_experts})
         d, f = self.d_model, self.d_ff
@@ -128,7 +132,7 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         self._add_configured_adapters()
 
     @property
-    def aux_loss(self):
+    def aux_loss(self) -> Tensor:
         return self.router.aux_loss
 
     def _add_bank(self, name, fan_in, fan_out, gain=1.0):
@@ -142,7 +146,14 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         start = keras.initializers.Constant(value)
         return self.add_weight(shape, start, name=name, dtype="float32", trainable=False, autocast=False)
 
-    def call(self, inputs, mask=None, return_routing=False, record=True, training=None):
+    def call(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        return_routing: bool | Literal["decisions"] = False,
+        record: bool = True,
+        training: bool | None = None,
+    ) -> Tensors:
         _checks.check_last_axis("MoELayer", inputs.shape, self.d_model)
         shape = ops.shape(inputs)
         mask, _ = _checks.check_tokens(mask_of(inputs, mask), None, inputs.shape)
@@ -179,7 +190,14 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
             return decisions
         return decisions | routing_statistics(routing["indices"], self.num_experts, mask, kept)
 
-    def compute_output_spec(self, inputs, mask=None, return_routing=False, record=True, training=None):
+    def compute_output_spec(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        return_routing: bool | Literal["decisions"] = False,
+        record: bool = True,
+        training: bool | None = None,
+    ) -> Tensors:
         _checks.check_last_axis("MoELayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         if not return_routing:
@@ -197,7 +215,7 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         statistics = {name: spec(()) for name in ("entropy", "max_load", "drop_rate")}
         return outputs, decisions | {"expert_share": spec((self.num_experts,))} | statistics
 
-    def get_config(self):
+    def get_config(self) -> Config:
         ours = {
             "d_model": self.d_model,
             "d_ff": self.d_ff,
@@ -210,5 +228,5 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         return super().get_config() | ours | {"router": keras.saving.serialize_keras_object(self.router)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         return super().from_config(config | {"router": router_from_config(config.get("router"))})

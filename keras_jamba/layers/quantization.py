@@ -1,5 +1,8 @@
 """Quantization of the weights of a layer or model to int8 or int4."""
 
+from typing import Literal
+
+import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -14,7 +17,7 @@ QUANTIZATIONS = {
 }
 
 
-def quantize(layer, mode):
+def quantize(layer: keras.layers.Layer, mode: Literal["int8", "int4", "experts_int8"]) -> None:
     """Quantizes the matrices of a layer or model and of all its sublayers.
 
     These are the matrices of Mamba, attention, feed-forward and expert layers, and of the projection to logits.

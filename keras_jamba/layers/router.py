@@ -1,8 +1,12 @@
 """The router of a mixture of experts."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Tensor
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import without_decay
 from keras_jamba.layers._trainable import KeepsTrainable
@@ -60,15 +64,15 @@ class Router(KeepsTrainable, keras.layers.Layer):
     @_checks.python_numbers
     def __init__(
         self,
-        num_experts=8,
-        num_experts_per_token=2,
-        normalize_top_k=True,
-        balance_loss="variance",
-        balance_coefficient=0.01,
-        squared_z_loss=True,
-        z_coefficient=0.001,
-        **kwargs,
-    ):
+        num_experts: int = 8,
+        num_experts_per_token: int = 2,
+        normalize_top_k: bool = True,
+        balance_loss: Literal["variance", "switch"] = "variance",
+        balance_coefficient: float = 0.01,
+        squared_z_loss: bool = True,
+        z_coefficient: float = 0.001,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         sizes = dict(num_experts=num_experts, num_experts_per_token=num_experts_per_token)
@@ -88,7 +92,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
         self.squared_z_loss = squared_z_loss
         self.adds_loss = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         shape = (input_shape[-1], self.num_experts)
         self.kernel = without_decay(
             self.add_weight(shape, _initializers.xavier(), name="kernel", dtype="float32", autocast=False)
@@ -96,7 +100,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
         zero = keras.initializers.Constant(0.0)
         self.aux_loss = self.add_weight((), zero, name="aux_loss", dtype="float32", trainable=False, autocast=False)
 
-    def call(self, inputs, mask=None, training=None):
+    def call(self, inputs: Tensor, mask: Tensor | None = None, training: bool | None = None) -> dict[str, Tensor]:
         routing = self.route(inputs, mask, training)
         if self.adds_loss:
             aux_loss = self.auxiliary_loss(finite_routing(routing), mask)
@@ -104,16 +108,16 @@ class Router(KeepsTrainable, keras.layers.Layer):
             self.aux_loss.assign(ops.stop_gradient(aux_loss))
         return routing
 
-    def route(self, inputs, mask=None, training=False):
+    def route(self, inputs: Tensor, mask: Tensor | None = None, training: bool | None = False) -> dict[str, Tensor]:
         """Returns the result of a call, but adds no loss and assigns no variable."""
         logits = ops.matmul(ops.cast(inputs, "float32"), ops.convert_to_tensor(self.kernel))
         weights, indices, probabilities = self.choose(logits, mask, training)
         return dict(logits=logits, probabilities=probabilities, weights=weights, indices=indices)
 
-    def compute_mask(self, inputs, mask=None):
+    def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> None:
         return None
 
-    def choose(self, logits, mask, training):
+    def choose(self, logits: Tensor, mask: Tensor | None, training: bool | None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns `(weights, indices, probabilities)`, the policy of the router; see `ops.top_k_routing`.
 
         Args:
@@ -123,7 +127,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
         """
         return top_k_routing(logits, self.num_experts_per_token, self.normalize_top_k)
 
-    def auxiliary_loss(self, routing, mask):
+    def auxiliary_loss(self, routing: dict[str, Tensor], mask: Tensor | None) -> Tensor:
         """Returns the auxiliary loss, a float32 scalar.
 
         Args:
@@ -143,7 +147,9 @@ class Router(KeepsTrainable, keras.layers.Layer):
             return variance_balance_loss(routing["probabilities"], mask)
         return switch_balance_loss(routing["probabilities"], routing["indices"], mask)
 
-    def compute_output_spec(self, inputs, mask=None, training=None):
+    def compute_output_spec(
+        self, inputs: Tensor, mask: Tensor | None = None, training: bool | None = None
+    ) -> dict[str, Tensor]:
         wide, chosen = (inputs.shape[0], self.num_experts), (inputs.shape[0], self.num_experts_per_token)
         return {
             "logits": keras.KerasTensor(wide, "float32"),
@@ -152,10 +158,10 @@ class Router(KeepsTrainable, keras.layers.Layer):
             "indices": keras.KerasTensor(chosen, "int32"),
         }
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | self.options()
 
-    def options(self):
+    def options(self) -> Config:
         """Returns the constructor arguments other than those of `keras.layers.Layer`."""
         return {
             "num_experts": self.num_experts,

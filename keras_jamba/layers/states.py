@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops, tree
 
+from keras_jamba._typing import Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import sharded_full
 from keras_jamba.ops._tokens import NO_DOCUMENT, Documents, documents_of, first_tokens
@@ -151,7 +152,7 @@ def kept_tokens(rollback_state, count):
     return tokens, first_tokens(count, mask, length), segment_ids, reset_mask
 
 
-def detach_state(state):
+def detach_state(state: Tensors) -> Tensors:
     """Returns the state without gradients, for truncated backpropagation through time.
 
     Args:

@@ -4,12 +4,15 @@ import functools
 import inspect
 import math
 import numbers
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from keras import backend, ops
 
 from keras_jamba import _backend
 
+_Constructor = TypeVar("_Constructor", bound=Callable[..., None])
 _LARGEST = float(np.finfo("float32").max)
 
 
@@ -237,7 +240,7 @@ def check_count(count, batch, length):
     return ops.cast(count, "int32")
 
 
-def python_numbers(constructor):
+def python_numbers(constructor: _Constructor) -> _Constructor:
     """Returns the constructor with NumPy numbers converted to Python numbers, which a config stores as JSON."""
     plain = lambda x: x.item() if isinstance(x, np.generic) else x  # noqa: E731
 
@@ -245,9 +248,10 @@ def python_numbers(constructor):
     def with_python_numbers(self, *args, **kwargs):
         constructor(self, *map(plain, args), **{name: plain(x) for name, x in kwargs.items()})
 
+    found: Any = with_python_numbers
     # Keras reads argument names without following `__wrapped__`.
-    with_python_numbers.__signature__ = inspect.signature(constructor)
-    return with_python_numbers
+    found.__signature__ = inspect.signature(constructor)
+    return found
 
 
 def check_not_backwards(kwargs, name, remedy):

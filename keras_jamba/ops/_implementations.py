@@ -7,7 +7,8 @@ from keras import backend, ops
 from keras_jamba import _backend, _native
 
 _logger = logging.getLogger("keras_jamba")
-_logged, _noticed = set(), []
+_logged: set[tuple[str, str]] = set()
+_noticed: list[str] = []
 
 
 def choose(op, table, requested, call):

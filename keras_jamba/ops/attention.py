@@ -5,13 +5,16 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba._typing import Tensor
 from keras_jamba.ops import _checks
 from keras_jamba.ops._isolation import isolated
 from keras_jamba.ops._sharding import with_their_queries
 from keras_jamba.ops._tokens import compaction, documents_of
 
 
-def grouped_query_attention(query, key, value, causal=False, mask=None):
+def grouped_query_attention(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
     """Computes scaled dot-product attention; query head i reads key-value head `i // (h / g)`.
 
     `keras.ops.dot_product_attention` uses the backend's fused kernel if there is one.
@@ -44,7 +47,7 @@ def grouped_query_attention(query, key, value, causal=False, mask=None):
         return _fused(query, key, value, None, causal)
     mask = ops.cast(tensors["mask"], "bool")
     visible = ops.logical_and(mask, _is_earlier(query, key)) if causal else mask
-    return isolated(lambda *qkv: _fused(*qkv, mask, causal), query, key, value, visible)
+    return isolated(lambda q, k, v: _fused(q, k, v, mask, causal), query, key, value, visible)
 
 
 def _is_earlier(query, key):
@@ -66,7 +69,7 @@ def _fused(query, key, value, mask, causal=False):
     return ops.cast(ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal), dtype)
 
 
-def attention_weights(query, key, causal=False, window=None):
+def attention_weights(query: Tensor, key: Tensor, causal: bool = False, window: int | None = None) -> Tensor:
     """Computes the softmax of `grouped_query_attention`: the weight of each value per query, O(t^2) in memory.
 
     Args:

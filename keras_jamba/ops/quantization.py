@@ -1,10 +1,12 @@
 """Quantized matrices, int8 or int4, and products with them."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops, quantizers
+
+from keras_jamba._typing import Tensor
 
 # Rows of an int4 matrix that share a scale.
 GROUP = 64
@@ -21,12 +23,12 @@ class QuantizedTensor(NamedTuple):
         zero: None for int8. For int4 int8 `(..., groups, f)`, the value that represents zero.
     """
 
-    values: Any
-    scale: Any
-    zero: Any = None
+    values: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return (*self.values.shape[:-1], self.scale.shape[-1])
 
 

@@ -6,10 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jamba._typing import Tensor
 from keras_jamba.ops import _checks
 
 
-def rotary_embedding(x, positions=0, theta=10000.0, interleaved=True):
+def rotary_embedding(
+    x: Tensor, positions: Tensor | int = 0, theta: float = 10000.0, interleaved: bool = True
+) -> Tensor:
     """Rotates every pair of features by an angle proportional to the position.
 
     Pair p of a head of width c is a complex number. At position m it is multiplied by

@@ -7,10 +7,11 @@ import math
 
 from keras import ops
 
+from keras_jamba._typing import Tensor
 from keras_jamba.ops import _checks
 
 
-def top_k_routing(logits, k, normalize=True):
+def top_k_routing(logits: Tensor, k: int, normalize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Chooses the k most probable experts per token.
 
     Args:
@@ -66,7 +67,7 @@ def mean_over_tokens(x, mask=None):
     return ops.sum(x, axis=0) / ops.maximum(ops.sum(real), 1.0)
 
 
-def expert_share(indices, num_experts, mask=None):
+def expert_share(indices: Tensor, num_experts: int, mask: Tensor | None = None) -> Tensor:
     """Returns the share of all assignments that each expert receives, `(x,)` float32; the shares sum to 1."""
     # `ops.one_hot` is avoided: on PyTorch it scatters 64-bit integers.
     chosen = ops.equal(indices[:, :, None], ops.arange(num_experts, dtype=indices.dtype))
@@ -91,7 +92,9 @@ def drop_rate(kept, mask=None):
     return mean_over_tokens(1.0 - ops.mean(ops.cast(kept, "float32"), axis=1), mask)
 
 
-def routing_statistics(indices, num_experts, mask=None, kept=None):
+def routing_statistics(
+    indices: Tensor, num_experts: int, mask: Tensor | None = None, kept: Tensor | None = None
+) -> dict[str, Tensor]:
     """Computes how a routing distributes tokens over experts.
 
     Args:
@@ -117,7 +120,7 @@ def routing_statistics(indices, num_experts, mask=None, kept=None):
     return {"expert_share": share, "entropy": share_entropy(share), "max_load": max_load(share), "drop_rate": dropped}
 
 
-def variance_balance_loss(probabilities, mask=None):
+def variance_balance_loss(probabilities: Tensor, mask: Tensor | None = None) -> Tensor:
     """Computes `sum over experts of (usage - 1/x)^2`, where usage is the mean probability; 0 if uniform.
 
     Args:
@@ -131,7 +134,7 @@ def variance_balance_loss(probabilities, mask=None):
     return ops.sum(ops.square(usage - 1.0 / probabilities.shape[-1]))
 
 
-def switch_balance_loss(probabilities, indices, mask=None):
+def switch_balance_loss(probabilities: Tensor, indices: Tensor, mask: Tensor | None = None) -> Tensor:
     """Computes `x * sum over experts of assigned * probability`; k if uniform.
 
     `assigned` is the number of an expert's assignments divided by the number of tokens, `probability` its mean
@@ -153,7 +156,7 @@ def switch_balance_loss(probabilities, indices, mask=None):
     return num_experts * ops.sum(assigned * mean_over_tokens(probabilities, mask))
 
 
-def router_z_loss(logits, squared=True, mask=None):
+def router_z_loss(logits: Tensor, squared: bool = True, mask: Tensor | None = None) -> Tensor:
     """Computes the mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
 
     Args:

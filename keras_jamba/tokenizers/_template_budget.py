@@ -20,7 +20,7 @@ _LONGEST_FORMAT = 10_000
 _SPECIFIER = re.compile(r"[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?.?", re.DOTALL)
 _LONG_NUMBER = re.compile(r"\d{4,}")
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 class LimitError(Exception):
@@ -57,7 +57,7 @@ class Budget:
         self.left -= size
 
 
-_current = contextvars.ContextVar("budget of a chat template")
+_current: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget of a chat template")
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
 """The base class of tokenizers."""
 
 import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_jamba._padding import padded
+from keras_jamba._typing import Array, Tensor
 
 
 class Tokenizer:
@@ -17,9 +20,18 @@ class Tokenizer:
         bos_token_id, eos_token_id, pad_token_id: int or None, the ids of the special tokens.
     """
 
-    bos_token_id = eos_token_id = pad_token_id = None
+    vocab_size: int
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
 
-    def __call__(self, texts):
+    if TYPE_CHECKING:
+        # Subclasses define both.
+        def encode(self, text: str) -> list[int]: ...
+
+        def decode(self, ids: int | Sequence[int] | Tensor) -> str: ...
+
+    def __call__(self, texts: str | Sequence[str] | Array) -> dict[str, Array]:
         """Encodes one text or a batch of texts.
 
         Args:
@@ -46,7 +58,7 @@ class Tokenizer:
         token_ids, mask = padded([self.encode(text) for text in texts], self.pad_token_id or 0)
         return {"token_ids": token_ids, "padding_mask": mask}
 
-    def decode_with_special_tokens(self, ids):
+    def decode_with_special_tokens(self, ids: int | Sequence[int] | Tensor) -> str:
         """Returns the text of ids, including special tokens that have a text."""
         return self.decode(ids)
 

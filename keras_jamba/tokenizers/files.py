@@ -2,13 +2,21 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any, Protocol
 
 from keras_jamba import _files
+from keras_jamba._typing import PathLike
 from keras_jamba.tokenizers.byte_tokenizer import BYTES, ByteTokenizer
 from keras_jamba.tokenizers.jamba_tokenizer import TOKENIZER, JambaTokenizer
 
 
-def load_tokenizer(folder):
+class _Savable(Protocol):
+    """A tokenizer that writes its own files."""
+
+    def save(self, folder: Any, /) -> Any: ...
+
+
+def load_tokenizer(folder: PathLike) -> ByteTokenizer | JambaTokenizer | None:
     """Returns the tokenizer in a folder, or None.
 
     Raises:
@@ -34,7 +42,7 @@ def _byte_tokenizer(file):
     return ByteTokenizer(**config)
 
 
-def save_tokenizer(tokenizer, folder):
+def save_tokenizer(tokenizer: ByteTokenizer | _Savable, folder: PathLike) -> None:
     """Writes the files that `load_tokenizer` reads.
 
     Each file is written atomically. No file appears if one of them cannot be written. Older files of another tokenizer

@@ -3,9 +3,12 @@
 import contextlib
 import os
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_jamba import _files
+from keras_jamba._typing import PathLike, Tensor
 from keras_jamba.tokenizers import _named_templates, chat_templates
 from keras_jamba.tokenizers._named_templates import TEMPLATE, TEMPLATES
 from keras_jamba.tokenizers._special_tokens import (
@@ -56,7 +59,12 @@ class JambaTokenizer(Tokenizer):
         ImportError: if the library tokenizers is not installed.
     """
 
-    def __init__(self, folder):
+    chat_template: str | dict[str, str] | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+
+    def __init__(self, folder: PathLike) -> None:
         folder = Path(folder)
         self._tokenizer = _tokenizer(folder / TOKENIZER)
         self._config = _json(folder / CONFIG)
@@ -86,7 +94,7 @@ class JambaTokenizer(Tokenizer):
         # Copies of the library's tokenizer lose this setting.
         self._tokenizer.encode_special_tokens = bool(self._config.get("split_special_tokens", False))
 
-    def encode(self, text, add_special_tokens=True):
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the ids of a text.
 
         Args:
@@ -105,11 +113,11 @@ class JambaTokenizer(Tokenizer):
         written = add_special_tokens and self.bos_token is not None and text.startswith(self.bos_token)
         return ids[1:] if written and ids[:2] == [self.bos_token_id] * 2 else ids
 
-    def decode(self, ids):
+    def decode(self, ids: int | Sequence[int] | Tensor) -> str:
         """Returns the text of ids without special tokens. Ids outside the vocabulary have no text."""
         return self._cleaned(self._tokenizer.decode(_possible(ids), skip_special_tokens=True))
 
-    def decode_with_special_tokens(self, ids):
+    def decode_with_special_tokens(self, ids: int | Sequence[int] | Tensor) -> str:
         """Returns the text of ids, including special tokens. Ids outside the vocabulary have no text."""
         return self._cleaned(self._tokenizer.decode(_possible(ids), skip_special_tokens=False))
 
@@ -126,15 +134,15 @@ class JambaTokenizer(Tokenizer):
 
     def apply_chat_template(
         self,
-        messages,
-        add_generation_prompt=True,
-        tools=None,
-        documents=None,
-        chat_template=None,
-        continue_final_message=False,
-        tokenize=False,
-        **variables,
-    ):
+        messages: Sequence[Any],
+        add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
+        documents: Sequence[dict[str, Any]] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool | str = False,
+        tokenize: bool = False,
+        **variables: Any,
+    ) -> Any:
         """Renders a conversation in the model's training format, as transformers renders it.
 
         Args:
@@ -182,7 +190,7 @@ class JambaTokenizer(Tokenizer):
             found = [self.encode(text, add_special_tokens=False) for text in found]
         return found if several else found[0]
 
-    def save(self, folder):
+    def save(self, folder: PathLike) -> None:
         """Writes the files of this tokenizer as transformers writes them.
 
         Each file is written atomically. No file appears if one of them cannot be written.

@@ -1,11 +1,14 @@
 """The optimizer and the schedule that the architecture's authors recommend."""
 
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_jamba import _backend, _keras_internals
+from keras_jamba._typing import Config, Tensor
 from keras_jamba.layers._decay import decays
 from keras_jamba.ops import _checks
 
@@ -41,13 +44,20 @@ class JambaAdamW(_keras_internals.AdamWHooks):
         averaged weights: `num_updates` of `tf.train.ExponentialMovingAverage`.
     """
 
-    def __init__(self, learning_rate=1e-4, weight_decay=0.1, global_clipnorm=1.0, no_decay=(), **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+        weight_decay: float | None = 0.1,
+        global_clipnorm: float | None = 1.0,
+        no_decay: str | Iterable[str] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay, global_clipnorm=global_clipnorm, **kwargs)
         self.no_decay = [no_decay] if isinstance(no_decay, str) else list(no_decay)
         self._counter = _backend.optimizer.HostStepCounter() if _backend.optimizer.has_fused_adamw() else None
         self._step = None
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         self._exclude_more_from_weight_decay([variable for variable in variables if not self._decays(variable)])
@@ -59,7 +69,7 @@ class JambaAdamW(_keras_internals.AdamWHooks):
     def _decays(self, variable):
         return decays(variable) and not any(re.search(pattern, variable.path) for pattern in self.no_decay)
 
-    def decayed(self, variables):
+    def decayed(self, variables: Iterable[keras.Variable]) -> list[keras.Variable]:
         """Returns the members of `variables` that decay."""
         return [variable for variable in variables if self._decays(variable)]
 
@@ -77,7 +87,7 @@ class JambaAdamW(_keras_internals.AdamWHooks):
         for average, variable in pairs:
             average.assign(average + ops.cast(share, average.dtype) * (variable - average))
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         super().finalize_variable_values(var_list)
         if self.use_ema:
             # Keras assigns the averages' own arrays to the model. On JAX `predict` or a second `fit` may donate these
@@ -85,7 +95,9 @@ class JambaAdamW(_keras_internals.AdamWHooks):
             for variable in var_list:
                 variable.assign(ops.copy(variable))
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self, grads: Sequence[Tensor | None], trainable_variables: Sequence[keras.Variable] | None = None
+    ) -> None:
         if not self._counter or _backend.tensors.needs_static_shapes():
             return super().apply(grads, trainable_variables)
         before = self._counter.read(_keras_internals.step_counter(self))
@@ -143,11 +155,13 @@ class JambaAdamW(_keras_internals.AdamWHooks):
         if self._step is None and any(self._decays_in_step(variable) for variable in variables):
             super()._decay_all(variables)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | {"no_decay": self.no_decay}
 
 
-def schedule(steps, learning_rate=1e-4, warmup=0.1, final=0.0):
+def schedule(
+    steps: int, learning_rate: float = 1e-4, warmup: float = 0.1, final: float = 0.0
+) -> keras.optimizers.schedules.CosineDecay:
     """Returns a schedule with linear warm-up from 0 and half-cosine decay.
 
     Args:
@@ -175,7 +189,16 @@ def schedule(steps, learning_rate=1e-4, warmup=0.1, final=0.0):
     )
 
 
-def optimizer(model, steps, learning_rate=1e-4, warmup=0.1, final=0.0, weight_decay=0.1, global_clipnorm=1.0, **kwargs):
+def optimizer(
+    model: keras.Model,
+    steps: int,
+    learning_rate: float = 1e-4,
+    warmup: float = 0.1,
+    final: float = 0.0,
+    weight_decay: float | None = 0.1,
+    global_clipnorm: float | None = 1.0,
+    **kwargs: Any,
+) -> JambaAdamW:
     """Returns the optimizer for a model: AdamW with decay of matrices, clipping, warm-up and cosine decay.
 
     Args:

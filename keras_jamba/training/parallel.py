@@ -1,5 +1,10 @@
 """Data parallel training on each backend's own engine."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import keras
+
 from keras_jamba import _backend
 
 
@@ -36,19 +41,22 @@ class DataParallel:
         ...     parallel.prepare(model).fit(batches, epochs=2)
     """
 
-    def __init__(self, devices=None):
+    replicas: int
+    shard: tuple[int, int]
+
+    def __init__(self, devices: Sequence[str] | None = None) -> None:
         self.devices = devices
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._engine = _backend.processes.DataParallel(self.devices)
         self.replicas, self.shard = self._engine.replicas, self._engine.shard
         self._engine.__enter__()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> Literal[False] | None:
         return self._engine.__exit__(*exception)
 
-    def prepare(self, model):
+    def prepare(self, model: keras.Model) -> keras.Model:
         """Prepares and returns the model. On PyTorch its steps then run through `DistributedDataParallel`."""
         if not model.built:
             raise ValueError(

@@ -1,10 +1,12 @@
 """Recipes: named training settings for classifiers of images or clips."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from keras_jamba.ops import _checks
 from keras_jamba.training.adamw import optimizer
@@ -48,9 +50,9 @@ class Recipe:
     warmup: float = 0.1
     ema_momentum: float | None = None
     label_smoothing: float = 0.0
-    augmentation: Callable | None = None
+    augmentation: Callable[[int], Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             _checks.check_integer(name, getattr(self, name))
         for name in ("learning_rate", "weight_decay"):
@@ -64,7 +66,7 @@ class Recipe:
                 "num_classes: [...]."
             )
 
-    def compile(self, model, steps):
+    def compile(self, model: keras.Model, steps: int) -> None:
         """Compiles a built model with logits `(b, classes)` for one-hot labels and a new optimizer.
 
         Args:
@@ -96,7 +98,17 @@ class Recipe:
         layers = Augmentation(made, num_classes)
         return _for_byte_range(layers) if pixel_range == (0, 255) else layers
 
-    def fit(self, model, images, labels, seed=0, validation_data=None, callbacks=(), verbose="auto", workers=1):
+    def fit(
+        self,
+        model: keras.Model,
+        images: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        seed: int = 0,
+        validation_data: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+        verbose: int | Literal["auto"] = "auto",
+        workers: int = 1,
+    ) -> keras.callbacks.History:
         """Compiles a model and fits it on batches that depend on seed and step only.
 
         Args:

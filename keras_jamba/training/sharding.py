@@ -35,7 +35,9 @@ class _LayoutMap(keras.distribution.LayoutMap):
         self.active_mesh = (*mesh.axis_names, sequence_parallel, at_use)
 
 
-def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
+def layout_map(
+    mesh: keras.distribution.DeviceMesh, sequence_parallel: bool = False, fully_sharded: bool = False
+) -> keras.distribution.LayoutMap:
     """Returns the layouts that shard a model of this package over a mesh, for `keras.distribution.ModelParallel`.
 
     The first mesh axis splits the rows of a batch. The second splits the vocabulary, Mamba channels, attention heads,
@@ -92,7 +94,9 @@ def layout_map(mesh, sequence_parallel=False, fully_sharded=False):
     at_use = layout_map(mesh, sequence_parallel) if fully_sharded else None
     found = _LayoutMap(mesh, sequence_parallel, at_use)
     first, second = mesh.axis_names
-    axes = {"model": second} | ({"d_model": first} if fully_sharded else {})
+    axes: dict[str | None, str] = {"model": second}
+    if fully_sharded:
+        axes["d_model"] = first
     # `fully_sharded` stores matrices in shards even if a product needs them complete.
     by_channels = {} if sequence_parallel and not fully_sharded else _BY_CHANNELS
     for path, split in (_ALWAYS | by_channels).items():

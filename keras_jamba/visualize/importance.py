@@ -1,15 +1,31 @@
 """Importance of pixels and frames for a class, by gradients and by occlusion."""
 
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING, Any, Literal
+
 import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba._typing import Array, PathLike, Tensor
+from keras_jamba.models import DHCJamba
 from keras_jamba.ops import _checks
 from keras_jamba.visualize import _drawing
 from keras_jamba.visualize._model import checked_classes, checked_images, frames_of, in_batches, logits_of, pure
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def saliency(model, images, classes=None, samples=0, noise=0.15, seed=0, batch_size=32):
+
+def saliency(
+    model: DHCJamba,
+    images: Tensor,
+    classes: int | Sequence[int] | Array | None = None,
+    samples: int = 0,
+    noise: float = 0.15,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Array:
     """Computes saliency: the absolute gradient of a class's logit with respect to each pixel, summed over channels.
 
     Args:
@@ -38,7 +54,7 @@ def saliency(model, images, classes=None, samples=0, noise=0.15, seed=0, batch_s
     images = checked_images(model, images)
     _checks.check_integer("samples", samples, at_least=0)
     _checks.check_number("noise", noise, low=0)
-    classes = checked_classes(model, images, classes, batch_size)
+    targets = checked_classes(model, images, classes, batch_size)
     call = pure(
         model, lambda x, c: _backend.autodiff.input_gradient(lambda x: ops.sum(_score(model, x, c, "logit")), x)
     )
@@ -48,11 +64,20 @@ def saliency(model, images, classes=None, samples=0, noise=0.15, seed=0, batch_s
     total = np.zeros_like(images)
     for _ in range(max(1, samples)):
         noisy = images + spread * random.standard_normal(images.shape, "float32") if samples else images
-        total += in_batches(call, lambda i, x=noisy: (x[i], classes[i]), len(images), batch_size)
+        total += in_batches(call, lambda i, x=noisy: (x[i], targets[i]), len(images), batch_size)
     return np.abs(total / max(1, samples)).sum(axis=-1)
 
 
-def occlusion(model, images, size, stride=None, classes=None, fill=None, score="probability", batch_size=32):
+def occlusion(
+    model: DHCJamba,
+    images: Tensor,
+    size: int | Sequence[int],
+    stride: int | None = None,
+    classes: int | Sequence[int] | Array | None = None,
+    fill: float | Sequence[float] | Array | None = None,
+    score: Literal["probability", "logit"] = "probability",
+    batch_size: int = 32,
+) -> Array:
     """Computes occlusion: the fall of a class's score if a sliding window over the image is filled with one colour.
 
     Args:
@@ -82,7 +107,7 @@ def occlusion(model, images, size, stride=None, classes=None, fill=None, score="
     """
     images = checked_images(model, images)
     rows, columns = _windows(size, stride, images.shape[-3:-1])
-    windows = [(row, column) for row in rows for column in columns]
+    windows: list[tuple[Any, ...]] = [(row, column) for row in rows for column in columns]
     if images.ndim == 5:
         windows = [(frame, *window) for frame in range(images.shape[1]) for window in windows]
     falls = _falls(model, images, windows, classes, fill, score, batch_size)
@@ -94,7 +119,14 @@ def occlusion(model, images, size, stride=None, classes=None, fill=None, score="
     return total / count
 
 
-def frame_importance(model, clips, classes=None, fill=None, score="probability", batch_size=32):
+def frame_importance(
+    model: DHCJamba,
+    clips: Tensor,
+    classes: int | Sequence[int] | Array | None = None,
+    fill: float | Sequence[float] | Array | None = None,
+    score: Literal["probability", "logit"] = "probability",
+    batch_size: int = 32,
+) -> Array:
     """Computes the fall of a class's score if a complete frame is filled with one colour.
 
     Args:
@@ -120,7 +152,14 @@ def frame_importance(model, clips, classes=None, fill=None, score="probability",
     return _falls(model, clips, [(frame,) for frame in range(clips.shape[1])], classes, fill, score, batch_size)
 
 
-def draw_saliency(model, images, classes=None, names=None, file=None, **options):
+def draw_saliency(
+    model: DHCJamba,
+    images: Tensor,
+    classes: int | Sequence[int] | Array | None = None,
+    names: Iterable[str] | None = None,
+    file: PathLike | IO[bytes] | None = None,
+    **options: Any,
+) -> "Figure":
     """Draws `saliency` beside each image, or below the frames of each clip.
 
     Args:
@@ -142,7 +181,15 @@ def draw_saliency(model, images, classes=None, names=None, file=None, **options)
     return _draw_maps(saliency, "|gradient|", "positive", model, images, classes, names, file, options)
 
 
-def draw_occlusion(model, images, size, classes=None, names=None, file=None, **options):
+def draw_occlusion(
+    model: DHCJamba,
+    images: Tensor,
+    size: int | Sequence[int],
+    classes: int | Sequence[int] | Array | None = None,
+    names: Iterable[str] | None = None,
+    file: PathLike | IO[bytes] | None = None,
+    **options: Any,
+) -> "Figure":
     """Draws `occlusion` beside each image, or below the frames of each clip. Red pixels support the class.
 
     Args:
@@ -164,7 +211,14 @@ def draw_occlusion(model, images, size, classes=None, names=None, file=None, **o
     return _draw_maps(occlusion, label, "signed", model, images, classes, names, file, options | {"size": size})
 
 
-def draw_frame_importance(model, clips, classes=None, names=None, file=None, **options):
+def draw_frame_importance(
+    model: DHCJamba,
+    clips: Tensor,
+    classes: int | Sequence[int] | Array | None = None,
+    names: Iterable[str] | None = None,
+    file: PathLike | IO[bytes] | None = None,
+    **options: Any,
+) -> "Figure":
     """Draws `frame_importance` as bars below the frames of each clip.
 
     Args:

@@ -1,16 +1,23 @@
 """The receptive field of a token, and the attention weights of each head."""
 
+from typing import IO, TYPE_CHECKING
+
 import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba._typing import Array, PathLike, Tensor
+from keras_jamba.models import DHCJamba
 from keras_jamba.ops import _checks
 from keras_jamba.visualize import _drawing
 from keras_jamba.visualize._model import checked_images, frames_of, in_batches, pure
 from keras_jamba.visualize.tokens import Cells, checked_token
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def receptive_field(model, images, token=None, batch_size=32):
+
+def receptive_field(model: DHCJamba, images: Tensor, token: int | None = None, batch_size: int = 32) -> Array:
     """Computes the effective receptive field of one token.
 
     This is the absolute gradient of the sum of the token's features after the backbone's final norm. It is summed over
@@ -49,7 +56,7 @@ def receptive_field(model, images, token=None, batch_size=32):
     return field / (field.max() or 1)
 
 
-def attention_maps(model, images, batch_size=32):
+def attention_maps(model: DHCJamba, images: Tensor, batch_size: int = 32) -> dict[str, Array]:
     """Computes the attention weights between all tokens, in every block with attention.
 
     Args:
@@ -82,7 +89,13 @@ def attention_maps(model, images, batch_size=32):
     return in_batches(call, lambda i: (images[i],), len(images), batch_size)
 
 
-def draw_receptive_field(model, images, token=None, file=None, batch_size=32):
+def draw_receptive_field(
+    model: DHCJamba,
+    images: Tensor,
+    token: int | None = None,
+    file: PathLike | IO[bytes] | None = None,
+    batch_size: int = 32,
+) -> "Figure":
     """Draws `receptive_field` beside the first image, on a linear and a logarithmic scale. On the latter 0 is white.
 
     Args:
@@ -112,7 +125,14 @@ def draw_receptive_field(model, images, token=None, file=None, batch_size=32):
     return _drawing.draw_strips([strips], file)
 
 
-def draw_attention(model, images, token=None, block=None, file=None, batch_size=32):
+def draw_attention(
+    model: DHCJamba,
+    images: Tensor,
+    token: int | None = None,
+    block: str | None = None,
+    file: PathLike | IO[bytes] | None = None,
+    batch_size: int = 32,
+) -> "Figure":
     """Draws the attention weights of one query on the grid, with one map per head, beside images or below clips.
 
     Args:
@@ -146,7 +166,13 @@ def draw_attention(model, images, token=None, block=None, file=None, batch_size=
     return _drawing.draw_strips(groups, file)
 
 
-def draw_attention_matrices(model, images, block=None, file=None, batch_size=32):
+def draw_attention_matrices(
+    model: DHCJamba,
+    images: Tensor,
+    block: str | None = None,
+    file: PathLike | IO[bytes] | None = None,
+    batch_size: int = 32,
+) -> "Figure":
     """Draws all attention weights of a block, one row per image and one matrix per head, queries from top to bottom.
 
     Args:

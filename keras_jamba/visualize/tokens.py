@@ -1,14 +1,21 @@
 """The cell of each token, and the order in which tokens are read."""
 
+from typing import IO, TYPE_CHECKING, Any
+
 import numpy as np
 from keras import ops
 
+from keras_jamba._typing import Array, PathLike, Tensor
 from keras_jamba.layers import FrameTokens
+from keras_jamba.models import DHCJamba
 from keras_jamba.visualize import _drawing
 from keras_jamba.visualize._model import checked_images, frames_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def token_order(model, images):
+
+def token_order(model: DHCJamba, images: Tensor) -> Array:
     """Returns the grid cell of each token, in the order of the model's own layer.
 
     Args:
@@ -29,7 +36,7 @@ def token_order(model, images):
         [[0, 0], [0, 1], [1, 1], [1, 0]]
     """
     images = checked_images(model, images)
-    grid = model.encoder.compute_output_shape((1, *images.shape[1:]))[1:-1]
+    grid: tuple[Any, ...] = model.encoder.compute_output_shape((1, *images.shape[1:]))[1:-1]
     if isinstance(model.tokens, FrameTokens):
         return np.arange(grid[0])[:, None]
     # Integers: the layer would round floating-point numbers to its compute dtype.
@@ -38,7 +45,7 @@ def token_order(model, images):
     return np.stack(np.unravel_index(read.ravel(), grid), axis=-1)
 
 
-def draw_token_order(model, images, file=None):
+def draw_token_order(model: DHCJamba, images: Tensor, file: PathLike | IO[bytes] | None = None) -> "Figure":
     """Draws the reading order of the cells and their token indices over the first image or clip.
 
     Args:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import threading
 import weakref
+from typing import Any
 
 import jax
 import keras
@@ -19,9 +20,9 @@ _NAMES = ("trainable_variables", "non_trainable_variables", "optimizer_variables
 # Guards the two names below, and variables while their values are taken or read.
 _lock = threading.Lock()
 # Loops whose steps hold the values of variables.
-_training = []
+_training: list[Any] = []
 # The readers that may hold values of variables. An entry ends with its reader's frame, also after an interrupt.
-_readers = weakref.WeakSet()
+_readers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class _Reader:

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jamba._typing import Shape
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._batch_norm import BatchNormalization
 from keras_jamba.layers._decay import without_decay
@@ -70,7 +71,7 @@ class ConvolutionEncoder(GridEncoder):
         ]
         self.norms = [BatchNormalization(name=f"norm_{i}", dtype=self.dtype_policy) for i in range(len(sizes))]
 
-    def build_for_images(self, shape):
+    def build_for_images(self, shape: Shape) -> None:
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             convolution.build(shape)
             if not self._kernels_decay:

@@ -1,7 +1,10 @@
 """Encoder of images to grids of features by patches."""
 
+from typing import Any
+
 import keras
 
+from keras_jamba._typing import Shape, Tensor
 from keras_jamba.layers import _initializers
 from keras_jamba.layers.vision._grid_encoder import GridEncoder
 from keras_jamba.ops import _checks
@@ -31,7 +34,7 @@ class PatchEncoder(GridEncoder):
     """
 
     @_checks.python_numbers
-    def __init__(self, d_model, downsample=4, **kwargs):
+    def __init__(self, d_model: int, downsample: int = 4, **kwargs: Any) -> None:
         super().__init__(d_model, downsample, **kwargs)
         self.projection = keras.layers.Conv2D(
             d_model,
@@ -45,9 +48,9 @@ class PatchEncoder(GridEncoder):
         )
         self.norm = keras.layers.RMSNormalization(epsilon=1e-6, name="norm", dtype=self.dtype_policy)
 
-    def build_for_images(self, shape):
+    def build_for_images(self, shape: Shape) -> None:
         self.projection.build(shape)
         self.norm.build(self.projection.compute_output_shape(shape))
 
-    def encode(self, images, training):
+    def encode(self, images: Tensor, training: bool | None) -> Tensor:
         return self.norm(self.projection(images))

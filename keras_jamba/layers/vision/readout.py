@@ -1,8 +1,12 @@
 """Readouts: a sequence to one vector, in one call or token by token."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Tensor
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
@@ -14,22 +18,22 @@ _LEAST_SCORE = -1e30  # a score with weight 0
 class _Readout(KeepsTrainable, keras.layers.Layer):
     """The base class of readouts; a subclass defines `_specs(batch_size, d_model)` of its state."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         # Autocast would round the float32 state to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         if len(input_shape) != 3:
             raise ValueError(
                 f"The input of {type(self).__name__} must have the shape (b, t, d). Received: shape="
                 f"{tuple(input_shape)}. Add the missing axis."
             )
 
-    def compute_mask(self, inputs, mask=None):
+    def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> None:
         return None
 
-    def init_cache(self, batch_size, d_model):
+    def init_cache(self, batch_size: int, d_model: int) -> dict[str, Tensor]:
         """Returns the state before the first token."""
         fill = {"largest": _LEAST_SCORE}
         specs = self._specs(batch_size, d_model)
@@ -38,14 +42,14 @@ class _Readout(KeepsTrainable, keras.layers.Layer):
     def _checked(self, inputs, cache):
         return _checks.check_state("cache", cache, self._specs(inputs.shape[0], inputs.shape[-1]))
 
-    def compute_output_spec(self, inputs, mask=None):
+    def compute_output_spec(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), "float32")
 
 
 class _WeightedMean(_Readout):
     """The mean of the tokens with weights `exp(score)`; a subclass defines `scores(inputs)`, `(b, t)` float32."""
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         mask = mask_of(inputs, mask)
         inputs = zero_padding(inputs, mask)
         scores = self.scores(inputs)
@@ -58,7 +62,7 @@ class _WeightedMean(_Readout):
         wide = {name: keras.KerasTensor((batch_size, d_model), "float32") for name in ("mean", "mean_lost")}
         return wide | {name: keras.KerasTensor((batch_size,), "float32") for name in ("total", "total_lost", "largest")}
 
-    def step(self, inputs, cache):
+    def step(self, inputs: Tensor, cache: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns `((b, d), cache)`, the mean of all tokens so far, after `(b, t, d)` more tokens.
 
         Weights are relative to the largest score so far. Both sums carry their rounding errors, so that one more token
@@ -101,7 +105,7 @@ class MeanReadout(_WeightedMean):
         `(b, d)` float32 under every dtype policy, because it is a sum of many terms.
     """
 
-    def scores(self, inputs):
+    def scores(self, inputs: Tensor) -> Tensor:
         return ops.zeros(ops.shape(inputs)[:2], "float32")
 
 
@@ -120,18 +124,18 @@ class SequencePooling(_WeightedMean):
         [Hassani et al. (2021)](https://arxiv.org/abs/2104.05704).
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Zeros: the initial readout is the plain mean.
         self.score = keras.layers.Dense(
             1, use_bias=False, kernel_initializer="zeros", name="score", dtype=self.dtype_policy
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
         self.score.build(input_shape)
 
-    def scores(self, inputs):
+    def scores(self, inputs: Tensor) -> Tensor:
         return ops.cast(self.score(inputs)[..., 0], "float32")
 
 
@@ -147,7 +151,7 @@ class LastReadout(_Readout):
         `(b, d)` float32.
     """
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         mask = mask_of(inputs, mask)
         if mask is None:
             return ops.cast(inputs[:, -1], "float32")
@@ -158,6 +162,6 @@ class LastReadout(_Readout):
     def _specs(self, batch_size, d_model):
         return {}
 
-    def step(self, inputs, cache):
+    def step(self, inputs: Tensor, cache: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns `((b, d), cache)`, the last of `(b, t, d)` more tokens; the cache is empty."""
         return self(inputs), self._checked(inputs, cache)

@@ -1,8 +1,11 @@
 """Encoder of images to grids of features by residual convolutions."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Tensor
 from keras_jamba.layers.vision._convolution_encoder import ConvolutionEncoder, residual_sizes
 from keras_jamba.ops import _checks
 
@@ -39,13 +42,13 @@ class ResidualEncoder(ConvolutionEncoder):
     _kernels_decay = True
 
     @_checks.python_numbers
-    def __init__(self, d_model, downsample=4, blocks=1, **kwargs):
+    def __init__(self, d_model: int, downsample: int = 4, blocks: int = 1, **kwargs: Any) -> None:
         super().__init__(d_model, downsample, **kwargs)
         _checks.check_integer("blocks", blocks)
         self.blocks = blocks
         self._set_sizes(residual_sizes(d_model, downsample, blocks))
 
-    def encode(self, images, training):
+    def encode(self, images: Tensor, training: bool | None) -> Tensor:
         x = images
         stage = 2 * self.blocks + 1
         for first in range(0, len(self.convolutions), stage):
@@ -55,5 +58,5 @@ class ResidualEncoder(ConvolutionEncoder):
                 x = ops.silu(x + y)
         return x
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | {"blocks": self.blocks}

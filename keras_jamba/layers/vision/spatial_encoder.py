@@ -1,7 +1,10 @@
 """Encoder of images to grids of features by convolutions."""
 
+from typing import Any
+
 import keras
 
+from keras_jamba._typing import Tensor
 from keras_jamba.layers.vision._convolution_encoder import ConvolutionEncoder, spatial_sizes
 from keras_jamba.ops import _checks
 
@@ -38,11 +41,11 @@ class SpatialEncoder(ConvolutionEncoder):
     """
 
     @_checks.python_numbers
-    def __init__(self, d_model, downsample=4, **kwargs):
+    def __init__(self, d_model: int, downsample: int = 4, **kwargs: Any) -> None:
         super().__init__(d_model, downsample, **kwargs)
         self._set_sizes(spatial_sizes(d_model, downsample))
 
-    def encode(self, images, training):
+    def encode(self, images: Tensor, training: bool | None) -> Tensor:
         x = images
         for i in range(len(self.convolutions)):
             x = self._activated(i, x, training)

@@ -1,8 +1,12 @@
 """Tokens from grids of features."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Shape, Tensor
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._trainable import KeepsTrainable
 from keras_jamba.ops import _checks
@@ -26,25 +30,25 @@ class GridTokens(KeepsTrainable, keras.layers.Layer):
         ValueError: if the order is unknown or the inputs have another number of axes.
     """
 
-    def __init__(self, scan_order="row", **kwargs):
+    def __init__(self, scan_order: Literal["row", "snake"] = "row", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _checks.check_choice("scan_order", scan_order, ("row", "snake"))
         self.scan_order = scan_order
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _check_axes("GridTokens", input_shape, {4: "(b, H', W', d)", 5: "(b, T, H', W', d)"})
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         x = inputs
         if self.scan_order == "snake":
             rows = ops.arange(ops.shape(x)[-3], dtype="int32")[:, None, None]
             x = ops.where(ops.equal(ops.mod(rows, 2), 1), ops.flip(x, axis=-2), x)
         return ops.reshape(x, (-1, _product(ops.shape(x)[1:-1]), x.shape[-1]))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], _product(input_shape[1:-1]), input_shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | {"scan_order": self.scan_order}
 
 
@@ -73,7 +77,7 @@ class FrameTokens(KeepsTrainable, keras.layers.Layer):
     """
 
     @_checks.python_numbers
-    def __init__(self, d_model, **kwargs):
+    def __init__(self, d_model: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _checks.check_integer("d_model", d_model)
         self.d_model = d_model
@@ -81,21 +85,21 @@ class FrameTokens(KeepsTrainable, keras.layers.Layer):
             d_model, kernel_initializer=_initializers.xavier(), name="projection", dtype=self.dtype_policy
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _check_axes("FrameTokens", input_shape, {5: "(b, T, H', W', d)"})
-        self.projection.build((*input_shape[:-1], input_shape[-1] + 2))
+        self.projection.build((*input_shape[:-1], cast(int, input_shape[-1]) + 2))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         _, _, height, width, _ = shape = ops.shape(inputs)
         coordinates = ops.meshgrid(_coordinates(height), _coordinates(width), indexing="ij")
         coordinates = ops.cast(ops.stack(coordinates, axis=-1), inputs.dtype)
         coordinates = ops.broadcast_to(coordinates[None, None], (*shape[:-1], 2))
         return ops.mean(ops.silu(self.projection(ops.concatenate([inputs, coordinates], axis=-1))), axis=(2, 3))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:2], self.d_model)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return super().get_config() | {"d_model": self.d_model}
 
 

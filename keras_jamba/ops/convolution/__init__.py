@@ -1,10 +1,12 @@
 """The causal depthwise convolution before the scan: one function, several implementations."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops._sharding import shard_map
@@ -31,17 +33,17 @@ class _Call:
 
 
 def causal_depthwise_conv(
-    x,
-    kernel,
-    bias=None,
-    initial_state=None,
-    return_last_state=False,
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
     *,
-    mask=None,
-    segment_ids=None,
-    activation=None,
-    implementation=None,
-):
+    mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    activation: Literal["silu"] | None = None,
+    implementation: str | None = None,
+) -> Tensors:
     """Convolves every channel with its own kernel over the current token and the w - 1 tokens before it.
 
     `y_t = bias + sum over i of kernel[i] * x_{t - (w - 1) + i}`. The last row of the kernel multiplies the current

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from keras import backend, ops
 
 from keras_jamba import _backend
+from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops.experts import blocks, capacity, dense, grouped, loop, native, parallel, split, triton
@@ -51,17 +52,17 @@ def _fastest_first(call):
 
 
 def expert_mlp(
-    tokens,
-    weights,
-    indices,
-    up_bank,
-    down_bank,
-    gate_bank=None,
+    tokens: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    up_bank: Tensor | QuantizedTensor,
+    down_bank: Tensor | QuantizedTensor,
+    gate_bank: Tensor | QuantizedTensor | None = None,
     *,
-    capacity_factor=None,
-    mask=None,
-    implementation=None,
-):
+    capacity_factor: float | None = None,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensors:
     """Computes the weighted sum of k expert perceptrons per token.
 
     An expert is `down(silu(gate(token)) * up(token))` with a gate bank (SwiGLU), else `down(gelu(up(token)))`.

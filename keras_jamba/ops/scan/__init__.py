@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops._sharding import shard_map
@@ -41,22 +42,22 @@ class _Call:
 
 
 def selective_scan(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D=None,
-    z=None,
-    delta_bias=None,
-    delta_softplus=False,
-    initial_state=None,
-    return_last_state=False,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
     *,
-    mask=None,
-    segment_ids=None,
-    implementation=None,
-):
+    mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensors:
     """Computes the selective state-space recurrence of Mamba.
 
     For every row, channel and state, with `delta' = softplus(delta + delta_bias)` (the bias and the softplus are
@@ -123,7 +124,7 @@ def selective_scan(
     return (y, last_state) if return_last_state else y
 
 
-def implementations():
+def implementations() -> dict[str, str | None]:
     """Returns the implementations of `selective_scan` on this platform, fastest first.
 
     Returns:

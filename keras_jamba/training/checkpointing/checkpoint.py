@@ -6,15 +6,19 @@ import logging
 import random
 import secrets
 import warnings
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_jamba import _backend, _keras_internals
+from keras_jamba._typing import Logs, PathLike
 from keras_jamba.models import _training_loops
 from keras_jamba.ops import _checks
 from keras_jamba.training.checkpointing import _identity, _saves, _snapshots
+from keras_jamba.training.data import Batches
 
 _logger = logging.getLogger("keras_jamba")
 
@@ -73,7 +77,7 @@ class Checkpoint(keras.callbacks.Callback):
         >>> history = model.fit(batches, epochs=20, callbacks=[checkpoint])
     """
 
-    def __init__(self, folder, data, every=1000, keep=2):
+    def __init__(self, folder: PathLike, data: Batches, every: int = 1000, keep: int = 2) -> None:
         super().__init__()
         _checks.check_integer("every", every)
         _checks.check_integer("keep", keep)
@@ -87,7 +91,7 @@ class Checkpoint(keras.callbacks.Callback):
         # With model parallelism all processes may read the same batches, so `data.shard` does not count them.
         place = (_backend.processes.process_index(), _backend.processes.process_count())
         self._index, self._count = place if place[1] > 1 else data.shard
-        self._quiet = None
+        self._quiet: warnings.catch_warnings | None = None
         self._begin(epoch=0, step_in_epoch=0)
 
     def _begin(self, epoch, step_in_epoch, metrics=None, generators=None):
@@ -102,7 +106,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _step(self, step_in_epoch):
         return self._epoch * self.data.steps_per_epoch + step_in_epoch
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         model = self.model
         self._end()
         # An interrupted `fit` calls no callback at its end.
@@ -132,7 +136,7 @@ class Checkpoint(keras.callbacks.Callback):
         if processes:
             self._load(step, _saves.folders(self.folder, processes))
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         _keras_internals.set_initial_epoch(self.model, None)  # else Keras keeps it for the next fit
         if epoch != self._epoch:
             self._begin(epoch, step_in_epoch=0)
@@ -147,13 +151,13 @@ class Checkpoint(keras.callbacks.Callback):
             self._quiet.__enter__()
             warnings.filterwarnings("ignore", message="Your input ran out of data")
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         # PyTorch's loaders draw numbers between epochs. Their count depends on how the epoch ended.
         if self._generators:
             _backend.device.set_rng_states(self._generators)
         self._generators = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if not getattr(self.data, "_was_read", True):
             raise ValueError(
                 "Checkpoint and fit must have the same data object. Received: a step of fit that read nothing from "
@@ -169,10 +173,10 @@ class Checkpoint(keras.callbacks.Callback):
         if self._skipped and _backend.trainer.runs_step_without_data():
             self._held = list(map(_copies, self._variables()))
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Logs = None) -> None:
         self._undo_broken_step()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: MutableMapping[str, Any] | None = None) -> None:
         self._undo_broken_step(logs)
         self._end_quiet()
         if self._done == self.data.steps_per_epoch:
@@ -181,7 +185,7 @@ class Checkpoint(keras.callbacks.Callback):
         if self._is_due() or epoch + 1 == self.params["epochs"] or self.model.stop_training:
             self._save()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._end()
         # Later callbacks in the list may stop the training after this one's on_epoch_end.
         if self.model.stop_training and not self._saved_as_stopped:

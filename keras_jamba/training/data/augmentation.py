@@ -1,12 +1,15 @@
 """Augmentation with Keras' preprocessing layers, as a pure function of a batch and a random generator."""
 
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import keras
 import numpy as np
 
 from keras_jamba import _backend
+from keras_jamba._typing import Tensors
 from keras_jamba.ops import _checks
 
 # Keras layers are not thread-safe while they build or trace. The lock is global because objects may share layers.
@@ -60,14 +63,14 @@ class Augmentation:
         [(4, 6, 6, 3), (4, 2)]
     """
 
-    def __init__(self, layers, num_classes=None):
+    def __init__(self, layers: "Layers", num_classes: int | None = None) -> None:
         if num_classes is not None:
             _checks.check_integer("num_classes", num_classes)
         self.layers, self.num_classes = tuple(_checked_layers(layers)), num_classes
         self._mixes = any(type(layer) in _KEPT for layer in self.layers)
         self._steps = [_Mixing(layer) if type(layer) in _KEPT else _Pure(layer) for layer in self.layers]
 
-    def __call__(self, batch, rng):
+    def __call__(self, batch: Tensors, rng: np.random.Generator) -> Tensors:
         parts = batch if isinstance(batch, tuple) else (batch,)
         images, labels, *weights = (*parts, None)[: max(2, len(parts))]
         images = _checked_images(images)
@@ -80,6 +83,10 @@ class Augmentation:
             frames = [np.asarray(keras.ops.convert_to_numpy(frame), "float32") for frame in frames]
         images = frames[0] if images.ndim == 4 else np.stack(frames, axis=1)
         return (images, labels, *weights)[: len(parts)] if isinstance(batch, tuple) else images
+
+
+# What `Augmentation` takes.
+Layers: TypeAlias = keras.layers.Layer | Augmentation | Sequence[keras.layers.Layer | Augmentation]
 
 
 def mixable_labels(labels, weights, num_classes, count):

@@ -1,16 +1,22 @@
 """Batches of arrays or indexable objects, in an order that depends on seed and epoch only."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
 from keras_jamba import _keras_internals
+from keras_jamba._typing import Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.training.data._ahead import EpochCache, Prefetcher
 
 # Purposes of random numbers. Each has its own stream.
 ORDER, TRANSFORM, AUGMENTATION = range(3)
+
+# A function of a batch and a random generator that returns the batch to use.
+Transform: TypeAlias = Callable[[Tensors, np.random.Generator], Tensors]
 
 
 class Batches(keras.utils.PyDataset):
@@ -66,16 +72,16 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        data,
-        batch_size,
-        seed=0,
-        shuffle=True,
-        transform=None,
-        drop_last=True,
-        workers=1,
-        max_queue_size=10,
-        shard=(0, 1),
-    ):
+        data: Any,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        transform: Transform | None = None,
+        drop_last: bool = True,
+        workers: int = 1,
+        max_queue_size: int = 10,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("max_queue_size", max_queue_size, 1)):
             _checks.check_integer(name, value, least)
         for name, value in dict(seed=seed, workers=workers).items():
@@ -98,7 +104,7 @@ class Batches(keras.utils.PyDataset):
         # Whether `fit` has read a batch since `begin_epoch`, for `Checkpoint`.
         self._was_read = False
 
-    def batch(self, step):
+    def batch(self, step: int) -> Tensors:
         """Returns the batch of a step, a pure function of step and seed.
 
         Args:
@@ -116,7 +122,7 @@ class Batches(keras.utils.PyDataset):
         chosen = self._order(epoch)[place * self.batch_size :][: self.batch_size][index::count]
         return self._transformed(self._examples(chosen, epoch), int(step))
 
-    def begin_epoch(self, epoch, step_in_epoch=0):
+    def begin_epoch(self, epoch: int, step_in_epoch: int = 0) -> None:
         """Sets the epoch of the next pass, and skips its first `step_in_epoch` batches.
 
         Raises:
@@ -132,10 +138,10 @@ class Batches(keras.utils.PyDataset):
             )
         self._pass, self._was_read = (int(epoch), int(step_in_epoch)), False
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.steps_per_epoch
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Tensors:
         """Returns the batch at `index` of the current or next pass. Skipped batches do not count.
 
         Raises:
@@ -157,11 +163,11 @@ class Batches(keras.utils.PyDataset):
     # the model, and resets the adapter, which calls on_epoch_end. The passes come after that.
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int:
         return self.steps_per_epoch - self._coming()[1]
 
     @property
-    def workers(self):
+    def workers(self) -> int:
         """Threads that prefetch batches.
 
         Keras' adapter reads this property while it is created and gets 0, because its own queue mixes passes. The
@@ -176,7 +182,7 @@ class Batches(keras.utils.PyDataset):
         self._phase, self._adapter_known = "arriving", True
         return 0
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         if not self._adapter_known:
             warnings.warn(
                 "Batches does not know the data adapter of this version of Keras, "
@@ -186,7 +192,7 @@ class Batches(keras.utils.PyDataset):
         if self._phase != "arriving":
             self._phase = "passing"
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         if self._phase == "passing":
             self._advance()
         self._phase = "idle"

@@ -2,13 +2,15 @@
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from keras_jamba._typing import PathLike
 from keras_jamba.ops import _checks
 from keras_jamba.training.data._pictures import MODES, Pictures, check_pillow, is_clip, is_picture
-from keras_jamba.training.data.augmentation import Augmentation
-from keras_jamba.training.data.batches import AUGMENTATION, Batches
+from keras_jamba.training.data.augmentation import Augmentation, Layers
+from keras_jamba.training.data.batches import AUGMENTATION, Batches, Transform
 
 _logger = logging.getLogger("keras_jamba")
 
@@ -64,22 +66,22 @@ class ImageFolder(Batches):
 
     def __init__(
         self,
-        folder,
-        image_size,
-        batch_size,
-        seed=0,
-        shuffle=True,
-        channels=3,
-        frames=None,
-        augmentation=None,
-        split=None,
-        transform=None,
-        drop_last=True,
-        workers=1,
-        max_queue_size=10,
-        shard=(0, 1),
-        skip_unreadable=False,
-    ):
+        folder: PathLike,
+        image_size: tuple[int, int] | list[int],
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        channels: Literal[1, 3] = 3,
+        frames: int | None = None,
+        augmentation: Layers | None = None,
+        split: tuple[float, float] | list[float] | None = None,
+        transform: Transform | None = None,
+        drop_last: bool = True,
+        workers: int = 1,
+        max_queue_size: int = 10,
+        shard: tuple[int, int] = (0, 1),
+        skip_unreadable: bool = False,
+    ) -> None:
         check_pillow()
         height, width = _checked_size(image_size)
         _checks.check_choice("channels", channels, tuple(MODES))

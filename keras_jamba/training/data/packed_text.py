@@ -1,12 +1,15 @@
 """Documents packed into rows of equal length."""
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
+from keras_jamba._typing import Array
 from keras_jamba.ops import _checks
 from keras_jamba.training.data._ahead import EpochCache
-from keras_jamba.training.data.batches import ORDER, Batches
+from keras_jamba.training.data.batches import ORDER, Batches, Transform
 
 
 class PackedText(Batches):
@@ -56,18 +59,18 @@ class PackedText(Batches):
 
     def __init__(
         self,
-        documents,
-        length,
-        batch_size,
-        seed=0,
-        shuffle=True,
-        boundaries=None,
-        eos_id=None,
-        transform=None,
-        workers=1,
-        max_queue_size=10,
-        shard=(0, 1),
-    ):
+        documents: Iterable[npt.ArrayLike] | Array,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        boundaries: npt.ArrayLike | None = None,
+        eos_id: int | None = None,
+        transform: Transform | None = None,
+        workers: int = 1,
+        max_queue_size: int = 10,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
         _checks.check_integer("length", length)
         if eos_id is not None:
             _checks.check_integer("eos_id", eos_id, at_least=0)
@@ -84,7 +87,7 @@ class PackedText(Batches):
         super().__init__(range(count), batch_size, seed, shuffle, transform, False, workers, max_queue_size, shard)
 
     @property
-    def utilisation(self):
+    def utilisation(self) -> float:
         """The share of token positions in all batches that hold a token of a document."""
         return int(self._sizes.sum()) / (self.steps_per_epoch * self.batch_size * self.length)
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from keras_jamba._typing import Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.training.data.augmentation import mixable_labels
 
@@ -54,7 +55,14 @@ class PhotoAugmentation:
         [(4, 32, 32, 3), (4, 2)]
     """
 
-    def __init__(self, shift=0.125, mirror=True, erasing=0.0, cut_mix=0.0, num_classes=None):
+    def __init__(
+        self,
+        shift: float = 0.125,
+        mirror: bool = True,
+        erasing: float = 0.0,
+        cut_mix: float = 0.0,
+        num_classes: int | None = None,
+    ) -> None:
         if not isinstance(mirror, (bool, np.bool_)):
             raise ValueError(
                 f"mirror must be True or False. Received: mirror={mirror!r}. True mirrors half of the images."
@@ -66,7 +74,7 @@ class PhotoAugmentation:
         self.shift, self.mirror, self.erasing, self.cut_mix = shift, bool(mirror), erasing, cut_mix
         self.num_classes = num_classes
 
-    def __call__(self, batch, rng):
+    def __call__(self, batch: Tensors, rng: np.random.Generator) -> Tensors:
         parts = batch if isinstance(batch, tuple) else (batch,)
         images, labels, *weights = (*parts, None)[: max(2, len(parts))]
         shape = _checked(images).shape

@@ -1,10 +1,12 @@
 """Rotation, zoom, shear and translation in one pass over the pixels."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, Shape, Tensor
 from keras_jamba.ops import _checks
 
 
@@ -34,7 +36,15 @@ class RandomAffine(keras.layers.Layer):
         ValueError: for negative amounts, and a zoom above 0.99.
     """
 
-    def __init__(self, rotation=0.0, zoom=0.0, shear=0.0, translation=0.0, seed=None, **kwargs):
+    def __init__(
+        self,
+        rotation: float = 0.0,
+        zoom: float = 0.0,
+        shear: float = 0.0,
+        translation: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         for name, value in dict(rotation=rotation, shear=shear, translation=translation).items():
             _checks.check_number(name, value, low=0)
@@ -43,14 +53,14 @@ class RandomAffine(keras.layers.Layer):
         self.seed = seed
         self.generator = keras.random.SeedGenerator(seed)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         if len(input_shape) != 4:
             raise ValueError(
                 f"Images must have the shape (b, h, w, c). Received: shape={tuple(input_shape)}. Add the missing "
                 "axis. Pass clips frame by frame, as `Augmentation` does."
             )
 
-    def call(self, images, training=None):
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
         if not training:
             return images
         # Half precision would round pixel positions.
@@ -78,9 +88,9 @@ class RandomAffine(keras.layers.Layer):
             rows += [row, (middle[i] - ops.sum(row * shifted, axis=-1))[:, None]]
         return ops.concatenate([*rows, ops.zeros((count, 2), "float32")], axis=-1)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> Config:
         names = ("rotation", "zoom", "shear", "translation", "seed")
         return super().get_config() | {name: getattr(self, name) for name in names}

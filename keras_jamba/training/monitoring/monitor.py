@@ -1,14 +1,24 @@
 """The callback that measures probes and writes their numbers."""
 
 import time
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from keras_jamba import _backend
+from keras_jamba._typing import Logs, PathLike
 from keras_jamba.ops import _checks
 from keras_jamba.training.monitoring._values import numbers
 from keras_jamba.training.monitoring._writers import Board, Table
+
+
+# What `Monitor` needs of a probe.
+class _Probe(Protocol):
+    def begin(self, model: keras.Model, /) -> None: ...
+
+    def measure(self, model: keras.Model, steps: int, seconds: float, /) -> Mapping[str, float | np.number[Any]]: ...
 
 
 class Monitor(keras.callbacks.Callback):
@@ -44,26 +54,35 @@ class Monitor(keras.callbacks.Callback):
         >>> usage.heat_map("runs/a/experts.png")
     """
 
-    def __init__(self, probes, every=50, csv=None, tensorboard=None):
+    def __init__(
+        self,
+        probes: Iterable[_Probe],
+        every: int = 50,
+        csv: PathLike | None = None,
+        tensorboard: PathLike | None = None,
+    ) -> None:
         super().__init__()
         _checks.check_integer("every", every)
         self.probes, self.every = list(probes), every
         writes = _backend.processes.process_index() == 0
-        self._sinks = [Table(csv)] if writes and csv is not None else []
+        self._sinks: list[Table | Board] = [Table(csv)] if writes and csv is not None else []
         self._sinks += [Board(tensorboard)] if writes and tensorboard is not None else []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         for probe in self.probes:
             probe.begin(self.model)
-        self._count, self._compiled = None, False
+        self._count: Any = None
+        self._compiled = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._count is None:  # after all callbacks have restored their state
             self._count = self._wait() * (self.model.optimizer.gradient_accumulation_steps or 1)
-        self._epoch, self._before, self._values, self._logs = epoch, self._count, {}, {}
+        self._epoch, self._before = epoch, self._count
+        self._values: dict[str, Any] = {}
+        self._logs: Mapping[str, Any] = {}
         self._restart(0)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         # Several steps at once may reach beyond the end of the epoch.
         done = batch + 1 if self.params["steps"] is None else min(batch + 1, self.params["steps"])
         self._count, self._logs = self._before + done, logs or {}
@@ -75,13 +94,13 @@ class Monitor(keras.callbacks.Callback):
         elif self._count - self._before - self._timed_from >= self.every:
             self._measure()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: MutableMapping[str, Any] | None = None) -> None:
         if self._count > self._before + self._timed_from or not self._values:
             self._measure()
         if logs is not None:
             logs.update(self._values)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         for sink in self._sinks:
             sink.close()
 

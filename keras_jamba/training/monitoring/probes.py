@@ -1,11 +1,13 @@
 """Probes for `Monitor`: experts, speed, memory, gradients and learning rate."""
 
 import math
+from typing import Literal
 
 import keras
 import numpy as np
 
 from keras_jamba import _backend, _keras_internals
+from keras_jamba._typing import Array, PathLike
 from keras_jamba.layers import MoELayer
 from keras_jamba.ops import _checks
 from keras_jamba.ops.routing import share_entropy
@@ -32,11 +34,12 @@ class ExpertUsage:
         history: `{layer: [shares]}`, one `(num_experts,)` array per measurement.
     """
 
-    def __init__(self, dead_below=0.01):
+    def __init__(self, dead_below: float = 0.01) -> None:
         _checks.check_number("dead_below", dead_below, low=0, high=1)
-        self.dead_below, self.history = dead_below, {}
+        self.dead_below = dead_below
+        self.history: dict[str, list[Array]] = {}
 
-    def begin(self, model):
+    def begin(self, model: keras.Model) -> None:
         layers = {_name(layer): layer for layer in _keras_internals.sublayers(model) if isinstance(layer, MoELayer)}
         self._layers = {name: layers[name] for name in sorted(layers, key=natural_key)}
         if not self._layers:
@@ -45,8 +48,8 @@ class ExpertUsage:
                 "Leave the probe out."
             )
 
-    def measure(self, model, steps, seconds):
-        values = {}
+    def measure(self, model: keras.Model, steps: int, seconds: float) -> dict[str, float]:
+        values: dict[str, float] = {}
         for name, layer in self._layers.items():
             shares = keras.ops.convert_to_numpy(layer.usage)
             self.history.setdefault(name, []).append(shares)
@@ -58,7 +61,7 @@ class ExpertUsage:
             values[f"{name}/drop_rate"] = number(layer.drop_rate)
         return values
 
-    def heat_map(self, file):
+    def heat_map(self, file: PathLike) -> None:
         """Draws the load of each expert over time to an image file, with one panel per layer.
 
         Raises:
@@ -95,16 +98,16 @@ class Throughput:
         tokens: tokens per example, or None.
     """
 
-    def __init__(self, batch_size, tokens=None):
+    def __init__(self, batch_size: int, tokens: int | None = None) -> None:
         _checks.check_integer("batch_size", batch_size)
         if tokens is not None:
             _checks.check_integer("tokens", tokens)
         self.batch_size, self.tokens = batch_size, tokens
 
-    def begin(self, model):
+    def begin(self, model: keras.Model) -> None:
         pass
 
-    def measure(self, model, steps, seconds):
+    def measure(self, model: keras.Model, steps: int, seconds: float) -> dict[str, float]:
         rate = steps / seconds if steps else math.nan
         values = {"steps_per_second": rate, "examples_per_second": rate * self.batch_size}
         return values | ({"tokens_per_second": rate * self.batch_size * self.tokens} if self.tokens else {})
@@ -129,26 +132,31 @@ class Utilisation:
         [Chowdhery et al. (2022)](https://arxiv.org/abs/2204.02311).
     """
 
-    def __init__(self, flops_per_step, peak="bfloat16", devices=1):
+    def __init__(
+        self,
+        flops_per_step: float,
+        peak: float | Literal["bfloat16", "float16", "float32", "measured"] = "bfloat16",
+        devices: int = 1,
+    ) -> None:
         _checks.check_number("flops_per_step", flops_per_step, low=1)
         _checks.check_integer("devices", devices)
         self.flops_per_step = flops_per_step
         self.peak = devices * _devices.peak_flops(peak)
 
-    def begin(self, model):
+    def begin(self, model: keras.Model) -> None:
         pass
 
-    def measure(self, model, steps, seconds):
+    def measure(self, model: keras.Model, steps: int, seconds: float) -> dict[str, float]:
         return {"model_flops_utilisation": self.flops_per_step * steps / seconds / self.peak if steps else math.nan}
 
 
 class Memory:
     """A probe of memory in MiB: resident `process_memory` and, on an accelerator, `device_memory` and its peak."""
 
-    def begin(self, model):
+    def begin(self, model: keras.Model) -> None:
         pass
 
-    def measure(self, model, steps, seconds):
+    def measure(self, model: keras.Model, steps: int, seconds: float) -> dict[str, float]:
         return {
             name: value / 2**20 for name, value in (_devices.process_memory() | _backend.device.device_memory()).items()
         }
@@ -157,7 +165,7 @@ class Memory:
 class GradientNorm:
     """A probe of `gradient_norm`, which `JambaAdamW` keeps: the last update's before clipping, 0 before the first."""
 
-    def begin(self, model):
+    def begin(self, model: keras.Model) -> None:
         self._optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         if not isinstance(self._optimizer, JambaAdamW):
             raise ValueError(
@@ -165,20 +173,20 @@ class GradientNorm:
                 f"Received: {type(self._optimizer).__name__}. Compile with keras_jamba.training.optimizer(...)."
             )
 
-    def measure(self, model, steps, seconds):
+    def measure(self, model: keras.Model, steps: int, seconds: float) -> dict[str, float]:
         return {"gradient_norm": number(self._optimizer.gradient_norm)}
 
 
 class LearningRate:
     """A probe of `learning_rate`, that of the next step."""
 
-    def begin(self, model):
+    def begin(self, model: keras.Model) -> None:
         self._rate, optimizer = None, model.optimizer
         if _keras_internals.has_schedule(optimizer):
             # Without this, JAX compiles a schedule's branches at each reading, and keeps them all.
             self._rate = _backend.compilation.jit_inference(lambda: optimizer.learning_rate, [optimizer.iterations])
 
-    def measure(self, model, steps, seconds):
+    def measure(self, model: keras.Model, steps: int, seconds: float) -> dict[str, float]:
         return {"learning_rate": number(self._rate() if self._rate else model.optimizer.learning_rate)}
 
 

@@ -1,12 +1,14 @@
 """Traces of training steps, and the search for the largest batch."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_jamba import _backend
+from keras_jamba._typing import Logs, PathLike, Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.training.monitoring import _devices
 
@@ -30,19 +32,19 @@ class Profile(keras.callbacks.Callback):
         ValueError: for arguments out of range.
     """
 
-    def __init__(self, folder, first=10, steps=5):
+    def __init__(self, folder: PathLike, first: int = 10, steps: int = 5) -> None:
         super().__init__()
         _checks.check_integer("first", first, at_least=0)
         _checks.check_integer("steps", steps)
         self.folder, self.first, self.steps = Path(folder), first, steps
         self._seen, self._stop, self._failed = 0, None, False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         if self._stop is not None:  # an earlier fit was interrupted
             self._end()
         self._seen, self._failed = 0, False
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         if self._seen == self.first:
             self._wait()
             try:
@@ -50,12 +52,12 @@ class Profile(keras.callbacks.Callback):
             except Exception as error:  # each backend has its own errors
                 self._warn(error)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         self._seen += 1
         if self._stop is not None and self._seen >= self.first + self.steps:
             self._end()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         if self._stop is not None:
             self._end()
         elif self._seen <= self.first and not self._failed:
@@ -78,7 +80,9 @@ class Profile(keras.callbacks.Callback):
         keras.ops.convert_to_numpy(self.model.optimizer.iterations)
 
 
-def largest_batch(model, example, at_most=4096, memory=None):
+def largest_batch(
+    model: keras.Model, example: Sequence[Tensors], at_most: int = 4096, memory: float | None = None
+) -> int:
     """Returns the largest batch size whose training step fits into memory.
 
     The search doubles the batch until memory runs out, then bisects the gap. Each size runs one training step, compiled
