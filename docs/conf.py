@@ -100,7 +100,7 @@ def signature_of_class(app, what, name, obj, options, signature, return_annotati
     """Returns the signature of a class's constructor, which Keras' metaclass hides."""
     if what == "class" and obj.__init__ is not object.__init__:
         parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
-        return str(inspect.Signature(parameters)), None
+        return str(inspect.Signature([each.replace(annotation=each.empty) for each in parameters])), None
 
 
 def setup(app):

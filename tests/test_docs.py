@@ -156,5 +156,5 @@ def test_notebooks_are_committed_without_outputs(file):
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
-    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    text = page_code.text(file)
     assert "After this notebook you can" in text and page_code.long_sentences(text) == []

@@ -46,17 +46,6 @@ def test_image_classification_trains_and_draws(tmp_path):
 
 
 @full()
-@once
-def test_photo_folder_trains_and_predicts_class_names(tmp_path):
-    output = python(ROOT / "examples" / "photo_folder.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
-    assert "10 classes; left out 1 unreadable file" in output
-    assert re.search(r"(eight|nine|one) \d+%, [a-z]+ \d+% - is eight", output)
-    model = keras_jamba.DHCJamba.from_preset(tmp_path / "model", pixel_range=(0, 255))
-    assert model.class_names[0] == "eight"
-    assert model.predict(np.zeros((2, 8, 8, 1), "uint8"), verbose=0).shape == (2, 10)
-
-
-@full()
 def test_video_classification_trains_streams_and_draws(tmp_path):
     arguments = ("--smoke", "--task", "order", "--output", tmp_path)
     output = python(ROOT / "examples" / "video_classification.py", *arguments, cwd=tmp_path)
@@ -78,22 +67,6 @@ def test_text_generation_trains_compares_and_generates(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["backend"] == keras.backend.backend()
     model = keras_jamba.JambaCausalLM.from_preset(tmp_path / "model")
     assert model.generate("def ", max_new_tokens=2, strip_prompt=True) is not None
-
-
-@full()
-def test_fine_tuning_adapts_quantizes_and_draws(tmp_path):
-    output = python(ROOT / "examples" / "fine_tuning.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
-    assert "39,498 of 169,159 weights are trained" in output
-    results = json.loads((tmp_path / "results.json").read_text())
-    before = results["fine_tuning"]["accuracy"]["before"]
-    assert before["upright"] > 95 and before["turned"] < 25
-    quantized = results["quantized"]
-    assert quantized["int4"]["bytes"] < quantized["int8"]["bytes"] < quantized["float32"]["bytes"]
-    assert quantized["int8"]["accuracy"] > 95
-    assert (tmp_path / "fine_tuning.png").read_bytes().startswith(b"\x89PNG")
-    model = keras_jamba.DHCJamba.from_preset("digits")
-    model.load_lora(tmp_path / "adapters.safetensors")
-    assert keras_jamba.DHCJamba.from_preset(tmp_path / "int8").get_config()["quantization"] == "int8"
 
 
 @full()

@@ -27,9 +27,9 @@ def quantized_speed():
 
 
 @table
-def fine_tuning():
+def adapters():
     """Accuracy of adapters on turned digits."""
-    found = read("fine_tuning_jax")["fine_tuning"]
+    found = read("adapters_jax")["adapters"]
     rows = [
         [f"{name} training", *(percent(row[key] / 100, 1) for key in ("upright", "turned"))]
         for name, row in found["accuracy"].items()
@@ -41,7 +41,7 @@ def fine_tuning():
 def quantized_digits():
     """Accuracy and size of the preset `digits`, quantized."""
     rows = []
-    for name, row in read("fine_tuning_jax")["quantized"].items():
+    for name, row in read("adapters_jax")["quantized"].items():
         rows.append(
             [f"`{name}`", f"{row['bytes']:,}", percent(row["accuracy"] / 100, 2), f"{row['images_per_second']:,}"]
         )
@@ -50,4 +50,4 @@ def quantized_digits():
 
 @table
 def quantization_runs():
-    return runs(*(f"quantization_{backend}" for backend in BACKENDS), "fine_tuning_jax")
+    return runs(*(f"quantization_{backend}" for backend in BACKENDS), "adapters_jax")
