@@ -19,7 +19,7 @@ help:
 	@echo "make test-rest                                        what test-all runs and test does not"
 	@echo "make test-release [SOAK_MINUTES=60]                   by hand before a release: what is too long for test-all"
 	@echo "make test-nightly                                     the uses of private Keras attributes, in keras-nightly"
-	@echo "make lint                                             ruff"
+	@echo "make lint                                             ruff and mypy"
 	@echo "make docs                                             the site, in docs/_build/html"
 	@echo "PYTHON=... names the interpreter; PIP_ARGS=... are passed to pip"
 
@@ -59,6 +59,7 @@ test-nightly: $(TEST_VENV)/installed
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy
 
 # Warnings are errors: a missing page, a broken link, a docstring that does not parse.
 docs: $(TEST_VENV)/installed

@@ -12,7 +12,9 @@ import io
 import logging
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import h5py
 import keras
@@ -21,12 +23,15 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _checksums, _files, _keras_internals
+from keras_jamba._typing import Config, PathLike
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Format 1 has no checksum of config.json.
 FORMAT = 2
 # Weights that only record statistics and do not affect outputs.
 STATISTICS = ("usage", "drop_rate", "aux_loss")
+
+_Model = TypeVar("_Model")
 
 _PACKAGE = Path(__file__).resolve().parent
 _logger = logging.getLogger("keras_jamba")
@@ -37,12 +42,12 @@ def _built_in_folder():
     return installed if installed.is_dir() else _PACKAGE.parent / "presets"
 
 
-def list_presets():
+def list_presets() -> tuple[str, ...]:
     """Returns the names of the built-in presets, a sorted tuple."""
     return tuple(sorted(path.parent.name for path in _built_in_folder().glob(f"*/{CONFIG}")))
 
 
-def folder_of(preset):
+def folder_of(preset: PathLike) -> Path:
     """Returns the folder of a preset, given as a built-in name or a folder with a config.json.
 
     Raises:
@@ -59,7 +64,7 @@ def folder_of(preset):
     return folder
 
 
-def read(preset):
+def read(preset: PathLike) -> tuple[Config, Path]:
     """Reads a preset's metadata.
 
     Returns:
@@ -112,7 +117,15 @@ def _format_error(file, received):
 
 
 @_keras_internals.restored_scopes()
-def build(cls, preset, load_weights, overrides, check_sizes, head=(), head_only=()):
+def build(
+    cls: type[_Model],
+    preset: PathLike,
+    load_weights: bool,
+    overrides: Config,
+    check_sizes: Callable[[Config, int, str], None],
+    head: Sequence[str] = (),
+    head_only: Sequence[str] = (),
+) -> _Model:
     """Returns a model of class `cls` from a preset, see `DHCJamba.from_preset`.
 
     `check_sizes(arguments, count, source)` raises ValueError if a model with these arguments has more than `count`
@@ -173,7 +186,12 @@ def _fill(model, config, changed, dropped, variables, preset, file):
     _logger.warning("The preset %r was not made for %s: the head starts from random weights.", str(preset), changes)
 
 
-def write(model, folder, weights_dtype=None, more=None):
+def write(
+    model: Any,
+    folder: PathLike,
+    weights_dtype: Literal["float16", "float32"] | None = None,
+    more: Callable[[Path], None] | None = None,
+) -> None:
     """Writes a preset, see `DHCJamba.save_to_preset`. `more(folder)` writes further files."""
     if weights_dtype not in (None, "float16", "float32"):
         raise ValueError(
@@ -200,7 +218,7 @@ def write(model, folder, weights_dtype=None, more=None):
 
 
 @contextlib.contextmanager
-def preset_folder(folder):
+def preset_folder(folder: PathLike) -> Iterator[Path]:
     """Yields a staged folder, which becomes `folder` on success and is removed otherwise.
 
     Raises:
@@ -281,7 +299,7 @@ def _load(model, file):
         variable.assign(state)
 
 
-def check_finite(model, source):
+def check_finite(model: Any, source: str) -> None:
     """Raises ValueError for a weight with NaN or infinity. Statistics of the last call may have them."""
     for variable in model.weights:
         is_float = "float" in keras.backend.standardize_dtype(variable.dtype)

@@ -1,8 +1,13 @@
 """The names of a classifier's classes."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import keras
 import numpy as np
 from keras import ops
 
+from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.models._logits_model import LogitsModel
 from keras_jamba.ops import _checks
 
@@ -15,15 +20,15 @@ class ClassNamesModel(LogitsModel):
     """
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes: a tuple of `num_classes` distinct strings, or None. Assignable."""
         return self._config["class_names"]
 
     @class_names.setter
-    def class_names(self, names):
+    def class_names(self, names: Sequence[str] | None) -> None:
         self._config["class_names"] = checked_class_names(names, self._config["num_classes"])
 
-    def decode_predictions(self, logits, top=5):
+    def decode_predictions(self, logits: Tensor, top: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the most probable classes of each row of logits.
 
         Args:
@@ -63,12 +68,12 @@ class ClassNamesModel(LogitsModel):
         names = self.class_names or tuple(map(str, range(count)))
         return [[(names[i], float(row[i])) for i in order] for row, order in zip(probabilities, best, strict=True)]
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x: Tensors | None = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         self._compare_class_names(x, adopt=True)
         self._compare_class_names(kwargs.get("validation_data"))
         return super().fit(x, *args, **kwargs)
 
-    def evaluate(self, x=None, *args, **kwargs):
+    def evaluate(self, x: Tensors | None = None, *args: Any, **kwargs: Any) -> Any:
         self._compare_class_names(x)
         return super().evaluate(x, *args, **kwargs)
 

@@ -1,38 +1,40 @@
 """`.keras` and `.weights.h5` files: atomic writing with HDF5 in memory, and errors of damaged files."""
 
-import functools
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
 
 from keras_jamba import _files, _keras_internals, presets
+from keras_jamba._typing import PathLike
+from keras_jamba.models._documented import documented_by
 
 # Deflate compresses by this factor at most.
 _MOST_COMPRESSED = 1032
 
 
-class KerasFiles:
+class KerasFiles(_keras_internals.Mixin):
     """Mixed into a `keras.Model`, before it in the bases.
 
     Keras itself handles remote paths and sharded files, prompts before it overwrites, and refuses invalid arguments.
     """
 
     @_keras_internals.restored_scopes()
-    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+    def save(self, filepath: PathLike, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
         is_plain = overwrite and zipped is not False and set(kwargs) <= {"include_optimizer"}
         if not (is_plain and _write(_keras_internals.save_archive, self, filepath, ".keras")):
             super().save(filepath, overwrite, zipped, **kwargs)
 
     @_keras_internals.restored_scopes()
-    @functools.wraps(keras.Model.save_weights)
-    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+    @documented_by(keras.Model.save_weights)
+    def save_weights(self, filepath: PathLike, overwrite: bool = True, max_shard_size: float | None = None) -> None:
         is_plain = overwrite and max_shard_size is None and self.built
         if not (is_plain and _write(_keras_internals.save_weights, self, filepath, ".weights.h5")):
             super().save_weights(filepath, overwrite, max_shard_size)
 
     @_keras_internals.restored_scopes()
-    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+    def load_weights(self, filepath: PathLike, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """Loads a file of `save_weights` like `keras.Model.load_weights`.
 
         Raises:

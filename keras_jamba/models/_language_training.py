@@ -1,10 +1,12 @@
 """Training of language models on texts."""
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.generation.samplers import check_keywords, sampler_of
 from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._loss import TokenCrossentropy
@@ -29,9 +31,18 @@ class NextTokenModel(TextModel):
         sampler: the sampler of `compile`; None means that of generation_config, or greedy.
     """
 
-    sampler = None
+    sampler: Any = None
 
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="auto", **kwargs):
+    # Further arguments of Keras are keywords only.
+    def compile(  # type: ignore[override]
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        weighted_metrics: Any = "auto",
+        sampler: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
         """Configures training like `keras.Model.compile`, with defaults.
 
         Args:
@@ -58,15 +69,15 @@ class NextTokenModel(TextModel):
 
     def fit(
         self,
-        x=None,
-        y=None,
+        x: Tensors | None = None,
+        y: Tensors | None = None,
         *,
-        sequence_length=None,
-        validation_data=None,
-        sample_weight=None,
-        class_weight=None,
-        **kwargs,
-    ):
+        sequence_length: int | None = None,
+        validation_data: Tensors | None = None,
+        sample_weight: Tensors | None = None,
+        class_weight: dict[int, float] | None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains on texts, on token ids, or on any data of `keras.Model.fit`.
 
         Args:
@@ -93,22 +104,43 @@ class NextTokenModel(TextModel):
             validation_data = found if found[1] is not None else found[0]
         return super().fit(x, y, sample_weight=sample_weight, validation_data=validation_data, **kwargs)
 
-    def evaluate(self, x=None, y=None, *, sequence_length=None, sample_weight=None, **kwargs):
+    def evaluate(
+        self,
+        x: Tensors | None = None,
+        y: Tensors | None = None,
+        *,
+        sequence_length: int | None = None,
+        sample_weight: Tensors | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Returns loss and metrics on data in any form of `fit`."""
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
         sample_weight = _weights(x, y, sample_weight)
         return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+    def train_on_batch(
+        self,
+        x: Tensors,
+        y: Tensors | None = None,
+        sample_weight: Tensors | None = None,
+        class_weight: dict[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
         """Runs one training step on a batch; see `keras.Model.train_on_batch`, and `fit` for the weights."""
         sample_weight = _weights(x, y, sample_weight, class_weight)
         return super().train_on_batch(x, y, sample_weight=sample_weight, return_dict=return_dict)
 
-    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+    def test_on_batch(
+        self,
+        x: Tensors,
+        y: Tensors | None = None,
+        sample_weight: Tensors | None = None,
+        return_dict: bool = False,
+    ) -> Any:
         """Returns loss and metrics of a batch; see `keras.Model.test_on_batch`, and `fit` for the weights."""
         return super().test_on_batch(x, y, sample_weight=_weights(x, y, sample_weight), return_dict=return_dict)
 
-    def check_batch(self, x, y=None, sample_weight=None):
+    def check_batch(self, x: Tensors, y: Tensors | None = None, sample_weight: Tensors | None = None) -> None:
         """Raises ValueError for inputs and targets that do not fit the model and its loss."""
         super().check_batch(x, y, sample_weight)
         if y is None or not hasattr(y, "shape"):
@@ -116,11 +148,20 @@ class NextTokenModel(TextModel):
         vocab_size = self._config["vocab_size"]
         check_labels(y, self.loss, (*y.shape[:2], vocab_size), weights=token_weights(x, y, sample_weight))
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Tensors | None = None,
+        y: Tensors | None = None,
+        y_pred: Tensors | None = None,
+        sample_weight: Tensors | None = None,
+        training: bool = True,
+    ) -> Tensor:
         """Computes the loss; see `keras.Model.compute_loss`. Weights may be per row."""
         return super().compute_loss(x, y, y_pred, token_weights(x, y, sample_weight), training)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Tensors, y: Tensors, y_pred: Tensors, sample_weight: Tensors | None = None
+    ) -> dict[str, Any]:
         """Computes the metrics; see `keras.Model.compute_metrics`. Weights may be per row."""
         return super().compute_metrics(x, y, y_pred, token_weights(x, y, sample_weight))
 

@@ -1,5 +1,6 @@
 """Models whose outputs are logits."""
 
+from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.models._label_checks import check_compile, check_has_labels, loss_of_labels
 from keras_jamba.models.base import JambaModel
 
@@ -10,7 +11,14 @@ class LogitsModel(JambaModel):
     def _check_compile(self, loss, metrics, weighted_metrics):
         check_compile(loss, metrics, weighted_metrics, self._config.get("num_classes"))
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Tensors | None = None,
+        y: Tensors | None = None,
+        y_pred: Tensors | None = None,
+        sample_weight: Tensors | None = None,
+        training: bool = True,
+    ) -> Tensor:
         check_has_labels(y, self.loss)
         compute_loss = super().compute_loss
         keras_loss = lambda y: compute_loss(x, y, y_pred, sample_weight, training)  # noqa: E731

@@ -1,10 +1,12 @@
 """The base of text models: embedding and backbone, presets, checkpoints and adapters."""
 
 import numbers
+from typing import Any, Literal, Self
 
 import keras
 from keras import ops
 
+from keras_jamba._typing import Config, DType, PathLike, Tensor, Tensors
 from keras_jamba.layers._token_embedding import TokenEmbedding, as_indices
 from keras_jamba.layers.quantization import QUANTIZATIONS
 from keras_jamba.models import _checkpoints
@@ -15,7 +17,7 @@ from keras_jamba.ops import _checks
 from keras_jamba.tokenizers.files import check_can_be_restored
 
 # Defaults that differ from `JambaBackbone`, as in the training of Jamba.
-DEFAULTS = dict(
+DEFAULTS: Config = dict(
     use_rope=False,
     normalize_top_k=False,
     balance_loss="switch",
@@ -40,11 +42,11 @@ class TextModel(LogitsModel, keras.Model):
             assignable, and presets, exports and `.keras` files include it.
     """
 
-    generation_config = None
+    generation_config: Config | None = None
     # Arguments that change the head alone.
-    _head_arguments = ()
+    _head_arguments: tuple[str, ...] = ()
 
-    def __init__(self, options, backbone, dtype, name):
+    def __init__(self, options: Config, backbone: Config, dtype: DType | None, name: str | None) -> None:
         # Autocast would round the float32 states among the inputs.
         super().__init__(name=name, dtype=dtype, autocast=False)
         _checks.check_integer("vocab_size", options["vocab_size"])
@@ -56,7 +58,7 @@ class TextModel(LogitsModel, keras.Model):
         self.block_pattern = self.backbone.block_pattern
         self._config = {**options, **self.backbone.constructor_arguments()}
         self.token_embedding = self._embedding(options["vocab_size"], options.get("tie_embeddings"))
-        self.tokenizer = None
+        self.tokenizer: Any = None
         self._add_routing_metrics()
 
     def _embedding(self, vocab_size, tie_embeddings):
@@ -71,14 +73,14 @@ class TextModel(LogitsModel, keras.Model):
         layer.build((None, None))
         return layer
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         """Does nothing: the constructor creates all weights."""
 
-    def embed(self, token_ids):
+    def embed(self, token_ids: Tensor) -> Tensor:
         """Returns the inputs `(b, t, d)` of the backbone for token ids `(b, t)`, to be mixed with other embeddings."""
         return self.token_embedding(token_ids)
 
-    def extract_features(self, inputs):
+    def extract_features(self, inputs: Tensors) -> dict[str, Tensors]:
         """Returns the outputs of each part of the model.
 
         Args:
@@ -112,7 +114,7 @@ class TextModel(LogitsModel, keras.Model):
             embeddings = self.embed(self._prepare_token_ids(inputs["token_ids"], inputs.get("padding_mask")))
         return embeddings, {name: inputs.get(name) for name in ("padding_mask", "segment_ids", "reset_mask")}
 
-    def check_batch(self, x, y=None, sample_weight=None):
+    def check_batch(self, x: Tensors, y: Tensors | None = None, sample_weight: Tensors | None = None) -> None:
         """Raises ValueError for inputs that a call refuses; copies ids to the host to check them."""
         inputs = x if isinstance(x, dict) else {"token_ids": x}
         if inputs.get("token_ids") is not None:
@@ -139,7 +141,9 @@ class TextModel(LogitsModel, keras.Model):
     # Presets and checkpoints
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, dtype=None, **overrides):
+    def from_preset(
+        cls, preset: PathLike, load_weights: bool = True, dtype: DType | None = None, **overrides: Any
+    ) -> Self:
         """Builds a model from a preset of keras_jamba or a checkpoint of transformers, with its tokenizer.
 
         With a checkpoint's generation_config.json, `generate` follows the defaults of transformers. The model has it as
@@ -171,7 +175,7 @@ class TextModel(LogitsModel, keras.Model):
         """
         return _checkpoints.from_preset(cls, preset, load_weights, dtype, overrides, cls._head_arguments)
 
-    def save_to_preset(self, folder, weights_dtype=None):
+    def save_to_preset(self, folder: PathLike, weights_dtype: Literal["float16", "float32"] | None = None) -> None:
         """Writes configuration, weights, tokenizer and generation_config to a folder that is new or empty.
 
         Args:
@@ -186,7 +190,12 @@ class TextModel(LogitsModel, keras.Model):
         """
         _checkpoints.save_to_preset(self, folder, weights_dtype)
 
-    def export_to_transformers(self, folder, dtype=None, max_shard_bytes=5 * 10**9):
+    def export_to_transformers(
+        self,
+        folder: PathLike,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        max_shard_bytes: int = 5 * 10**9,
+    ) -> None:
         """Writes a transformers checkpoint, with tokenizer and generation_config, to a folder that is new or empty.
 
         `JambaForCausalLM.from_pretrained(folder)` has the same logits, and its `generate` stops at the same tokens.
@@ -203,7 +212,7 @@ class TextModel(LogitsModel, keras.Model):
         """
         _checkpoints.export_to_transformers(self, folder, dtype, max_shard_bytes)
 
-    def export_lora_to_peft(self, folder):
+    def export_lora_to_peft(self, folder: PathLike) -> None:
         """Writes adapters for PEFT to a folder that is new or empty; `load_lora` reads it too.
 
         `PeftModel.from_pretrained(JambaForCausalLM.from_pretrained(...), folder).merge_and_unload()` has the same
@@ -226,11 +235,11 @@ class TextModel(LogitsModel, keras.Model):
         super()._check_can_be_saved()
         check_can_be_restored(self.tokenizer)
 
-    def save_assets(self, folder):
+    def save_assets(self, folder: PathLike) -> None:
         check_can_be_restored(self.tokenizer)
         _checkpoints.write_assets(self, folder)
 
-    def load_assets(self, folder):
+    def load_assets(self, folder: PathLike | None) -> None:
         if folder is not None:
             _checkpoints.read_assets(self, folder)
 

@@ -1,33 +1,28 @@
 """The base class of all models."""
 
-import functools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import keras
 
-from keras_jamba import _backend, _keras_internals
+from keras_jamba import _keras_internals
+from keras_jamba._typing import Config, PathLike, Shape, Tensor, Tensors
 from keras_jamba.layers import lora
 from keras_jamba.layers._quantizable import quantizable_layers
 from keras_jamba.layers.quantization import QUANTIZATIONS, float_shapes, quantize
 from keras_jamba.models import _adapters, _saved_state
 from keras_jamba.models._keras_files import KerasFiles
-from keras_jamba.models._precision import check_trainable_dtypes
 from keras_jamba.models._routing_metrics import routing_metrics, update_routing_metrics
-from keras_jamba.models._training_loops import TrainingLoops, check_is_sharded
+from keras_jamba.models._trained_model import TrainedModel
 
 
-class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoops, KerasFiles):
+class JambaModel(TrainedModel, KerasFiles):
     """The abstract base of all models; a model derives from this class and `keras.Model`, in this order.
 
     `keras.Model` is not a base here: in the bases of a functional model, Keras replaces it by `Functional`.
 
     A model sets `_config` and `block_pattern` in its constructor, then calls `_add_routing_metrics`.
-
-    On PyTorch with a GPU, `fit` and `train_on_batch` capture their steps as a CUDA graph. From the fourth step with the
-    same input shapes, one launch runs the step without Python code, except for the optimizer's part. Steps are not
-    captured under `compile(run_eagerly=True)` or `jit_compile=True`, in a process group, with a layer, loss or metric
-    from neither Keras nor keras_jamba, with another `train_step`, `compute_loss`, `compute_metrics` or `call` than the
-    class's, and if a step synchronises with the device.
 
     Attributes:
         _config: a dict of the constructor arguments without name and dtype.
@@ -36,17 +31,18 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         sampler: the sampler of `compile`; only language models have it.
     """
 
-    _config: dict
-    block_pattern: tuple
-    _moe_metrics: object
+    _config: Config
+    block_pattern: tuple[tuple[str, str | None], ...]
+    _moe_metrics: dict[str, keras.metrics.Metric]
     # Keras sets the attribute only in `compile`.
-    optimizer = None
+    optimizer: Any = None
     # Arguments of `compile`: Keras keeps only the resolved jit_compile, and no auto_scale_loss.
-    _given_jit_compile, _given_auto_scale_loss = "auto", True
+    _given_jit_compile: bool | Literal["auto"] = "auto"
+    _given_auto_scale_loss = True
     # The backend for which a loaded model was given an explicit jit_compile.
-    _loaded_compiled_on = None
+    _loaded_compiled_on: str | None = None
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls, *args, **kwargs)
         # Keras replaces the method on every instance by a check of its own modes.
         vars(model).pop("quantize", None)
@@ -54,7 +50,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     # Configuration
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """Returns the constructor arguments, and any adapters, frozen layers and variables, and sampler."""
         # Serialized anew: objects read from a file have an id that is valid only in that file.
         policy = keras.dtype_policies.serialize(self.dtype_policy)
@@ -62,7 +58,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         return {**self._config, "dtype": policy, "name": self.name, **state}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         """Builds a model with new weights from the result of `get_config`.
 
         Adapters, frozen layers and variables, and the sampler are restored. A config has no tokenizer or other files:
@@ -75,7 +71,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         model._loaded_compiled_on = state.get("compiled_on")
         return model
 
-    def constructor_arguments(self):
+    def constructor_arguments(self) -> Config:
         """Returns the constructor arguments without name and dtype."""
         return dict(self._config)
 
@@ -83,16 +79,16 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        auto_scale_loss=True,
-    ):
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | Literal["auto"] = "auto",
+        auto_scale_loss: bool = True,
+    ) -> None:
         """Configures training like `keras.Model.compile`.
 
         A loaded model resolves `jit_compile="auto"` anew. True and False are kept on the same backend, and become
@@ -118,7 +114,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
     def _check_compile(self, loss, metrics, weighted_metrics):
         """Raises ValueError for a loss or a metric that does not fit the outputs; the base accepts all."""
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> Config | None:
         config = super().get_compile_config()
         if not config:
             return config
@@ -128,7 +124,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
             given["sampler"] = _saved_state.serialized_sampler(self.sampler) or "auto"
         return config | given
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: Config) -> None:
         config = keras.saving.deserialize_keras_object(config)
         # Files of earlier versions hold the resolved value of "auto", and no name of the backend.
         if not _saved_state.is_this_backend(self._loaded_compiled_on):
@@ -139,7 +135,9 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     # Quantization and adapters
 
-    def quantize(self, mode, config=None, filters=None):
+    def quantize(
+        self, mode: Literal["int8", "int4", "experts_int8"], config: None = None, filters: None = None
+    ) -> None:
         """Quantizes the stored weights.
 
         `from_preset(..., quantization=mode)` quantizes each weight as it loads, and never holds all of them
@@ -166,7 +164,13 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
             model._config["quantization"] = mode
         self._reset_functions_and_optimizer()
 
-    def enable_lora(self, rank, targets=None, lora_alpha=None, also_train=()):
+    def enable_lora(
+        self,
+        rank: int,
+        targets: str | Iterable[str] | None = None,
+        lora_alpha: float | None = None,
+        also_train: str | Iterable[str] = (),
+    ) -> dict[str, float]:
         """Adds low-rank adapters to projections of the model, and freezes all other weights.
 
         `keras_jamba.layers.enable_lora` describes the arguments, the returned counts and the errors. The optimizer
@@ -182,7 +186,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         self._reset_functions_and_optimizer()
         return found
 
-    def merge_lora(self):
+    def merge_lora(self) -> None:
         """Adds all adapters to their matrices, removes them, and makes all weights trainable.
 
         Raises:
@@ -191,7 +195,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         lora.merge_lora(self)
         self._reset_functions_and_optimizer()
 
-    def save_lora(self, file):
+    def save_lora(self, file: PathLike) -> None:
         """Writes the adapters and the fully trained variables to a safetensors file.
 
         The file appears completely or not at all, and replaces an older file of this name.
@@ -202,7 +206,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         _adapters.save(self, file)
 
     @_keras_internals.restored_scopes()
-    def load_lora(self, source):
+    def load_lora(self, source: PathLike) -> None:
         """Loads the file of `save_lora` for a model of the same sizes; adapters are added if the model has none.
 
         Args:
@@ -219,7 +223,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
             _adapters.load(self, source)
         self._reset_functions_and_optimizer()
 
-    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+    def save(self, filepath: PathLike, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
         """Saves the model like `keras.Model.save`.
 
         The file includes adapters and the trainable state, and of text models the tokenizer, sampler and
@@ -239,7 +243,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
         self.get_config()
         self.get_compile_config()
 
-    def get_build_config(self):
+    def get_build_config(self) -> Config | None:
         # Keras calls this method whenever it saves a model, also inside another model.
         self._check_quantization_matches_config()
         return super().get_build_config()
@@ -265,7 +269,7 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
                     "model, which updates the configuration."
                 )
 
-    def float_shapes(self):
+    def float_shapes(self) -> dict[str, Shape]:
         """Returns `{path: shape}` of the weights as in floating point and without adapters."""
         return float_shapes(self)
 
@@ -287,106 +291,18 @@ class JambaModel(_keras_internals.SymbolicBuildHook, _backend.trainer.TrainerLoo
 
     # Training
 
-    def check_batch(self, x, y=None, sample_weight=None):
-        """Raises ValueError for a batch that the model cannot train, evaluate or run on; the base accepts all.
-
-        `fit`, `evaluate` and `predict` call it on the host for their first batch, before any step. The check never
-        loses, repeats or reorders data. `train_on_batch`, `test_on_batch` and `predict_on_batch` call it for every
-        batch.
-
-        Args:
-            x, y, sample_weight: one batch of the data: NumPy arrays or tensors of the backend, or nested dicts, tuples
-                and lists of them. y and sample_weight are None in `predict` or if the data has none.
-        """
-
     def _add_routing_metrics(self):
         """Creates the metrics of expert layers; call it after the layers exist."""
         self._moe_metrics = routing_metrics(self)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Tensors | None = None,
+        y: Tensors | None = None,
+        y_pred: Tensors | None = None,
+        sample_weight: Tensors | None = None,
+        training: bool = True,
+    ) -> Tensor:
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         update_routing_metrics(self, self._moe_metrics)
         return loss
-
-    @property
-    def _loops(self):
-        return TrainingLoops.of(self)
-
-    @property
-    def _inside_step(self):
-        """Whether this thread runs or traces a step of `fit`, `evaluate` or `predict`."""
-        return self._loops.inside_step
-
-    def _this_loop(self):
-        return self._loops.innermost
-
-    def _symbolic_build_data(self, iterator):
-        return self._loops.checked_first_batches(self, iterator)
-
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
-        with self._loops.run("fit"):
-            return super().fit(*args, **kwargs)
-
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
-        with self._loops.run("evaluate"):
-            return super().evaluate(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict)
-    def predict(self, *args, **kwargs):
-        with self._loops.run("predict"):
-            return super().predict(*args, **kwargs)
-
-    @functools.wraps(keras.Model.train_on_batch)
-    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
-        with self._loops.run("train_on_batch") as loop:
-            self.check_batch(x, y, sample_weight)
-            loop.checked = True
-            return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
-
-    @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
-        with self._loops.run("test_on_batch") as loop:
-            self.check_batch(x, y, sample_weight)
-            loop.checked = True
-            return super().test_on_batch(x, y, sample_weight, *args, **kwargs)
-
-    @functools.wraps(keras.Model.predict_on_batch)
-    def predict_on_batch(self, x):
-        with self._loops.run("predict_on_batch") as loop:
-            self.check_batch(x)
-            loop.checked = True
-            return super().predict_on_batch(x)
-
-    def reset_metrics(self):
-        # Keras calls this method at the start of an epoch.
-        if (loop := self._this_loop()) is not None:
-            loop.has_begun = True
-        super().reset_metrics()
-
-    def make_train_function(self, force=False):
-        check_is_sharded(self)
-        check_trainable_dtypes(self)
-        with self._loops.lock:
-            if self.train_function is None or force:
-                super().make_train_function(force)
-                step = _backend.trainer.with_cuda_graph(self, self.train_function)
-                self.train_function = self._loops.checked_step(self, step)
-        return self.train_function
-
-    def make_test_function(self, force=False):
-        check_is_sharded(self)
-        with self._loops.lock:
-            if self.test_function is None or force:
-                super().make_test_function(force)
-                self.test_function = self._loops.checked_step(self, self.test_function)
-        return self.test_function
-
-    def make_predict_function(self, force=False):
-        check_is_sharded(self)
-        with self._loops.lock:
-            if self.predict_function is None or force:
-                super().make_predict_function(force)
-                self.predict_function = self._loops.checked_step(self, self.predict_function)
-        return self.predict_function

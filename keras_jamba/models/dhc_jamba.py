@@ -1,11 +1,14 @@
 """The classifier of images and clips: encoder, tokens, Jamba, readout and head."""
 
 import inspect
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import keras
 from keras import ops
 
 from keras_jamba import _backend, presets
+from keras_jamba._typing import DType, PathLike, Tensor, Tensors
 from keras_jamba.layers import (
     FrameTokens,
     GridTokens,
@@ -87,20 +90,20 @@ class DHCJamba(ClassNamesModel, keras.Model):
     @_checks.python_numbers
     def __init__(
         self,
-        num_classes=10,
-        image_shape=(32, 32, 3),
-        tokens="grid",
-        downsample=4,
-        stem="conv",
-        stem_blocks=1,
-        scan_order="row",
-        readout="mean",
-        pixel_range=(0, 1),
-        class_names=None,
-        dtype=None,
-        name=None,
-        **backbone,
-    ):
+        num_classes: int = 10,
+        image_shape: Sequence[int | None] = (32, 32, 3),
+        tokens: Literal["grid", "frames", "grid+frames"] = "grid",
+        downsample: int = 4,
+        stem: Literal["conv", "residual", "patchify"] = "conv",
+        stem_blocks: int = 1,
+        scan_order: Literal["row", "snake"] = "row",
+        readout: Literal["mean", "last", "seqpool"] = "mean",
+        pixel_range: Sequence[float] | None = (0, 1),
+        class_names: Sequence[str] | None = None,
+        dtype: DType | None = None,
+        name: str | None = None,
+        **backbone: Any,
+    ) -> None:
         # Layers
         _checks.check_integer("num_classes", num_classes)
         _checks.check_choice("tokens", tokens, tuple(AXES))
@@ -159,26 +162,26 @@ class DHCJamba(ClassNamesModel, keras.Model):
         self._add_routing_metrics()
 
     @property
-    def pixel_range(self):
+    def pixel_range(self) -> tuple[int, int] | None:
         """The argument `pixel_range`: (0, 1), (0, 255) or None."""
         return self._config["pixel_range"]
 
-    def __call__(self, images, training=None, mask=None):
+    def __call__(self, images: Tensor, training: bool | None = None, mask: Tensors | None = None) -> Tensor:
         # This check precedes Keras' conversion and shape check, which raise other errors.
         self._check_images(images, values=not self._inside_step)
         return super().__call__(images, training=training, mask=mask)
 
-    def call(self, images, training=None, mask=None):
+    def call(self, images: Tensor, training: bool | None = None, mask: Tensors | None = None) -> Tensor:
         # Steps on JAX do not run `__call__`.
         self._check_images(images, values=False)
         images = _backend.tensors.ensure_shape(images, (None, *self._config["image_shape"]))
         return super().call(images, training=training, mask=mask)
 
-    def check_images(self, images):
+    def check_images(self, images: Tensor) -> None:
         """Raises ValueError for images that a call refuses."""
         self._check_images(images)
 
-    def check_batch(self, x, y=None, sample_weight=None):
+    def check_batch(self, x: Tensors, y: Tensors | None = None, sample_weight: Tensors | None = None) -> None:
         """Raises ValueError for a batch of images and labels that does not fit the model and its loss."""
         self.check_images(x)
         if y is not None:
@@ -201,11 +204,11 @@ class DHCJamba(ClassNamesModel, keras.Model):
         images = ops.convert_to_tensor(images)
         return _grid_and_tokens(images, self.rescaling, self.encoder, self.tokens, training=False)
 
-    def embed(self, images):
+    def embed(self, images: Tensor) -> Tensor:
         """Returns the inputs `(b, t, d)` of the backbone for images, in inference."""
         return self._features(images)[1]
 
-    def init_cache(self, batch_size, max_frames=None):
+    def init_cache(self, batch_size: int, max_frames: int | None = None) -> dict[str, Tensors]:
         """Returns the state of a stream before its first frame, for `step`.
 
         Args:
@@ -229,7 +232,9 @@ class DHCJamba(ClassNamesModel, keras.Model):
             "readout": self.readout.init_cache(batch_size, self._config["d_model"]),
         }
 
-    def step(self, frame, cache, reset_mask=None):
+    def step(
+        self, frame: Tensor, cache: dict[str, Tensors], reset_mask: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensors]]:
         """Classifies a stream after one more frame.
 
         Args:
@@ -296,7 +301,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
                 "Build it with tokens='frames' or 'grid+frames', and direction='causal'."
             )
 
-    def extract_features(self, images):
+    def extract_features(self, images: Tensor) -> dict[str, Tensors]:
         """Returns the outputs of each part of the model.
 
         Args:
@@ -319,7 +324,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         return {"spatial": spatial, "tokens": tokens, **named, "pooled": pooled, "routing": routing}
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, **overrides):
+    def from_preset(cls, preset: PathLike, load_weights: bool = True, **overrides: Any) -> Self:
         """Builds a model from a preset.
 
         Args:
@@ -346,7 +351,7 @@ class DHCJamba(ClassNamesModel, keras.Model):
         head = dict(head=("num_classes",), head_only=("class_names",))
         return presets.build(cls, preset, load_weights, overrides, check_sizes, **head)
 
-    def save_to_preset(self, folder, weights_dtype=None):
+    def save_to_preset(self, folder: PathLike, weights_dtype: Literal["float16", "float32"] | None = None) -> None:
         """Writes configuration and weights to a folder that is new or empty.
 
         Args:

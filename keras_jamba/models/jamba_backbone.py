@@ -1,9 +1,13 @@
 """The Jamba backbone: features in, features out."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import keras
 from keras import ops
 
-from keras_jamba.layers import AttentionLayer, JambaBlock, MoELayer
+from keras_jamba._typing import Config, DType, Tensor, Tensors
+from keras_jamba.layers import AttentionLayer, JambaBlock, MoELayer, Router
 from keras_jamba.layers._checkpointing import checkpointed
 from keras_jamba.layers._masks import mask_of, with_mask
 from keras_jamba.layers._norm import RMSNorm
@@ -11,14 +15,14 @@ from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers.quantization import quantize
 from keras_jamba.models._aux_loss import shared_aux_loss
 from keras_jamba.models._backbone_config import BackboneConfig
+from keras_jamba.models._cached_model import CachedModel
 from keras_jamba.models._routing_metrics import expert_layers
-from keras_jamba.models.base import JambaModel
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import between_blocks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaBackbone(JambaModel, keras.Model):
+class JambaBackbone(CachedModel, keras.Model):
     """A stack of Mamba and attention blocks with dense or mixture-of-experts feed-forward layers.
 
     With the defaults, layers 0 to 6 are Mamba and layer 7 is attention, layers 1, 3, 5 and 7 have experts, and so on;
@@ -95,47 +99,47 @@ class JambaBackbone(JambaModel, keras.Model):
     @_checks.python_numbers
     def __init__(
         self,
-        d_model=256,
-        num_layers=8,
-        mamba_ratio=7,
-        attention_offset=None,
-        moe_frequency=2,
-        moe_offset=None,
-        num_experts=8,
-        num_experts_per_token=2,
-        d_ff=None,
-        use_swiglu=True,
-        num_heads=4,
-        num_kv_heads=None,
-        use_rope=True,
-        rope_theta=10000.0,
-        rope_interleaved=True,
-        attention_window=None,
-        direction="causal",
-        mixer="mamba",
-        d_state=16,
-        d_conv=4,
-        expand=2,
-        dt_rank=None,
-        conv_bias=True,
-        proj_bias=False,
-        mixer_rms_norm=True,
-        normalize_top_k=True,
-        balance_loss="variance",
-        balance_coefficient=0.01,
-        squared_z_loss=True,
-        z_coefficient=0.001,
-        capacity_factor=None,
-        balance_over="layer",
-        router=None,
-        dropout=0.0,
-        drop_path=0.0,
-        epsilon=1e-6,
-        quantization=None,
-        gradient_checkpointing=False,
-        dtype=None,
-        name=None,
-    ):
+        d_model: int = 256,
+        num_layers: int = 8,
+        mamba_ratio: int | None = 7,
+        attention_offset: int | None = None,
+        moe_frequency: int = 2,
+        moe_offset: int | None = None,
+        num_experts: int = 8,
+        num_experts_per_token: int = 2,
+        d_ff: int | None = None,
+        use_swiglu: bool = True,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        use_rope: bool = True,
+        rope_theta: float = 10000.0,
+        rope_interleaved: bool = True,
+        attention_window: int | None = None,
+        direction: Literal["causal", "bidirectional"] = "causal",
+        mixer: Literal["mamba", "gated_conv"] = "mamba",
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        conv_bias: bool = True,
+        proj_bias: bool = False,
+        mixer_rms_norm: bool = True,
+        normalize_top_k: bool = True,
+        balance_loss: Literal["variance", "switch"] = "variance",
+        balance_coefficient: float = 0.01,
+        squared_z_loss: bool = True,
+        z_coefficient: float = 0.001,
+        capacity_factor: float | None = None,
+        balance_over: Literal["layer", "model"] = "layer",
+        router: Router | Config | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        epsilon: float = 1e-6,
+        quantization: Literal["int8", "int4", "experts_int8"] | None = None,
+        gradient_checkpointing: bool = False,
+        dtype: DType | None = None,
+        name: str | None = None,
+    ) -> None:
         # Autocast would round the float32 states among the inputs.
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.supports_masking = True
@@ -193,7 +197,7 @@ class JambaBackbone(JambaModel, keras.Model):
             for i, (mixer, feed_forward) in enumerate(self.block_pattern)
         ]
         self.final_norm = RMSNorm(epsilon=epsilon, dtype=dtype, name="final_norm")
-        self.aux_loss = None
+        self.aux_loss: keras.Variable | None = None
         if balance_over == "model" and expert_layers(self):
             self.aux_loss = self.add_weight((), "zeros", dtype="float32", trainable=False, name="aux_loss")
         self._add_routing_metrics()
@@ -201,7 +205,7 @@ class JambaBackbone(JambaModel, keras.Model):
             quantize(self, quantization)
         self.build((None, None, d_model))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         _checks.check_last_axis("JambaBackbone", input_shape, self._config["d_model"])
         for layer in (*self.blocks, self.final_norm):
             if not layer.built:
@@ -209,15 +213,15 @@ class JambaBackbone(JambaModel, keras.Model):
 
     def call(
         self,
-        features,
-        padding_mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_routing=False,
-        training=None,
-    ):
+        features: Tensor,
+        padding_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: dict[str, Tensors] | None = None,
+        return_state: bool = False,
+        return_routing: bool = False,
+        training: bool | None = None,
+    ) -> Tensors:
         _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
         self._check_state(initial_state)
         mask = mask_of(features, padding_mask)
@@ -252,83 +256,13 @@ class JambaBackbone(JambaModel, keras.Model):
         self.add_loss(aux_loss)
         self.aux_loss.assign(ops.stop_gradient(aux_loss))
 
-    def init_cache(self, batch_size, max_length=None):
-        """Returns the state before the first token.
-
-        Attention without a window has capacity for `max_length` tokens per document.
-        """
-        return {name: block.init_cache(batch_size, max_length) for name, block in self._named_blocks()}
-
-    def grow_cache(self, cache, max_length):
-        """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""
-        caches = {}
-        for name, block in self._named_blocks():
-            caches[name] = cache[name]
-            if isinstance(block.mixer, AttentionLayer):
-                caches[name] = block.mixer.grow_cache(cache[name], max_length)
-        return caches
-
-    def step(self, features, cache, padding_mask=None, segment_ids=None, reset_mask=None, return_rollback_state=False):
-        """Continues from a cache by further tokens: a prefill, or one token at a time.
-
-        Args:
-            features: `(b, t, d)`, any t.
-            cache: the result of `init_cache` or of an earlier step. It is not changed, so earlier caches stay valid.
-            padding_mask, segment_ids, reset_mask: `(b, t)` or None, as in a call.
-            return_rollback_state: whether to also return the rollback state for `rollback`.
-
-        Returns:
-            `((b, t, d), cache)`; the cache keeps its shapes. With `return_rollback_state`, also the rollback state.
-
-        Raises:
-            ValueError: if the cache is of another model or batch, or a row's document exceeds the capacity of
-                attention. Inside compiled functions and on accelerators, the outputs of such a row are NaN instead.
-        """
-        _checks.check_last_axis("JambaBackbone", features.shape, self._config["d_model"])
-        self._check_state(cache)
-        given = dict(mask=mask_of(features, padding_mask), segment_ids=segment_ids, reset_mask=reset_mask)
-        given |= {"return_rollback_state": True} if return_rollback_state else {}
-        caches, rollback_states = {}, {}
-        for name, block in self._named_blocks():
-            features, caches[name], *rollback_state = block.step(features, cache[name], **given)
-            rollback_states |= {name: rollback_state[0]} if return_rollback_state else {}
-        return append_requested(self.final_norm(features), (True, caches), (return_rollback_state, rollback_states))
-
-    def rollback(self, rollback_state, count):
-        """Returns the cache after only the first `count` tokens of a step, as if the step had no other tokens.
-
-        No projection and no expert runs again: only the scan and the convolution state are recomputed, and keys and
-        values are rewritten.
-
-        Args:
-            rollback_state: the last rollback state of `step`, or a list of the rollback states of successive steps.
-            count: `(b,)` integers, the number of tokens to keep per row, including padding: from 0, which returns the
-                cache before the step, to all, which returns the cache after it.
-
-        Returns:
-            A cache, as `step` returns it.
-
-        Raises:
-            ValueError: for another rollback_state, and for counts out of range if the host can read them.
-
-        Example:
-            >>> import keras, keras_jamba
-            >>> backbone = keras_jamba.models.JambaBackbone(d_model=64, num_layers=4, mamba_ratio=3)
-            >>> features = keras.random.normal((2, 5, 64))
-            >>> cache = backbone.init_cache(2, 16)
-            >>> _, cache, rollback_state = backbone.step(features, cache, return_rollback_state=True)
-            >>> cache = backbone.rollback(rollback_state, [0, 3])
-
-        Reference:
-            [Leviathan et al. (2023)](https://arxiv.org/abs/2211.17192), whose speculative decoding needs rollback.
-        """
-        rollback_states = rollback_state if isinstance(rollback_state, (list, tuple)) else [rollback_state]
-        for each in rollback_states:
-            self._check_state(each, "rollback_state")
-        blocks = self._named_blocks()
-        return {name: block.rollback([each[name] for each in rollback_states], count) for name, block in blocks}
-
-    def block_outputs(self, features, padding_mask=None, segment_ids=None, reset_mask=None):
+    def block_outputs(
+        self,
+        features: Tensor,
+        padding_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensors]]:
         """Returns the outputs of each block and the routing.
 
         Args:
@@ -349,7 +283,7 @@ class JambaBackbone(JambaModel, keras.Model):
             outputs.append(x := between_blocks(x))
         return outputs, routings
 
-    def attention_weights(self, features):
+    def attention_weights(self, features: Tensor) -> dict[str, Tensor]:
         """Returns the attention weights of each block with attention.
 
         Args:
@@ -366,29 +300,17 @@ class JambaBackbone(JambaModel, keras.Model):
             if isinstance(block.mixer, AttentionLayer)
         }
 
-    def _named_blocks(self):
-        return [(f"block_{i}", block) for i, block in enumerate(self.blocks)]
-
-    def _check_state(self, state, kind="state"):
-        names = [name for name, _ in self._named_blocks()]
-        if state is not None and not (isinstance(state, dict) and sorted(state) == sorted(names)):
-            have = sorted(state) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(
-                f"The {kind} of this backbone must be a dict with {names}. Received: {have}. "
-                "Pass what init_cache, step or a call of the same model returned."
-            )
-
     def compute_output_spec(
         self,
-        features,
-        padding_mask=None,
-        segment_ids=None,
-        reset_mask=None,
-        initial_state=None,
-        return_state=False,
-        return_routing=False,
-        training=None,
-    ):
+        features: Tensor,
+        padding_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+        initial_state: dict[str, Tensors] | None = None,
+        return_state: bool = False,
+        return_routing: bool = False,
+        training: bool | None = None,
+    ) -> Tensors:
         outputs = keras.KerasTensor(features.shape, self.final_norm.compute_dtype)
         states, routings = {}, {}
         for name, block in self._named_blocks():

@@ -1,18 +1,26 @@
 """The language model: token ids in, logits of the next token out."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
 import keras
 from keras import ops
 
 from keras_jamba import _keras_internals
+from keras_jamba._typing import Array, Config, DType, Tensor, Tensors
 from keras_jamba.generation import api
+from keras_jamba.generation.assistants import Assistant
+from keras_jamba.generation.prompt_state import PromptState
 from keras_jamba.generation.samplers import check_keywords
 from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.models._fingerprint import fingerprint
 from keras_jamba.models._language_training import NextTokenModel
 from keras_jamba.ops import _checks
 
-_STREAM = ("max_length", "max_new_tokens", "stop_token_ids", "sampler", "stop_strings", "prefill_chunk_size", "state")
-_STREAM += ("assistant",)
+_STREAM = (
+    *("max_length", "max_new_tokens", "stop_token_ids", "sampler", "stop_strings", "prefill_chunk_size", "state"),
+    "assistant",
+)
 _GENERATE = (*_STREAM, "strip_prompt")
 
 
@@ -59,16 +67,16 @@ class JambaCausalLM(NextTokenModel):
     @_checks.python_numbers
     def __init__(
         self,
-        vocab_size,
-        tie_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        transformers_config=None,
-        dtype=None,
-        name=None,
-        **backbone,
-    ):
+        vocab_size: int,
+        tie_embeddings: bool = False,
+        bos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        transformers_config: Config | None = None,
+        dtype: DType | None = None,
+        name: str | None = None,
+        **backbone: Any,
+    ) -> None:
         options = dict(
             vocab_size=vocab_size,
             tie_embeddings=tie_embeddings,
@@ -82,25 +90,38 @@ class JambaCausalLM(NextTokenModel):
         super().__init__(options, backbone, dtype, name)
         self.build()
 
-    def call(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
+    def call(
+        self,
+        inputs: Tensors,
+        logits_to_keep: int | Sequence[int] | Tensor | None = None,
+        initial_state: dict[str, Tensors] | None = None,
+        return_state: bool = False,
+        training: bool | None = None,
+    ) -> Tensors:
         embeddings, given = self._prepare_inputs(inputs)
         given |= dict(initial_state=initial_state, return_state=return_state, training=training)
         features, state = split_requested(self.backbone(embeddings, **given), return_state)
         return append_requested(self.logits(_select_tokens(features, logits_to_keep)), (return_state, state))
 
-    def logits(self, features):
+    def logits(self, features: Tensor) -> Tensor:
         """Returns the logits `(..., v)`, float32, of backbone features `(..., d)`."""
         return self.token_embedding(features, reverse=True)
 
-    def init_cache(self, batch_size, max_length=None):
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> dict[str, Tensors]:
         """Returns the state before the first token; see `JambaBackbone.init_cache` for the capacity `max_length`."""
         return self.backbone.init_cache(batch_size, max_length)
 
-    def grow_cache(self, cache, max_length):
+    def grow_cache(self, cache: dict[str, Tensors], max_length: int) -> dict[str, Tensors]:
         """Returns a cache that continues `cache`, with capacity for `max_length` tokens including those seen so far."""
         return self.backbone.grow_cache(cache, max_length)
 
-    def step(self, inputs, cache, logits_to_keep=None, return_rollback_state=False):
+    def step(
+        self,
+        inputs: Tensors,
+        cache: dict[str, Tensors],
+        logits_to_keep: int | Sequence[int] | Tensor | None = None,
+        return_rollback_state: bool = False,
+    ) -> tuple[Tensors, ...]:
         """Continues from a cache by further tokens: a prefill, or one token at a time.
 
         Args:
@@ -119,11 +140,20 @@ class JambaCausalLM(NextTokenModel):
         features, *rest = self.backbone.step(embeddings, cache, **given)
         return self.logits(_select_tokens(features, logits_to_keep)), *rest
 
-    def rollback(self, rollback_state, count):
+    def rollback(
+        self, rollback_state: dict[str, Tensors] | Sequence[dict[str, Tensors]], count: Tensor | Sequence[int]
+    ) -> dict[str, Tensors]:
         """Returns the cache after only the first `count` tokens per row of a step; see `JambaBackbone.rollback`."""
         return self.backbone.rollback(rollback_state, count)
 
-    def compute_output_spec(self, inputs, logits_to_keep=None, initial_state=None, return_state=False, training=None):
+    def compute_output_spec(
+        self,
+        inputs: Tensors,
+        logits_to_keep: int | Sequence[int] | Tensor | None = None,
+        initial_state: dict[str, Tensors] | None = None,
+        return_state: bool = False,
+        training: bool | None = None,
+    ) -> Tensors:
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
         shape = inputs["inputs_embeds" if inputs.get("token_ids") is None else "token_ids"].shape
         features = keras.KerasTensor((*shape[:2], self._config["d_model"]), self.compute_dtype)
@@ -137,18 +167,18 @@ class JambaCausalLM(NextTokenModel):
     @_keras_internals.restored_scopes()
     def generate(
         self,
-        inputs,
-        max_length=None,
-        max_new_tokens=None,
-        stop_token_ids="auto",
-        strip_prompt=False,
-        sampler=None,
-        stop_strings=None,
-        prefill_chunk_size=512,
-        state=None,
-        assistant=None,
-        **unknown,
-    ):
+        inputs: str | Sequence[Any] | Tensors,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        stop_token_ids: int | Sequence[int] | Array | Literal["auto"] | None = "auto",
+        strip_prompt: bool = False,
+        sampler: Any = None,
+        stop_strings: str | Sequence[str] | None = None,
+        prefill_chunk_size: int = 512,
+        state: PromptState | None = None,
+        assistant: Assistant | None = None,
+        **unknown: Any,
+    ) -> Any:
         """Generates the continuation of prompts.
 
         Arguments that are not passed follow the model's `generation_config`, the dict of a checkpoint's
@@ -213,7 +243,7 @@ class JambaCausalLM(NextTokenModel):
             assistant=assistant,
         )
 
-    def stream(self, inputs, **given):
+    def stream(self, inputs: str | Sequence[Any] | Tensors, **given: Any) -> Iterator[Any]:
         """Generates the continuation of one prompt, and yields each text piece or id as soon as it is available.
 
         Args:
@@ -232,7 +262,7 @@ class JambaCausalLM(NextTokenModel):
         return api.stream(self, inputs, **{"prefill_chunk_size": 512} | given)
 
     @_keras_internals.restored_scopes()
-    def prefill(self, inputs, prefill_chunk_size=512):
+    def prefill(self, inputs: str | Sequence[Any] | Tensors, prefill_chunk_size: int = 512) -> PromptState:
         """Reads one prompt, for `generate(inputs, state=...)` with inputs that begin with it.
 
         Args:
@@ -247,7 +277,7 @@ class JambaCausalLM(NextTokenModel):
         """
         return api.prefill(self, inputs, prefill_chunk_size)
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Returns a hash of the constructor arguments and the weights as text; it is the same on all backends."""
         return fingerprint(self)
 

@@ -1,10 +1,14 @@
 """The classifier of text."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba._typing import Array, Config, DType, Tensor, Tensors
 from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._text_data import is_text, rows_of
 from keras_jamba.models._text_model import TextModel
@@ -48,16 +52,16 @@ class JambaClassifier(TextModel):
     @_checks.python_numbers
     def __init__(
         self,
-        vocab_size,
-        num_classes=2,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        transformers_config=None,
-        dtype=None,
-        name=None,
-        **backbone,
-    ):
+        vocab_size: int,
+        num_classes: int = 2,
+        bos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        transformers_config: Config | None = None,
+        dtype: DType | None = None,
+        name: str | None = None,
+        **backbone: Any,
+    ) -> None:
         _checks.check_integer("num_classes", num_classes)
         options = dict(
             vocab_size=vocab_size,
@@ -72,18 +76,21 @@ class JambaClassifier(TextModel):
         self.head.build((None, self._config["d_model"]))
         self.build()
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensors, training: bool | None = None) -> Tensor:
         embeddings, given = self._prepare_inputs(inputs)
         features = self.backbone(embeddings, **given, training=training)
         return ops.cast(self.head(_last_real_token(features, given["padding_mask"])), "float32")
 
-    def check_batch(self, x, y=None, sample_weight=None):
+    def check_batch(self, x: Tensors, y: Tensors | None = None, sample_weight: Tensors | None = None) -> None:
         """Raises ValueError for inputs and labels that do not fit the model and its loss."""
         super().check_batch(x, y, sample_weight)
         if y is not None and hasattr(y, "shape"):
             check_labels(y, self.loss, (y.shape[0], self._config["num_classes"]), sample_weight)
 
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
+    # Further arguments of Keras are keywords only.
+    def compile(  # type: ignore[override]
+        self, optimizer: Any = "auto", loss: Any = "auto", *, metrics: Any = "auto", **kwargs: Any
+    ) -> None:
         """Configures training like Keras; the defaults are Adam at 2e-5, cross-entropy of logits, and accuracy."""
         if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = keras.optimizers.Adam(2e-5)
@@ -93,7 +100,15 @@ class JambaClassifier(TextModel):
             metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
-    def fit(self, x=None, y=None, *, sequence_length=None, validation_data=None, **kwargs):
+    def fit(
+        self,
+        x: Tensors | None = None,
+        y: Tensors | None = None,
+        *,
+        sequence_length: int | None = None,
+        validation_data: Tensors | None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains on texts or lists of ids and their classes, or on any data of `keras.Model.fit`.
 
         Args:
@@ -107,11 +122,13 @@ class JambaClassifier(TextModel):
             validation_data = (self._inputs(validation_data[0], sequence_length), *validation_data[1:])
         return super().fit(self._inputs(x, sequence_length), y, validation_data=validation_data, **kwargs)
 
-    def evaluate(self, x=None, y=None, *, sequence_length=None, **kwargs):
+    def evaluate(
+        self, x: Tensors | None = None, y: Tensors | None = None, *, sequence_length: int | None = None, **kwargs: Any
+    ) -> Any:
         """Returns loss and metrics on data in any form of `fit`."""
         return super().evaluate(self._inputs(x, sequence_length), y, **kwargs)
 
-    def predict(self, x, *, sequence_length=None, **kwargs):
+    def predict(self, x: Tensors, *, sequence_length: int | None = None, **kwargs: Any) -> Array:
         """Returns the logits for any x of `fit`."""
         return super().predict(self._inputs(x, sequence_length), **kwargs)
 
@@ -122,7 +139,7 @@ class JambaClassifier(TextModel):
         token_ids, mask = rows_of(self, x, sequence_length, adds_eos=False)
         return {"token_ids": token_ids, "padding_mask": mask}
 
-    def compute_output_spec(self, inputs, training=None):
+    def compute_output_spec(self, inputs: Tensors, training: bool | None = None) -> Tensor:
         first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
         return keras.KerasTensor((first.shape[0], self._config["num_classes"]), "float32")
 

@@ -24,8 +24,8 @@ def rotary_embedding(
         positions: integers `(b, t)`, the position of each token, below 2^31; or an integer, the position of the
             first token.
         theta: base of the frequencies.
-        interleaved: True if pair p is features 2p and 2p + 1 (Su et al., the seed of this project). False if it is
-            features p and p + c/2 (GPT-NeoX, Llama in transformers).
+        interleaved: True if pair p is features 2p and 2p + 1 (Su et al., 2021). False if it is features
+            p and p + c/2 (GPT-NeoX, Llama in transformers).
 
     Returns:
         `(b, t, h, c)` in the dtype of x.

@@ -1,8 +1,8 @@
-"""Writes the table of docs/guides/mistakes.md."""
+"""Writes the tables of docs/guides/mistakes.md."""
 
 from pathlib import Path
 
-from mistakes import table
+from mistakes import tables
 
 page = Path(__file__).parent.parent.parent / "docs" / "guides" / "mistakes.md"
-page.write_text(page.read_text().split("| entry point")[0] + table())
+page.write_text(page.read_text().split("## ")[0] + tables())
