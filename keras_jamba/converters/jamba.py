@@ -28,6 +28,7 @@ _FIXED = dict(
     normalize_top_k=False,
     use_swiglu=True,
     attention_window=None,
+    attention_sinks=0,
     direction="causal",
     mixer="mamba",
     capacity_factor=None,

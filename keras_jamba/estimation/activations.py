@@ -8,7 +8,7 @@ input of a block, which counts at the block's norm: the norm keeps it in float32
 import math
 
 from keras_jamba.estimation._plan import encoder_convolutions
-from keras_jamba.estimation.operations import attended
+from keras_jamba.estimation.operations import attends_in_blocks
 from keras_jamba.estimation.parameters import perceptron
 
 _CHUNK = 16  # tokens between two states that the native scan keeps
@@ -120,16 +120,14 @@ SCANS = {"native": _native, "portable": _portable, "associative": _associative, 
 
 def _attention(run, plan):
     s, a, d = run.s, run.computed, plan.d
-    queries, keys = attended(run, plan)
-    window = plan.config["attention_window"]
-    blocks = queries // window if window and run.t > window else 1
+    window, blocks = plan.config["attention_window"], attends_in_blocks(run, plan)
     kept = s * d * a + _copies(run, 2 * d * d + 2 * d * plan.g * plan.c)
-    # Queries and outputs, keys and values for every query head, and the logarithm of each softmax's sum.
-    kept += run.b * (2 * queries + 2 * blocks * keys) * d * a + 4 * run.b * plan.h * queries
+    # Queries, outputs, keys and values, and the logarithm of each softmax's sum.
+    kept += s * (2 * d + 2 * (plan.g * plan.c if blocks else d)) * a + 4 * run.b * plan.h * run.t
     # The input of the output projection is a copy on a CPU, whose kernel puts heads before tokens.
-    kept += s * d * a if run.platform == "cpu" or blocks > 1 else 0
-    if window:
-        kept += run.b * queries * keys * a
+    kept += s * d * a if run.platform == "cpu" and not blocks else 0
+    if window and not blocks:
+        kept += run.b * run.t * run.t * a
     if plan.config["use_rope"]:
         kept += 4 * 4 * (run.b if window else 1) * run.t * plan.c // 2
     return kept

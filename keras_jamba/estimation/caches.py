@@ -50,7 +50,8 @@ def cache_bytes(plan, run, mixer):
         conv = run.b * (plan.w - 1) * plan.e * run.computed
         ssm = 4 * run.b * plan.e * plan.n if mixer == "mamba" else 0
         return nothing | dict(conv_cache=conv, ssm_cache=ssm, counters=4 * run.b)
-    capacity = min(run.t, plan.config["attention_window"] or run.t)
+    window = plan.config["attention_window"]
+    capacity = min(run.t, window + plan.config["attention_sinks"] if window else run.t)
     return nothing | dict(kv_cache=2 * run.b * capacity * plan.g * plan.c * run.computed, counters=12 * run.b)
 
 

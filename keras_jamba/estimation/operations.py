@@ -10,12 +10,14 @@ inside attention does not count.
 from typing import NamedTuple
 
 from keras_jamba.estimation._plan import encoder_convolutions, ends_residual_block
+from keras_jamba.ops.attention.fused import FEW_PAIRS
 
 # Operations per number, forward and backward. SwiGLU includes the product with the other half.
 _SILU, _SWIGLU, _GELU = (4, 6), (5, 8), (4, 8)
 _SOFTMAX = (6, 5)
 _BATCH_NORM = (8, 12)
 _BIAS = (1, 1)
+_BLOCK = 256  # tokens per block of queries and of keys in attention
 
 
 class Flops(NamedTuple):
@@ -103,12 +105,17 @@ def _attention(run, plan):
 
 
 def attended(run, plan):
-    """Returns the queries, and the keys per query. A window works on full blocks and their neighbours."""
-    window = plan.config["attention_window"]
-    if window is None or run.t <= window:
+    """Returns the queries, and the keys per query."""
+    if not attends_in_blocks(run, plan):
         return run.t, run.t
-    blocks = -(-run.t // window)
-    return blocks * window, (1 + plan.directions) * window
+    # A block of queries reads the blocks that its first and last window reach.
+    window = plan.config["attention_window"]
+    return run.t, min(run.t, plan.directions * window + 2 * _BLOCK)
+
+
+def attends_in_blocks(run, plan):
+    """Returns whether attention with a window is computed in blocks, without the pairs that the window hides."""
+    return plan.config["attention_window"] is not None and run.t * run.t > FEW_PAIRS
 
 
 def _perceptron(plan, rows):

@@ -4,7 +4,7 @@ import math
 
 from keras_jamba.estimation._plan import encoder_convolutions, ends_residual_block
 from keras_jamba.estimation.activations import chunk_of, encoder_parts
-from keras_jamba.estimation.operations import attended
+from keras_jamba.estimation.operations import attends_in_blocks
 
 
 def block(run, plan, mixer, feed_forward):
@@ -79,11 +79,10 @@ def _encoder_backward(run, plan):
 
 def _attention(run, plan):
     s, a, d = run.s, run.computed, plan.d
-    queries, keys = attended(run, plan)
-    blocks = max(1, queries // keys)
     # Projected and multiplied queries, keys and values, the outputs twice, and the mask of a window.
-    mask = run.b * queries * keys * a if plan.config["attention_window"] else 0
-    return s * (d + 2 * plan.g * plan.c) * a + run.b * (2 * queries + 2 * blocks * keys) * d * a + s * d * a + mask
+    windowed = plan.config["attention_window"] and not attends_in_blocks(run, plan)
+    mask = run.b * run.t * run.t * a if windowed else 0
+    return s * (d + 2 * plan.g * plan.c) * a + s * 4 * d * a + s * d * a + mask
 
 
 def _hidden(run, plan, rows):

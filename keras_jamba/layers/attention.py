@@ -16,7 +16,7 @@ from keras_jamba.layers.states import empty_state, joined, kept_tokens, rollback
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_divisible
 from keras_jamba.ops._tokens import NO_DOCUMENT, zero_padding
-from keras_jamba.ops.attention import CachedTokens, resized
+from keras_jamba.ops.attention.cache import CachedTokens, resized
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -33,8 +33,10 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             `ops.rotary_embedding`.
         causal: whether a token attends only to itself and to earlier tokens.
         attention_window: number of tokens that a token attends to, itself included; None means all. Unless causal,
-            the window extends to both sides. Time and memory grow with tokens times window, and a cache with a
-            capacity of one window suffices for sequences of any length.
+            the window extends to both sides. Time grows with tokens times window, and a cache with a capacity of one
+            window suffices for sequences of any length.
+        attention_sinks: number of first tokens per document that the window does not hide. The cache holds them too.
+            0 without a window.
         residual_gain: factor on the initial weights of the output projection. A model with n skip connections passes
             `n**-0.5`, so that its initial outputs are as large as a shallow model's (Radford et al. 2019, section
             2.3).
@@ -53,8 +55,9 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     Returns:
         `(b, t, d)`, or `((b, t, d), state)`. The state is a dict: `"key"` and `"value"` `(b, s, g, c)` in the compute
         dtype, keys after rotary embedding; `"length"`, `"start"` and `"document"` `(b,)` int32. The token at position
-        p of a row is in slot `p % s`. `length` counts the tokens seen. The last document has the id `document`, or
-        the least int32 without an id, and begins at position `start`. Gradients flow through keys and values.
+        p of a row is in slot `p % s`. With n sinks, the first n slots hold the first tokens of the document, and other
+        tokens are in slot `n + p % (s - n)`. `length` counts the tokens seen. The last document has the id `document`,
+        or the least int32 without an id, and begins at position `start`. Gradients flow through keys and values.
 
     Raises:
         ValueError: if head counts do not divide, the input has another width, the state belongs to another layer,
@@ -63,7 +66,8 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     Reference:
         [Ainslie et al. (2023)](https://arxiv.org/abs/2305.13245),
         [Su et al. (2021)](https://arxiv.org/abs/2104.09864);
-        the window: [Beltagy et al. (2020)](https://arxiv.org/abs/2004.05150).
+        the window: [Beltagy et al. (2020)](https://arxiv.org/abs/2004.05150);
+        the sinks: [Xiao et al. (2023)](https://arxiv.org/abs/2309.17453).
     """
 
     @_checks.python_numbers
@@ -77,6 +81,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         rope_interleaved: bool = True,
         causal: bool = True,
         attention_window: int | None = None,
+        attention_sinks: int = 0,
         residual_gain: float = 1.0,
         **kwargs: Any,
     ) -> None:
@@ -97,16 +102,14 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
                 f"d_model={d_model}, num_heads={num_heads}. Change num_heads or pass use_rope=False."
             )
         _checks.check_number("rope_theta", rope_theta, low=1.0)
-        if attention_window is not None:
-            _checks.check_integer("attention_window", attention_window)
+        _checks.check_window(attention_window, attention_sinks, prefix="attention_")
         _checks.check_number("residual_gain", residual_gain, low=0)
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
-        self.use_rope, self.rope_theta, self.rope_interleaved = (
-            use_rope,
-            rope_theta,
-            rope_interleaved,
-        )
-        self.causal, self.attention_window, self.residual_gain = causal, attention_window, residual_gain
+        self.use_rope, self.rope_theta, self.rope_interleaved = use_rope, rope_theta, rope_interleaved
+        self.causal, self.residual_gain = causal, residual_gain
+        self.attention_window, self.attention_sinks = attention_window, attention_sinks
+        # Slots of a cache that suffices for sequences of any length.
+        self._enough = attention_window and attention_window + attention_sinks
 
         def dense(units, name, gain=1.0):
             return Projection(units, kernel_initializer=_initializers.xavier(gain), name=name, dtype=self.dtype_policy)
@@ -151,26 +154,32 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         if not return_state:
             return outputs
         capacity = 0 if initial_state is None else ops.shape(initial_state["key"])[1]
-        capacity = self.attention_window or capacity + ops.shape(inputs)[1]
+        capacity = self._enough or capacity + ops.shape(inputs)[1]
         return outputs, _write_cache(initial_state, new, tokens, capacity)
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> dict[str, Tensor]:
         """Returns an empty cache.
 
-        Its capacity is the smaller of `max_length` and the window.
+        Its capacity is `max_length`, or the window and the sinks if they are fewer.
 
         Raises:
-            ValueError: if the attention has no window and `max_length` is None.
+            ValueError: if the attention has no window and `max_length` is None, or if `max_length` does not exceed the
+                number of sinks.
         """
         self._check_has_state()
         _checks.check_integer("batch_size", batch_size)
         if max_length is not None:
             _checks.check_integer("max_length", max_length)
-        sizes = [size for size in (max_length, self.attention_window) if size is not None]
+        sizes = [size for size in (max_length, self._enough) if size is not None]
         if not sizes:
             raise ValueError(
                 "A cache of attention without a window needs max_length, the capacity in tokens. "
                 "Received: max_length=None. Pass init_cache(batch_size, max_length=1024), for example."
+            )
+        if min(sizes) <= self.attention_sinks:
+            raise ValueError(
+                "A cache must hold more tokens than sinks. Received: "
+                f"max_length={max_length}, attention_sinks={self.attention_sinks}. Pass a larger max_length."
             )
         return empty_state(self._state_specs(batch_size, min(sizes)))
 
@@ -181,15 +190,17 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             ValueError: if the capacity is larger already.
         """
         capacity = cache["key"].shape[1]
-        wanted = min(size for size in (max_length, self.attention_window) if size is not None)
-        if wanted < capacity and capacity != self.attention_window:
+        wanted = min(size for size in (max_length, self._enough) if size is not None)
+        if wanted < capacity and capacity != self._enough:
             raise ValueError(
                 f"The capacity of a cache cannot shrink. Received: max_length={max_length} for a cache with a "
                 f"capacity of {capacity} tokens. Pass max_length={capacity} or more."
             )
         if wanted <= capacity:
             return cache
-        return cache | {name: resized(cache[name], cache["length"], wanted) for name in ("key", "value")}
+        counts = cache["length"], cache["start"]
+        grown = {name: resized(cache[name], *counts, wanted, self.attention_sinks) for name in ("key", "value")}
+        return cache | grown
 
     def step(
         self,
@@ -219,13 +230,21 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         cache = _checks.check_state("cache", cache, self._state_specs(inputs.shape[0]))
         inputs = ops.convert_to_tensor(inputs)
         given = _checks.check_sequence(mask_of(inputs, mask), segment_ids, reset_mask, inputs.shape)
-        outputs, new, tokens = self._attend_after(cache, inputs, *given)
+        inputs = zero_padding(inputs, given[0])
+        tokens = self._cached_tokens(cache, inputs, *given)
+        query, new = self._query_and_new(inputs, tokens)
         capacity = cache["key"].shape[1]
-        if not (self.attention_window and capacity >= self.attention_window):
+        updated = _write_cache(cache, new, tokens, capacity)
+        if tokens.can_attend_to_written(self.attention_window):
+            mixed = tokens.attend_to_written(query, (updated["key"], updated["value"]), self.attention_window)
+        else:
+            buffers = cache["key"], cache["value"]
+            mixed = tokens.attend(query, new["key"], new["value"], buffers, self.attention_window)
+        outputs = zero_padding(self._output(mixed, inputs), given[0])
+        if not (self._enough and capacity >= self._enough):
             # sqrt(-1) is NaN. PyTorch would copy a constant to the device and synchronise.
             zero_or_nan = ops.sqrt(ops.cast(tokens.fits(capacity), outputs.dtype) - 1)
             outputs = outputs + zero_or_nan[:, None, None]
-        updated = _write_cache(cache, new, tokens, capacity)
         rollback_state = rollback_state_of(cache, *given, **new)
         return append_requested(outputs, (True, updated), (return_rollback_state, rollback_state))
 
@@ -238,7 +257,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         _checks.check_rollback_state(rollback_state, ("key", "value"))
         new, *given = kept_tokens(rollback_state, count)
         cache = rollback_state["cache"]
-        tokens = _cached_tokens(cache, new["key"], *given)
+        tokens = self._cached_tokens(cache, new["key"], *given)
         return _write_cache(cache, new, tokens, cache["key"].shape[1])
 
     def attention_weights(self, inputs: Tensor) -> Tensor:
@@ -265,9 +284,9 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         if not self.built:
             self.build(inputs.shape)
         query, key = self._query_and_key(inputs, 0)
-        return attention_weights(query, key, self.causal, self.attention_window)
+        return attention_weights(query, key, self.causal, self.attention_window, self.attention_sinks)
 
-    # One call: projection, rotary embedding, attention, output projection; then the cache write.
+    # One call: projection, rotary embedding, attention, output projection; and the cache write.
 
     def _attend_after(self, cache, inputs, mask, segment_ids, reset_mask):
         """Runs attention of `inputs` `(b, t, d)` after the tokens of `cache`, or of None.
@@ -276,13 +295,27 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             `(outputs, new, tokens)`: the keys and values of the inputs by name, and their `CachedTokens`.
         """
         inputs = zero_padding(inputs, mask)
-        tokens = _cached_tokens(cache, inputs, mask, segment_ids, reset_mask)
-        query, key, value = self._query_key_value(inputs, tokens.positions)
+        tokens = self._cached_tokens(cache, inputs, mask, segment_ids, reset_mask)
+        query, new = self._query_and_new(inputs, tokens)
         cached = None if cache is None else (cache["key"], cache["value"])
-        mixed = tokens.attend(query, key, value, cached, self.attention_window, self.causal)
+        mixed = tokens.attend(query, new["key"], new["value"], cached, self.attention_window, self.causal)
         # A gradient at padding reaches no key or value.
-        outputs = zero_padding(self._output(mixed, inputs), mask)
-        return outputs, {"key": key, "value": value}, tokens
+        return zero_padding(self._output(mixed, inputs), mask), new, tokens
+
+    def _cached_tokens(self, cache, inputs, mask, segment_ids, reset_mask):
+        """Returns the `CachedTokens` of `inputs` `(b, t, d)` after `cache`, or after None."""
+        batch, length = ops.shape(inputs)[:2]
+        if cache is None:
+            zeros = ops.zeros((batch,), "int32")
+            counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
+        else:
+            counts = (cache[name] for name in _COUNTS)
+        return CachedTokens(mask, segment_ids, reset_mask, *counts, (batch, length), self.attention_sinks)
+
+    def _query_and_new(self, inputs, tokens):
+        """Returns the queries of `tokens`, and their keys and values by name."""
+        query, key, value = self._query_key_value(inputs, tokens.positions)
+        return query, {"key": key, "value": value}
 
     def _query_key_value(self, inputs, positions):
         """Returns `(b, t, h, c)`, `(b, t, g, c)` and `(b, t, g, c)`; rotary embedding rotates the first two."""
@@ -329,7 +362,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     ) -> Tensors:
         _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        return (outputs, self._state_specs(inputs.shape[0], self.attention_window)) if return_state else outputs
+        return (outputs, self._state_specs(inputs.shape[0], self._enough)) if return_state else outputs
 
     def get_config(self) -> Config:
         return super().get_config() | {
@@ -341,6 +374,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             "rope_interleaved": self.rope_interleaved,
             "causal": self.causal,
             "attention_window": self.attention_window,
+            "attention_sinks": self.attention_sinks,
             "residual_gain": self.residual_gain,
         }
 
@@ -348,22 +382,11 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
 _COUNTS = ("length", "start", "document")
 
 
-def _cached_tokens(cache, inputs, mask, segment_ids, reset_mask):
-    """Returns the `CachedTokens` of `inputs` `(b, t, d)` after `cache`, or after None."""
-    batch, length = ops.shape(inputs)[:2]
-    if cache is None:
-        zeros = ops.zeros((batch,), "int32")
-        counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
-    else:
-        counts = (cache[name] for name in _COUNTS)
-    return CachedTokens(mask, segment_ids, reset_mask, *counts, (batch, length))
-
-
 def _write_cache(cache, new, tokens, capacity):
     """Returns the cache with `capacity` slots after `tokens`, whose keys and values are `new`; `cache` may be None."""
     before = {} if cache is None else cache
     counts = dict(zip(_COUNTS, tokens.next_counts(), strict=True))
-    return {name: tokens.written(before.get(name), x, capacity, counts["start"]) for name, x in new.items()} | counts
+    return {name: tokens.written(before.get(name), x, capacity) for name, x in new.items()} | counts
 
 
 def _check_divides(name, value, total_name, total):

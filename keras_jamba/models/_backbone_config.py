@@ -37,6 +37,7 @@ class BackboneConfig:
     rope_theta: Any
     rope_interleaved: Any
     attention_window: Any
+    attention_sinks: Any
     direction: Any
     mixer: Any
     d_state: Any
@@ -103,6 +104,7 @@ class BackboneConfig:
                 rope_interleaved=self.rope_interleaved,
                 causal=causal,
                 attention_window=self.attention_window,
+                attention_sinks=self.attention_sinks,
                 **given,
             )
         given |= dict(

@@ -55,6 +55,7 @@ class JambaBackbone(CachedModel, keras.Model):
         router: a `Router` with another policy, its serialized form, or None. Each expert layer gets a copy with its own
             weights. It replaces num_experts, num_experts_per_token and the other routing arguments.
         attention_window: see `AttentionLayer`. With a window, a cache of constant size serves any number of tokens.
+        attention_sinks: number of first tokens per document that the window does not hide; 0 without a window.
         direction: "causal", each token sees the tokens before it; or "bidirectional", each token sees all tokens, for
             inputs without a time axis. Bidirectional Mamba layers scan both ways, attention has no causal mask, and
             the model has no state to continue from.
@@ -115,6 +116,7 @@ class JambaBackbone(CachedModel, keras.Model):
         rope_theta: float = 10000.0,
         rope_interleaved: bool = True,
         attention_window: int | None = None,
+        attention_sinks: int = 0,
         direction: Literal["causal", "bidirectional"] = "causal",
         mixer: Literal["mamba", "gated_conv"] = "mamba",
         d_state: int = 16,
@@ -160,6 +162,7 @@ class JambaBackbone(CachedModel, keras.Model):
             rope_theta=rope_theta,
             rope_interleaved=rope_interleaved,
             attention_window=attention_window,
+            attention_sinks=attention_sinks,
             direction=direction,
             mixer=mixer,
             d_state=d_state,

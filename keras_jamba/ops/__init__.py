@@ -10,7 +10,7 @@ The package uses these shape letters:
 - `s` a second count of tokens: keys and values or cache slots in attention, all `b * t` tokens in routing
 """
 
-from keras_jamba.ops.attention import attention_weights, grouped_query_attention
+from keras_jamba.ops.attention import attention_implementations, attention_weights, grouped_query_attention
 from keras_jamba.ops.convolution import causal_depthwise_conv
 from keras_jamba.ops.experts import expert_mlp
 from keras_jamba.ops.rotary import rotary_embedding
@@ -25,6 +25,7 @@ from keras_jamba.ops.routing import (
 from keras_jamba.ops.scan import implementations, selective_scan
 
 __all__ = [
+    "attention_implementations",
     "attention_weights",
     "causal_depthwise_conv",
     "expert_mlp",

@@ -134,6 +134,24 @@ def check_token_ids(token_ids, vocab_size=None, counted=None, name="token_ids"):
         )
 
 
+def check_window(window, sinks, prefix=""):
+    """Checks a window of attention, an integer or None, and the number of first tokens that it does not hide.
+
+    `prefix` comes before "window" and "sinks" in the names of the arguments.
+
+    Raises:
+        ValueError: if a value is out of range, or if there are sinks without a window.
+    """
+    if window is not None:
+        check_integer(f"{prefix}window", window)
+    check_integer(f"{prefix}sinks", sinks, at_least=0)
+    if sinks and window is None:
+        raise ValueError(
+            f"{prefix}sinks need a window that they are exempt from. Received: {prefix}sinks={sinks}, "
+            f"{prefix}window=None. Set {prefix}window."
+        )
+
+
 def check_sequence(mask, segment_ids, reset_mask, shape):
     """Returns `(mask, segment_ids, reset_mask)`: the first two as `check_tokens` does, `reset_mask` as bool or None.
 

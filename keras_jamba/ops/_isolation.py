@@ -6,6 +6,9 @@ that, each token has a damage, 0 or 1. Forward, the visibility carries it from k
 damage carries it back.
 """
 
+import functools
+
+import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -14,17 +17,29 @@ from keras_jamba import _backend
 _LARGEST = 1e38
 
 
-def isolated(attend, query, key, value, visible):
-    """Returns `attend(query, key, value)` `(b, t, h, c)`, with damage among the `visible` `(b, t, s)` bool tokens.
+def isolated(attend, query, key, value, reach, tokens):
+    """Returns `attend(query, key, value)` `(b, t, h, c)`, with damage only in tokens that see it.
 
-    `query`: `(b, t, h, c)`. `key`, `value`: `(b, s, g, c)`.
+    Args:
+        attend: the function of attention.
+        query: `(b, t, h, c)`.
+        key, value: `(b, s, g, c)`.
+        reach: hashable, with `to_queries(of_key, tokens)`, which returns `(b, t)` bool, whether each query sees a key
+            with `of_key` `(b, s)` bool, and `to_keys(of_query, tokens)`, which returns `(b, s)` bool, whether a query
+            with `of_query` `(b, t)` bool sees each key.
+        tokens: the tensors that both read.
     """
     (query, of_query), (key, of_key), (value, of_value) = map(_cleared, (query, key, value))
-    return _marked(attend(query, key, value), of_query, of_key + of_value, visible)
+    mark, mark_with_gradient = _marks(reach)
+    outputs = attend(query, key, value)
+    if not _backend.autodiff.can_trace_custom_gradient():
+        return mark(outputs, of_query, of_key + of_value, *tokens)[0]
+    return mark_with_gradient(outputs, of_query, of_key + of_value, *tokens)
 
 
 def _is_damaged(x):
     """Returns `(b, t)` bool: whether a value of `x (b, t, h, c)` is NaN, infinite or too large for a product."""
+    x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
     # Not `ops.max`, which drops NaN on TensorFlow.
     return ops.logical_not(ops.all(ops.abs(x) < (_LARGEST / x.shape[3]) ** 0.5, axis=(2, 3)))
 
@@ -46,26 +61,26 @@ def _clear_backward(damage, gradients):
     return (_replaced(gradient, damage + of_damage > 0, float("nan")),)
 
 
-def _mark(x, of_query, of_key, visible):
-    sees_damage = ops.any(ops.logical_and(visible, (of_key > 0)[:, None]), axis=2)
-    damaged = ops.logical_or(of_query > 0, sees_damage)
-    return _replaced(x, damaged, float("nan")), (damaged, visible)
+@functools.cache
+def _marks(reach):
+    """Returns the function that marks damaged outputs, without and with its gradient."""
 
+    def mark(x, of_query, of_key, *tokens):
+        damaged = ops.logical_or(of_query > 0, reach.to_queries(of_key > 0, tokens))
+        return _replaced(x, damaged, float("nan")), (damaged, tokens)
 
-def _mark_backward(residuals, gradient):
-    damaged, visible = residuals
-    damaged = ops.logical_or(damaged, _is_damaged(gradient))
-    seen = ops.any(ops.logical_and(visible, damaged[:, :, None]), axis=1)
-    return _replaced(gradient, damaged, 0.0), ops.cast(damaged, "float32"), ops.cast(seen, "float32"), None
+    def backward(residuals, gradient):
+        damaged, tokens = residuals
+        damaged = ops.logical_or(damaged, _is_damaged(gradient))
+        seen = ops.cast(reach.to_keys(damaged, tokens), "float32")
+        no_gradients = (None for _ in tokens)
+        return _replaced(gradient, damaged, 0.0), ops.cast(damaged, "float32"), seen, *no_gradients
+
+    return mark, _backend.autodiff.custom_gradient(mark, backward, has_loops=reach.has_loops)
 
 
 _clear_with_gradient = _backend.autodiff.custom_gradient(_clear, _clear_backward, has_loops=False)
-_mark_with_gradient = _backend.autodiff.custom_gradient(_mark, _mark_backward, has_loops=False)
 
 
 def _cleared(x):
     return _clear_with_gradient(x) if _backend.autodiff.can_trace_custom_gradient() else _clear(x)[0]
-
-
-def _marked(*tensors):
-    return _mark_with_gradient(*tensors) if _backend.autodiff.can_trace_custom_gradient() else _mark(*tensors)[0]

@@ -14,7 +14,8 @@ def shard_map(function, tensors, letters, results):
         function: maps tensors by name, any of which may be None, to a tuple of tensors. Rows and channels must be
             independent of each other.
         tensors: `{name: tensor or None}`, the arguments of `function`.
-        letters: `{name: one letter per axis}`: "b" marks rows and "e" channels; other letters are not sharded.
+        letters: `{name: one letter per axis}`: "b" marks rows, "e" channels, "h" and "g" heads; other letters are not
+            sharded.
         results: the axes of the outputs, in the same letters.
 
     Returns:
@@ -26,7 +27,7 @@ def shard_map(function, tensors, letters, results):
     present = {name: x for name, x in tensors.items() if x is not None}
     absent = dict.fromkeys(set(tensors) - set(present))
     sizes = {letter: size for name, x in present.items() for letter, size in zip(letters[name], x.shape, strict=True)}
-    axes = {"b": mesh.batch, "e": mesh.model}
+    axes = {"b": mesh.batch} | dict.fromkeys("ehg", mesh.model)
     split = {
         letter: axis for letter, axis in axes.items() if letter in sizes and divides(mesh.count(axis), sizes[letter])
     }

@@ -60,6 +60,22 @@ def document_numbers(segment_ids, mask):
     return ops.cumsum(ops.cast(begins_document(segment_ids, mask), "int32"), axis=1)
 
 
+def first_of_documents(numbers, mask, count):
+    """Returns `(b, t)` bool: whether a token is among the first `count` real tokens of its document in the row.
+
+    Args:
+        numbers: `(b, t)` int32, see `document_numbers`.
+        mask: `(b, t)` bool or None.
+        count: integer, 1 or more.
+    """
+    if mask is not None:
+        order, rank = compaction(mask)
+        numbers = ops.take_along_axis(numbers, order, axis=1)
+    before = ops.pad(numbers, [(0, 0), (count, 0)], constant_values=-1)[:, : ops.shape(numbers)[1]]
+    first = ops.not_equal(before, numbers)
+    return first if mask is None else ops.take_along_axis(first, rank, axis=1)
+
+
 # The document of a state without document ids: the next token continues it with any id.
 NO_DOCUMENT = -(2**31)
 

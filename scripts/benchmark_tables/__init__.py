@@ -8,9 +8,9 @@ the decorator `table`. It reads results files with `read` and returns Markdown. 
 the module of its page, put both lines into the page, and run the first command.
 """
 
-from scripts.benchmark_tables import decoding, experts, images, index, quantization, scaling, scan, training
+from scripts.benchmark_tables import attention, decoding, experts, images, index, quantization, scaling, scan, training
 from scripts.benchmark_tables.pages import check, rewrite
 from scripts.benchmark_tables.tables import TABLES
 
 __all__ = ["TABLES", "check", "rewrite"]
-__all__ += ["decoding", "experts", "images", "index", "quantization", "scaling", "scan", "training"]
+__all__ += ["attention", "decoding", "experts", "images", "index", "quantization", "scaling", "scan", "training"]

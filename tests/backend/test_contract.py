@@ -98,7 +98,9 @@ def refusing(path):
     return found
 
 
-CONTRACT = protocols(parsed(BACKEND / "contract.py"))
+CONTRACT = {}
+for each in sorted((BACKEND / "contract").glob("*.py")):
+    CONTRACT |= protocols(parsed(each))
 
 
 @once

@@ -126,3 +126,49 @@ def expert_mlp_gradients(gradient, tokens, weights, indices, up_bank, down_bank,
             found[0][row] += weight * bank[e] @ (grad_hidden * local)
             found[i][e] += weight * np.outer(token, grad_hidden * local)
     return found
+
+
+def attention(query, key, value, seen):
+    """Computes attention among the `seen` `(b, t, s)` bool pairs; zeros for a query that sees no key."""
+    return _attention(query, key, value, seen)[0]
+
+
+def attention_gradients(grad, query, key, value, seen):
+    """Returns the gradients of query, key and value for the gradient of the outputs."""
+    _, weights, query, key, value = _attention(query, key, value, seen)
+    grad, repeats = np.asarray(grad, "float64"), query.shape[2] // key.shape[2]
+    wide_key, wide_value = (np.repeat(x, repeats, axis=2) for x in (key, value))
+    of_weights = np.einsum("bthc,bshc->bhts", grad, wide_value)
+    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdims=True)) / query.shape[3] ** 0.5
+    by_group = lambda x: x.reshape(*key.shape[:3], repeats, -1).sum(3)  # noqa: E731
+    grad_key = by_group(np.einsum("bhts,bthc->bshc", of_scores, query))
+    grad_value = by_group(np.einsum("bhts,bthc->bshc", weights, grad))
+    return np.einsum("bhts,bshc->bthc", of_scores, wide_key), grad_key, grad_value
+
+
+def _attention(query, key, value, seen):
+    query, key, value = (np.asarray(x, "float64") for x in (query, key, value))
+    wide_key, wide_value = (np.repeat(x, query.shape[2] // key.shape[2], axis=2) for x in (key, value))
+    scores = np.einsum("bthc,bshc->bhts", query, wide_key) / query.shape[3] ** 0.5
+    scores = np.where(seen[:, None], scores, -np.inf)
+    highest = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(highest), highest, 0))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / np.where(total == 0, 1, total)
+    return np.einsum("bhts,bshc->bthc", weights, wide_value), weights, query, key, value
+
+
+def seen_pairs(documents, mask, causal, window=None, sinks=0):
+    """Returns `(b, t, t)` bool, which tokens of packed rows see which, from the definition, token by token.
+
+    `documents` `(b, t)` are equal for the tokens of a document. `mask` `(b, t)` is False for padding.
+    """
+    seen = np.zeros((*documents.shape, documents.shape[1]), bool)
+    for row, (ids, real) in enumerate(zip(documents, mask, strict=True)):
+        places = np.flatnonzero(real)
+        first = {ids[t]: n for n, t in reversed(list(enumerate(places)))}
+        for n, query in enumerate(places):
+            for m, key in enumerate(places):
+                near = window is None or abs(n - m) < window or m - first[ids[key]] < sinks
+                seen[row, query, key] = ids[query] == ids[key] and near and (m <= n or not causal)
+    return seen

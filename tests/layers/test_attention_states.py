@@ -11,10 +11,11 @@ from keras_jamba.layers import AttentionLayer
 LENGTH = 9
 
 
-@pytest.fixture(scope="module", params=[None, 4], ids=["complete", "window"])
+@pytest.fixture(scope="module", params=[(None, 0), (4, 0), (3, 2)], ids=["complete", "window", "sinks"])
 def layer(request):
     keras.utils.set_random_seed(0)
-    layer = AttentionLayer(8, num_heads=4, num_kv_heads=2, attention_window=request.param)
+    window, sinks = request.param
+    layer = AttentionLayer(8, num_heads=4, num_kv_heads=2, attention_window=window, attention_sinks=sinks)
     layer.build((3, LENGTH, 8))
     return layer
 
@@ -32,6 +33,11 @@ def with_state(layer):
 @pytest.fixture
 def features():
     return np.random.default_rng(0).standard_normal((3, LENGTH, 8)).astype("float32")
+
+
+def slots_of(layer):
+    """Returns the slots of a cache that serves sequences of any length, or None."""
+    return layer.attention_window and layer.attention_window + layer.attention_sinks
 
 
 def spans(cuts):
@@ -98,7 +104,7 @@ def test_chunks_match_the_complete_sequence(layer, step, with_state, features, c
         chunks.append(numpy(y))
     np.testing.assert_allclose(np.concatenate(chunks, axis=1), outputs, atol=2e-5)
     np.testing.assert_array_equal(numpy(state["length"]), [LENGTH] * 3)
-    assert state["key"].shape[1] == min(12 if fixed else LENGTH, layer.attention_window or 99)
+    assert state["key"].shape[1] == min(12 if fixed else LENGTH, slots_of(layer) or 99)
 
 
 @full("jax", "tensorflow")
@@ -234,3 +240,25 @@ def test_the_layer_receives_keras_masks(features):
     padded = features.copy()
     padded[0, :3] = 0
     np.testing.assert_allclose(numpy(model(padded))[0, 3:], numpy(model(features[:1, 3:]))[0], atol=2e-5)
+
+
+@full()
+def test_a_long_stream_with_sinks_equals_the_full_pass_in_constant_memory():
+    tokens, chunk = 100_000, 500
+    layer = AttentionLayer(8, num_heads=2, num_kv_heads=1, attention_window=200, attention_sinks=4)
+    layer.build((1, None, 8))
+    x = np.random.default_rng(0).standard_normal((1, tokens, 8)).astype("float32")
+    expected, step = numpy(jitted(layer)(x)), jitted(layer.step)
+    cache = layer.init_cache(1)
+    assert cache["key"].shape[1] == 204
+    for start in range(0, tokens, chunk):
+        y, cache = step(x[:, start : start + chunk], cache)
+        np.testing.assert_allclose(numpy(y), expected[:, start : start + chunk], atol=1e-4)
+
+
+def test_a_cache_must_exceed_the_sinks():
+    layer = AttentionLayer(8, num_heads=2, attention_window=3, attention_sinks=4)
+    with pytest.raises(ValueError, match="more tokens than sinks.*Received: max_length=4, attention_sinks=4"):
+        layer.init_cache(1, max_length=4)
+    with pytest.raises(ValueError, match="attention_sinks need a window.*Received: attention_sinks=4"):
+        AttentionLayer(8, num_heads=2, attention_sinks=4)

@@ -30,6 +30,7 @@ LAYERS = {
     "attention": lambda: AttentionLayer(WIDTH, num_heads=2, num_kv_heads=1),
     "both ways": lambda: AttentionLayer(WIDTH, num_heads=2, causal=False),
     "window": lambda: AttentionLayer(WIDTH, num_heads=2, attention_window=3),
+    "sinks": lambda: AttentionLayer(WIDTH, num_heads=2, attention_window=2, attention_sinks=2),
     "block": lambda: JambaBlock(MambaLayer(WIDTH, d_state=4), MoELayer(WIDTH, num_experts=4, d_ff=8)),
     "backbone": lambda: JambaBackbone(WIDTH, num_layers=2, mamba_ratio=1, num_heads=2, d_ff=8, num_experts=4),
 }

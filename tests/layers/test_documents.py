@@ -16,6 +16,7 @@ LAYERS = {
     "gated_conv": lambda: GatedConvLayer(WIDTH),
     "attention": lambda: AttentionLayer(WIDTH, num_heads=2, num_kv_heads=1),
     "window": lambda: AttentionLayer(WIDTH, num_heads=2, attention_window=3),
+    "sinks": lambda: AttentionLayer(WIDTH, num_heads=2, attention_window=2, attention_sinks=2),
     "block": lambda: JambaBlock(MambaLayer(WIDTH, d_state=4), None),
     "backbone": lambda: JambaBackbone(WIDTH, num_layers=2, mamba_ratio=1, num_heads=2, moe_frequency=0, d_ff=8),
 }

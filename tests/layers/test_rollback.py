@@ -15,6 +15,7 @@ MIXERS = {
     "attention": lambda: AttentionLayer(8, num_heads=4, num_kv_heads=2),
     # The cache has fewer slots than the step has tokens.
     "window": lambda: AttentionLayer(8, num_heads=2, attention_window=4),
+    "sinks": lambda: AttentionLayer(8, num_heads=2, attention_window=2, attention_sinks=2),
 }
 
 

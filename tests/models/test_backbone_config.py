@@ -32,6 +32,7 @@ OTHER = dict(
     rope_theta=500.0,
     rope_interleaved=False,
     attention_window=3,
+    attention_sinks=2,
     direction="bidirectional",
     mixer="gated_conv",
     d_state=8,
@@ -83,4 +84,5 @@ def layer_configs(**changed):
 # `gradient_checkpointing` acts in the call of the backbone; tests/models/test_checkpointing.py tests it.
 @pytest.mark.parametrize("name", [name for name in OTHER if name != "gradient_checkpointing"])
 def test_every_argument_changes_a_layer(name):
-    assert layer_configs(**{name: OTHER[name]}) != layer_configs()
+    others = {"attention_window": 3} if name == "attention_sinks" else {}
+    assert layer_configs(**others, **{name: OTHER[name]}) != layer_configs(**others)

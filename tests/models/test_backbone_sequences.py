@@ -13,7 +13,7 @@ import keras_jamba
 BATCH, LENGTH, WIDTH = 2, 12, 16
 
 
-@pytest.fixture(scope="module", params=[None, 5], ids=["complete", "window"])
+@pytest.fixture(scope="module", params=[(None, 0), (5, 0), (3, 2)], ids=["complete", "window", "sinks"])
 def backbone(request):
     keras.utils.set_random_seed(3)
     return keras_jamba.JambaBackbone(
@@ -25,7 +25,8 @@ def backbone(request):
         num_experts=4,
         d_ff=24,
         d_state=4,
-        attention_window=request.param,
+        attention_window=request.param[0],
+        attention_sinks=request.param[1],
     )
 
 

@@ -7,6 +7,7 @@ from keras import ops
 from test_scan import NAMES, draw
 
 from keras_jamba.ops import causal_depthwise_conv, grouped_query_attention, implementations, selective_scan
+from keras_jamba.ops.attention import blocks as attention_blocks
 
 BAD = (np.nan, np.inf, -np.inf, 3e38)
 PER_TOKEN = ("u", "delta", "B", "C", "z")
@@ -160,26 +161,35 @@ def attention_inputs(length=9, heads=4, width=4):
     return dict(query=normal(heads), key=normal(2), value=normal(2))
 
 
+@pytest.fixture(params=["dense", "blocks"])
+def form(request, monkeypatch):
+    """An implementation of attention. The blocks are small, so that a row has several."""
+    monkeypatch.setattr(attention_blocks, "_QUERIES", 4)
+    monkeypatch.setattr(attention_blocks, "_KEYS", 2)
+    monkeypatch.setattr(attention_blocks, "_FEW_QUERIES", 1)
+    return request.param
+
+
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_damaged_document_leaves_the_attention_of_other_documents_unchanged(causal):
+def test_a_damaged_document_leaves_the_attention_of_other_documents_unchanged(causal, form):
     inputs, ids = attention_inputs(), documents(9)
-    mask = ids[:, :, None] == ids[:, None, :]
-    attend = lambda **given: (grouped_query_attention(**given, causal=causal, mask=mask), ops.zeros((2, 1)))  # noqa: E731
+    options = dict(causal=causal, segment_ids=ids, implementation=form)
+    attend = lambda **given: (grouped_query_attention(**given, **options), ops.zeros((2, 1)))  # noqa: E731
     run = differentiated(attend, ATTENTION)
     assert_documents_are_isolated(run, inputs, ATTENTION, ids, ((2, 9, 4, 4), (2, 1)), initial=None)
 
 
 @pytest.mark.parametrize("damaged", [*ATTENTION, "gradient"])
-def test_damage_in_attention_reaches_exactly_the_tokens_that_see_it(damaged):
+def test_damage_in_attention_reaches_exactly_the_tokens_that_see_it(damaged, form):
     inputs = attention_inputs()
     weights = [np.ones((2, 9, 4, 4), "float32")]
     bad = np.arange(9)[None] == np.array([[4], [6]])
-    mask = np.ones((2, 9, 9), bool)
+    options = dict(causal=True, segment_ids=np.zeros((2, 9), "int32"), implementation=form)
     if damaged == "gradient":
         weights[0] = poisoned(weights[0], bad, np.nan)
     else:
         inputs[damaged] = poisoned(inputs[damaged], bad, np.nan)
-    run = differentiated(lambda **given: (grouped_query_attention(**given, causal=True, mask=mask),), ATTENTION)
+    run = differentiated(lambda **given: (grouped_query_attention(**given, **options),), ATTENTION)
     (y,), grads = run(inputs, weights)
     later, earlier = np.logical_or.accumulate(bad, 1), np.logical_or.accumulate(bad[:, ::-1], 1)[:, ::-1]
     by_query = later if damaged in ("key", "value") else bad
@@ -193,11 +203,11 @@ def test_damage_in_attention_reaches_exactly_the_tokens_that_see_it(damaged):
 
 
 @pytest.mark.parametrize("width", [4, 512])
-def test_large_values_of_a_document_leave_the_attention_of_others_unchanged(width):
+def test_large_values_of_a_document_leave_the_attention_of_others_unchanged(width, form):
     """The sum of products of a wide head would exceed float32."""
     inputs, ids = attention_inputs(width=width), documents(9)
-    mask = ids[:, :, None] == ids[:, None, :]
-    run = differentiated(lambda **given: (grouped_query_attention(**given, mask=mask),), ATTENTION)
+    options = dict(segment_ids=ids, implementation=form)
+    run = differentiated(lambda **given: (grouped_query_attention(**given, **options),), ATTENTION)
     weights = [np.ones((2, 9, 4, width), "float32")]
     (expected,), gradients = run(inputs, weights)
     bad = ids == ids[:, -1:]

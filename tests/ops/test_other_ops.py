@@ -71,7 +71,7 @@ def test_rotary_embedding_is_accurate_at_large_positions():
     [
         ([(1, 5, 4, 8), (1, 5, 3, 8), (1, 5, 3, 8)], None, "query heads must be a multiple.*Received: 4 and 3"),
         ([(1, 5, 4, 8), (1, 6, 2, 8), (1, 5, 2, 8)], None, r"value must have the shape \(b, s, g, c\).*Received"),
-        ([(1, 5, 4, 8), (1, 6, 2, 8), (1, 6, 2, 8)], (5, 6), r"mask must have the shape \(b, t, s\).*Received"),
+        ([(1, 5, 4, 8), (1, 6, 2, 8), (1, 6, 2, 8)], (5, 6), r"mask must have the shape \(b, t\).*Received"),
     ],
 )
 def test_attention_refuses_mismatched_shapes(shapes, mask, message):

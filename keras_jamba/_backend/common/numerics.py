@@ -5,3 +5,7 @@ import keras
 
 def rms_norm(x, scale, epsilon):
     return keras.ops.rms_normalization(x, scale, epsilon=epsilon)
+
+
+def has_fused_attention():
+    return False

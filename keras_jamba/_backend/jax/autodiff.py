@@ -3,7 +3,7 @@
 import jax
 
 
-def custom_gradient(forward, backward, plain=None, has_loops=True):
+def custom_gradient(forward, backward, plain=None, has_loops=True, once=None):
     @jax.custom_vjp
     def function(*tensors):
         return plain(*tensors) if plain else forward(*tensors)[0]

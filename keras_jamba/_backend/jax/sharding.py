@@ -5,7 +5,7 @@ import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from keras_jamba._backend.contract import ActiveMesh
+from keras_jamba._backend.contract.devices import ActiveMesh
 from keras_jamba._keras_internals import layout_map
 
 

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 
-def custom_gradient(forward, backward, plain=None, has_loops=True):
+def custom_gradient(forward, backward, plain=None, has_loops=True, once=None):
     if has_loops:
         # On a CPU Keras runs TensorFlow without XLA, where loops are ten times slower.
         forward = tf.function(forward, jit_compile=True, autograph=False)

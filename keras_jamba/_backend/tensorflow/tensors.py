@@ -1,5 +1,6 @@
 """Platforms, values and shapes of tensors, on TensorFlow."""
 
+import keras
 import tensorflow as tf
 
 # No public function of TensorFlow tells whether XLA will compile the graph being traced.
@@ -34,3 +35,9 @@ def why_no_split_rows():
 
 def split_rows(x, counts):
     return tf.split(x, counts, num=counts.shape[0])
+
+
+def add_slice(x, update, start, axis):
+    starts = [start if i == axis else 0 for i in range(len(x.shape))]
+    old = tf.slice(x, starts, tf.shape(update))
+    return keras.ops.slice_update(x, starts, old + update)

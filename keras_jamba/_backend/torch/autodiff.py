@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from keras_jamba._backend.torch.tensors import needs_static_shapes
 
 
-def custom_gradient(forward, backward, plain=None, has_loops=True):
+def custom_gradient(forward, backward, plain=None, has_loops=True, once=None):
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *tensors):
@@ -18,10 +18,27 @@ def custom_gradient(forward, backward, plain=None, has_loops=True):
 
         @staticmethod
         def backward(ctx, *gradients):
-            residuals = _pytree.tree_unflatten(list(ctx.saved_tensors), ctx.structure)
-            found = backward(residuals, gradients if len(gradients) > 1 else gradients[0])
-            wanted = zip(found, ctx.needs_input_grad, strict=True)
-            return tuple((g() if callable(g) else g) if needed else None for g, needed in wanted)
+            if once is not None:
+                return Gradient.apply(
+                    ctx.structure, ctx.needs_input_grad, len(gradients), *gradients, *ctx.saved_tensors
+                )
+            return found(ctx.structure, ctx.needs_input_grad, gradients, ctx.saved_tensors)
+
+    class Gradient(torch.autograd.Function):
+        """The gradient as a function of all its inputs: every path of a second derivative meets the error."""
+
+        @staticmethod
+        def forward(ctx, structure, needed, count, *tensors):
+            return found(structure, needed, tensors[:count], tensors[count:])
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            raise RuntimeError(once)
+
+    def found(structure, needed, gradients, saved):
+        residuals = _pytree.tree_unflatten(list(saved), structure)
+        wanted = zip(backward(residuals, gradients if len(gradients) > 1 else gradients[0]), needed, strict=True)
+        return tuple((g() if callable(g) else g) if each else None for g, each in wanted)
 
     def function(*tensors):
         if plain and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):

@@ -31,5 +31,9 @@ def prefers_grouped_matmul():
     return True
 
 
+def has_fused_attention():
+    return True
+
+
 def _ends(counts):
     return counts.cumsum(0, dtype=torch.int32)

@@ -1,0 +1,183 @@
+"""Tensors, compiled functions, gradients, numerics and kernels."""
+
+from typing import Protocol
+
+
+class Tensors(Protocol):
+    def platform(self, x=None):
+        """Returns the platform of tensor `x`: "cpu", "gpu" or "tpu".
+
+        The platform of new tensors is returned without `x`, or if the device of `x` is unknown. The device is unknown
+        while JAX or TensorFlow traces, and for a meta tensor of PyTorch.
+        """
+
+    def concrete_numpy(self, x):
+        """Returns the values of a tensor as a NumPy array, or None if reading them would wait for a device.
+
+        Returns None while a graph is traced, on an accelerator, for a JAX array of several processes, and inside
+        transforms of `torch.func`. PyTorch returns bfloat16 as float32.
+        """
+
+    def needs_static_shapes(self):
+        """Returns whether a compiler traces the caller and needs static shapes.
+
+        JAX: always, because eager JAX compiles each operation. TensorFlow: under XLA, not in other graphs.
+        PyTorch: inside `torch.compile` and while a decoding step is traced.
+        """
+
+    def is_traced_by_torchscript(self):
+        """Returns whether TorchScript traces the caller, as `torch.onnx` does, and fixes the sizes of its example."""
+
+    def ensure_shape(self, x, shape):
+        """Returns `x`, whose unknown sizes a TensorFlow graph checks against `shape` when it runs.
+
+        None in `shape` matches any size. JAX and PyTorch know all sizes when they trace and check nothing.
+        """
+
+    def can_log(self):
+        """Returns whether the caller can log a message. PyTorch: not inside `torch.compile`."""
+
+    def why_no_split_rows(self):
+        """Returns None, or the reason why `split_rows` is unavailable. JAX: always unavailable."""
+
+    def split_rows(self, x, counts):
+        """Splits the rows of `x` into groups of `counts[0]`, `counts[1]`, ... rows."""
+
+    def add_slice(self, x, update, start, axis):
+        """Returns `x` with `update` added to its slice from index `start` of `axis` on.
+
+        PyTorch changes `x`. Without gradients, for use inside `custom_gradient`.
+        """
+
+
+class Compilation(Protocol):
+    def has_jit(self):
+        """Returns whether `jit` compiles, so that fewer input shapes save time. PyTorch: False."""
+
+    def jit(self, function):
+        """Returns `function` of nested arrays, compiled once per input shape. PyTorch: `function` itself."""
+
+    def jit_inference(self, function, variables):
+        """Returns `function` without gradients. It may read `variables` and must not assign to them.
+
+        JAX and TensorFlow compile once per structure, shape and dtype. PyTorch runs `function` in inference mode and
+        does not compile. Each call reads the current values of `variables`; compiled programs do not embed them.
+        """
+
+    def compiled_while_loop(self, body, variables):
+        """Returns `run(going, state) -> state`, which calls `body(state) -> (going, state)` while `going` is true.
+
+        JAX and TensorFlow compile the complete loop. PyTorch runs the loop in Python and traces the body once per
+        structure, shape, dtype and device. PyTorch does not trace a body that reads the value of a tensor.
+        """
+
+    def has_fast_dynamic_loop(self):
+        """Returns whether a compiled loop is fast if its length depends on values. True for JAX on a CPU only."""
+
+    def scan(self, body, carry, inputs, reverse=False):
+        """Loops over the leading axis with the contract of `jax.lax.scan`. Compilers do not unroll the loop.
+
+        `body(carry, slices)` returns `(carry, outputs)`.
+        """
+
+
+class Autodiff(Protocol):
+    def custom_gradient(self, forward, backward, plain=None, has_loops=True, once=None):
+        """Returns a function of tensors with a custom gradient. JAX compiles it, and TensorFlow if it has loops.
+
+        Args:
+            forward: `forward(*tensors)` returns `(outputs, residuals)`.
+            backward: `backward(residuals, gradients)` returns one gradient per input, None for an integer input.
+                `gradients` has the structure of the outputs. On JAX and PyTorch a gradient may be a function without
+                arguments, which is called if that gradient is needed.
+            plain: `plain(*tensors)` computes the outputs if no gradient is needed. JAX and PyTorch only.
+            has_loops: whether the functions have loops. TensorFlow compiles these, once per shape.
+            once: the message of the RuntimeError that a second derivative raises, for a `backward` that autograd
+                cannot differentiate. PyTorch only: on JAX and TensorFlow dynamic loops raise their own error.
+        """
+
+    def can_trace_custom_gradient(self):
+        """Returns whether the tracer of the caller supports `custom_gradient`. `torch.compile` does not."""
+
+    def remat(self, function):
+        """Returns `function` with rematerialization: it keeps inputs and outputs, and the backward pass recomputes it.
+
+        TensorFlow: `function` itself when called eagerly.
+        """
+
+    def input_gradient(self, function, x):
+        """Returns the gradient of the scalar `function(x)` for tensor `x`. Zeros if it does not depend on `x`.
+
+        PyTorch raises RuntimeError if the result requires no gradient.
+        """
+
+
+class Numerics(Protocol):
+    def matmul_in_float32(self, x, y):
+        """Multiplies two matrices of one dtype and returns float32.
+
+        JAX and PyTorch on a GPU keep the float32 sums. TensorFlow and PyTorch on a CPU round the sums to the dtype of
+        the inputs first.
+        """
+
+    def rms_norm(self, x, scale, epsilon):
+        """Computes `keras.ops.rms_normalization` over the last axis. PyTorch: with its fused function, or in Triton."""
+
+    def grouped_matmul(self, x, bank, counts, transpose_rhs=False):
+        """Multiplies rows by the matrix of their group.
+
+        Args:
+            x: `(rows, k)`: the first `counts[0]` rows belong to group 0, the next `counts[1]` to group 1, ...
+            bank: `(groups, k, n)`, or `(groups, n, k)` with `transpose_rhs`.
+            counts: `(groups,)` int32.
+
+        Returns:
+            `(rows, n)`. Not available on TensorFlow.
+        """
+
+    def grouped_matmul_weight_grad(self, a, b, counts):
+        """Computes the gradient of `grouped_matmul` for the bank, `(groups, k, n)`.
+
+        It is `a.T @ b` for the rows of each group in `a`, `(rows, k)`, and in `b`, `(rows, n)`.
+        """
+
+    def why_no_grouped_matmul(self, platform, dtype, sizes):
+        """Returns None, or the reason why both are unavailable for these row `sizes`. TensorFlow: always so."""
+
+    def prefers_grouped_matmul(self):
+        """Returns whether `grouped_matmul` is faster than the Triton kernels of this package. PyTorch: True."""
+
+    def has_fused_attention(self):
+        """Returns whether `keras.ops.dot_product_attention` on a CPU needs memory linear in tokens. PyTorch: True."""
+
+
+class Kernels(Protocol):
+    def c_kernel_op(self, kernel, portable):
+        """Returns a kernel of `keras_jamba._native` as a differentiable `(tensors, options) -> outputs`.
+
+        Args:
+            kernel: a `keras_jamba._native` kernel. Any of its tensors may be None.
+            portable: the same function in Keras operations.
+
+        On JAX, a kernel with a backward function takes its second derivatives from `portable`. TensorFlow and PyTorch
+        raise RuntimeError for them.
+        """
+
+    def why_no_c_kernel(self, shape):
+        """Returns None, or the reason why such an op is unavailable for an input of this `shape`."""
+
+    def triton_op(self, program, portable):
+        """Returns a program of `keras_jamba._triton` as an op, like `c_kernel_op`. Not available on TensorFlow.
+
+        Creating the op never raises. TensorFlow: calling it raises NotImplementedError. JAX: platforms other than a GPU
+        compute `portable`. PyTorch: call `why_no_triton_op` first, because forward-mode derivatives would be zero.
+        """
+
+    def why_no_triton_op(self, shape):
+        """Returns None, or the reason why such an op is unavailable for an input of this `shape`."""
+
+    def triton_launcher(self):
+        """Returns a `keras_jamba._triton.Gpu` for kernels without a gradient. Not available on TensorFlow."""
+
+    def why_no_triton(self):
+        """Returns None, or the reason why the result of `triton_launcher` cannot be used."""

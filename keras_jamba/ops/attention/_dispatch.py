@@ -1,0 +1,90 @@
+"""Selection of the implementation of attention, the isolation of damaged documents, and sharding."""
+
+import os
+from dataclasses import dataclass
+
+import keras
+
+from keras_jamba import _backend
+from keras_jamba.ops._implementations import choose
+from keras_jamba.ops._isolation import isolated
+from keras_jamba.ops._sharding import shard_map, with_their_queries
+from keras_jamba.ops.attention import blocks, dense, fused, triton
+from keras_jamba.ops.attention._visibility import Tokens
+
+_FASTEST_FIRST = {
+    "cpu": {"fused": fused, "blocks": blocks, "dense": dense},
+    # The order on a GPU is that of memory: `dense` refuses rows for which it needs gigabytes.
+    "gpu": {"fused": fused, "dense": dense, "triton": triton, "blocks": blocks},
+    "tpu": {"fused": fused, "blocks": blocks, "dense": dense},
+}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Properties of a call that `why_not` reads.
+
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        queries, keys: the numbers of tokens, None if unknown.
+        width, dtype: of a head.
+        plain: whether there is one document, without padding, window and offset.
+        requested: whether the caller named the implementation.
+    """
+
+    platform: str
+    queries: int | None
+    keys: int | None
+    width: int
+    dtype: str
+    plain: bool = False
+    requested: bool = False
+
+    def exceeds(self, pairs):
+        """Returns whether there are more pairs of queries and keys; False if their number is unknown."""
+        return None not in (self.queries, self.keys) and self.queries * self.keys > pairs
+
+
+def attention(query, key, value, rule, of_query, of_key, *, plain=False, isolate=False, requested=None):
+    """Computes attention, with the arguments of `grouped_query_attention` as tensors.
+
+    Args:
+        query: `(b, t, h, c)`.
+        key, value: `(b, s, g, c)`.
+        rule, of_query, of_key: the `Rule` and `Tokens` of `_visibility`.
+        plain: whether every query sees all keys, or with a causal rule and s = t all keys up to its own.
+        isolate: whether NaN and infinity must not reach tokens that do not see them.
+        requested: the name of the implementation, or None.
+
+    Returns:
+        `(b, t, h, c)` in the dtype of `query`.
+    """
+    requested = requested or os.environ.get("KERAS_JAMBA_ATTENTION") or None
+    platform, dtype = _backend.tensors.platform(query), keras.backend.standardize_dtype(query.dtype)
+    call = _Call(platform, query.shape[1], key.shape[1], query.shape[3], dtype, plain, requested is not None)
+    chosen = choose("grouped_query_attention", _FASTEST_FIRST[call.platform], requested, call)
+    attend = lambda *qkv: _on_shards(chosen, *qkv, rule, of_query, of_key)  # noqa: E731
+    if not isolate:
+        return attend(query, key, value)
+    return isolated(attend, query, key, value, *chosen.reach(rule, of_query, of_key))
+
+
+def implementations():
+    """Returns `{name: None or reason}` for a long row of documents on this platform, fastest first."""
+    call = _Call(_backend.tensors.platform(), queries=4096, keys=4096, width=64, dtype=keras.config.floatx())
+    return {name: module.why_not(call) for name, module in _FASTEST_FIRST[call.platform].items()}
+
+
+def _on_shards(chosen, query, key, value, rule, of_query, of_key):
+    if chosen in (dense, fused):
+        return chosen.run(query, key, value, rule, of_query, of_key)
+    query, key, value = with_their_queries(query, key, value)
+    names = ("query_positions", "query_documents", "query_sinks", "key_positions", "key_documents", "key_sinks")
+    tensors = dict(query=query, key=key, value=value) | dict(zip(names, (*of_query, *of_key), strict=True))
+
+    def run(query, key, value, **tokens):
+        tokens = [tokens[name] for name in names]
+        return (chosen.run(query, key, value, rule, Tokens(*tokens[:3]), Tokens(*tokens[3:])),)
+
+    letters = dict(query="bthc", key="bsgc", value="bsgc") | {name: "bt" if "query" in name else "bs" for name in names}
+    return shard_map(run, tensors, letters, ("bthc",))[0]

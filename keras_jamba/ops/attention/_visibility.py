@@ -1,0 +1,118 @@
+"""Which keys each query sees, in memory linear in tokens."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+# Document of a key that no query sees, and of a query that sees no key. Both are below all document numbers.
+_HIDDEN_KEY, _BLIND_QUERY = -(2**31), 1 - 2**31
+_FAR = 2**31 - 1
+
+
+class Rule(NamedTuple):
+    """The static part of a visibility.
+
+    Attributes:
+        causal: whether a query sees no key at a later position.
+        window: None, or the distance of positions below which a query sees a key.
+    """
+
+    causal: bool
+    window: int | None
+
+
+class Tokens(NamedTuple):
+    """Positions and documents of queries or keys.
+
+    Attributes:
+        positions: `(b, t)` int32.
+        documents: `(b, t)` int32. A query sees keys of its own document only.
+        sinks: None, or `(b, t)` int32, 1 for keys that the window does not hide. Always None for queries.
+    """
+
+    positions: Any
+    documents: Any
+    sinks: Any = None
+
+
+def queries(positions, documents, mask):
+    """Returns the `Tokens` of queries; where `mask` `(b, t)` bool is False they see no key."""
+    return Tokens(positions, documents if mask is None else ops.where(mask, documents, _BLIND_QUERY))
+
+
+def keys(positions, documents, mask, sinks=None):
+    """Returns the `Tokens` of keys; where `mask` `(b, s)` bool is False no query sees them."""
+    documents = documents if mask is None else ops.where(mask, documents, _HIDDEN_KEY)
+    return Tokens(positions, documents, None if sinks is None else ops.cast(sinks, "int32"))
+
+
+def padded(tokens, count, is_key):
+    """Returns `tokens` with `count` more that see nothing and that nothing sees."""
+    wide = lambda x, value=0: ops.pad(x, [(0, 0), (0, count)], constant_values=value)  # noqa: E731
+    documents = wide(tokens.documents, _HIDDEN_KEY if is_key else _BLIND_QUERY)
+    return Tokens(wide(tokens.positions), documents, None if tokens.sinks is None else wide(tokens.sinks))
+
+
+def visible(rule, query, key):
+    """Returns `(b, t, s)` bool: whether each query sees each key."""
+    seen = ops.equal(query.documents[:, :, None], key.documents[:, None, :])
+    if not rule.causal and rule.window is None:
+        return seen
+    distance = query.positions[:, :, None] - key.positions[:, None, :]
+    if rule.window is not None:
+        near = ops.abs(distance) < rule.window
+        if key.sinks is not None:
+            near = ops.logical_or(near, (key.sinks > 0)[:, None, :])
+        seen = ops.logical_and(seen, near)
+    return ops.logical_and(seen, distance >= 0) if rule.causal else seen
+
+
+def block_overlap(rule, query, key, query_size, key_size):
+    """Returns `(b, query blocks, key blocks)` bool, False for pairs of blocks in which no query sees a key.
+
+    Args:
+        rule, query, key: the visibility; the numbers of tokens are multiples of the block sizes.
+        query_size, key_size: tokens per block.
+    """
+    of_query, of_key = _extremes(query, query_size, _BLIND_QUERY), _extremes(key, key_size, _HIDDEN_KEY)
+    low, high, early, late = (x[:, :, None] for x in of_query)
+    key_low, key_high, key_early, key_late = (x[:, None] for x in of_key)
+    overlap = ops.logical_and(high >= key_low, low <= key_high)
+    if rule.window is not None:
+        # Differences of blocks without a token overflow. No document overlaps with theirs.
+        near = early - key_late < rule.window
+        if not rule.causal:
+            near = ops.logical_and(near, key_early - late < rule.window)
+        if key.sinks is not None:
+            sinks = ops.max(_in_blocks(key.sinks, key_size), axis=2)
+            near = ops.logical_or(near, (sinks > 0)[:, None])
+        overlap = ops.logical_and(overlap, near)
+    return ops.logical_and(overlap, late >= key_early) if rule.causal else overlap
+
+
+def block_lists(overlap):
+    """Returns the places of True in each row of a bool tensor `(..., n)`.
+
+    Returns:
+        `(places, count)`: `(..., n)` int32, of which the first `count` `(...)` are those places in ascending order.
+    """
+    n = overlap.shape[-1]
+    place = ops.arange(n, dtype="int32")
+    # The keys are distinct, so the sort need not be stable.
+    places = ops.argsort(ops.where(overlap, place, place + n), axis=-1)
+    return ops.cast(places, "int32"), ops.sum(ops.cast(overlap, "int32"), axis=-1)
+
+
+def _extremes(tokens, size, hidden):
+    """Returns the least and greatest document and position of each block, `(b, blocks)`, hidden tokens left out."""
+    shown = _in_blocks(ops.not_equal(tokens.documents, hidden), size)
+    found = []
+    for x in (tokens.documents, tokens.positions):
+        x = _in_blocks(x, size)
+        found.append(ops.min(ops.where(shown, x, _FAR), axis=2))
+        found.append(ops.max(ops.where(shown, x, -_FAR), axis=2))
+    return found
+
+
+def _in_blocks(x, size):
+    return ops.reshape(x, (-1, x.shape[1] // size, size))

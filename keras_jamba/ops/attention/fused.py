@@ -1,0 +1,43 @@
+"""The fused attention of the backend, for one document without padding, window or cache."""
+
+import keras
+from keras import ops
+
+from keras_jamba import _backend
+from keras_jamba.ops._sharding import with_their_queries
+
+# At most so many pairs of queries and keys are computed faster at once than in blocks, on a CPU
+# (benchmarks/results/attention_cpu.json).
+FEW_PAIRS = 512 * 512 if _backend.numerics.has_fused_attention() else 256 * 256
+# The error of a second derivative through a gradient that is written by hand.
+ONCE = (
+    "Attention in blocks has no second derivatives on PyTorch. Received: a gradient of its gradient. Compute it on JAX "
+    "with implementation='dense'."
+)
+
+
+def why_not(call):
+    if not call.plain:
+        return "it takes no padding, documents, windows or offsets"
+    fused = call.platform != "cpu" or _backend.numerics.has_fused_attention()
+    if not (fused or call.requested) and call.exceeds(FEW_PAIRS):
+        return "it needs memory for all pairs of tokens"
+    return None
+
+
+def run(query, key, value, rule, of_query, of_key):
+    return attention(query, key, value, causal=rule.causal)
+
+
+def attention(query, key, value, mask=None, causal=False):
+    """Returns `keras.ops.dot_product_attention`; `mask` `(b, t, s)` bool or None."""
+    mask = None if mask is None else mask[:, None]
+    query, key, value = with_their_queries(query, key, value)
+    if key.shape[2] == 1:
+        # On TensorFlow, keras.ops.dot_product_attention repeats a single key-value head wrongly.
+        key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
+    dtype = keras.backend.standardize_dtype(query.dtype)
+    if dtype == "float16" and _backend.tensors.platform() == "cpu":
+        # XLA on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
+        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
+    return ops.cast(ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal), dtype)

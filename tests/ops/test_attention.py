@@ -1,0 +1,249 @@
+"""Attention of documents, padding, windows, sinks, offsets and grouped heads, against float64 NumPy."""
+
+import functools
+
+import hypothesis
+import keras
+import numpy as np
+import oracles
+import pytest
+from checks import close, full, gradient_of, jitted, numpy
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_jamba.ops import attention_implementations, attention_weights, grouped_query_attention
+from keras_jamba.ops.attention import blocks
+
+BATCH, TOKENS, KEYS, WIDTH = 2, 21, 29, 4
+# JAX has no float64 by default.
+DTYPES = {"bfloat16": 3e-2, "float16": 4e-3} | ({} if keras.backend.backend() == "jax" else {"float64": 1e-5})
+FORMS = [name for name in attention_implementations() if name != "fused"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks per row, the last of them incomplete."""
+    monkeypatch.setattr(blocks, "_QUERIES", 4)
+    monkeypatch.setattr(blocks, "_KEYS", 8)
+    # Single queries read the keys in their own layout.
+    monkeypatch.setattr(blocks, "_FEW_QUERIES", 1)
+
+
+def inputs(seed=0, queries=TOKENS, keys=TOKENS, heads=4, groups=2):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape).astype("float32")  # noqa: E731
+    shapes = (queries, heads), (keys, groups), (keys, groups), (queries, heads)
+    return [normal(BATCH, *shape, WIDTH) for shape in shapes]
+
+
+@functools.cache
+def program(**options):
+    """Returns a function of query, key, value, output gradient and the marks: outputs, and their gradients."""
+
+    def attend(query, key, value, weights, marks):
+        return grouped_query_attention(query, key, value, **options, **marks)
+
+    outputs = jitted(attend)
+    gradients = {}
+
+    def run(query, key, value, weights, marks):
+        names = tuple(marks)
+        if names not in gradients:
+            loss = lambda q, k, v, w, *given: ops.sum(  # noqa: E731
+                attend(q, k, v, w, dict(zip(names, given, strict=True))) * w
+            )
+            gradients[names] = _of_floats(loss)
+        found = gradients[names](query, key, value, weights, *marks.values())
+        return numpy(outputs(query, key, value, weights, marks)), found
+
+    return run
+
+
+def _of_floats(loss):
+    """Returns the gradients of the first three tensors of `loss`; the others are constants."""
+
+    def run(query, key, value, *others):
+        others = [ops.convert_to_tensor(x) for x in others]
+        return gradient_of(lambda q, k, v: loss(q, k, v, *others))([query, key, value])
+
+    return run
+
+
+def assert_equals_reference(tensors, seen, marks, **options):
+    *qkv, weights = tensors
+    outputs, gradients = program(**options)(*qkv, weights, marks)
+    np.testing.assert_allclose(outputs, oracles.attention(*qkv, seen), rtol=1e-4, atol=1e-5)
+    for found, expected in zip(gradients, oracles.attention_gradients(weights, *qkv, seen), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+
+
+@st.composite
+def rows(draw):
+    """Draws documents, padding and options of packed rows."""
+    tokens = lambda values: st.lists(  # noqa: E731
+        st.lists(values, min_size=TOKENS, max_size=TOKENS), min_size=BATCH, max_size=BATCH
+    )
+    begins = np.array(draw(tokens(st.sampled_from([False] * 5 + [True]))))
+    mask = np.array(draw(tokens(st.sampled_from([True] * 4 + [False]))))
+    window = draw(st.sampled_from([None, 1, 3, 9]))
+    return {
+        "seed": draw(st.integers(0, 1000)),
+        "documents": np.cumsum(begins, axis=1).astype("int32"),
+        "mask": mask,
+        "causal": draw(st.booleans()),
+        "window": window,
+        "sinks": draw(st.sampled_from([0, 2])) if window else 0,
+        "heads": draw(st.sampled_from([(4, 1), (4, 2), (2, 2)])),
+    }
+
+
+@full("jax", "tensorflow")
+@pytest.mark.parametrize("form", FORMS)
+@hypothesis.settings(max_examples=75, deadline=None, derandomize=True)
+@hypothesis.given(case=rows())
+def test_packed_and_padded_rows_equal_the_definition(form, case):
+    heads, groups = case["heads"]
+    tensors = inputs(case["seed"], heads=heads, groups=groups)
+    options = {name: case[name] for name in ("causal", "window", "sinks")}
+    seen = oracles.seen_pairs(case["documents"], case["mask"], **options)
+    marks = dict(mask=case["mask"], segment_ids=case["documents"])
+    assert_equals_reference(tensors, seen, marks, **options, implementation=form)
+
+
+@st.composite
+def caches(draw):
+    """Draws the filled slots of a cache, the position of the new queries, and options."""
+    window = draw(st.sampled_from([None, 4, 11]))
+    return {
+        "seed": draw(st.integers(0, 1000)),
+        "lengths": np.array(draw(st.lists(st.integers(0, KEYS), min_size=BATCH, max_size=BATCH))),
+        "before": np.array(draw(st.lists(st.integers(0, KEYS), min_size=BATCH, max_size=BATCH)), "int32"),
+        "queries": draw(st.sampled_from([1, 6])),
+        "window": window,
+        "sinks": draw(st.sampled_from([0, 3])) if window else 0,
+    }
+
+
+@full("jax", "tensorflow")
+@pytest.mark.parametrize("form", FORMS)
+@hypothesis.settings(max_examples=75, deadline=None, derandomize=True)
+@hypothesis.given(case=caches())
+def test_queries_at_an_offset_see_the_filled_slots_of_a_cache(form, case):
+    tensors = inputs(case["seed"], queries=case["queries"], keys=KEYS)
+    filled = np.arange(KEYS)[None] < case["lengths"][:, None]
+    # Keys that are hidden have no position; these are the last.
+    position = case["before"][:, None] + np.arange(case["queries"])[None]
+    distance = position[:, :, None] - np.arange(KEYS)[None, None]
+    seen = filled[:, None] & (distance >= 0)
+    if case["window"]:
+        seen &= (distance < case["window"]) | (np.arange(KEYS) < case["sinks"])
+    options = dict(causal=True, window=case["window"], sinks=case["sinks"], implementation=form)
+    assert_equals_reference(tensors, seen, dict(key_mask=filled, offset=case["before"]), **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_documents_padding_and_windows_equal_the_definition(form):
+    """The two tests above with one case, on every backend."""
+    documents = np.repeat([[0, 1, 2], [0, 0, 1]], TOKENS // 3, axis=1).astype("int32")
+    mask = np.arange(TOKENS)[None] != np.array([[4], [TOKENS - 1]])
+    options = dict(causal=True, window=4, sinks=2)
+    seen = oracles.seen_pairs(documents, mask, **options)
+    marks = dict(mask=mask, segment_ids=documents)
+    assert_equals_reference(inputs(), seen, marks, **options, implementation=form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_query_that_sees_no_key_gives_zeros_and_no_gradient(form):
+    tensors, mask = inputs(), np.zeros((BATCH, TOKENS), bool)
+    outputs, gradients = program(causal=True, implementation=form)(*tensors, dict(mask=mask))
+    for x in (outputs, *gradients):
+        np.testing.assert_array_equal(x, np.zeros_like(x))
+
+
+@pytest.mark.parametrize("dtype, tolerance", DTYPES.items())
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_keeps_the_dtype_of_the_query(form, dtype, tolerance):
+    *qkv, _ = inputs()
+    documents = np.repeat([[0, 1, 2]], TOKENS // 3, axis=1).repeat(BATCH, axis=0).astype("int32")
+    given = [ops.cast(x, dtype) for x in qkv]
+    run = jitted(lambda *qkv: grouped_query_attention(*qkv, True, segment_ids=documents, implementation=form))
+    found = run(*given)
+    assert found.dtype == given[0].dtype
+    seen = oracles.seen_pairs(documents, np.ones_like(documents, bool), causal=True)
+    expected = oracles.attention(*(ops.convert_to_numpy(ops.cast(x, "float32")) for x in given), seen)
+    np.testing.assert_allclose(ops.convert_to_numpy(ops.cast(found, "float32")), expected, rtol=0, atol=tolerance)
+
+
+def test_a_long_row_of_documents_takes_the_form_with_linear_memory(monkeypatch):
+    ran = []
+    monkeypatch.setattr(blocks, "run", lambda *given, run=blocks.run: (ran.append(given[0].shape), run(*given))[1])
+    ids = np.zeros((1, 600), "int32")
+    long, short = (np.zeros((1, n, 1, 2), "float32") for n in (600, 50))
+    grouped_query_attention(long, long, long, True, segment_ids=ids)
+    grouped_query_attention(short, short, short, True, segment_ids=ids[:, :50])
+    assert [tuple(shape) for shape in ran] == [(1, 600, 1, 2)]
+
+
+def test_the_weights_have_the_window_and_the_sinks():
+    query, key, value, _ = inputs()
+    weights = attention_weights(query, key, causal=True, window=4, sinks=2)
+    expected = grouped_query_attention(query, key, value, True, window=4, sinks=2)
+    wide = np.repeat(value, 2, axis=2)
+    close(ops.einsum("bhts,bshc->bthc", weights, wide), ops.convert_to_numpy(expected), absolute=1e-5)
+
+
+QKV = inputs()[:3]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(sinks=2), "sinks need a window.*Received: sinks=2"),
+        (dict(window=0), "window must be.*Received"),
+        (dict(implementation="flash"), "must be one of.*Received: implementation='flash'"),
+        (dict(key_segment_ids=np.zeros((BATCH, TOKENS), int)), "need segment_ids.*Received"),
+        (dict(mask=np.ones((BATCH, TOKENS, TOKENS), bool)), r"shape \(b, t\).*Received"),
+        (dict(offset=np.zeros((3,), int)), "offset.*Received|Received.*offset"),
+        (dict(causal=True, mask=np.ones((BATCH, TOKENS), bool), implementation="fused"), "no padding, documents"),
+    ],
+)
+def test_wrong_arguments_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        grouped_query_attention(*QKV, **given)
+
+
+def test_documents_of_queries_alone_need_as_many_keys():
+    query, key, value, _ = inputs(queries=5)
+    with pytest.raises(ValueError, match="segment_ids alone need as many keys as queries.*Received"):
+        grouped_query_attention(query, key, value, segment_ids=np.zeros((BATCH, 5), int))
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_second_derivatives_in_blocks_are_refused(documents):
+    *qkv, _ = inputs()
+    ids = np.zeros((BATCH, TOKENS), "int32") if documents else None
+
+    def loss(q, k, v):
+        return ops.sum(ops.square(grouped_query_attention(q, k, v, True, segment_ids=ids, implementation="blocks")))
+
+    with pytest.raises((RuntimeError, ValueError, LookupError), match="second|Reverse-mode|TensorList|gradient"):
+        gradient_of(lambda *xs: ops.sum(ops.square(first_gradient(loss, xs))))(qkv)
+
+
+def first_gradient(loss, tensors):
+    """Returns the differentiable gradient of the first tensor."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.grad(loss)(*tensors)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(tensors[0])
+            value = loss(*tensors)
+        return tape.gradient(value, tensors[0])
+    import torch
+
+    return torch.autograd.grad(loss(*tensors), tensors[0], create_graph=True)[0]

@@ -1,0 +1,82 @@
+"""The kernels of attention in Triton's interpreter, against float64.
+
+Runs on a CPU, in its own process:
+KERAS_BACKEND=torch TRITON_INTERPRET=1 python tests/subprocess/interpreted_attention.py
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "helpers")]
+import oracles  # noqa: E402
+from triton_on_cpu import launch  # noqa: E402
+
+from keras_jamba._triton import Gpu, attention  # noqa: E402
+from keras_jamba.ops.attention import _visibility, triton  # noqa: E402
+from keras_jamba.ops.attention._visibility import Rule, keys, queries  # noqa: E402
+
+attention.tiles = lambda width, dtype: (attention.Tile(16, 16, 1), attention.Tile(16, 32, 1))
+
+
+def launched(kernel, grid, inputs, *others, **options):
+    # As a backend does.
+    return launch(kernel, grid, [x.contiguous() for x in inputs], *others, **options)
+
+
+triton._launcher = lambda: Gpu(launched, None, None, 132)
+
+
+def close(actual, expected, name, tolerance):
+    actual = actual.detach().to(torch.float64).numpy()
+    assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
+    np.testing.assert_allclose(
+        actual, expected, rtol=tolerance, atol=tolerance * max(1, np.abs(expected).max()), err_msg=name
+    )
+
+
+def check(seed, tokens, heads, groups, width, causal, window, sinks, dtype=torch.float32):
+    rng = np.random.default_rng(seed)
+    documents = np.cumsum(rng.random((2, tokens)) < 0.1, axis=1).astype("int32")
+    mask = rng.random((2, tokens)) < 0.9
+    mask[1, tokens // 2 :] = False
+    shapes = (heads, groups, groups, heads)
+    *qkv, grad = (torch.tensor(rng.standard_normal((2, tokens, n, width))).to(dtype) for n in shapes)
+    positions = torch.tensor(np.cumsum(mask, axis=1) - mask, dtype=torch.int32)
+    ids, real = torch.tensor(documents), torch.tensor(mask)
+    seen = oracles.seen_pairs(documents, mask, causal, window, sinks)
+    exempt = _first(documents, mask, sinks) if sinks else None
+    of_query, of_key = queries(positions, ids, real), keys(positions, ids, real, exempt)
+    np.testing.assert_array_equal(_visibility.visible(Rule(causal, window), of_query, of_key).numpy(), seen)
+    qkv = [x.requires_grad_() for x in qkv]
+    outputs = triton.run(*qkv, Rule(causal, window), of_query, of_key)
+    arrays = [x.detach().to(torch.float64).numpy() for x in qkv]
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    close(outputs, oracles.attention(*arrays, seen), "outputs", tolerance)
+    expected = oracles.attention_gradients(grad.to(torch.float64).numpy(), *arrays, seen)
+    found = torch.autograd.grad(outputs, qkv, grad)
+    for name, a, e in zip(("query", "key", "value"), found, expected, strict=True):
+        assert a.dtype == dtype
+        close(a, e, name, tolerance)
+
+
+def _first(documents, mask, count):
+    """Returns whether each token is among the first `count` real ones of its document."""
+    found = np.zeros_like(mask)
+    for row, (ids, real) in enumerate(zip(documents, mask, strict=True)):
+        for document in np.unique(ids):
+            found[row, np.flatnonzero((ids == document) & real)[:count]] = True
+    return torch.tensor(found)
+
+
+for seed, (heads, groups) in enumerate([(4, 2), (2, 2), (3, 1)]):
+    for causal in (True, False):
+        for window, sinks in ((None, 0), (7, 0), (7, 3)):
+            check(seed, 50, heads, groups, 8, causal, window, sinks)
+check(3, 33, 2, 1, 24, True, None, 0)
+# The interpreter multiplies no bfloat16 matrices.
+check(4, 17, 2, 1, 16, True, 5, 2, torch.float16)
+check(5, 1, 2, 1, 16, True, None, 0)
+print("all are equal")
