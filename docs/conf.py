@@ -7,6 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+import latex2mathml.converter
+from docutils import nodes
+
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -21,6 +24,7 @@ version = release = keras_jamba.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme, html_title = "furo", f"keras-jamba {version}"
+html_math_renderer = "mathml"
 html_static_path, html_css_files = ["_static"], ["site.css"]
 myst_enable_extensions, myst_heading_anchors = ["colon_fence", "dollarmath"], 3
 nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "cache", 300, True
@@ -103,8 +107,16 @@ def signature_of_class(app, what, name, obj, options, signature, return_annotati
         return str(inspect.Signature([each.replace(annotation=each.empty) for each in parameters])), None
 
 
+def visit_math(self, node):
+    """Writes a formula as MathML, which browsers show without a script from the net."""
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
+    self.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+    raise nodes.SkipNode
+
+
 def setup(app):
     write_reference()
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("autodoc-process-signature", signature_of_class)
     app.connect("source-read", without_links_to_code)
     # Before napoleon, whose priority is 500.

@@ -80,7 +80,7 @@ def forward(gpu, given, lists, options, tile):
     """
     b, t, h, _ = given.query.shape
     outputs = [(tuple(given.query.shape), given.query.dtype), ((b, h, t), "float32")]
-    return _launched(gpu, "attention_forward", (_count(t, tile.rows), b * h), (*given, *lists), outputs, options, tile)
+    return _launched(gpu, "attention_forward", (b * h, _count(t, tile.rows)), (*given, *lists), outputs, options, tile)
 
 
 def gradients(gpu, given, lists, key_lists, grad, logs, dots, options, tile):
@@ -98,7 +98,7 @@ def gradients(gpu, given, lists, key_lists, grad, logs, dots, options, tile):
     (grad_query,) = _launched(
         gpu,
         "attention_query_gradient",
-        (_count(t, tile.rows), b * h),
+        (b * h, _count(t, tile.rows)),
         (*given, *lists, grad, logs, dots),
         [(tuple(given.query.shape), given.query.dtype)],
         options,
@@ -107,7 +107,7 @@ def gradients(gpu, given, lists, key_lists, grad, logs, dots, options, tile):
     grad_key, grad_value = _launched(
         gpu,
         "attention_key_gradient",
-        (_count(s, tile.columns), b * g),
+        (b * g, _count(s, tile.columns)),
         (*given, *key_lists, grad, logs, dots),
         [(tuple(given.key.shape), given.key.dtype), (tuple(given.value.shape), given.value.dtype)],
         options,

@@ -17,14 +17,14 @@ _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 def _tile(pointer, token, length, heads, head, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     """Loads the tokens `token (n,)` of a head as `(n, BLOCK_WIDTH)`; zeros outside of the row."""
     c = tl.arange(0, BLOCK_WIDTH)
-    place = (token[:, None] * heads + head) * WIDTH + c[None, :]
+    place = (token.to(tl.int64)[:, None] * heads + head) * WIDTH + c[None, :]
     return tl.load(pointer + place, mask=(token < length)[:, None] & (c < WIDTH)[None, :], other=0.0)
 
 
 @triton.jit
 def _store(pointer, x, token, length, heads, head, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     c = tl.arange(0, BLOCK_WIDTH)
-    place = (token[:, None] * heads + head) * WIDTH + c[None, :]
+    place = (token.to(tl.int64)[:, None] * heads + head) * WIDTH + c[None, :]
     tl.store(pointer + place, x.to(pointer.dtype.element_ty), mask=(token < length)[:, None] & (c < WIDTH)[None, :])
 
 
@@ -82,7 +82,7 @@ def attention_forward(
     SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    block, b, h = tl.program_id(0), (tl.program_id(1) // HEADS).to(tl.int64), tl.program_id(1) % HEADS
+    block, b, h = tl.program_id(1), (tl.program_id(0) // HEADS).to(tl.int64), tl.program_id(0) % HEADS
     g = h // (HEADS // GROUPS)
     query += b * queries * HEADS * WIDTH
     key += b * keys * GROUPS * WIDTH
@@ -150,7 +150,7 @@ def attention_query_gradient(
     SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    block, b, h = tl.program_id(0), (tl.program_id(1) // HEADS).to(tl.int64), tl.program_id(1) % HEADS
+    block, b, h = tl.program_id(1), (tl.program_id(0) // HEADS).to(tl.int64), tl.program_id(0) % HEADS
     g = h // (HEADS // GROUPS)
     query += b * queries * HEADS * WIDTH
     grad += b * queries * HEADS * WIDTH
@@ -215,7 +215,7 @@ def attention_key_gradient(
     SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    block, b, g = tl.program_id(0), (tl.program_id(1) // GROUPS).to(tl.int64), tl.program_id(1) % GROUPS
+    block, b, g = tl.program_id(1), (tl.program_id(0) // GROUPS).to(tl.int64), tl.program_id(0) % GROUPS
     query += b * queries * HEADS * WIDTH
     grad += b * queries * HEADS * WIDTH
     j = block * COLUMNS + tl.arange(0, COLUMNS)

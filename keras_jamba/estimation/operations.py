@@ -10,6 +10,7 @@ inside attention does not count.
 from typing import NamedTuple
 
 from keras_jamba.estimation._plan import encoder_convolutions, ends_residual_block
+from keras_jamba.ops.attention.dense import MOST_PAIRS
 from keras_jamba.ops.attention.fused import FEW_PAIRS
 
 # Operations per number, forward and backward. SwiGLU includes the product with the other half.
@@ -115,7 +116,8 @@ def attended(run, plan):
 
 def attends_in_blocks(run, plan):
     """Returns whether attention with a window is computed in blocks, without the pairs that the window hides."""
-    return plan.config["attention_window"] is not None and run.t * run.t > FEW_PAIRS
+    few = FEW_PAIRS if run.platform == "cpu" else MOST_PAIRS
+    return plan.config["attention_window"] is not None and run.t * run.t > few
 
 
 def _perceptron(plan, rows):

@@ -160,11 +160,11 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     def init_cache(self, batch_size: int, max_length: int | None = None) -> dict[str, Tensor]:
         """Returns an empty cache.
 
-        Its capacity is `max_length`, or the window and the sinks if they are fewer.
+        Its capacity is `max_length`, or the window and the sinks if they are fewer. It is at least one more than the
+        number of sinks.
 
         Raises:
-            ValueError: if the attention has no window and `max_length` is None, or if `max_length` does not exceed the
-                number of sinks.
+            ValueError: if the attention has no window and `max_length` is None.
         """
         self._check_has_state()
         _checks.check_integer("batch_size", batch_size)
@@ -176,12 +176,7 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
                 "A cache of attention without a window needs max_length, the capacity in tokens. "
                 "Received: max_length=None. Pass init_cache(batch_size, max_length=1024), for example."
             )
-        if min(sizes) <= self.attention_sinks:
-            raise ValueError(
-                "A cache must hold more tokens than sinks. Received: "
-                f"max_length={max_length}, attention_sinks={self.attention_sinks}. Pass a larger max_length."
-            )
-        return empty_state(self._state_specs(batch_size, min(sizes)))
+        return empty_state(self._state_specs(batch_size, max(min(sizes), self.attention_sinks + 1)))
 
     def grow_cache(self, cache: dict[str, Tensor], max_length: int | None) -> dict[str, Tensor]:
         """Returns a cache with capacity for `max_length` tokens, or for the window; `cache` itself if it suffices.

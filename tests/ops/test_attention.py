@@ -1,6 +1,7 @@
 """Attention of documents, padding, windows, sinks, offsets and grouped heads, against float64 NumPy."""
 
 import functools
+import warnings
 
 import hypothesis
 import keras
@@ -202,6 +203,10 @@ QKV = inputs()[:3]
         (dict(window=0), "window must be.*Received"),
         (dict(implementation="flash"), "must be one of.*Received: implementation='flash'"),
         (dict(key_segment_ids=np.zeros((BATCH, TOKENS), int)), "need segment_ids.*Received"),
+        (
+            dict(segment_ids=np.full((BATCH, TOKENS), 1 - 2**31), key_segment_ids=np.zeros((BATCH, TOKENS), int)),
+            "at least 2 - 2.31.*Received: -2147483647",
+        ),
         (dict(mask=np.ones((BATCH, TOKENS, TOKENS), bool)), r"shape \(b, t\).*Received"),
         (dict(offset=np.zeros((3,), int)), "offset.*Received|Received.*offset"),
         (dict(causal=True, mask=np.ones((BATCH, TOKENS), bool), implementation="fused"), "no padding, documents"),
@@ -247,3 +252,43 @@ def first_gradient(loss, tensors):
     import torch
 
     return torch.autograd.grad(loss(*tensors), tensors[0], create_graph=True)[0]
+
+
+def test_nan_in_hidden_keys_reaches_no_query():
+    query, key, value, _ = inputs()
+    mask = np.arange(TOKENS)[None].repeat(BATCH, 0) != 3
+    expected = numpy(grouped_query_attention(query, key, value, key_mask=mask))
+    for x in (key, value):
+        x[:, 3] = np.nan
+    np.testing.assert_allclose(numpy(grouped_query_attention(query, key, value, key_mask=mask)), expected, rtol=1e-5)
+    query[:, 3] = np.nan
+    assert np.isfinite(numpy(grouped_query_attention(query, key, value, mask=mask))).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nan_behind_a_window_reaches_only_the_queries_that_see_it(form):
+    query, key, value, _ = inputs()
+    value[:, 0] = np.nan
+    outputs = numpy(grouped_query_attention(query, key, value, True, window=3, implementation=form))
+    np.testing.assert_array_equal(np.isnan(outputs).any((0, 2, 3)), np.arange(TOKENS) < 3)
+
+
+def test_a_batch_without_rows_gives_no_rows():
+    query, key, value = (np.zeros((0, 600, heads, WIDTH), "float32") for heads in (4, 2, 2))
+    assert grouped_query_attention(query, key, value, True, window=3).shape == (0, 600, 4, WIDTH)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="about torch.func and torch.jit")
+def test_transforms_of_torch_take_the_form_that_they_support():
+    import torch
+
+    query, key, value = (torch.randn(1, 600, heads, WIDTH) for heads in (4, 2, 2))
+    attend = lambda x: grouped_query_attention(x, key, value, True, window=5)  # noqa: E731
+    loss = lambda x: attend(x).square().sum()  # noqa: E731
+    leaf = query.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(query), expected, rtol=1e-4, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(attend, (query,), check_trace=False)
+    torch.testing.assert_close(traced(query), attend(query))

@@ -97,7 +97,10 @@ class Autodiff(Protocol):
         """
 
     def can_trace_custom_gradient(self):
-        """Returns whether the tracer of the caller supports `custom_gradient`. `torch.compile` does not."""
+        """Returns whether the caller's tracer or transform supports `custom_gradient`.
+
+        On PyTorch neither `torch.compile`, `torch.jit.trace`, `torch.func` nor forward mode does.
+        """
 
     def remat(self, function):
         """Returns `function` with rematerialization: it keeps inputs and outputs, and the backward pass recomputes it.

@@ -49,7 +49,10 @@ def custom_gradient(forward, backward, plain=None, has_loops=True, once=None):
 
 
 def can_trace_custom_gradient():
-    return not needs_static_shapes()
+    # Functions without `setup_context` support neither torch.func nor forward mode.
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return not (needs_static_shapes() or torch.jit.is_tracing() or transformed or forward_mode)
 
 
 def remat(function):

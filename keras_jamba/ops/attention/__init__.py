@@ -1,10 +1,13 @@
 """Grouped-query attention: one function, several implementations."""
 
+from numbers import Integral
+
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Tensor
 from keras_jamba.ops import _checks
-from keras_jamba.ops._tokens import document_numbers, first_of_documents
+from keras_jamba.ops._tokens import document_numbers, first_of_documents, zero_padding
 from keras_jamba.ops.attention import _dispatch
 from keras_jamba.ops.attention._visibility import Rule, keys, queries
 from keras_jamba.ops.attention.weights import attention_weights, check_heads
@@ -74,13 +77,20 @@ def grouped_query_attention(
     if segment_ids is not None and key_segment_ids is None:
         _check_same(same, "segment_ids", "key_segment_ids", query, key)
         segment_ids = key_segment_ids = document_numbers(segment_ids, mask)
-    elif segment_ids is None and key_segment_ids is not None:
+    elif key_segment_ids is not None:
+        _check_ids(segment_ids, key_segment_ids)
+    if mask is not None and key_mask is None and None in (query.shape[1], key.shape[1]) and not same:
         raise ValueError(
-            "key_segment_ids need segment_ids, the documents of the queries. Received: segment_ids=None. Pass both."
+            "mask alone needs lengths that are both known or both unknown. Received: "
+            f"query.shape={tuple(query.shape)}, key.shape={tuple(key.shape)}. Pass key_mask too."
         )
     key_mask = mask if key_mask is None and same else key_mask
-    isolate = segment_ids is not None
-    plain = all(x is None for x in (mask, key_mask, segment_ids, window)) and isinstance(offset, int) and offset == 0
+    # Hidden tokens have the weight 0, and 0 times NaN is NaN.
+    query, key, value = zero_padding(query, mask), zero_padding(key, key_mask), zero_padding(value, key_mask)
+    isolate = segment_ids is not None or window is not None
+    plain = (
+        all(x is None for x in (mask, key_mask, segment_ids, window)) and isinstance(offset, Integral) and offset == 0
+    )
     plain = plain and (same or not causal)
     positions = _offsets(offset, query) + _positions(query, mask)
     of_query = queries(positions, _documents(segment_ids, query), mask)
@@ -116,11 +126,26 @@ def _documents(segment_ids, x):
 
 
 def _offsets(offset, query):
-    if isinstance(offset, int):
-        return offset
+    if isinstance(offset, Integral):
+        return int(offset)
     offset = ops.convert_to_tensor(offset)
     _checks.check_shapes({"query": query, "offset": offset}, {"query": "bthc", "offset": "b"})
     return ops.cast(offset, "int32")[:, None]
+
+
+def _check_ids(segment_ids, key_segment_ids):
+    """Checks ids that mark hidden tokens, if the values are on the host."""
+    if segment_ids is None:
+        raise ValueError(
+            "key_segment_ids need segment_ids, the documents of the queries. Received: segment_ids=None. Pass both."
+        )
+    for name, ids in (("segment_ids", segment_ids), ("key_segment_ids", key_segment_ids)):
+        ids = _backend.tensors.concrete_numpy(ids)
+        if ids is not None and ids.size and ids.min() < 2 - 2**31:
+            raise ValueError(
+                f"{name} beside key_segment_ids must be at least 2 - 2^31. Received: {ids.min()}. Number the documents "
+                "of a row 0, 1, 2, ..."
+            )
 
 
 def _check_same(same, name, needed, query, key):

@@ -1,7 +1,7 @@
 """Selection of the implementation of attention, the isolation of damaged documents, and sharding."""
 
+import dataclasses
 import os
-from dataclasses import dataclass
 
 import keras
 
@@ -20,12 +20,13 @@ _FASTEST_FIRST = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Call:
     """Properties of a call that `why_not` reads.
 
     Attributes:
         platform: "cpu", "gpu" or "tpu".
+        batch: the number of rows, None if unknown.
         queries, keys: the numbers of tokens, None if unknown.
         width, dtype: of a head.
         plain: whether there is one document, without padding, window and offset.
@@ -33,6 +34,7 @@ class _Call:
     """
 
     platform: str
+    batch: int | None
     queries: int | None
     keys: int | None
     width: int
@@ -60,9 +62,15 @@ def attention(query, key, value, rule, of_query, of_key, *, plain=False, isolate
         `(b, t, h, c)` in the dtype of `query`.
     """
     requested = requested or os.environ.get("KERAS_JAMBA_ATTENTION") or None
+    of_query, of_key = _with_lengths(of_query, query), _with_lengths(of_key, key)
     platform, dtype = _backend.tensors.platform(query), keras.backend.standardize_dtype(query.dtype)
-    call = _Call(platform, query.shape[1], key.shape[1], query.shape[3], dtype, plain, requested is not None)
-    chosen = choose("grouped_query_attention", _FASTEST_FIRST[call.platform], requested, call)
+    # Symbolic sizes count as unknown: a comparison would fix them.
+    batch, queries, keys = (x if isinstance(x, int) else None for x in (*query.shape[:2], key.shape[1]))
+    call = _Call(platform, batch, queries, keys, query.shape[3], dtype, plain, requested is not None)
+    table = _FASTEST_FIRST[call.platform]
+    if requested is None and all(module.why_not(call) for module in table.values()):
+        call, requested = dataclasses.replace(call, requested=True), "dense"  # it needs memory, but can always run
+    chosen = choose("grouped_query_attention", table, requested, call)
     attend = lambda *qkv: _on_shards(chosen, *qkv, rule, of_query, of_key)  # noqa: E731
     if not isolate:
         return attend(query, key, value)
@@ -71,8 +79,13 @@ def attention(query, key, value, rule, of_query, of_key, *, plain=False, isolate
 
 def implementations():
     """Returns `{name: None or reason}` for a long row of documents on this platform, fastest first."""
-    call = _Call(_backend.tensors.platform(), queries=4096, keys=4096, width=64, dtype=keras.config.floatx())
+    call = _Call(_backend.tensors.platform(), batch=1, queries=4096, keys=4096, width=64, dtype=keras.config.floatx())
     return {name: module.why_not(call) for name, module in _FASTEST_FIRST[call.platform].items()}
+
+
+def _with_lengths(tokens, x):
+    """Returns `tokens` with the static shape of the tensor `x (b, t, ...)` that they belong to."""
+    return Tokens(*(None if each is None else _backend.tensors.ensure_shape(each, x.shape[:2]) for each in tokens))
 
 
 def _on_shards(chosen, query, key, value, rule, of_query, of_key):

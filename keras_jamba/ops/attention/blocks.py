@@ -25,6 +25,8 @@ _FEW_QUERIES, _KEYS_OF_FEW, _LONG_CACHE = 16, 256 if _backend.compilation.has_ji
 def why_not(call):
     if None in (call.queries, call.keys):
         return "the number of tokens is unknown while the graph is traced"
+    if call.batch == 0:
+        return "there are no rows"
     if not _backend.autodiff.can_trace_custom_gradient():
         return "the tracer does not support custom gradients"
     long_cache = call.queries <= _FEW_QUERIES and call.keys > _LONG_CACHE

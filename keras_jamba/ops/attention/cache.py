@@ -88,8 +88,8 @@ class CachedTokens:
     def _attention(self, query, key, value, rule, of_key, one_document=False):
         numbers = ops.zeros_like(self.numbers) if one_document else self.numbers
         of_query = queries(self.positions, numbers, self.mask if self.padded else None)
-        # Without documents, hidden tokens are padding and empty slots, zeros.
-        isolate = self.documents is not None and not one_document
+        # Without documents and windows, hidden tokens are padding and empty slots, zeros.
+        isolate = (self.documents is not None or rule.window is not None) and not one_document
         return _dispatch.attention(query, key, value, rule, of_query, of_key, isolate=isolate)
 
     def _new_keys(self):
@@ -124,7 +124,8 @@ class CachedTokens:
         """
         end, start, _ = self.next_counts()
         ring = capacity - self.num_sinks
-        if buffer is not None and buffer.shape[1] == capacity and new.shape[1] is not None and new.shape[1] <= ring:
+        fits = isinstance(new.shape[1], int) and isinstance(ring, int) and new.shape[1] <= ring
+        if buffer is not None and buffer.shape[1] == capacity and fits:
             written = self._overwritten(buffer, new, start)
             if self.documents is None:
                 return written

@@ -9,12 +9,12 @@ from keras_jamba.ops.attention import fused
 from keras_jamba.ops.attention._visibility import Rule, Tokens, visible
 
 # On a GPU, the mask and the scores of longer rows take gigabytes.
-_MOST_PAIRS = 8192 * 8192
+MOST_PAIRS = 8192 * 8192
 _FEW_QUERIES = 16
 
 
 def why_not(call):
-    if call.platform == "gpu" and not call.requested and call.exceeds(_MOST_PAIRS):
+    if call.platform == "gpu" and not call.requested and call.exceeds(MOST_PAIRS):
         return "it needs memory for all pairs of tokens"
     return None
 

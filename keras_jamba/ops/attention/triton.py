@@ -22,8 +22,8 @@ def why_not(call):
         return "it requires a GPU"
     if reason := _backend.kernels.why_no_triton():
         return reason
-    if not all(isinstance(size, int) for size in (call.queries, call.keys)):
-        return "it requires static shapes"
+    if None in (call.batch, call.queries, call.keys) or call.batch == 0:
+        return "it requires static shapes and at least one row"
     if call.dtype not in ("bfloat16", "float16", "float32"):
         return f"it supports bfloat16, float16 and float32, not {call.dtype}"
     if call.width > kernels.WIDEST:

@@ -29,6 +29,7 @@ def attention_weights(
     Reference:
         [Vaswani et al. (2017)](https://arxiv.org/abs/1706.03762), section 3.2.1.
     """
+    _checks.check_window(window, sinks)
     tensors = {"query": ops.convert_to_tensor(query), "key": ops.convert_to_tensor(key)}
     _checks.check_shapes(tensors, {"query": "bthc", "key": "btgc"})
     query, key = (ops.cast(x, "float32") for x in tensors.values())
