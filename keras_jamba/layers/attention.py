@@ -380,7 +380,7 @@ _COUNTS = ("length", "start", "document")
 def _write_cache(cache, new, tokens, capacity):
     """Returns the cache with `capacity` slots after `tokens`, whose keys and values are `new`; `cache` may be None."""
     before = {} if cache is None else cache
-    counts = dict(zip(_COUNTS, tokens.next_counts(), strict=True))
+    counts = dict(zip(_COUNTS, tokens.next_counts, strict=True))
     return {name: tokens.written(before.get(name), x, capacity) for name, x in new.items()} | counts
 
 

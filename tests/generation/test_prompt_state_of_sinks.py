@@ -1,4 +1,4 @@
-"""Generation with attention sinks: prompt states and long texts."""
+"""Generation from a prompt state, with attention sinks."""
 
 import keras
 

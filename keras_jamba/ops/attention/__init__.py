@@ -92,15 +92,16 @@ def grouped_query_attention(
         all(x is None for x in (mask, key_mask, segment_ids, window)) and isinstance(offset, Integral) and offset == 0
     )
     plain = plain and (same or not causal)
-    positions = _offsets(offset, query) + _positions(query, mask)
-    of_query = queries(positions, _documents(segment_ids, query), mask)
-    documents = _documents(key_segment_ids, key)
-    exempt = first_of_documents(document_numbers(documents, key_mask), key_mask, sinks) if sinks else None
-    of_key = keys(_positions(key, key_mask), documents, key_mask, exempt)
+    offset = _offsets(offset, query)
+
+    def tokens():
+        documents = _documents(key_segment_ids, key)
+        exempt = first_of_documents(document_numbers(documents, key_mask), key_mask, sinks) if sinks else None
+        of_query = queries(offset + _positions(query, mask), _documents(segment_ids, query), mask)
+        return of_query, keys(_positions(key, key_mask), documents, key_mask, exempt)
+
     rule = Rule(bool(causal), window)
-    return _dispatch.attention(
-        query, key, value, rule, of_query, of_key, plain=plain, isolate=isolate, requested=implementation
-    )
+    return _dispatch.attention(query, key, value, rule, tokens, plain=plain, isolate=isolate, requested=implementation)
 
 
 def attention_implementations() -> dict[str, str | None]:

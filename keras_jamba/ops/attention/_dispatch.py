@@ -47,13 +47,14 @@ class _Call:
         return None not in (self.queries, self.keys) and self.queries * self.keys > pairs
 
 
-def attention(query, key, value, rule, of_query, of_key, *, plain=False, isolate=False, requested=None):
+def attention(query, key, value, rule, tokens, *, plain=False, isolate=False, requested=None):
     """Computes attention, with the arguments of `grouped_query_attention` as tensors.
 
     Args:
         query: `(b, t, h, c)`.
         key, value: `(b, s, g, c)`.
-        rule, of_query, of_key: the `Rule` and `Tokens` of `_visibility`.
+        rule: the `Rule` of `_visibility`.
+        tokens: a function without arguments, which returns the `Tokens` of queries and keys. `fused` needs none.
         plain: whether every query sees all keys, or with a causal rule and s = t all keys up to its own.
         isolate: whether NaN and infinity must not reach tokens that do not see them.
         requested: the name of the implementation, or None.
@@ -62,7 +63,6 @@ def attention(query, key, value, rule, of_query, of_key, *, plain=False, isolate
         `(b, t, h, c)` in the dtype of `query`.
     """
     requested = requested or os.environ.get("KERAS_JAMBA_ATTENTION") or None
-    of_query, of_key = _with_lengths(of_query, query), _with_lengths(of_key, key)
     platform, dtype = _backend.tensors.platform(query), keras.backend.standardize_dtype(query.dtype)
     # Symbolic sizes count as unknown: a comparison would fix them.
     batch, queries, keys = (x if isinstance(x, int) else None for x in (*query.shape[:2], key.shape[1]))
@@ -71,6 +71,9 @@ def attention(query, key, value, rule, of_query, of_key, *, plain=False, isolate
     if requested is None and all(module.why_not(call) for module in table.values()):
         call, requested = dataclasses.replace(call, requested=True), "dense"  # it needs memory, but can always run
     chosen = choose("grouped_query_attention", table, requested, call)
+    if chosen is fused:
+        return fused.run(query, key, value, rule.causal)
+    of_query, of_key = (_with_lengths(*each) for each in zip(tokens(), (query, key), strict=True))
     attend = lambda *qkv: _on_shards(chosen, *qkv, rule, of_query, of_key)  # noqa: E731
     if not isolate:
         return attend(query, key, value)
@@ -89,8 +92,8 @@ def _with_lengths(tokens, x):
 
 
 def _on_shards(chosen, query, key, value, rule, of_query, of_key):
-    if chosen in (dense, fused):
-        return chosen.run(query, key, value, rule, of_query, of_key)
+    if chosen is dense:
+        return dense.run(query, key, value, rule, of_query, of_key)
     query, key, value = with_their_queries(query, key, value)
     names = ("query_positions", "query_documents", "query_sinks", "key_positions", "key_documents", "key_sinks")
     tensors = dict(query=query, key=key, value=value) | dict(zip(names, (*of_query, *of_key), strict=True))

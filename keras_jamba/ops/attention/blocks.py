@@ -1,7 +1,7 @@
 """Attention in blocks of queries and keys with a running maximum: time per visible block, memory linear in tokens.
 
-A block of queries reads the blocks of keys that one of its queries may see. The backward pass
-recomputes the weights from the logarithm of their sum, as FlashAttention does (Dao et al. 2022, algorithms 1 and 4).
+A block of queries reads the blocks of keys that one of its queries may see. The backward pass recomputes the weights
+from the logarithm of their sum, as FlashAttention does (Dao et al. 2022, algorithms 1 and 4).
 """
 
 import functools

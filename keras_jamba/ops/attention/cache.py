@@ -1,5 +1,7 @@
 """New tokens after a cache of keys and values: their positions, their attention and the cache after them."""
 
+import functools
+
 from keras import ops
 
 from keras_jamba import _backend
@@ -45,7 +47,7 @@ class CachedTokens:
         Raises:
             ValueError: if the lengths are on the host and a document exceeds the capacity.
         """
-        end, start, _ = self.next_counts()
+        end, start, _ = self.next_counts
         needed = _backend.tensors.concrete_numpy(end - start)
         if needed is not None and needed.max() > capacity:
             raise ValueError(
@@ -79,7 +81,7 @@ class CachedTokens:
 
     def attend_to_written(self, query, buffers, window=None):
         """Computes `attend` from the cache after the new tokens, `(b, s, g, c)` each, without a copy of it."""
-        end, start, _ = self.next_counts()
+        end, start, _ = self.next_counts
         of_key = self._slots(ops.shape(buffers[0])[1], end, start)
         # One token may begin the document number 1. Then the cache holds it alone.
         alone = self.positions.shape[1] == 1
@@ -90,7 +92,7 @@ class CachedTokens:
         of_query = queries(self.positions, numbers, self.mask if self.padded else None)
         # Without documents and windows, hidden tokens are padding and empty slots, zeros.
         isolate = (self.documents is not None or rule.window is not None) and not one_document
-        return _dispatch.attention(query, key, value, rule, of_query, of_key, isolate=isolate)
+        return _dispatch.attention(query, key, value, rule, lambda: (of_query, of_key), isolate=isolate)
 
     def _new_keys(self):
         return keys(self.positions, self.numbers, self.mask if self.padded else None, self._new_sinks())
@@ -122,7 +124,7 @@ class CachedTokens:
             new: `(b, t, g, c)`, keys or values of the new tokens.
             capacity: the number of slots to return.
         """
-        end, start, _ = self.next_counts()
+        end, start, _ = self.next_counts
         ring = capacity - self.num_sinks
         fits = isinstance(new.shape[1], int) and isinstance(ring, int) and new.shape[1] <= ring
         if buffer is not None and buffer.shape[1] == capacity and fits:
@@ -164,6 +166,7 @@ class CachedTokens:
         kept = _from_ring(buffer, slots, self.num_sinks)
         return ops.where((index >= 0)[:, :, None, None], values, kept)
 
+    @functools.cached_property
     def next_counts(self):
         """Returns `length`, `start` and `document` after the new tokens."""
         end, documents = self.length + self.count, self.documents

@@ -24,7 +24,7 @@ def run(query, key, value, rule, of_query, of_key):
     if _has_few_queries(query) and _backend.sharding.active_mesh() is None:
         outputs = _attention_of_few(query, key, value, seen)
     else:
-        outputs = fused.attention(query, key, value, mask=seen)
+        outputs = fused.run(query, key, value, mask=seen)
     # The softmax of a query that sees no key is meaningless.
     return ops.where(ops.any(seen, axis=2)[:, :, None, None], outputs, ops.zeros_like(outputs))
 
@@ -39,7 +39,7 @@ def _attention_of_few(query, key, value, seen):
     groups, repeats = key.shape[2], h // key.shape[2]
     query = ops.transpose(ops.reshape(query, (-1, t, groups, repeats, c)), (0, 3, 1, 2, 4))
     query = ops.reshape(query, (-1, repeats * t, groups, c))
-    outputs = fused.attention(query, key, value, mask=ops.tile(seen, (1, repeats, 1)))
+    outputs = fused.run(query, key, value, mask=ops.tile(seen, (1, repeats, 1)))
     outputs = ops.transpose(ops.reshape(outputs, (-1, repeats, t, groups, c)), (0, 2, 3, 1, 4))
     return ops.reshape(outputs, (-1, t, h, c))
 

@@ -6,8 +6,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba.ops._sharding import with_their_queries
 
-# At most so many pairs of queries and keys are computed faster at once than in blocks, on a CPU
-# (benchmarks/results/attention_cpu.json).
+# Up to this number of pairs of queries and keys, loops over blocks cost a CPU more than they save.
 FEW_PAIRS = 512 * 512 if _backend.numerics.has_fused_attention() else 256 * 256
 # The error of a second derivative through a gradient that is written by hand.
 ONCE = (
@@ -25,11 +24,7 @@ def why_not(call):
     return None
 
 
-def run(query, key, value, rule, of_query, of_key):
-    return attention(query, key, value, causal=rule.causal)
-
-
-def attention(query, key, value, mask=None, causal=False):
+def run(query, key, value, causal=False, mask=None):
     """Returns `keras.ops.dot_product_attention`; `mask` `(b, t, s)` bool or None."""
     mask = None if mask is None else mask[:, None]
     query, key, value = with_their_queries(query, key, value)

@@ -7,13 +7,14 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba._triton import attention as kernels
-from keras_jamba.ops.attention import _visibility, dense
+from keras_jamba.ops.attention import _visibility, blocks
 from keras_jamba.ops.attention._visibility import Tokens
 from keras_jamba.ops.attention.fused import ONCE
 
 _launcher = _backend.kernels.triton_launcher
-reach = dense.reach
-# Below this number of queries the library's form reads the keys as fast.
+# Memory linear in tokens here too. Its loops end at once unless a token is damaged.
+reach = blocks.reach
+# A program would be mostly empty with fewer queries.
 _FEW_QUERIES = 16
 
 
