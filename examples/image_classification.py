@@ -51,8 +51,8 @@ def build(args, data):
     """Returns an untrained model with the preset's sizes and the data's image shape."""
     digits = args.dataset == "digits"
     small = dict(d_model=16, num_layers=2, mamba_ratio=1) if args.smoke else {}
-    # About 16 tokens for an 8 x 8 image, 64 for a 32 x 32 one.
-    downsample = 2 if min(data.train_images.shape[1:3]) < 16 else 4
+    # 16 tokens for an 8 x 8 image, 256 for a 32 x 32 one.
+    downsample = 2 if min(data.train_images.shape[1:3]) <= 32 else 4
     return keras_jamba.DHCJamba.from_preset(
         args.preset or ("digits" if digits else "small"),
         load_weights=False,

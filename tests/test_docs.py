@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import page_code
 import pytest
 from checks import full, once
+from sklearn.datasets import load_sample_images
 
 import keras_jamba
+from benchmarks.images.photo_trainings import training_of
 
 ROOT = page_code.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,6 +45,7 @@ def test_the_readmes_code_runs(tmp_path):
     for long, short in (("[:898]", "[:128]"), ("downsample=2)", "downsample=2, num_layers=2, mamba_ratio=1)")):
         assert long in blocks[0]
         blocks = [block.replace(long, short) for block in blocks]
+    shutil.copy(Path(load_sample_images().filenames[0]), tmp_path / "photo.jpg")
     python("\n".join(blocks), tmp_path)
 
 
@@ -143,11 +147,30 @@ def test_presets_have_the_size_that_the_readme_states(preset):
     model = keras_jamba.DHCJamba.from_preset(preset, load_weights=False)
     size = sum(int(np.prod(v.shape)) for v in model.trainable_weights)
     assert re.search(rf"^\| `{preset}` \|.* {size:,} \|", README, re.MULTILINE)
-    if metadata["weights"] is None:
+    assert metadata["weights"] is not None
+    if preset in MILLIONS:
         assert abs(size / (1e6 * MILLIONS[preset]) - 1) <= 0.05
-    else:
-        recipe = (folder / "README.md").read_text(encoding="utf-8")
-        assert "python " in recipe and "--seed" in recipe
+    recipe = (folder / "README.md").read_text(encoding="utf-8")
+    assert "python " in recipe and "--seed" in recipe
+
+
+@once
+@pytest.mark.parametrize("preset", ["small", "medium", "large", "fashion"])
+def test_presets_of_photographs_have_the_accuracy_and_checksum_that_their_pages_state(preset):
+    metadata, folder = keras_jamba.presets.read(preset)
+    (record,) = (
+        record
+        for record in result("photos")["trainings"]
+        if record["arguments"]["model"] == preset and record["arguments"]["seed"] == 0 and "test" in record
+        if record["arguments"]["set"] == training_of(preset)["set"]
+    )
+    about = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{record['test']['accuracy']} % of the 10,000 test images" in about
+    assert f"`{metadata['weights']['sha256']}`" in about
+    assert ("JPEG 75" in about) == (preset != "fashion")
+    assert f"{record['test']['accuracy']:.1f} %" in re.search(rf"^\| `{preset}` \|.*", README, re.MULTILINE)[0]
+    settings = training_of(preset)
+    assert record["recipe"] == {name: settings[name] for name in record["recipe"]}
 
 
 @once

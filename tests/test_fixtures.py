@@ -10,6 +10,7 @@ import fixture_trainings as trainings
 import keras
 import numpy as np
 import pytest
+from checks import once
 from fixture_models import FORMATS, PRESETS, described, logits, read_numbers, written
 
 import keras_jamba
@@ -257,9 +258,21 @@ def test_each_of_two_processes_resumes_from_its_shard_of_a_save(name, index, tmp
 
 # Trained presets
 
+PHOTOGRAPHS = ("small", "medium", "large", "fashion")
+
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.npz")))
 def test_a_trained_preset_has_its_recorded_logits_on_this_backend(name):
     with np.load(PRESETS / f"{name}.npz") as file:
         inputs, expected = file["inputs"], file[BACKEND]
-    near(logits(DHCJamba.from_preset(name), inputs), expected, share=1e-6)
+    # Presets of photographs have sums of more terms.
+    share = 1e-5 if name in PHOTOGRAPHS else 1e-6
+    near(logits(DHCJamba.from_preset(name), inputs), expected, share)
+
+
+@once
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.npz")))
+def test_the_recorded_logits_of_a_trained_preset_are_equal_on_all_backends(name):
+    with np.load(PRESETS / f"{name}.npz") as file:
+        for backend in ("tensorflow", "torch"):
+            np.testing.assert_allclose(file[backend], file["jax"], rtol=0, atol=1e-4)

@@ -9,7 +9,7 @@ from checks import full, once
 from test_data_sets import write_cifar10
 
 import keras_jamba
-from benchmarks.images import photo_models, photo_report, photos
+from benchmarks.images import photo_models, photo_report, photo_tables, photos
 
 # Independent of the backend.
 pytestmark = once
@@ -72,12 +72,13 @@ def test_a_training_is_recorded_and_reported(tmp_path, monkeypatch, capsys):
     checksum = hashlib.sha256((tmp_path / "preset" / "model.weights.h5").read_bytes()).hexdigest()
     assert checksum in readme
 
-    (report,) = photo_report.read(tmp_path / "runs")
+    (report,) = photo_tables.read(tmp_path / "runs")
     assert str(tmp_path) not in json.dumps(report)
-    groups = photo_report.grouped([report, report], "test", "cifar10")
-    (row,) = photo_report.accuracies(groups, "test")
+    groups = photo_tables.grouped([report, report], "test", "cifar10")
+    assert next(iter(groups)).startswith("causal, batch size 2, policy float32, d_model 8, ")
+    (row,) = photo_tables.accuracies(groups, "test")
     assert row["seeds"] == 2 and float(row["accuracy, %"]) == record["test"]["accuracy"]
-    assert [row["corruption"] for row in photo_report.corruptions(groups)] == ["none", *record["corrupted"]]
+    assert [row["images"] for row in photo_tables.corruptions(groups)] == ["clean", *record["corrupted"]]
     photo_report.draw_curves({"small": [report]}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
@@ -90,4 +91,4 @@ def test_a_preset_folder_that_exists_is_refused_before_the_training(tmp_path, ca
 
 def test_a_report_of_a_folder_without_trainings_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="must hold NAME/result.json"):
-        photo_report.read(tmp_path)
+        photo_tables.read(tmp_path)

@@ -36,7 +36,7 @@ from video_tasks import TASKS  # noqa: E402
 
 BACKEND = keras.backend.backend()
 HERE = "--here"
-TRAINED = ("digits", "video_direction", "video_order", "video_match")
+TRAINED = ("digits", "video_direction", "video_order", "video_match", "small", "medium", "large", "fashion")
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
 
@@ -267,6 +267,11 @@ def trained_preset(name):
 def preset_inputs(name):
     if name == "digits":
         return (load_digits().images[898:902] / 16).astype("float32")[..., None]
+    if not name.startswith("video_"):
+        shape = keras_jamba.presets.read(name)[0]["config"]["image_shape"]
+        # Smooth spots of random colours.
+        spots = np.random.default_rng(0).random((3, 4, 4, shape[-1])).repeat(shape[0] // 4, 1).repeat(shape[1] // 4, 2)
+        return spots.astype("float32")
     return TASKS[name.removeprefix("video_")].clips("test", 24, seed=7)[0][:3]
 
 

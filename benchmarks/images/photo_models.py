@@ -13,7 +13,7 @@ PRESETS = {
     "small": _SMALL,
     "medium": _PHOTO | dict(d_model=160, num_layers=3, mamba_ratio=2, d_ff=160, stem_blocks=2),
     "large": _PHOTO
-    | dict(d_model=256, num_layers=4, mamba_ratio=1, d_ff=640, stem_blocks=3, downsample=4, num_heads=8),
+    | dict(d_model=256, num_layers=4, mamba_ratio=1, d_ff=512, stem_blocks=3, downsample=4, num_heads=8),
     "fashion": _PHOTO | dict(d_model=64, num_layers=2, mamba_ratio=1, d_ff=64, stem_blocks=2),
 }
 # Other models of 0.8 M parameters, for the ablation of "small".

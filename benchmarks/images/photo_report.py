@@ -8,8 +8,6 @@ photo_saliency.png. The last two are of the test images and the preset.
 """
 
 import argparse
-import json
-import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,62 +18,13 @@ import numpy as np
 import keras_jamba
 from benchmarks import measure
 from benchmarks.images import data_sets
+from benchmarks.images.photo_tables import accuracies, corruptions, grouped, read
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 matplotlib.use("Agg")
 # Shown in the picture of the learning curves.
 CURVES = ("small", "medium", "large", "CCT", "ResNet-56", "encoder alone", "gated convolution")
-DROPPED = ("output", "preset", "workers", "options", "first")
-
-
-def read(folder):
-    """Returns the records of all trainings in a folder, sorted by model and seed."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*/result.json"))]
-    if not records:
-        raise FileNotFoundError(f"The folder must hold NAME/result.json. Received: {str(folder)!r}, which has none.")
-    for record in records:
-        record["arguments"] = {name: value for name, value in record["arguments"].items() if name not in DROPPED}
-    return sorted(records, key=lambda r: (r["arguments"]["model"], r["arguments"]["seed"]))
-
-
-def grouped(records, split, name):
-    """Returns `{model: records}` of the trainings that were measured on a split of a data set."""
-    groups = {}
-    for record in records:
-        if split in record and record["arguments"]["set"] == name:
-            groups.setdefault(record["arguments"]["model"], []).append(record)
-    return groups
-
-
-def accuracies(groups, split):
-    """Returns one row of a table per model: means over the seeds, the most accurate model first."""
-    rows = []
-    for model, records in groups.items():
-        found = [record[split]["accuracy"] for record in records]
-        rows.append(
-            {
-                "model": model,
-                "parameters": f"{records[0]['parameters']:,}",
-                "seeds": len(found),
-                "accuracy, %": f"{statistics.mean(found):.2f}",
-                "lowest": f"{min(found):.2f}",
-                "calibration error, %": f"{statistics.mean(r[split]['calibration error'] for r in records):.2f}",
-                "epochs": records[0]["recipe"]["epochs"],
-                "seconds": f"{statistics.mean(r['seconds'] for r in records):.0f}",
-                "images per second": f"{statistics.mean(r['images per second'] for r in records):,.0f}",
-            }
-        )
-    return sorted(rows, key=lambda row: -float(row["accuracy, %"]))
-
-
-def corruptions(groups):
-    """Returns one row per corruption, with the mean accuracy of each model."""
-    names = list(next(iter(groups.values()))[0]["corrupted"])
-    mean = lambda records, name: statistics.mean(r["corrupted"][name] for r in records)  # noqa: E731
-    clean = {m: f"{statistics.mean(r['test']['accuracy'] for r in records):.1f}" for m, records in groups.items()}
-    rows = [{"corruption": n} | {m: f"{mean(records, n):.1f}" for m, records in groups.items()} for n in names]
-    return [{"corruption": "none"} | clean, *rows]
 
 
 def show(title, rows):
@@ -137,11 +86,11 @@ def main():
     parser.add_argument("--preset", default="small", help="a name or a folder, for the pictures of test images")
     args = parser.parse_args()
     records = read(args.runs)
-    tested = grouped(records, "test", "cifar10")
+    tested, fashion = (grouped(records, "test", name) for name in ("cifar10", "fashion"))
     show("CIFAR-10 (JPEG 75), test images", accuracies(tested, "test"))
-    show("CIFAR-10 (JPEG 75), validation images", accuracies(grouped(records, "validation", "cifar10"), "validation"))
-    fashion = grouped(records, "test", "fashion")
     show("Fashion-MNIST, test images", accuracies(fashion, "test"))
+    for name in ("cifar10", "fashion"):
+        show(f"{name}, validation images", accuracies(grouped(records, "validation", name), "validation"))
     for groups in (tested, fashion):
         show("Accuracy on corrupted test images, %", corruptions(groups) if groups else [])
     measure.record("photos", {"trainings": records})

@@ -4,11 +4,11 @@
     KERAS_BACKEND=jax python -m benchmarks.images.photos "mean readout" --validation --epochs 30
     KERAS_BACKEND=jax python -m benchmarks.images.photos ResNet-56 --output runs/resnet
 
-`photo_models.py` has the models, and `data_sets.py` says where the images come from. `TRAININGS` has the recipes of the
-presets; all other models get that of "small". `--validation` trains on all but the last 5,000 training images and
-measures on these: choices are made this way. Without it, the training uses all training images, and the test images
-are looked at once, after the last epoch. `--preset` writes the weights in float16, and measures the loaded preset.
-Writes `result.json` with the learning curve to --output.
+`photo_models.py` has the models, `photo_trainings.py` their settings, and `data_sets.py` says where the images come
+from. `--validation` trains on all but the last 5,000 training images and measures on these: choices are made this way.
+Without it, the training uses all training images, and the test images are looked at once, after the last epoch.
+`--preset` writes the weights in float16, and measures the loaded preset. Writes `result.json` with the learning curve
+to --output.
 """
 
 import argparse
@@ -24,29 +24,10 @@ import keras_jamba
 from benchmarks import measure
 from benchmarks.images import data_sets, preset_readme
 from benchmarks.images.photo_models import CANDIDATES, PEERS, PRESETS, candidate
+from benchmarks.images.photo_trainings import AUGMENTATION, RECIPE, training_of
 from benchmarks.images.quality_digits import corruptions
 from keras_jamba import _backend
 from keras_jamba.training import PhotoAugmentation, recipes
-
-RECIPE = dict(epochs=int, batch_size=int, learning_rate=float, weight_decay=float, ema_momentum=float)
-AUGMENTATION = ("shift", "erasing", "cut_mix")
-_COMMON = dict(
-    set="cifar10",
-    batch_size=512,
-    learning_rate=4e-3,
-    weight_decay=0.1,
-    ema_momentum=0.999,
-    shift=1 / 8,
-    erasing=0.25,
-    cut_mix=0.5,
-    policy="mixed_bfloat16",
-)
-TRAININGS = {
-    "small": _COMMON | dict(epochs=100),
-    "medium": _COMMON | dict(epochs=100),
-    "large": _COMMON | dict(epochs=100),
-    "fashion": _COMMON | dict(set="fashion", epochs=60),
-}
 
 
 def arguments(given=None):
@@ -66,8 +47,7 @@ def arguments(given=None):
     parser.add_argument("--first", type=int, help="use only the first images of each split")
     parser.add_argument("--output", type=Path, default=Path("runs/photos"))
     parser.add_argument("--preset", type=Path, help="new folder for the weights in float16, which are then measured")
-    name = parser.parse_args(given).model
-    parser.set_defaults(**TRAININGS[name if name in TRAININGS else "small"])
+    parser.set_defaults(**training_of(parser.parse_args(given).model))
     args = parser.parse_args(given)
     if args.preset is not None and args.preset.exists():
         # `save_to_preset` would refuse it after the training.

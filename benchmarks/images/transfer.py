@@ -86,7 +86,7 @@ class Trainings:
         model = self.models[rate]
         model.set_weights(self.initial[start, seed])
         for variable in model.optimizer.variables:
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
         size = min(self.batch_size, len(images))
         batches = Batches((images, labels), size, seed, transform=PhotoAugmentation(mirror=mirror))
         epochs = -(-self.steps // batches.steps_per_epoch)
@@ -147,7 +147,7 @@ def main():
     parser.add_argument("--preset", default="small", help="a name, or a folder")
     parser.add_argument("--data", help=f"folder of the data sets; default: {data_sets.VARIABLE}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
     if presets.read(args.preset)[0]["weights"] is None:

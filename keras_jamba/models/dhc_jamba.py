@@ -83,8 +83,8 @@ class DHCJamba(ClassNamesModel, keras.Model):
 
     Example:
         >>> import keras_jamba
-        >>> model = keras_jamba.DHCJamba.from_preset("small", num_classes=10, image_shape=(32, 32, 3))
-        >>> photos = keras_jamba.DHCJamba.from_preset("small", pixel_range=(0, 255))  # takes uint8
+        >>> photos = keras_jamba.DHCJamba.from_preset("small", pixel_range=(0, 255))  # trained, takes uint8
+        >>> model = keras_jamba.DHCJamba.from_preset("small", load_weights=False, image_shape=(64, 64, 3), downsample=4)
     """
 
     @_checks.python_numbers

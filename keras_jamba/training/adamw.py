@@ -216,7 +216,7 @@ def optimizer(
 
     Example:
         >>> import keras, keras_jamba
-        >>> model = keras_jamba.DHCJamba.from_preset("small")
+        >>> model = keras_jamba.DHCJamba.from_preset("small", load_weights=False)
         >>> optimizer = keras_jamba.training.optimizer(model, steps=10 * 200, learning_rate=1e-3)
         >>> model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     """

@@ -35,7 +35,7 @@ class DataParallel:
 
     Example:
         >>> with keras_jamba.training.DataParallel() as parallel:
-        ...     model = keras_jamba.DHCJamba.from_preset("small")
+        ...     model = keras_jamba.DHCJamba.from_preset("small", load_weights=False)
         ...     model.compile(keras_jamba.training.optimizer(model, steps=1000), loss)
         ...     batches = keras_jamba.training.Batches((images, labels), batch_size=256, shard=parallel.shard)
         ...     parallel.prepare(model).fit(batches, epochs=2)

@@ -37,7 +37,7 @@ class Recipe:
         from dataclasses import replace
         from keras_jamba.training import recipes
 
-        model = keras_jamba.DHCJamba.from_preset("small", num_classes=10, image_shape=(8, 8, 1), downsample=2)
+        model = keras_jamba.DHCJamba.from_preset("small", load_weights=False, image_shape=(8, 8, 1))
         history = recipes.DIGITS.fit(model, images, labels, validation_data=(test_images, test_labels))
         shorter = replace(recipes.DIGITS, epochs=20)
         ```

@@ -1,8 +1,10 @@
 """The tables of docs/benchmarks/images.md."""
 
 import re
+import statistics
 
-from scripts.benchmark_tables.tables import BACKENDS, TITLES, markdown, read, runs, table
+from benchmarks.images import photo_tables
+from scripts.benchmark_tables.tables import BACKENDS, TITLES, markdown, read, runs, runs_of, table
 
 # Names of models in the results file that differ from those in the table.
 MODELS = {
@@ -72,6 +74,77 @@ def image_speed():
     return markdown(["backend", "model", "parameters", "`fit`", "`predict`", "accuracy, %"], rows)
 
 
+def photo_groups(split, name):
+    """Returns `{title: records}` of the trainings on CIFAR-10 or Fashion-MNIST that were measured on a split."""
+    return photo_tables.grouped(read("photos")["trainings"], split, name)
+
+
+def photo_accuracies(split, name):
+    rows = photo_tables.accuracies(photo_groups(split, name), split)
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+@table
+def photos():
+    """Accuracy on the test images of CIFAR-10 (JPEG 75)."""
+    return photo_accuracies("test", "cifar10")
+
+
+@table
+def fashion():
+    """Accuracy on the test images of Fashion-MNIST."""
+    return photo_accuracies("test", "fashion")
+
+
+@table
+def photo_choices():
+    """Accuracy on validation images, by which models and recipe were chosen."""
+    rows = []
+    for name, title in (("cifar10", "photographs"), ("fashion", "clothes")):
+        for row in photo_tables.accuracies(photo_groups("validation", name), "validation"):
+            rows.append([title, row["model"], row["parameters"], row["epochs"], row["accuracy, %"]])
+    return markdown(["images", "model", "parameters", "epochs", "accuracy, %"], rows)
+
+
+@table
+def corrupted_photos():
+    """Accuracy on corrupted test images of CIFAR-10 (JPEG 75)."""
+    rows = photo_tables.corruptions(photo_groups("test", "cifar10"))
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+@table
+def transfer():
+    """Accuracy after fine-tuning the preset, and after training from scratch."""
+    rows = []
+    for row in read("transfer_jax")["rows"]:
+        found = [row[start]["accuracy"] for start in ("preset", "scratch")]
+        means = [statistics.mean(values) for values in found]
+        shown = [f"{mean:.1f} ± {statistics.pstdev(values):.1f}" for mean, values in zip(means, found, strict=True)]
+        rows.append([row["task"], row["images per class"], *shown, f"{means[0] - means[1]:+.1f}"])
+    return markdown(["images", "per class", "preset, %", "from scratch, %", "gain, points"], rows)
+
+
+@table
+def gpu_images():
+    """Speed of training on a GPU, beside a ViT."""
+    rows = []
+    for backend in ("jax", "torch"):
+        for name, row in read(f"gpu_images_{backend}")["models"].items():
+            rates = [f"{row[f'{kind}, images per second']:,}" for kind in ("fit", "augmented")]
+            times = [f"{row[kind]:.1f}" for kind in ("step of fit, ms", "device, ms per step", "train_on_batch, ms")]
+            rows.append([TITLES[backend], name, f"{row['parameters']:,}", *rates, *times])
+    titles = ["backend", "model", "parameters", "images/s", "images/s, augmented"]
+    return markdown([*titles, "ms per step", "ms on the device", "ms per `train_on_batch`"], rows)
+
+
 @table
 def images_runs():
     return runs("quality_full", *(f"image_speed_{backend}" for backend in BACKENDS))
+
+
+@table
+def photo_runs():
+    files = [f"gpu_images_{backend}" for backend in ("jax", "torch")]
+    documents = [read("photos")["trainings"][0], *(read(name) for name in ("transfer_jax", *files))]
+    return runs_of(dict(zip(("photos", "transfer_jax", *files), documents, strict=True)))

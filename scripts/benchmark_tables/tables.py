@@ -56,9 +56,13 @@ def gigabytes(count, digits=3):
 
 def runs(*names):
     """Returns the table of the machines and versions of results files. Files of equal runs share a row."""
+    return runs_of({name: read(name) for name in names})
+
+
+def runs_of(documents):
+    """Returns the table of `runs` for `{name of the file: its content}`."""
     grouped = {}
-    for name in names:
-        document = read(name)
+    for name, document in documents.items():
         grouped.setdefault((_machine(document), _versions(document)), []).append(f"`{name}.json`")
     rows = [[", ".join(files), *facts] for facts, files in grouped.items()]
     return markdown(["results file", "machine", "versions"], rows)

@@ -71,7 +71,7 @@ def test_another_number_of_classes_drops_the_names_of_a_preset(tmp_path):
 
 
 def test_the_built_in_presets_name_their_classes():
-    for name in ("digits", "video_direction", "video_order", "video_match"):
+    for name in presets.list_presets():
         config = presets.read(name)[0]["config"]
         model = keras_jamba.DHCJamba.from_preset(name)
         assert model.class_names == tuple(config["class_names"]) and len(model.class_names) == config["num_classes"]
