@@ -10,7 +10,7 @@ case "${1:-}" in
         export XLA_FLAGS=${XLA_FLAGS:-}
         # By default, JAX multiplies float32 in TF32 on a GPU.
         export JAX_DEFAULT_MATMUL_PRECISION=highest
-        python3 -m pytest -q tests/ops/test_scan.py tests/ops/test_isolation.py tests/ops/test_sequences.py \
+        python3 -m pytest -q tests/ops/test_scan.py tests/ops/test_isolation.py tests/ops/test_attention.py tests/ops/test_sequences.py \
             tests/ops/test_experts.py tests/layers/test_norm.py \
             tests/training/test_captured_steps.py
         python3 -m benchmarks.scan.gpu --parts check long ;;

@@ -11,16 +11,14 @@ results/gpu_images_BACKEND.json.
 """
 
 import argparse
-import collections
 import functools
-import tempfile
-from pathlib import Path
 
 import keras
 import numpy as np
 
 import keras_jamba
 from benchmarks import measure
+from benchmarks.device_time import busy_milliseconds
 from benchmarks.images.peers import of_equal_size, vit
 from benchmarks.images.photo_models import PRESETS
 from benchmarks.images.sizes import untrained
@@ -68,40 +66,6 @@ def augmented(images, labels, batch_size, workers):
         return images.astype("float32") / 255, labels
 
     return Batches((images, labels), batch_size, transform=transform, workers=workers)
-
-
-def busy_milliseconds(function, steps):
-    """Returns the milliseconds per step that the GPU is busy, and `[(kernel, milliseconds, calls)]` of the longest."""
-    total, calls = collections.Counter(), collections.Counter()
-    for name, nanoseconds in _kernels(function):
-        total[name] += nanoseconds
-        calls[name] += 1
-    longest = [(name, ns / steps / 1e6, calls[name] / steps) for name, ns in total.most_common(20)]
-    return sum(total.values()) / steps / 1e6, longest
-
-
-def _kernels(function):
-    """Yields `(name, nanoseconds)` of each operation of the device while `function` runs."""
-    if BACKEND == "jax":
-        import jax
-
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                function()
-            (file,) = Path(folder).rglob("*.xplane.pb")
-            for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-                for line in plane.lines if "GPU" in plane.name else ():
-                    if "Stream" in line.name:
-                        yield from ((event.name, event.duration_ns) for event in line.events)
-    else:
-        import torch
-
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            function()
-            torch.cuda.synchronize()
-        for event in profiler.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                yield event.name, 1e3 * event.device_time
 
 
 def main():

@@ -16,11 +16,12 @@ class Tile(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Attributes: `causal`; `window` in tokens, 0 for none; `sinks`, whether there are any."""
+    """Attributes: `causal`; `window` in tokens, 0 for none; `sinks`, whether there are any; `isolate`, see `Damage`."""
 
     causal: bool
     window: int
     sinks: bool
+    isolate: bool
 
 
 class Given(NamedTuple):
@@ -55,76 +56,115 @@ class Lists(NamedTuple):
     counts: object
 
 
-def tiles(width, dtype):
-    """Returns the tiles of the forward and of the backward pass for heads of this width."""
-    if dtype == "float32":
-        return (Tile(32, 32, 4), Tile(32, 32, 4))
-    if width > 128:
-        return Tile(64, 32, 4), Tile(32, 32, 4)
-    return Tile(128, 64, 8 if width > 64 else 4), Tile(64, 64, 4)
+class Damage(NamedTuple):
+    """Damaged tokens. With `Options.isolate`, only the tokens that see them become NaN; else the kernels read nothing.
+
+    Attributes:
+        queries: `(b, t)` float32, above 0 for damaged queries.
+        keys: `(b, s)` float32: 1 for a damaged key, 2 for a damaged value, 3 for both, else 0.
+    """
+
+    queries: object
+    keys: object
 
 
-def forward(gpu, given, lists, options, tile):
+def tile(width, dtype):
+    """Returns the `Tile` for heads of this width."""
+    if dtype == "float32" or width > 128:
+        return Tile(32, 32, 4)
+    return Tile(64, 64, 4)
+
+
+def damage(gpu, x, limit):
+    """Returns `(b, t)` float32: 1 for tokens of `x (b, t, h, c)` with NaN or a magnitude of at least `limit`, else 0."""
+    b, t, h, c = x.shape
+    constants = dict(tokens=b * t, limit=limit, LENGTH=h * c, ROWS=4, BLOCK=min(1024, power(h * c)))
+    grid = (_count(b * t, 4),)
+    (found,) = gpu.launch(
+        _kernel("token_damage"), grid, (x,), [((b, t), "float32")], constants, num_warps=4, num_stages=1
+    )
+    return found
+
+
+def forward(gpu, given, lists, damaged, options):
     """Computes attention.
 
     Args:
         gpu: a `Gpu`.
         given: `Given`.
         lists: `Lists`, the blocks of keys for each block of queries.
+        damaged: `Damage`.
         options: `Options`.
-        tile: a `Tile`.
 
     Returns:
-        `(outputs, logs)`: `(b, t, h, c)` in the dtype of the query, and the binary logarithms of the sums of the
-        weights, `(b, h, t)` float32.
+        `(outputs, logs, marks)`: `(b, t, h, c)` in the dtype of the query; the binary logarithms of the sums of the
+        weights, `(b, h, t)` float32; and `(b, t)` float32, above 0 for queries that are damaged or see damage. Without
+        `isolate`, `marks` are not written.
     """
     b, t, h, _ = given.query.shape
-    outputs = [(tuple(given.query.shape), given.query.dtype), ((b, h, t), "float32")]
-    return _launched(gpu, "attention_forward", (b * h, _count(t, tile.rows)), (*given, *lists), outputs, options, tile)
+    outputs = [(tuple(given.query.shape), given.query.dtype), ((b, h, t), "float32"), ((b, t), "float32")]
+    grid = (b * h, _count(t, _tile_of(given).rows))
+    return _launched(gpu, "attention_forward", grid, (*given, *lists, *damaged), outputs, options)
 
 
-def gradients(gpu, given, lists, key_lists, grad, logs, dots, options, tile):
+def gradients(gpu, given, lists, key_lists, damaged, outputs, logs, grad, options):
     """Computes the gradients of query, key and value.
 
     Args:
-        gpu, given, options, tile: as in `forward`.
-        lists: as in `forward`, for this tile.
+        gpu, given, lists, options: as in `forward`.
         key_lists: `Lists`, the blocks of queries for each block of keys.
+        damaged: `Damage`; its queries are the `marks` of `forward`, and also mark a damaged `grad`.
+        outputs, logs: from `forward`.
         grad: `(b, t, h, c)`, the gradient of the outputs.
-        logs: from `forward`.
-        dots: `(b, h, t)` float32, the products of outputs and their gradients, summed over c.
+
+    Returns:
+        `(b, t, h, c)`, and two of `(b, s, g * p, c)`, with p partial sums per key-value head.
     """
-    (b, t, h, _), (_, s, g, _) = given.query.shape, given.key.shape
-    (grad_query,) = _launched(
+    (b, t, h, _), (_, s, g, c) = given.query.shape, given.key.shape
+    size = _tile_of(given)
+    like_query = (tuple(given.query.shape), given.query.dtype)
+    grad_query, dots = _launched(
         gpu,
         "attention_query_gradient",
-        (b * h, _count(t, tile.rows)),
-        (*given, *lists, grad, logs, dots),
-        [(tuple(given.query.shape), given.query.dtype)],
+        (b * h, _count(t, size.rows)),
+        (*given, *lists, *damaged, outputs, logs, grad),
+        [like_query, ((b, h, t), "float32")],
         options,
-        tile,
     )
+    parts = _parts(h // g, b * g * _count(s, size.columns), gpu.multiprocessors)
+    like_key = ((b, s, g * parts, c), given.key.dtype if parts == 1 else "float32")
     grad_key, grad_value = _launched(
         gpu,
         "attention_key_gradient",
-        (b * g, _count(s, tile.columns)),
-        (*given, *key_lists, grad, logs, dots),
-        [(tuple(given.key.shape), given.key.dtype), (tuple(given.value.shape), given.value.dtype)],
+        (b * g * parts, _count(s, size.columns)),
+        (*given, *key_lists, *damaged, logs, grad, dots),
+        [like_key, like_key],
         options,
-        tile,
+        PARTS=parts,
     )
     return grad_query, grad_key, grad_value
 
 
-def _launched(gpu, name, grid, inputs, outputs, options, tile):
+def _parts(repeats, programs, multiprocessors):
+    """Returns into how many parts to split the query heads of a key-value head: few programs leave the GPU idle."""
+    divisors = (n for n in range(1, repeats + 1) if repeats % n == 0)
+    return next((n for n in divisors if n * programs >= 4 * multiprocessors), repeats)
+
+
+def _tile_of(given):
+    return tile(given.query.shape[3], str(given.query.dtype).removeprefix("torch."))
+
+
+def _launched(gpu, name, grid, inputs, outputs, options, **more):
     query, key, places = inputs[0], inputs[1], inputs[8]
     (_, t, heads, width), (_, s, groups, _) = query.shape, key.shape
+    size = tile(width, str(query.dtype).removeprefix("torch."))
     constants = dict(queries=t, keys=s, blocks=places.shape[1], listed=places.shape[2], scale=width**-0.5)
     constants |= dict(HEADS=heads, GROUPS=groups, WIDTH=width, BLOCK_WIDTH=max(16, power(width)))
-    constants |= dict(ROWS=tile.rows, COLUMNS=tile.columns, CAUSAL=options.causal, WINDOW=options.window)
-    constants |= dict(SINKS=options.sinks, PRECISION="ieee" if "float32" in str(query.dtype) else "tf32")
-    kernel = _kernel(name)
-    return gpu.launch(kernel, grid, inputs, outputs, constants, num_warps=tile.warps, num_stages=2)
+    constants |= dict(ROWS=size.rows, COLUMNS=size.columns, CAUSAL=options.causal, WINDOW=options.window)
+    constants |= dict(SINKS=options.sinks, ISOLATE=options.isolate)
+    constants |= dict(PRECISION="ieee" if "float32" in str(query.dtype) else "tf32") | more
+    return gpu.launch(_kernel(name), grid, inputs, outputs, constants, num_warps=size.warps, num_stages=2)
 
 
 def _kernel(name):

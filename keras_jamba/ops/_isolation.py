@@ -37,11 +37,16 @@ def isolated(attend, query, key, value, reach, tokens):
     return mark_with_gradient(outputs, of_query, of_key + of_value, *tokens)
 
 
+def largest(width):
+    """Returns the magnitude from which values of heads of this width are too large for a product."""
+    return (_LARGEST / width) ** 0.5
+
+
 def _is_damaged(x):
     """Returns `(b, t)` bool: whether a value of `x (b, t, h, c)` is NaN, infinite or too large for a product."""
     x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
     # Not `ops.max`, which drops NaN on TensorFlow.
-    return ops.logical_not(ops.all(ops.abs(x) < (_LARGEST / x.shape[3]) ** 0.5, axis=(2, 3)))
+    return ops.logical_not(ops.all(ops.abs(x) < largest(x.shape[3]), axis=(2, 3)))
 
 
 def _replaced(x, where, value):

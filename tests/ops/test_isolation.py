@@ -6,7 +6,13 @@ from checks import gradient_of, jitted, numpy
 from keras import ops
 from test_scan import NAMES, draw
 
-from keras_jamba.ops import causal_depthwise_conv, grouped_query_attention, implementations, selective_scan
+from keras_jamba.ops import (
+    attention_implementations,
+    causal_depthwise_conv,
+    grouped_query_attention,
+    implementations,
+    selective_scan,
+)
 from keras_jamba.ops.attention import blocks as attention_blocks
 
 BAD = (np.nan, np.inf, -np.inf, 3e38)
@@ -161,7 +167,11 @@ def attention_inputs(length=9, heads=4, width=4):
     return dict(query=normal(heads), key=normal(2), value=normal(2))
 
 
-@pytest.fixture(params=["dense", "blocks"])
+# Also "triton" on a GPU.
+FORMS = [name for name, reason in attention_implementations().items() if name != "fused" and reason is None]
+
+
+@pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     """An implementation of attention. The blocks are small, so that a row has several."""
     monkeypatch.setattr(attention_blocks, "_QUERIES", 4)

@@ -15,10 +15,11 @@ import oracles  # noqa: E402
 from triton_on_cpu import launch  # noqa: E402
 
 from keras_jamba._triton import Gpu, attention  # noqa: E402
-from keras_jamba.ops.attention import _visibility, triton  # noqa: E402
+from keras_jamba.ops._isolation import isolated  # noqa: E402
+from keras_jamba.ops.attention import _visibility, dense, triton  # noqa: E402
 from keras_jamba.ops.attention._visibility import Rule, keys, queries  # noqa: E402
 
-attention.tiles = lambda width, dtype: (attention.Tile(16, 16, 1), attention.Tile(16, 32, 1))
+attention.tile = lambda width, dtype: attention.Tile(16, 32, 1)
 
 
 def launched(kernel, grid, inputs, *others, **options):
@@ -26,7 +27,9 @@ def launched(kernel, grid, inputs, *others, **options):
     return launch(kernel, grid, [x.contiguous() for x in inputs], *others, **options)
 
 
-triton._launcher = lambda: Gpu(launched, None, None, 132)
+# Many multiprocessors split the query heads of a key-value head.
+multiprocessors = [1]
+triton._launcher = lambda: Gpu(launched, None, None, multiprocessors[0])
 
 
 def close(actual, expected, name, tolerance):
@@ -62,6 +65,30 @@ def check(seed, tokens, heads, groups, width, causal, window, sinks, dtype=torch
         close(a, e, name, tolerance)
 
 
+def check_damage(seed, damaged, window, sinks, value):
+    """Compares with dense attention, in which the same tokens are damaged, by a value of one head."""
+    rng = np.random.default_rng(seed)
+    documents, mask = np.cumsum(rng.random((2, 40)) < 0.1, axis=1).astype("int32"), rng.random((2, 40)) < 0.9
+    positions = torch.tensor(np.cumsum(mask, axis=1) - mask, dtype=torch.int32)
+    ids, real = torch.tensor(documents), torch.tensor(mask)
+    exempt = _first(documents, mask, sinks) if sinks else None
+    tokens = queries(positions, ids, real), keys(positions, ids, real, exempt)
+    names = dict(query=4, key=2, value=2, gradient=4)
+    tensors = {name: torch.tensor(rng.standard_normal((2, 40, n, 8))).float() for name, n in names.items()}
+    for name in damaged:
+        tensors[name][rng.random((2, 40)) < 0.05, 1, 3] = value
+    grad, rule = tensors.pop("gradient"), Rule(True, window)
+    qkv = [x.requires_grad_() for x in tensors.values()]
+    outputs = triton.run(*qkv, rule, *tokens, isolate=True)
+    attend = lambda *qkv: dense.run(*qkv, rule, *tokens)  # noqa: E731
+    expected = isolated(attend, *qkv, *dense.reach(rule, *tokens))
+    found = [outputs, *torch.autograd.grad(outputs, qkv, grad)]
+    expected = [expected, *torch.autograd.grad(expected, qkv, grad)]
+    assert np.isnan(expected[1].numpy()).any() and not np.isnan(expected[1].numpy()).all()
+    for name, a, e in zip(("outputs", *tensors), found, expected, strict=True):
+        np.testing.assert_allclose(a.detach(), e.detach(), rtol=1e-5, atol=1e-5, err_msg=f"{name}, {damaged}")
+
+
 def _first(documents, mask, count):
     """Returns whether each token is among the first `count` real ones of its document."""
     found = np.zeros_like(mask)
@@ -79,4 +106,12 @@ check(3, 33, 2, 1, 24, True, None, 0)
 # The interpreter multiplies no bfloat16 matrices.
 check(4, 17, 2, 1, 16, True, 5, 2, torch.float16)
 check(5, 1, 2, 1, 16, True, None, 0)
+for seed, damaged in enumerate((("query",), ("key",), ("value",), ("gradient",), ("query", "key", "gradient"))):
+    for window, sinks in ((None, 0), (5, 2)):
+        check_damage(seed, damaged, window, sinks, (np.nan, np.inf, 3e19)[seed % 3])
+multiprocessors[0] = 64
+for heads, groups in ((4, 2), (6, 1), (2, 2)):
+    check(6, 50, heads, groups, 8, True, 7, 3)
+    check(7, 20, heads, groups, 16, True, None, 0, torch.float16)
+check_damage(8, ("query", "value"), None, 0, np.nan)
 print("all are equal")

@@ -74,8 +74,9 @@ def attention(query, key, value, rule, tokens, *, plain=False, isolate=False, re
     if chosen is fused:
         return fused.run(query, key, value, rule.causal)
     of_query, of_key = (_with_lengths(*each) for each in zip(tokens(), (query, key), strict=True))
-    attend = lambda *qkv: _on_shards(chosen, *qkv, rule, of_query, of_key)  # noqa: E731
-    if not isolate:
+    in_kernels = isolate and chosen is triton
+    attend = lambda *qkv: _on_shards(chosen, *qkv, rule, of_query, of_key, in_kernels)  # noqa: E731
+    if in_kernels or not isolate:
         return attend(query, key, value)
     return isolated(attend, query, key, value, *chosen.reach(rule, of_query, of_key))
 
@@ -91,7 +92,7 @@ def _with_lengths(tokens, x):
     return Tokens(*(None if each is None else _backend.tensors.ensure_shape(each, x.shape[:2]) for each in tokens))
 
 
-def _on_shards(chosen, query, key, value, rule, of_query, of_key):
+def _on_shards(chosen, query, key, value, rule, of_query, of_key, in_kernels):
     if chosen is dense:
         return dense.run(query, key, value, rule, of_query, of_key)
     query, key, value = with_their_queries(query, key, value)
@@ -100,7 +101,8 @@ def _on_shards(chosen, query, key, value, rule, of_query, of_key):
 
     def run(query, key, value, **tokens):
         tokens = [tokens[name] for name in names]
-        return (chosen.run(query, key, value, rule, Tokens(*tokens[:3]), Tokens(*tokens[3:])),)
+        more = {"isolate": True} if in_kernels else {}
+        return (chosen.run(query, key, value, rule, Tokens(*tokens[:3]), Tokens(*tokens[3:]), **more),)
 
     letters = dict(query="bthc", key="bsgc", value="bsgc") | {name: "bt" if "query" in name else "bs" for name in names}
     return shard_map(run, tensors, letters, ("bthc",))[0]

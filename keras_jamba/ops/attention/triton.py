@@ -7,13 +7,12 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba._triton import attention as kernels
-from keras_jamba.ops.attention import _visibility, blocks
+from keras_jamba.ops._isolation import largest
+from keras_jamba.ops.attention import _visibility
 from keras_jamba.ops.attention._visibility import Tokens
 from keras_jamba.ops.attention.fused import ONCE
 
 _launcher = _backend.kernels.triton_launcher
-# Memory linear in tokens here too. Its loops end at once unless a token is damaged.
-reach = blocks.reach
 # A program would be mostly empty with fewer queries.
 _FEW_QUERIES = 16
 
@@ -34,52 +33,62 @@ def why_not(call):
     return None
 
 
-def run(query, key, value, rule, of_query, of_key):
-    attend = _attention(rule, of_key.sinks is not None)
+def run(query, key, value, rule, of_query, of_key, isolate=False):
+    attend = _attention(rule, of_key.sinks is not None, isolate)
     tokens = [x for x in (*of_query, *of_key) if x is not None]
     return attend(query, key, value, *tokens)
 
 
 @functools.cache
-def _attention(rule, has_sinks):
+def _attention(rule, has_sinks, isolate):
     """Returns the differentiable function of query, key, value and the tensors of their `Tokens`."""
-    options = kernels.Options(rule.causal, rule.window or 0, has_sinks)
+    options = kernels.Options(rule.causal, rule.window or 0, has_sinks, isolate)
 
     def prepared(query, key, value, tokens):
         positions, documents, *of_key = tokens
         sinks = of_key[2] if has_sinks else of_key[1]
-        return kernels.Given(query, key, value, positions, documents, *of_key[:2], sinks), Tokens(*of_key)
+        return kernels.Given(query, key, value, positions, documents, *of_key[:2], sinks)
 
-    def lists(given, of_key, tile, of_keys=False):
+    def overlap(given):
+        """Returns `(b, query blocks, key blocks)` bool."""
+        tile = kernels.tile(given.query.shape[3], keras.backend.standardize_dtype(given.query.dtype))
         of_query = Tokens(given.positions, given.documents)
+        of_key = Tokens(given.key_positions, given.key_documents, given.sinks if has_sinks else None)
         missing = -given.query.shape[1] % tile.rows, -given.key.shape[1] % tile.columns
         of_query = _visibility.padded(of_query, missing[0], is_key=False)
         of_key = _visibility.padded(of_key, missing[1], is_key=True)
-        overlap = _visibility.block_overlap(rule, of_query, of_key, tile.rows, tile.columns)
-        of_both = (overlap, ops.transpose(overlap, (0, 2, 1))) if of_keys else (overlap,)
-        return [kernels.Lists(*_visibility.block_lists(x)) for x in of_both]
+        return _visibility.block_overlap(rule, of_query, of_key, tile.rows, tile.columns)
+
+    def damage(x):
+        return kernels.damage(_launcher(), x, largest(x.shape[3]))
 
     def forward(query, key, value, *tokens):
-        given, of_key = prepared(query, key, value, tokens)
-        tile, _ = _tiles(query)
-        (of_rows,) = lists(given, of_key, tile)
-        outputs, logs = kernels.forward(_launcher(), given, of_rows, options, tile)
-        return outputs, (query, key, value, tokens, outputs, logs)
+        given = prepared(query, key, value, tokens)
+        blocks = overlap(given)
+        damaged = kernels.Damage(given.positions, given.key_positions)  # not read
+        if isolate:
+            damaged = kernels.Damage(damage(query), damage(key) + 2 * damage(value))
+        lists = kernels.Lists(*_visibility.block_lists(blocks))
+        outputs, logs, marks = kernels.forward(_launcher(), given, lists, damaged, options)
+        return outputs, (query, key, value, tokens, blocks, lists, damaged, outputs, logs, marks)
 
     def backward(residuals, gradient):
-        query, key, value, tokens, outputs, logs = residuals
-        given, of_key = prepared(query, key, value, tokens)
-        _, tile = _tiles(query)
+        query, key, value, tokens, blocks, lists, damaged, outputs, logs, marks = residuals
         gradient = ops.cast(gradient, query.dtype)
-        dots = ops.sum(ops.cast(gradient, "float32") * ops.cast(outputs, "float32"), axis=3)
-        of_both = lists(given, of_key, tile, of_keys=True)
-        found = kernels.gradients(
-            _launcher(), given, *of_both, gradient, logs, ops.transpose(dots, (0, 2, 1)), options, tile
+        if isolate:
+            damaged = kernels.Damage(marks + damage(gradient), damaged[1])
+        given = prepared(query, key, value, tokens)
+        key_lists = kernels.Lists(*_visibility.block_lists(ops.transpose(blocks, (0, 2, 1))))
+        of_query, *of_keys = kernels.gradients(
+            _launcher(), given, lists, key_lists, damaged, outputs, logs, gradient, options
         )
-        return *found, *(None for _ in tokens)
+        return of_query, *(_summed(x, key) for x in of_keys), *(None for _ in tokens)
 
     return _backend.autodiff.custom_gradient(forward, backward, has_loops=False, once=ONCE)
 
 
-def _tiles(query):
-    return kernels.tiles(query.shape[3], keras.backend.standardize_dtype(query.dtype))
+def _summed(x, key):
+    """Returns `x (b, s, g * p, c)` summed over the p parts of each head, in the shape and dtype of `key`."""
+    if x.shape[2] == key.shape[2]:
+        return x
+    return ops.cast(ops.sum(ops.reshape(x, (*key.shape[:3], -1, key.shape[3])), axis=3), key.dtype)
