@@ -66,11 +66,16 @@ def forward_and_gradient(function, tensors):
 
     leaves = [x.clone().requires_grad_(True) for x in inputs]
 
+    def waited(result):
+        if weight.is_cuda:
+            torch.cuda.synchronize()
+        return result
+
     def forward():
         with torch.no_grad():
-            return function(*inputs)
+            return waited(function(*inputs))
 
-    return forward, lambda: torch.autograd.grad((function(*leaves) * weight).sum(), leaves)
+    return forward, lambda: waited(torch.autograd.grad((function(*leaves) * weight).sum(), leaves))
 
 
 def layer_pair(layer, x, **given):

@@ -76,7 +76,7 @@ def tile(width, dtype):
 
 
 def damage(gpu, x, limit):
-    """Returns `(b, t)` float32: 1 for tokens of `x (b, t, h, c)` with NaN or a magnitude of at least `limit`, else 0."""
+    """Returns `(b, t)` float32: 1 for tokens of `x (b, t, h, c)` with NaN or a magnitude from `limit` on, else 0."""
     b, t, h, c = x.shape
     constants = dict(tokens=b * t, limit=limit, LENGTH=h * c, ROWS=4, BLOCK=min(1024, power(h * c)))
     grid = (_count(b * t, 4),)
