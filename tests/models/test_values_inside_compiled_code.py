@@ -124,3 +124,41 @@ def test_a_classifier_row_without_real_tokens_is_an_error_or_nan():
 def test_embeddings_of_another_width_are_an_error(model):
     with pytest.raises(ValueError, match=r"inputs_embeds must have the shape \(b, t, 8\). Received: shape=\(1, 3, 9\)"):
         model({"inputs_embeds": np.zeros((1, 3, 9), "float32")})
+
+
+def test_a_loop_writes_new_tokens_into_its_own_state_and_never_into_the_callers():
+    given = {"cache": ops.zeros((1, 6, 2)), "same": None, "step": ops.zeros((), "int32")}
+    given["same"] = given["cache"]
+
+    def body(state):
+        index = ops.stack([state["step"] * 0, state["step"]])[None]
+        new = ops.cast(state["step"] + 1, "float32") * ops.ones((1, 2))
+        caches = {name: ops.scatter_update(state[name], index, new) for name in ("cache", "same")}
+        return state["step"] + 1 < 4, caches | {"step": state["step"] + 1}
+
+    loop = _backend.compilation.compiled_while_loop(body, [])
+    expected = np.repeat(np.array([1, 2, 3, 4, 0, 0], "float32")[None, :, None], 2, axis=2)
+    for _ in range(2):
+        end = loop(ops.convert_to_tensor(True), given)
+        for name in ("cache", "same"):
+            np.testing.assert_array_equal(numpy(end[name]), expected)
+            np.testing.assert_array_equal(numpy(given[name]), np.zeros((1, 6, 2)))
+    if keras.backend.backend() == "torch":
+        # One copy of each cache per loop, not per step.
+        assert clones(lambda: loop(ops.convert_to_tensor(True), given)) == 2
+
+
+def clones(function):
+    """Returns how many tensors `function` copies."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            found.append(str(operation).startswith("aten.clone"))
+            return operation(*args, **(kwargs or {}))
+
+    with Recorder():
+        function()
+    return sum(found)

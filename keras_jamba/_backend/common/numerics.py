@@ -9,3 +9,7 @@ def rms_norm(x, scale, epsilon):
 
 def has_fused_attention():
     return False
+
+
+def masked_attention(query, key, value, mask):
+    return keras.ops.dot_product_attention(query, key, value, mask=mask)

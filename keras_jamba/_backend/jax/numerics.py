@@ -2,7 +2,7 @@
 
 import jax
 
-from keras_jamba._backend.common.numerics import has_fused_attention, rms_norm  # noqa: F401
+from keras_jamba._backend.common.numerics import has_fused_attention, masked_attention, rms_norm  # noqa: F401
 
 
 def matmul_in_float32(x, y):

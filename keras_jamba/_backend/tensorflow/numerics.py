@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_jamba._backend.common.numerics import has_fused_attention, rms_norm  # noqa: F401
+from keras_jamba._backend.common.numerics import has_fused_attention, masked_attention, rms_norm  # noqa: F401
 from keras_jamba._backend.common.unavailable import refuse
 
 _NO_GROUPED_MATMUL = "TensorFlow has no grouped matrix product"

@@ -21,9 +21,13 @@ def is_tracing():
 
 
 def with_fx_tracing(function, variables):
+    """Returns `run(*args, overwrite=False)`, which computes `function(*args)`.
+
+    With `overwrite`, it may write results into the tensors of `args`.
+    """
     variables, programs = list(variables), {}
 
-    def run(*args):
+    def run(*args, overwrite=False):
         leaves, structure = _pytree.tree_flatten(args)
         kind = structure, *((x.shape, x.dtype, x.device) for x in leaves)
         if kind not in programs:
@@ -32,14 +36,24 @@ def with_fx_tracing(function, variables):
                     programs[kind] = _traced(function, variables, leaves, structure)
         if programs[kind] is None:
             return function(*args)
-        program, parameters, result_structure = programs[kind]
+        program, parameters, result_structure, overwritten = programs[kind]
+        if not (overwrite and _have_own_memory(leaves, overwritten)):
+            leaves = [x.clone() if i in overwritten else x for i, x in enumerate(leaves)]
         return _pytree.tree_unflatten(program(*parameters, *leaves), result_structure)
 
     return torch.inference_mode()(run)
 
 
+def _have_own_memory(leaves, places):
+    """Returns whether the tensors at `places` share memory with no other tensor of `leaves`."""
+    memory = [x.untyped_storage().data_ptr() for x in leaves]
+    return all(memory.count(memory[i]) == 1 for i in places)
+
+
 def _traced(function, variables, leaves, structure):
-    """Returns `(program, parameters, structure of the result)`; `program(*parameters, *leaves)` returns leaves.
+    """Returns `(program, parameters, structure of the result, overwritten)`.
+
+    `program(*parameters, *leaves)` returns leaves. It writes into the leaves whose places are in `overwritten`.
 
     Returns None if the operations depend on the values of tensors, as those of a custom router may.
     """
@@ -62,6 +76,7 @@ def _traced(function, variables, leaves, structure):
             examples = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in leaves]
             program = make_fx(on_tensors, tracing_mode="fake")(*(value.detach() for value in parameters), *examples)
             _fold_constants(program)
+            overwritten = _remove_copies(program, len(parameters))
     except RuntimeError:
         return None  # the untraced function raises any real error again
     finally:
@@ -70,7 +85,29 @@ def _traced(function, variables, leaves, structure):
         node.target = _FASTER_FUNCTIONS.get(node.target, node.target)
     program.graph.eliminate_dead_code()
     program.recompile()
-    return program.forward, parameters, found["structure"]
+    return program.forward, parameters, found["structure"], overwritten
+
+
+def _remove_copies(program, first):
+    """Removes the copies of leaves that nothing else reads: a step of generation would copy each cache.
+
+    Args:
+        program: the traced program.
+        first: the number of inputs before the leaves.
+
+    Returns:
+        The set of the places of these leaves. The program writes into them.
+    """
+    overwritten = set()
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for place, node in enumerate(inputs[first:]):
+        (reader, *others) = [*node.users] or [None]
+        if reader is None or others or reader.target is not torch.ops.aten.clone.default:
+            continue
+        reader.replace_all_uses_with(node)
+        program.graph.erase_node(reader)
+        overwritten.add(place)
+    return overwritten
 
 
 def _fold_constants(program):

@@ -23,8 +23,11 @@ def compiled_while_loop(body, variables):
     body = with_fx_tracing(body, variables)
 
     def run(going, state):
+        overwrite = False
         while going:
-            going, state = body(state)
+            going, state = body(state, overwrite=overwrite)
+            # The state is the loop's own from now on.
+            overwrite = True
         return state
 
     return run

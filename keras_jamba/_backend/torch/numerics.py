@@ -35,5 +35,15 @@ def has_fused_attention():
     return True
 
 
+def masked_attention(query, key, value, mask):
+    # keras.ops.dot_product_attention makes all three contiguous, which copies a cache in each step of generation.
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    if key.shape[1] < query.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+    # Not -inf, which gives NaN for a query that sees no key.
+    scores = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min / 2)
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=scores).transpose(1, 2)
+
+
 def _ends(counts):
     return counts.cumsum(0, dtype=torch.int32)

@@ -25,7 +25,7 @@ def why_not(call):
 
 
 def run(query, key, value, causal=False, mask=None):
-    """Returns `keras.ops.dot_product_attention`; `mask` `(b, t, s)` bool or None."""
+    """Returns attention over all pairs of tokens; `mask` `(b, t, s)` bool or None. It replaces `causal`."""
     mask = None if mask is None else mask[:, None]
     query, key, value = with_their_queries(query, key, value)
     if key.shape[2] == 1:
@@ -35,4 +35,6 @@ def run(query, key, value, causal=False, mask=None):
     if dtype == "float16" and _backend.tensors.platform() == "cpu":
         # XLA on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
         query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
-    return ops.cast(ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal), dtype)
+    if mask is None:
+        return ops.cast(ops.dot_product_attention(query, key, value, is_causal=causal), dtype)
+    return ops.cast(_backend.numerics.masked_attention(query, key, value, mask), dtype)
