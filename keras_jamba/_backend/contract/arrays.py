@@ -154,7 +154,7 @@ class Numerics(Protocol):
         """Returns whether `keras.ops.dot_product_attention` on a CPU needs memory linear in tokens. PyTorch: True."""
 
     def masked_attention(self, query, key, value, mask):
-        """Returns `keras.ops.dot_product_attention`: `query (b, t, h, c)`, keys `(b, s, g, c)`, `mask (b, 1, t, s)` bool.
+        """Returns `keras.ops.dot_product_attention`, with `mask (b, 1, t, s)` bool.
 
         The outputs of a query that sees no key are finite.
         """
