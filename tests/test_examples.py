@@ -90,15 +90,7 @@ def test_image_classification_reads_a_folder_of_images(tmp_path):
             Image.new("RGB", (9, 7), (shade, shade, i)).save(tmp_path / "data" / name / f"{i}.png")
     experts = dict(d_model=16, num_layers=2, mamba_ratio=1, moe_frequency=2, num_experts=4)
     keras_jamba.DHCJamba(2, (8, 8, 3), downsample=2, **experts).save_to_preset(tmp_path / "sizes")
-    arguments = (
-        "--smoke",
-        "--dataset",
-        tmp_path / "data",
-        "--preset",
-        tmp_path / "sizes",
-        "--output",
-        tmp_path / "out",
-    )
+    arguments = ("--smoke", "--dataset", tmp_path / "data", "--preset", tmp_path / "sizes", "--output", tmp_path / "out")
     output = python(ROOT / "examples" / "image_classification.py", *arguments, cwd=tmp_path)
     assert "64 training images, 16 test images" in output
     assert (tmp_path / "out" / "expert_usage.png").read_bytes().startswith(b"\x89PNG")

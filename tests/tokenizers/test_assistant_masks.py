@@ -106,8 +106,8 @@ def test_a_mask_is_truncated_with_its_ids_as_in_transformers(both):
 PLACED = {
     "a macro": "{% macro turn(m) %}{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %}|{% endmacro %}"
     "{% for m in messages %}{{ turn(m) }}{% endfor %}",
-    "a variable": "{% for m in messages %}{% set turn %}{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %}"
-    "|{% endset %}{{ turn }}{% endfor %}",
+    "a variable": "{% for m in messages %}{% set turn %}{{ m.role }}: {% generation %}{{ m.content }}"
+    "{% endgeneration %}|{% endset %}{{ turn }}{% endfor %}",
     "a sum": "{% macro say(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}"
     "{% for m in messages %}{{ m.role ~ ': ' ~ say(m) ~ '|' }}{% endfor %}",
     "a recursive loop": "{% for m in messages recursive %}{{ m.role }}: {% if m.parts %}{{ loop(m.parts) }}{% else %}"
