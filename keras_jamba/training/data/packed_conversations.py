@@ -61,5 +61,15 @@ class PackedConversations(PackedText):
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         rows, weights = _conversations.encoded(conversations, tokenizer, chat_template)
-        options = dict(transform=transform, workers=workers, max_queue_size=max_queue_size, shard=shard)
-        super().__init__(rows, length, batch_size, seed, shuffle, weights=weights, **options)
+        super().__init__(
+            rows,
+            length,
+            batch_size,
+            seed,
+            shuffle,
+            transform=transform,
+            workers=workers,
+            max_queue_size=max_queue_size,
+            shard=shard,
+            weights=weights,
+        )

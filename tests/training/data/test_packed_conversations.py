@@ -121,10 +121,10 @@ def test_a_stopped_training_resumes_with_the_same_batches_and_weights(tmp_path):
         model.fit(data, epochs=epochs, verbose=0, callbacks=[Checkpoint(folder, data, every=1)])
         return model
 
-    whole = train(tmp_path / "a", 3)
+    complete = train(tmp_path / "a", 3)
     train(tmp_path / "b", 1)
     resumed = train(tmp_path / "b", 3)
-    for a, b in zip(whole.weights, resumed.weights, strict=True):
+    for a, b in zip(complete.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(numpy(a.value), numpy(b.value), err_msg=a.path)
 
 
