@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "visualize": {"visualize", "models", "layers", "ops", "_backend", "_files"},
     "estimation": {"estimation", "models", "layers", "ops", "_backend"},
     "training": {
-        *("training", "models", "layers", "ops", "presets", "converters"),
+        *("training", "models", "layers", "ops", "presets", "converters", "tokenizers"),
         *("_backend", "_keras_internals", "_files", "_checksums", "_npz"),
     },
 }

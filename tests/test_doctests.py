@@ -8,6 +8,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from chats import chat_tokenizer
 from checks import full, once
 
 import keras_jamba
@@ -53,6 +54,7 @@ def in_training():
 GIVEN = (
     {
         "decode_predictions": lambda: {"images": np.zeros((2, 8, 8, 1), "float32")},
+        "PackedConversations": lambda: {"tokenizer": chat_tokenizer()},
         "Checkpoint": in_training,
         "Monitor": in_training,
         "frame_importance": of_clips,

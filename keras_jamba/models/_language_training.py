@@ -10,7 +10,7 @@ from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.generation.samplers import check_keywords, sampler_of
 from keras_jamba.models._label_checks import check_labels
 from keras_jamba.models._loss import TokenCrossentropy
-from keras_jamba.models._text_data import is_text, next_tokens, rows_of
+from keras_jamba.models._text_data import are_conversations, conversation_rows, is_text, next_tokens, rows_of
 from keras_jamba.models._text_model import TextModel
 from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
 from keras_jamba.ops import _checks
@@ -84,18 +84,22 @@ class NextTokenModel(TextModel):
             x: a list of strings, to each of which `fit` appends the tokenizer's eos_token_id; or a list of lists of
                 ids. Without y, also ids `(b, t + 1)`, or a dict of "token_ids" and optionally "padding_mask",
                 "segment_ids" and "reset_mask", each `(b, t + 1)`. In these forms each token predicts the next one in
-                its document. Otherwise inputs of a call with targets y, or batches of both, for example of
-                `training.PackedText`.
-            sequence_length: the most tokens of a string or list, which `fit` truncates; None is the longest.
+                its document. Or a list of conversations, each of which is a list of messages or a dict with "messages"
+                and optionally "tools". Then the loss is that of the assistant's tokens alone, which the tokenizer's
+                chat template marks by `{% generation %}`. Otherwise inputs of a call with targets y, or batches of
+                both, for example of `training.PackedText` and `training.PackedConversations`.
+            sequence_length: the most tokens of a string, list or conversation, which `fit` truncates; None is the
+                longest.
             validation_data: data in the form of x, or a tuple as for `keras.Model.fit`.
             sample_weight: weights of targets y: one number per token, `(b, t)`, or per row, `(b,)` or `(b, 1)`. Padding
                 and the targets of padding have no weight.
             class_weight: a dict of token ids and target weights, which multiply sample_weight; other ids have the
-                weight 1. It applies to arrays, texts and lists: a dataset must yield weights itself.
+                weight 1. It applies to arrays, texts and lists. A dataset must yield weights itself.
             y, **kwargs: see `keras.Model.fit`.
 
         Raises:
-            ValueError: for ids out of the vocabulary, weights of another shape, and class_weight with a dataset.
+            ValueError: for ids out of the vocabulary, weights of another shape, and class_weight with a dataset. For
+                conversations, also if the template marks no answers, or sequence_length truncates all of them.
         """
         x, y, sample_weight = self._examples(x, y, sample_weight, sequence_length)
         sample_weight = _weights(x, y, sample_weight, class_weight)
@@ -166,13 +170,17 @@ class NextTokenModel(TextModel):
         return super().compute_metrics(x, y, y_pred, token_weights(x, y, sample_weight))
 
     def _examples(self, x, y, sample_weight, sequence_length):
-        """Returns `(x, y, sample_weight)`; texts, lists and ids without y become inputs, targets and weights."""
+        """Returns `(x, y, sample_weight)`; texts, messages and ids without y become inputs, targets and weights."""
         if y is not None:
             return x, y, sample_weight
-        if is_text(x):
-            # t inputs and t targets take t + 1 tokens.
-            token_ids, mask = rows_of(self, x, sequence_length and sequence_length + 1, adds_eos=True)
+        of_answers = None
+        # t inputs and t targets take t + 1 tokens.
+        most = sequence_length and sequence_length + 1
+        if are_conversations(x):
+            token_ids, mask, of_answers = conversation_rows(self, x, most)
             found = next_tokens(token_ids, mask)
+        elif is_text(x):
+            found = next_tokens(*rows_of(self, x, most, adds_eos=True))
         elif isinstance(x, dict) and "token_ids" in x:
             given = {name: None if x.get(name) is None else keras.ops.convert_to_numpy(x[name]) for name in _GIVEN}
             found = next_tokens(*given.values())
@@ -188,7 +196,7 @@ class NextTokenModel(TextModel):
         inputs, targets, weights = found
         for token_ids in (inputs["token_ids"], targets):
             _checks.check_token_ids(token_ids, self._config["vocab_size"], counted=weights != 0)
-        return found
+        return inputs, targets, weights if of_answers is None else weights * of_answers[:, 1:]
 
 
 def _weights(x, y, sample_weight, class_weight=None):

@@ -5,6 +5,7 @@ import numpy as np
 from keras_jamba._padding import padded
 from keras_jamba.generation.prompts import integers, prompts_of
 from keras_jamba.ops import _checks
+from keras_jamba.tokenizers import _conversations
 
 
 def is_text(x):
@@ -29,10 +30,50 @@ def rows_of(model, x, sequence_length, adds_eos):
     eos = getattr(model.tokenizer, "eos_token_id", None)
     if adds_eos and prompts.kind == "texts" and eos is not None:
         rows = [np.append(row, eos) for row in rows]
+    return _right_padded(rows, sequence_length)
+
+
+def _right_padded(rows, sequence_length):
     if sequence_length is not None:
         _checks.check_integer("sequence_length", sequence_length)
     longest = max(map(len, rows))
     return padded(rows, side="post", length=min(longest, sequence_length or longest))
+
+
+def are_conversations(x):
+    """Returns whether `x` is a list or array of conversations, which `fit` must render.
+
+    Raises:
+        ValueError: for one conversation in place of a list.
+    """
+    rows = x.tolist() if isinstance(x, np.ndarray) and x.dtype.kind == "O" else x
+    if not isinstance(rows, (list, tuple)):
+        return False
+    if any(map(_conversations.is_message, rows)):
+        raise ValueError(
+            "fit and evaluate take a list of conversations. Received: a list of messages, which is one conversation. "
+            "Pass [messages]."
+        )
+    return any(map(_conversations.is_conversation, rows))
+
+
+def conversation_rows(model, x, sequence_length):
+    """Returns `(token_ids, mask, weights)` `(b, t)` of conversations, padded on the right.
+
+    Rows are truncated to `sequence_length`. The weights, float32, are 1 for the tokens of the assistant.
+
+    Raises:
+        ValueError: for conversations that cannot be rendered, or whose answers are all truncated.
+    """
+    rows, weights = _conversations.encoded(x, model.tokenizer)
+    token_ids, mask = _right_padded(rows, sequence_length)
+    weights = padded(weights, side="post", length=token_ids.shape[1])[0].astype("float32")
+    if not weights[:, 1:].any():
+        raise ValueError(
+            "Conversations must keep a token of an answer. Received: "
+            f"sequence_length={token_ids.shape[1] - 1}, which truncates all answers. Raise sequence_length."
+        )
+    return token_ids, mask, weights
 
 
 def next_tokens(token_ids, mask=None, segment_ids=None, reset_mask=None):

@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from keras_jamba.tokenizers import _template_calls as calls
+from keras_jamba.tokenizers import _template_marks as marks
 from keras_jamba.tokenizers._template_budget import (
     BITS,
     LimitError,
@@ -75,7 +76,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         for part in parts:
             left.spend(shallow(part))
             kept.append(part)
-        return "".join(kept)
+        return marks.joined(kept)
 
     def call_binop(self, context, operator, left, right):
         return binary(operator, left, right)
@@ -141,7 +142,7 @@ def binary(symbol, left, right):
 
 def _text(x):
     """Returns a value of the output as text."""
-    if type(x) is str:
+    if type(x) in (str, marks.MarkedText):
         return x
     budget().need(measured(x)[0])
     return calls.counted(str(x))
@@ -174,7 +175,7 @@ def _sliced(context, x, start, stop, step):
 @pass_context
 def _joined(context, items):
     budget().need(measured(items)[0])
-    return calls.counted("".join(map(str, items)))
+    return calls.counted(marks.joined([str(item) for item in items]))
 
 
 def _filter(node, name, *args):

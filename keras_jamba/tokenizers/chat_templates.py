@@ -11,6 +11,7 @@ from datetime import datetime
 import numpy as np
 
 from keras_jamba.tokenizers import _template_budget as limits
+from keras_jamba.tokenizers import _template_marks as marks
 
 # Fields in which a message may hold its reasoning. Templates read the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -41,13 +42,50 @@ def render(template, messages, variables, continue_final_message=False, name="ch
     with _refused_if_deep("messages"):
         messages = [_with_reasoning(message) for message in _plain(_checked(messages))]
         tagged = _mark_end(messages, template, continue_final_message) if continue_final_message else None
+    text = marks.plain(_rendered(template, messages, variables, name)[0])
+    return text if tagged is None else _cut(text, tagged)
+
+
+def render_with_answers(template, messages, variables, name="chat_template"):
+    """Returns the text of one conversation, and the places of the answers in it.
+
+    Args:
+        template, messages, variables, name: see `render`.
+
+    Returns:
+        `(text, [(begin, end), ...])`: what the tags `{% generation %}` enclose, in characters and in order.
+
+    Raises:
+        ValueError: see `render`. Also if the template has no such tag, or changes what a tag encloses.
+        ImportError: if jinja2 is not installed.
+    """
+    if not _compiled(template, name).environment.has_generation:
+        raise ValueError(
+            "A mask of the assistant's tokens needs a chat template that marks the answers. Received: a template "
+            f"without {{% generation %}}, in {name}. Write {{% generation %}} and {{% endgeneration %}} around what "
+            "the assistant writes, in the template or in the argument chat_template."
+        )
+    with _refused_if_deep("messages"):
+        messages = [_with_reasoning(message) for message in _plain(_checked(messages))]
+    text, answers = _rendered(template, messages, variables, name)
+    found = marks.places(text)
+    if answers - {key for _, _, key in found}:
+        raise ValueError(
+            "A chat template must write its answers as they are, so that their places are known. Received: one that "
+            f"changes or drops what {{% generation %}} encloses, in {name}. Use filters inside of the tag."
+        )
+    return marks.plain(text), [(begin, end) for begin, end, _ in found]
+
+
+def _rendered(template, messages, variables, name):
+    """Returns the text, and the set of the keys of its answers."""
     compiled = _compiled(template, name)
     with _refused_if_deep("variables of the template"):
         variables = {name: _plain(x) for name, x in variables.items()}
         given = limits.measured([messages, variables])[0]
-    with limits.limited(given):
+    with limits.limited(given), marks.recorded() as answers:
         try:
-            text = compiled.render(variables | {"messages": messages})
+            return compiled.render(variables | {"messages": messages}), answers
         except limits.LimitError as error:
             raise ValueError(_beyond_limits(error, name)) from None
         except Exception as error:  # a template is a program, which may raise any error
@@ -55,7 +93,6 @@ def render(template, messages, variables, continue_final_message=False, name="ch
                 f"The chat template cannot render this conversation. Received: {_described(error)}, in {name}. Change "
                 "the messages, or the other arguments of apply_chat_template."
             ) from error
-    return text if tagged is None else _cut(text, tagged)
 
 
 @contextlib.contextmanager
@@ -200,17 +237,18 @@ def _environment(jinja2):
     from keras_jamba.tokenizers._template_limits import LimitedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """The tag `{% generation %}` around an assistant's answer, which is rendered unchanged."""
+        """The tag `{% generation %}` around an assistant's answer, which is rendered unchanged and marked."""
 
         tags = {"generation"}
 
         def parse(self, parser):
+            self.environment.has_generation = True
             line = next(parser.stream).lineno
             body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
             return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
 
         def _content(self, caller):
-            return caller()
+            return marks.marked(caller())
 
     class Dict:
         """`dict` without the attributes of a type."""
@@ -253,6 +291,7 @@ def _environment(jinja2):
     environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
+    environment.has_generation = False
     environment.filters["tojson"] = limited_filter("tojson", tojson)
     environment.globals |= {
         "raise_exception": refuse,

@@ -9,7 +9,7 @@ from typing import Any
 
 from keras_jamba import _files
 from keras_jamba._typing import PathLike, Tensor
-from keras_jamba.tokenizers import _named_templates, chat_templates
+from keras_jamba.tokenizers import _chat_encoding, _named_templates, chat_templates
 from keras_jamba.tokenizers._named_templates import TEMPLATE, TEMPLATES
 from keras_jamba.tokenizers._special_tokens import (
     CONFIG,
@@ -28,11 +28,9 @@ _LARGEST_ID = 2**32 - 1
 # Other arguments of transformers' apply_chat_template, and the remedy for each.
 _ELSEWHERE = {
     "return_tensors": "Pass the ids to keras.ops.convert_to_tensor",
-    "return_dict": "Call tokenizer(text) for a dict",
     "padding": "Call tokenizer(texts), which pads",
     "truncation": "Cut the ids",
     "max_length": "Cut the ids",
-    "return_assistant_tokens_mask": "Render the conversation with and without the last answer",
     "sanitize_control_tokens": "Remove special tokens from the messages",
     "tokenizer_kwargs": "Call encode with the text",
 }
@@ -141,6 +139,8 @@ class JambaTokenizer(Tokenizer):
         chat_template: str | None = None,
         continue_final_message: bool | str = False,
         tokenize: bool = False,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
         **variables: Any,
     ) -> Any:
         """Renders a conversation in the model's training format, as transformers renders it.
@@ -156,21 +156,25 @@ class JambaTokenizer(Tokenizer):
                 continues. A string names another field of this message, such as "reasoning_content". It requires
                 add_generation_prompt=False.
             tokenize: whether to return ids. No special tokens are added, because the template writes them.
+            return_dict: whether to return ids and masks in a dict. It implies `tokenize`.
+            return_assistant_tokens_mask: whether the dict tells which tokens the assistant wrote. These are the tokens
+                with a character between `{% generation %}` and `{% endgeneration %}` of the template. It requires
+                `return_dict`.
             **variables: further variables of the template.
 
         Returns:
-            A string, or a list of int with `tokenize`. For several conversations, a list of these.
+            A string, or a list of int with `tokenize`. For several conversations, a list of these. With `return_dict`
+            a dict of lists of int, each `(t,)`: "input_ids", "attention_mask", which is all 1, and "assistant_masks",
+            which is 1 for the assistant's tokens and otherwise 0. For several conversations, a dict of lists of these.
 
         Raises:
             ValueError: if the checkpoint has no template, the template fails with this conversation, an argument is
-                not supported, or one is nested too deeply.
+                not supported, or one is nested too deeply. With `return_assistant_tokens_mask`, also if the template
+                has no tag `{% generation %}`, or changes what the tag encloses, for example by a filter around it.
             ImportError: if jinja2 is not installed.
         """
-        for name in variables.keys() & _ELSEWHERE.keys():
-            raise ValueError(
-                f"apply_chat_template returns a string or a list of ids. Received: {name}="
-                f"{reprlib.repr(variables[name])}. {_ELSEWHERE[name]}."
-            )
+        _check_variables(variables)
+        _chat_encoding.check_request(return_dict, return_assistant_tokens_mask, continue_final_message)
         if continue_final_message and add_generation_prompt:
             raise ValueError(
                 "A conversation must end with its last message or with the start of a new one. Received: "
@@ -182,12 +186,19 @@ class JambaTokenizer(Tokenizer):
         variables |= dict(tools=_checked_dicts("tools", tools), documents=_checked_dicts("documents", documents))
         variables |= dict(add_generation_prompt=add_generation_prompt)
         several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
-        found = [
-            chat_templates.render(template, conversation, variables, continue_final_message, name)
-            for conversation in (messages if several else [messages])
-        ]
-        if tokenize:
-            found = [self.encode(text, add_special_tokens=False) for text in found]
+        conversations = messages if several else [messages]
+        if return_assistant_tokens_mask:
+            rendered = [chat_templates.render_with_answers(template, each, variables, name) for each in conversations]
+        else:
+            given = (variables, continue_final_message, name)
+            rendered = [(chat_templates.render(template, each, *given), None) for each in conversations]
+        if not (tokenize or return_dict):
+            found = [text for text, _ in rendered]
+        else:
+            found = [_chat_encoding.encoded(self._tokenizer, *each) for each in rendered]
+            found = found if return_dict else [each["input_ids"] for each in found]
+        if several and return_dict:
+            return {key: [each[key] for each in found] for key in found[0]}
         return found if several else found[0]
 
     def save(self, folder: PathLike) -> None:
@@ -248,6 +259,15 @@ def _remove_older(folder, written):
 def _possible(ids):
     """Returns ids as a list without those that the library refuses, such as -100 of masked labels."""
     return [i for i in checked_ids(ids) if 0 <= i <= _LARGEST_ID]
+
+
+def _check_variables(variables):
+    """Raises ValueError for arguments of transformers that would become variables of the template."""
+    for name in variables.keys() & _ELSEWHERE.keys():
+        raise ValueError(
+            f"apply_chat_template returns a string, ids, or a dict of lists. Received: {name}="
+            f"{reprlib.repr(variables[name])}. {_ELSEWHERE[name]}."
+        )
 
 
 def _checked_dicts(name, given):

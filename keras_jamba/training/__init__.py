@@ -3,7 +3,15 @@
 from keras_jamba.training import recipes
 from keras_jamba.training.adamw import JambaAdamW, optimizer, schedule
 from keras_jamba.training.checkpointing.checkpoint import Checkpoint
-from keras_jamba.training.data import Augmentation, Batches, ImageFolder, PackedText, PhotoAugmentation, RandomAffine
+from keras_jamba.training.data import (
+    Augmentation,
+    Batches,
+    ImageFolder,
+    PackedConversations,
+    PackedText,
+    PhotoAugmentation,
+    RandomAffine,
+)
 from keras_jamba.training.monitoring.monitor import Monitor
 from keras_jamba.training.monitoring.probes import (
     ExpertUsage,
@@ -30,6 +38,7 @@ __all__ = [
     "LearningRate",
     "Memory",
     "Monitor",
+    "PackedConversations",
     "PackedText",
     "PhotoAugmentation",
     "Profile",

@@ -100,6 +100,25 @@ TEXT = [
     Mistake("fit", "an id out of the vocabulary", VOCABULARY, lambda s: fit(s.text, BAD_ID)),
     Mistake("fit", "a target out of the vocabulary", VOCABULARY, lambda s: fit(s.text, IDS, BAD_ID)),
     Mistake("fit", "text without a tokenizer", "Text needs a tokenizer", lambda s: fit(s.text, ["hello", "you"])),
+    Mistake("fit", "one conversation without a list", "list of conversations", lambda s: fit(s.text, MESSAGES)),
+    Mistake(
+        "fit",
+        "conversations and a tokenizer without a template",
+        "tokenizer with a chat template",
+        lambda s: fit(s.text_with_tokenizer, [MESSAGES]),
+    ),
+    Mistake(
+        "PackedText",
+        "conversations",
+        "PackedConversations",
+        lambda s: keras_jamba.training.PackedText([MESSAGES], length=8, batch_size=1),
+    ),
+    Mistake(
+        "PackedText",
+        "weights of other tokens",
+        "one number per token",
+        lambda s: keras_jamba.training.PackedText([[1, 2]], length=8, batch_size=1, weights=[[1]]),
+    ),
     Mistake("fit", "rows of one token", "at least two tokens", lambda s: fit(s.text, IDS[:, :1])),
     Mistake("fit", "weights and no targets", "sample_weight", lambda s: fit(s.text, IDS, sample_weight=np.ones(2))),
     Mistake(

@@ -1,7 +1,7 @@
 """Documents packed into rows of equal length."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from keras_jamba._typing import Array
 from keras_jamba.ops import _checks
 from keras_jamba.training.data._ahead import EpochCache
+from keras_jamba.training.data._token_weights import checked_weights
 from keras_jamba.training.data.batches import ORDER, Batches, Transform
 
 
@@ -34,6 +35,9 @@ class PackedText(Batches):
         batch_size: rows b per batch.
         boundaries: the document boundaries in the one array: 0, the end of the first document, ..., the array's length.
         eos_id: the target of a document's last token. It is never an input. None gives that token weight 0.
+        weights: the weight of each token as a target, in the form of the documents: a list of arrays of numbers; or,
+            with `boundaries`, one array. 0 excludes a token from the loss. The target `eos_id` has the weight 1. None
+            gives all tokens the weight 1. `PackedConversations` makes such weights.
         seed, shuffle, transform, workers, max_queue_size, shard: see `Batches`.
 
     Returns:
@@ -42,7 +46,8 @@ class PackedText(Batches):
         and its padding is the last segment.
 
     Raises:
-        ValueError: for arguments out of range, documents that are not integers, or documents without any token.
+        ValueError: for arguments out of range, documents that are not integers, documents without any token, and
+            weights that do not belong to the tokens, are negative or not finite, or are all 0.
 
     Example:
         >>> from keras_jamba.training.data import PackedText
@@ -70,12 +75,15 @@ class PackedText(Batches):
         workers: int = 1,
         max_queue_size: int = 10,
         shard: tuple[int, int] = (0, 1),
+        weights: Iterable[npt.ArrayLike] | Array | None = None,
     ) -> None:
         _checks.check_integer("length", length)
         if eos_id is not None:
             _checks.check_integer("eos_id", eos_id, at_least=0)
         self.length, self.eos_id = int(length), eos_id
+        one_array = boundaries is not None
         self._tokens, boundaries = _one_array(documents, boundaries)
+        self._weights = None if weights is None else checked_weights(weights, boundaries, one_array)
         begins, sizes, final = _chunks(boundaries, self.length)
         falling = np.argsort(-sizes, kind="stable")
         self._begins, self._sizes, self._final = begins[falling], sizes[falling], final[falling]
@@ -108,27 +116,39 @@ class PackedText(Batches):
             places = self._places[self._starts[row] : self._starts[row + 1]]
             at = 0
             for chunk in assigned[places]:
-                tokens, following = self._chunk(chunk)
+                tokens, following, weights = self._chunk(chunk)
                 here, known = slice(at, at + len(tokens)), slice(at, at + len(following))
                 inputs["token_ids"][r, here], inputs["padding_mask"][r, here] = tokens, True
-                targets[r, known], weight[r, known] = following, 1.0
+                targets[r, known], weight[r, known] = following, weights
                 at = here.stop
                 # The rest of the row is the next segment, until another chunk follows.
                 inputs["segment_ids"][r, at:] += 1
         return inputs, targets, weight
 
     def _chunk(self, chunk):
-        """Returns a chunk's tokens and targets. Without `eos_id` a document's last token has no target."""
+        """Returns a chunk's tokens, targets and their weights.
+
+        Without `eos_id` a document's last token has no target.
+        """
         begin, size, final = self._begins[chunk], self._sizes[chunk], self._final[chunk]
-        tokens = self._tokens[begin : begin + size + (not final)]
-        if not final:
-            return tokens[:-1], tokens[1:]
-        return tokens, tokens[1:] if self.eos_id is None else np.append(tokens[1:], self.eos_id)
+        tokens = self._tokens[begin : begin + size]
+        known = slice(begin + 1, begin + size + (not final))
+        following = self._tokens[known]
+        weights = np.ones(len(following), "float32") if self._weights is None else self._weights[known]
+        if not final or self.eos_id is None:
+            return tokens, following, weights
+        return tokens, np.append(following, self.eos_id), np.append(weights, 1)
 
 
 def _one_array(documents, boundaries):
     """Returns `(tokens, boundaries)`: all tokens in one array, and the document boundaries in it."""
     if boundaries is None:
+        documents = list(documents)
+        if any(map(_has_messages, documents)):
+            raise ValueError(
+                "PackedText takes documents of token ids. Received: messages of conversations. Pass conversations to "
+                "keras_jamba.training.PackedConversations, with a tokenizer."
+            )
         arrays = [np.asarray(document) for document in documents]
         bad = [i for i, x in enumerate(arrays) if x.ndim != 1 or (x.size and not np.issubdtype(x.dtype, np.integer))]
         if bad:
@@ -153,6 +173,12 @@ def _one_array(documents, boundaries):
             "Check the text."
         )
     return tokens, boundaries.astype("int64")
+
+
+def _has_messages(document):
+    """Returns whether a document is a message or a conversation in place of token ids."""
+    first = document[:1] if isinstance(document, (list, tuple)) else [document]
+    return any(isinstance(x, Mapping) for x in first)
 
 
 def _check_boundaries(boundaries, end):
