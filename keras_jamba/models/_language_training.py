@@ -166,7 +166,10 @@ class NextTokenModel(TextModel):
         if not isinstance(y_pred, TokenFeatures):
             return super().compute_loss(x, y, y_pred, weights, training)
         if not _chunked_loss.is_one_id_per_token(y, y_pred):
-            return super().compute_loss(x, y, self.logits(y_pred.features), weights, training)
+            logits = self.logits(y_pred.features)
+            loss = super().compute_loss(x, y, logits, weights, training)
+            super().compute_metrics(x, y, logits, weights)
+            return loss
         targets = class_numbers(y, self.loss, self._config["vocab_size"])
         losses, predicted = self.token_embedding.cross_entropy(y_pred.features, targets)
         super().compute_metrics(x, *_chunked_loss.as_two_classes(y, predicted), weights)
@@ -183,9 +186,7 @@ class NextTokenModel(TextModel):
     ) -> dict[str, Any]:
         """Computes the metrics; see `keras.Model.compute_metrics`. Weights may be per row."""
         if isinstance(y_pred, TokenFeatures):
-            if _chunked_loss.is_one_id_per_token(y, y_pred):
-                return self.get_metrics_result()  # compute_loss has updated the metrics
-            y_pred = self.logits(y_pred.features)
+            return self.get_metrics_result()  # compute_loss has updated the metrics
         return super().compute_metrics(x, y, y_pred, token_weights(x, y, sample_weight))
 
     def _examples(self, x, y, sample_weight, sequence_length):
