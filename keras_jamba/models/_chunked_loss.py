@@ -18,8 +18,10 @@ from keras_jamba.ops.cross_entropy import CHUNK_BYTES
 
 _LOOPS = ("fit", "train_on_batch", "evaluate", "test_on_batch")
 # Methods of a model that see logits, or that replace those which do.
-_METHODS = ("__call__", "call", "logits", "compute_loss", "compute_metrics", "train_step", "test_step")
-_METHODS = (*_METHODS, "stateless_call", "stateless_compute_loss", "compute_loss_and_updates")
+_METHODS = (
+    *("__call__", "call", "logits", "compute_loss", "compute_metrics", "train_step", "test_step"),
+    *("stateless_call", "stateless_compute_loss", "compute_loss_and_updates"),
+)
 # Smaller vocabularies gain no memory worth mentioning where a graph does not know the number of tokens.
 _FEWEST_CLASSES = 8192
 
