@@ -8,6 +8,7 @@ from keras_jamba.layers._quantizable import QuantizableWeights
 from keras_jamba.ops._checks import check_token_ids
 from keras_jamba.ops._product import product_in_float32
 from keras_jamba.ops._sharding import check_divisible
+from keras_jamba.ops.cross_entropy import linear_cross_entropy
 from keras_jamba.ops.quantization import product
 
 
@@ -53,6 +54,19 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
         matrix = ops.transpose(matrix) if self.tie_weights else matrix
         # Keras' layer disables autocast, because its inputs are integers.
         return product_in_float32(inputs, ops.cast(matrix, inputs.dtype))
+
+    @property
+    def has_cross_entropy(self):
+        """Whether `cross_entropy` is that of the logits of a call."""
+        return self.reverse_dtype is None and self.logit_soft_cap is None
+
+    def cross_entropy(self, features, targets):
+        """Returns the losses `(b, t)` of the logits of features `(b, t, d)`, and predicted ids, in chunks of tokens."""
+        if self.quantization_mode is not None and not self.tie_weights:
+            return linear_cross_entropy(features, self.stored_matrix("reverse_embeddings"), targets)
+        variable = self.embeddings if self.tie_weights else self.reverse_embeddings
+        matrix = _backend.sharding.all_gather_weight(variable)
+        return linear_cross_entropy(features, matrix, targets, self.tie_weights, variable.trainable)
 
     def _embedded(self, token_ids):
         """Returns the embeddings `(..., d)`.

@@ -44,17 +44,22 @@ def check_has_labels(y, loss):
         )
 
 
-def loss_of_labels(compute_loss, loss, y, y_pred, sample_weight):
+def loss_of_labels(compute_loss, loss, y, class_count, sample_weight):
     """Returns `compute_loss(y)`, or NaN with a gradient of zero if a label with weight is not a class.
 
     Compiled code cannot raise. For such labels, Keras' losses raise on some devices and end the process on others.
     """
-    wrong = _wrong_labels(_unwrapped(loss), y, y_pred)
+    wrong = _wrong_labels(_unwrapped(loss), y, class_count)
     if wrong is None:
         return compute_loss(y)
     value = compute_loss(_with_zeros(y, wrong))
     # sqrt(-1) is NaN. On PyTorch, a constant would be copied to the device, which synchronises.
     return ops.where(_any_weighted(wrong, sample_weight), ops.sqrt(ops.zeros_like(value) - 1), value)
+
+
+def class_numbers(labels, loss, class_count):
+    """Returns labels with 0 in place of those that are not classes."""
+    return _with_zeros(labels, _wrong_labels(loss, labels, class_count))
 
 
 def check_labels(labels, loss, logits_shape, weights=None):
@@ -134,16 +139,16 @@ def _are_classes(values, count, ignore_class):
     return valid if ignore_class is None else valid | (values == ignore_class)
 
 
-def _wrong_labels(loss, labels, logits):
+def _wrong_labels(loss, labels, class_count):
     """Returns a bool tensor that is True where a label is not a class; None for a loss without class numbers."""
-    if not _is_sparse(loss) or not hasattr(logits, "shape") or not hasattr(labels, "shape"):
+    if not _is_sparse(loss) or class_count is None or not hasattr(labels, "shape"):
         return None
     labels = ops.convert_to_tensor(labels)
     dtype = keras.backend.standardize_dtype(labels.dtype)
     is_float = keras.backend.is_float_dtype(dtype)
     # The number of classes may overflow a narrow integer type.
     values = labels if is_float or dtype.endswith(("32", "64")) else ops.cast(labels, "int32")
-    valid = ops.logical_and(values >= 0, values < logits.shape[-1])
+    valid = ops.logical_and(values >= 0, values < class_count)
     if is_float:
         valid = ops.logical_and(valid, ops.equal(values, ops.floor(values)))
     if getattr(loss, "ignore_class", None) is not None:

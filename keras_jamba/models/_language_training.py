@@ -8,8 +8,10 @@ import numpy as np
 
 from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.generation.samplers import check_keywords, sampler_of
-from keras_jamba.models._label_checks import check_labels
-from keras_jamba.models._loss import TokenCrossentropy
+from keras_jamba.models import _chunked_loss
+from keras_jamba.models._chunked_loss import TokenFeatures
+from keras_jamba.models._label_checks import check_labels, class_numbers
+from keras_jamba.models._loss import TokenCrossentropy, given_token_losses
 from keras_jamba.models._text_data import are_conversations, conversation_rows, is_text, next_tokens, rows_of
 from keras_jamba.models._text_model import TextModel
 from keras_jamba.models._token_weights import check_weights, class_weights, token_weights
@@ -32,6 +34,8 @@ class NextTokenModel(TextModel):
     """
 
     sampler: Any = None
+    # Whether the arguments of `compile` suit a loss in chunks.
+    _suits_chunks = False
 
     # Further arguments of Keras are keywords only.
     def compile(  # type: ignore[override]
@@ -65,6 +69,7 @@ class NextTokenModel(TextModel):
             loss = TokenCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        self._suits_chunks = _chunked_loss.suits(loss, kwargs.get("metrics"), weighted_metrics)
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
     def fit(
@@ -161,12 +166,31 @@ class NextTokenModel(TextModel):
         training: bool = True,
     ) -> Tensor:
         """Computes the loss; see `keras.Model.compute_loss`. Weights may be per row."""
-        return super().compute_loss(x, y, y_pred, token_weights(x, y, sample_weight), training)
+        weights = token_weights(x, y, sample_weight)
+        if not isinstance(y_pred, TokenFeatures):
+            return super().compute_loss(x, y, y_pred, weights, training)
+        if not _chunked_loss.is_one_id_per_token(y, y_pred):
+            logits = self.logits(y_pred.features)
+            loss = super().compute_loss(x, y, logits, weights, training)
+            super().compute_metrics(x, y, logits, weights)
+            return loss
+        targets = class_numbers(y, self.loss, self._config["vocab_size"])
+        losses, predicted = self.token_embedding.cross_entropy(y_pred.features, targets)
+        super().compute_metrics(x, *_chunked_loss.as_two_classes(y, predicted), weights)
+        with given_token_losses():
+            return super().compute_loss(x, y, losses, weights, training)
+
+    def _class_count(self, y_pred):
+        # Logits are (b, t, v), and losses of tokens (b, t).
+        is_losses = hasattr(y_pred, "shape") and len(y_pred.shape) == 2
+        return self._config["vocab_size"] if is_losses else super()._class_count(y_pred)
 
     def compute_metrics(
         self, x: Tensors, y: Tensors, y_pred: Tensors, sample_weight: Tensors | None = None
     ) -> dict[str, Any]:
         """Computes the metrics; see `keras.Model.compute_metrics`. Weights may be per row."""
+        if isinstance(y_pred, TokenFeatures):
+            return self.get_metrics_result()  # compute_loss has updated the metrics
         return super().compute_metrics(x, y, y_pred, token_weights(x, y, sample_weight))
 
     def _examples(self, x, y, sample_weight, sequence_length):

@@ -22,4 +22,8 @@ class LogitsModel(JambaModel):
         check_has_labels(y, self.loss)
         compute_loss = super().compute_loss
         keras_loss = lambda y: compute_loss(x, y, y_pred, sample_weight, training)  # noqa: E731
-        return loss_of_labels(keras_loss, self.loss, y, y_pred, sample_weight)
+        return loss_of_labels(keras_loss, self.loss, y, self._class_count(y_pred), sample_weight)
+
+    def _class_count(self, y_pred):
+        """Returns the number of classes, or None for outputs of several tensors."""
+        return y_pred.shape[-1] if hasattr(y_pred, "shape") else None

@@ -13,6 +13,7 @@ from keras_jamba.generation.assistants import Assistant
 from keras_jamba.generation.prompt_state import PromptState
 from keras_jamba.generation.samplers import check_keywords
 from keras_jamba.layers._requested import append_requested, split_requested
+from keras_jamba.models._chunked_loss import TokenFeatures, replaces_logits
 from keras_jamba.models._fingerprint import fingerprint
 from keras_jamba.models._language_training import NextTokenModel
 from keras_jamba.ops import _checks
@@ -101,6 +102,8 @@ class JambaCausalLM(NextTokenModel):
         embeddings, given = self._prepare_inputs(inputs)
         given |= dict(initial_state=initial_state, return_state=return_state, training=training)
         features, state = split_requested(self.backbone(embeddings, **given), return_state)
+        if logits_to_keep is None and not return_state and replaces_logits(self, features):
+            return TokenFeatures(features)
         return append_requested(self.logits(_select_tokens(features, logits_to_keep)), (return_state, state))
 
     def logits(self, features: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ The package uses these shape letters:
 
 from keras_jamba.ops.attention import attention_implementations, attention_weights, grouped_query_attention
 from keras_jamba.ops.convolution import causal_depthwise_conv
+from keras_jamba.ops.cross_entropy import linear_cross_entropy
 from keras_jamba.ops.experts import expert_mlp
 from keras_jamba.ops.rotary import rotary_embedding
 from keras_jamba.ops.routing import (
@@ -32,6 +33,7 @@ __all__ = [
     "expert_share",
     "grouped_query_attention",
     "implementations",
+    "linear_cross_entropy",
     "rotary_embedding",
     "router_z_loss",
     "routing_statistics",

@@ -83,6 +83,21 @@ def checkpointing():
 
 
 @table
+def cross_entropy():
+    """Time and memory of a training step with the loss in chunks, and with the logits of all tokens."""
+    rows = []
+    for backend in BACKENDS:
+        found = {(row["vocabulary"], row["form"]): row for row in read(f"cross_entropy_{backend}")["rows"]}
+        for vocabulary in sorted({vocabulary for vocabulary, _ in found}):
+            chunks, logits = (found[vocabulary, form] for form in ("chunks", "logits"))
+            row = [TITLES[backend], f"{vocabulary:,}", f"{chunks['ms']:,}", f"{logits['ms']:,}"]
+            row += [number(chunks["ms"] / logits["ms"]), f"{chunks['MiB']:,}", f"{logits['MiB']:,}"]
+            rows.append(row)
+    titles = ["backend", "vocabulary", "chunks, ms", "logits, ms", "time, chunks / logits", "chunks, MiB", "logits, MiB"]
+    return markdown(titles, rows)
+
+
+@table
 def training_precision():
     """Final losses of one training in three dtype policies."""
     found = read("training_precision_jax")
@@ -119,4 +134,4 @@ def resuming():
 def training_runs():
     files = [f"training_step_{name}" for name in STEP_FILES] + ["gpu_lm_jax", "gpu_lm_torch", "text_generation_jax"]
     files += ["memory_torch", "training_precision_jax", "monitoring_jax", "monitoring_torch"]
-    return runs(*files, *(f"{kind}_{backend}" for kind in ("checkpointing", "resuming") for backend in BACKENDS))
+    return runs(*files, *(f"{kind}_{backend}" for kind in ("checkpointing", "cross_entropy", "resuming") for backend in BACKENDS))

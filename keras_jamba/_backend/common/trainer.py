@@ -34,6 +34,10 @@ def can_bypass_layer_call(layer, x):
     return False
 
 
+def has_call_hooks(layer):
+    return False
+
+
 def runs_step_without_data():
     return False
 

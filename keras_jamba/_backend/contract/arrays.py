@@ -123,6 +123,19 @@ class Numerics(Protocol):
         the inputs first.
         """
 
+    def add_matmul(self, total, x, y):
+        """Returns float32 `total + x @ y` for matrices x and y of one dtype. PyTorch changes `total`.
+
+        Without gradients, for use inside `custom_gradient`.
+        """
+
+    def cross_entropy_gradient(self, logits, logs, targets, factors):
+        """Returns the gradient of `factors` times the cross-entropy for float32 logits `(n, v)`.
+
+        `logs` are the logarithms of the sums of exponentials, `targets` the class numbers, `(n,)` each. PyTorch writes
+        the result into `logits`. Without gradients, for use inside `custom_gradient`.
+        """
+
     def rms_norm(self, x, scale, epsilon):
         """Computes `keras.ops.rms_normalization` over the last axis. PyTorch: with its fused function, or in Triton."""
 

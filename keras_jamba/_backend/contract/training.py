@@ -58,6 +58,9 @@ class Trainer(Protocol):
     def runs_step_without_data(self):
         """Returns whether a `fit` step without data has already changed variables. TensorFlow: True."""
 
+    def has_call_hooks(self, layer):
+        """Returns whether hooks run around a call of the layer, and may use its result. PyTorch only."""
+
     def can_bypass_layer_call(self, layer, x):
         """Returns whether `layer.call(x)` may replace `layer(x)`. PyTorch only, because it launches op by op."""
 

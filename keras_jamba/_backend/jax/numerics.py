@@ -2,11 +2,20 @@
 
 import jax
 
-from keras_jamba._backend.common.numerics import has_fused_attention, masked_attention, rms_norm  # noqa: F401
+from keras_jamba._backend.common.numerics import (  # noqa: F401
+    cross_entropy_gradient,
+    has_fused_attention,
+    masked_attention,
+    rms_norm,
+)
 
 
 def matmul_in_float32(x, y):
     return jax.numpy.matmul(x, y, preferred_element_type="float32")
+
+
+def add_matmul(total, x, y):
+    return total + matmul_in_float32(x, y)
 
 
 def grouped_matmul(x, bank, counts, transpose_rhs=False):

@@ -4,6 +4,7 @@ import itertools
 
 from keras_jamba._backend.common.trainer import (  # noqa: F401
     can_bypass_layer_call,
+    has_call_hooks,
     local_batch,
     on_weights_replaced,
     runs_step_without_data,

@@ -2,7 +2,12 @@
 
 import tensorflow as tf
 
-from keras_jamba._backend.common.numerics import has_fused_attention, masked_attention, rms_norm  # noqa: F401
+from keras_jamba._backend.common.numerics import (  # noqa: F401
+    cross_entropy_gradient,
+    has_fused_attention,
+    masked_attention,
+    rms_norm,
+)
 from keras_jamba._backend.common.unavailable import refuse
 
 _NO_GROUPED_MATMUL = "TensorFlow has no grouped matrix product"
@@ -10,6 +15,10 @@ _NO_GROUPED_MATMUL = "TensorFlow has no grouped matrix product"
 
 def matmul_in_float32(x, y):
     return tf.cast(tf.matmul(x, y), "float32")
+
+
+def add_matmul(total, x, y):
+    return total + matmul_in_float32(x, y)
 
 
 def grouped_matmul(x, bank, counts, transpose_rhs=False):

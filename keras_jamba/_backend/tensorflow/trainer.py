@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_jamba._backend.common.trainer import (  # noqa: F401
     Loop,
     can_bypass_layer_call,
+    has_call_hooks,
     on_weights_replaced,
     readable_values,
     with_cuda_graph,

@@ -10,6 +10,16 @@ def matmul_in_float32(x, y):
     return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda else torch.mm(x, y).float()
 
 
+def add_matmul(total, x, y):
+    return total.addmm_(x, y) if x.dtype is total.dtype else total.add_(matmul_in_float32(x, y))
+
+
+def cross_entropy_gradient(logits, logs, targets, factors):
+    grads = logits.sub_(logs[:, None]).exp_()
+    places = targets[:, None].long()
+    return grads.scatter_add_(1, places, -torch.ones_like(places, dtype=grads.dtype)).mul_(factors[:, None])
+
+
 def grouped_matmul(x, bank, counts, transpose_rhs=False):
     return functional.grouped_mm(x, bank.mT if transpose_rhs else bank, offs=_ends(counts))
 

@@ -17,10 +17,14 @@ def can_bypass_layer_call(layer, x):
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and layer.built
         and x.dtype is getattr(torch, layer.compute_dtype)
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        and not has_call_hooks(layer)
         and get_keras_mask(x) is None
         and layer.activity_regularizer is None
     )
+
+
+def has_call_hooks(layer):
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 def first_batch(given, check, steps):
