@@ -182,9 +182,9 @@ class _Chunks(NamedTuple):
         return products if divisor is None else ops.cast(ops.cast(products / divisor, rows.dtype), "float32")
 
     def split(self, x):
-        """Returns `x (n, ...)` as `(chunks, size, ...)`, with zeros that complete the last chunk."""
+        """Returns `x (n, ...)` as `(chunks, size, ...)`, at least one chunk, with zeros that complete the last one."""
         count = ops.shape(x)[0]
-        added = -count % self.size
+        added = self.size if isinstance(count, int) and count == 0 else -count % self.size
         if not isinstance(added, int) or added:
             x = ops.concatenate([x, ops.zeros((added, *x.shape[1:]), x.dtype)])
         return ops.reshape(x, (-1, self.size, *x.shape[1:]))

@@ -62,6 +62,15 @@ def test_results_have_the_shape_of_the_targets():
     np.testing.assert_array_equal(numpy(classes), expected[1].reshape(3, 12))
 
 
+def test_no_tokens_give_no_losses_and_a_gradient_of_zero():
+    features, kernel, targets, weights = (x[:0] if len(x) == ROWS else x for x in arrays())
+    losses, predicted = linear_cross_entropy(features, kernel, targets)
+    assert losses.shape == predicted.shape == (0,)
+    found = gradients(weighted(targets, weights), [features, kernel])
+    assert found[0].shape == features.shape
+    assert not np.any(found[1])
+
+
 def test_a_frozen_kernel_gets_no_gradient():
     features, kernel, targets, weights = arrays()
     expected = reference(features, kernel, targets, weights)

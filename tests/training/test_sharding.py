@@ -43,6 +43,12 @@ def test_models_sharded_over_devices_take_the_steps_of_one_device():
 
 @full()
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.ModelParallel requires JAX")
+def test_the_loss_in_chunks_is_that_of_one_device():
+    assert_all_are_equal(start("sharded_loss.py", devices=2))
+
+
+@full()
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.ModelParallel requires JAX")
 def test_sharded_models_resume_on_any_mesh_and_save_the_usual_presets(tmp_path):
     assert_all_are_equal(start("sharded_saving.py", tmp_path))
 
