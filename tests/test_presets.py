@@ -157,12 +157,14 @@ def test_a_preset_without_weights_warns_once(mine, caplog):
 
 
 def test_sizes_of_a_trained_preset_are_free_without_its_weights():
-    changes = dict(image_shape=(16, 16, 1), downsample=4, stem="patchify", stem_blocks=1, tokens="grid", num_classes=3)
+    changes = dict(image_shape=(16, 16, 1), downsample=4, stem="patchify", tokens="grid", num_classes=3)
     with pytest.raises(ValueError, match="weights of a preset must fit the model.*load_weights=False"):
         keras_jamba.DHCJamba.from_preset("small", **changes)
     free = keras_jamba.DHCJamba.from_preset("small", load_weights=False, **changes)
     assert free.predict(np.zeros((1, 16, 16, 1), "float32"), verbose=0).shape == (1, 3)
     assert free.get_config()["d_model"] == presets.read("small")[0]["config"]["d_model"]
+    with pytest.raises(ValueError, match="weights of a preset must fit the model.*load_weights=False"):
+        keras_jamba.DHCJamba.from_preset("small", stem="conv")
 
 
 def test_a_preset_with_weights_can_start_from_random_ones(mine, caplog):

@@ -16,11 +16,18 @@ def title(record):
 
 
 def grouped(records, split, name):
-    """Returns `{title: records}` of the trainings that were measured on a split of a data set."""
-    groups = {}
-    for record in records:
-        if split in record and record["arguments"]["set"] == name:
-            groups.setdefault(title(record), []).append(record)
+    """Returns `{title: records}` of the trainings that were measured on a split of a data set.
+
+    Trainings of other lengths are other groups, with their epochs in the title.
+    """
+    chosen = [record for record in records if split in record and record["arguments"]["set"] == name]
+    groups, epochs = {}, {}
+    for record in chosen:
+        length = record["recipe"]["epochs"]
+        named = title(record)
+        if epochs.setdefault(named, length) != length:
+            named = f"{named}, {length} epochs"
+        groups.setdefault(named, []).append(record)
     return groups
 
 
@@ -39,10 +46,16 @@ def accuracies(groups, split):
                 "lowest": f"{min(found):.2f}",
                 "calibration error, %": f"{statistics.mean(r[split]['calibration error'] for r in records):.2f}",
                 "seconds": f"{statistics.mean(r['seconds'] for r in records):.0f}",
-                "images per second": f"{statistics.mean(r['images per second'] for r in records):,.0f}",
+                "images per second": _mean_rate(records),
             }
         )
     return sorted(rows, key=lambda row: -float(row["accuracy, %"]))
+
+
+def _mean_rate(records):
+    # A training of one epoch has no rate: the first epoch includes the compilation.
+    rates = [record["images per second"] for record in records if record["images per second"] is not None]
+    return f"{statistics.mean(rates):,.0f}" if rates else None
 
 
 def corruptions(groups):
@@ -66,6 +79,6 @@ def read(folder):
     for record in records:
         given = record["arguments"]
         # Paths of one machine, and settings without effect on the numbers.
-        dropped = {"output", "preset", "workers", "first"} | ({"options"} if not given.get("options") else set())
+        dropped = {"output", "preset", "workers"} | ({"options"} if not given.get("options") else set())
         record["arguments"] = {name: value for name, value in given.items() if name not in dropped}
     return sorted(records, key=lambda record: (record["arguments"]["model"], record["arguments"]["seed"]))

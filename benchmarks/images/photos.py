@@ -49,6 +49,8 @@ def arguments(given=None):
     parser.add_argument("--preset", type=Path, help="new folder for the weights in float16, which are then measured")
     parser.set_defaults(**training_of(parser.parse_args(given).model))
     args = parser.parse_args(given)
+    if args.preset is not None and args.first is not None:
+        parser.error("--preset must have all images. Received: --preset and --first. Leave out one of them.")
     if args.preset is not None and args.preset.exists():
         # `save_to_preset` would refuse it after the training.
         parser.error(f"--preset must be a new folder. Received: {str(args.preset)!r}, which exists. Choose another.")

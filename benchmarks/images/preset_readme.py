@@ -39,9 +39,8 @@ def write(folder, document):
         f"`training.optimizer` with a peak learning rate of {recipe['learning_rate']:g}, warm-up and cosine decay, "
         f"weight decay {recipe['weight_decay']:g}, label smoothing {recipes.CIFAR10.label_smoothing:g}, weights "
         f"averaged with momentum {recipe['ema_momentum']:g}, and `PhotoAugmentation(shift={recipe['shift']:g}, "
-        f"erasing={recipe['erasing']:g}, cut_mix={recipe['cut_mix']:g})`, computed in `{recipe['policy']}`. It was "
-        "chosen on the last 5,000 training "
-        "images.",
+        f"erasing={recipe['erasing']:g}, cut_mix={recipe['cut_mix']:g})`, computed in `{recipe['policy']}`. Learning "
+        "rates and decay were tried on the last 5,000 training images; `docs/benchmarks/images.md` lists the trials.",
         f"- Weights: float16, sha256 `{checksum}`.",
         "- Made again by the command below. Other devices and versions round otherwise. "
         "`benchmarks/images/data_sets.py` says how to get the images.",

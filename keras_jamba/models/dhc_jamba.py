@@ -332,8 +332,8 @@ class DHCJamba(ClassNamesModel, keras.Model):
                 backend.
             load_weights: whether to load the preset's weights, if it has any.
             **overrides: constructor arguments that replace the preset's. With another num_classes, all weights except
-                the head's are loaded, and the preset's class_names are dropped. The weights fit any sizes in
-                image_shape and any pixel_range.
+                the head's are loaded, and the preset's class_names are dropped. The weights load for any sizes in
+                image_shape and any pixel_range. For images much larger than the preset's the accuracy falls.
 
         Returns:
             The model. If the preset has no weights, the model starts from random weights and logs a message.
@@ -348,6 +348,8 @@ class DHCJamba(ClassNamesModel, keras.Model):
             model.encoder.trainable = model.backbone.trainable = False
             ```
         """
+        if overrides.get("stem", "residual") != "residual":
+            overrides.setdefault("stem_blocks", 1)
         head = dict(head=("num_classes",), head_only=("class_names",))
         return presets.build(cls, preset, load_weights, overrides, check_sizes, **head)
 
