@@ -34,5 +34,20 @@ def attention_cpu():
 
 
 @table
+def packed_steps():
+    """Time and memory of a packed training step, beside the plain one."""
+    rows = []
+    for backend in BACKENDS:
+        for row in read(f"packed_{backend}")["rows"]:
+            size = f"{row['rows']} x {row['tokens']:,}"
+            times = [number(row[f"{kind}, ms"]) for kind in ("plain", "packed")]
+            memory = [f"{row[f'{kind}, MiB']:,}" for kind in ("plain", "packed")]
+            rows.append([TITLES[backend], size, *times, number(row["packed / plain"]), *memory])
+    titles = ["backend", "rows x tokens", "plain, ms", "packed, ms", "packed / plain", "plain, MiB", "packed, MiB"]
+    return markdown(titles, rows)
+
+
+@table
 def attention_runs():
-    return runs(*(f"attention_{backend}" for backend in BACKENDS))
+    files = [f"{kind}_{backend}" for kind in ("attention", "packed") for backend in BACKENDS]
+    return runs(*files)
