@@ -148,6 +148,20 @@ def test_a_loop_writes_new_tokens_into_its_own_state_and_never_into_the_callers(
         assert clones(lambda: loop(ops.convert_to_tensor(True), given)) == 2
 
 
+def test_a_loop_that_moves_a_tensor_of_its_caller_never_writes_into_it():
+    given = {"written": ops.zeros((1, 2)), "moved": ops.zeros((1, 2)), "step": ops.zeros((), "int32")}
+
+    def body(state):
+        written = ops.scatter_update(state["written"], [[0, 0]], ops.ones((1,)))
+        moved = {"written": state["moved"], "moved": written}
+        return state["step"] + 1 < 4, moved | {"step": state["step"] + 1}
+
+    end = _backend.compilation.compiled_while_loop(body, [])(ops.convert_to_tensor(True), given)
+    for name in ("written", "moved"):
+        np.testing.assert_array_equal(numpy(end[name]), [[1, 0]])
+        np.testing.assert_array_equal(numpy(given[name]), np.zeros((1, 2)))
+
+
 def clones(function):
     """Returns how many tensors `function` copies."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -91,6 +91,9 @@ def _traced(function, variables, leaves, structure):
 def _remove_copies(program, first):
     """Removes the copies of leaves that nothing else reads: a step of generation would copy each cache.
 
+    The result at the place of the leaf must be the written copy. Then a loop that copies its first state writes only
+    into its own memory: never into a tensor of its caller, a constant or a parameter.
+
     Args:
         program: the traced program.
         first: the number of inputs before the leaves.
@@ -99,10 +102,15 @@ def _remove_copies(program, first):
         The set of the places of these leaves. The program writes into them.
     """
     overwritten = set()
-    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
-    for place, node in enumerate(inputs[first:]):
+    leaves = [node for node in program.graph.nodes if node.op == "placeholder"][first:]
+    # The results of a loop's body are whether it goes on, and the leaves of the next call.
+    results = next(node for node in program.graph.nodes if node.op == "output").args[0][-len(leaves) :]
+    for place, (node, result) in enumerate(zip(leaves, results, strict=False)):
         (reader, *others) = [*node.users] or [None]
         if reader is None or others or reader.target is not torch.ops.aten.clone.default:
+            continue
+        writes = isinstance(result, torch.fx.Node) and result.target is torch.ops.aten.index_put_.default
+        if len(results) != len(leaves) or not writes or result.args[0] is not reader:
             continue
         reader.replace_all_uses_with(node)
         program.graph.erase_node(reader)
