@@ -119,6 +119,31 @@ def extra_memory(function):
     return (_status("VmHWM") - before) / 1024
 
 
+def extra_device_memory(function, backend=None):
+    """Returns the GiB that `function()` allocates on the GPU at its peak, beyond the memory before; 0 without a GPU.
+
+    On JAX the peak is that of the process, so the function must be the largest so far.
+    """
+    import keras
+
+    if (backend or keras.backend.backend()) == "jax":
+        import jax
+
+        stats = lambda: jax.devices()[0].memory_stats() or {}  # noqa: E731
+        before = stats().get("bytes_in_use", 0)
+        function()
+        return (stats().get("peak_bytes_in_use", before) - before) / 2**30
+    import torch
+
+    if not torch.cuda.is_available():
+        function()
+        return 0.0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
 def memory_environment():
     """Returns an environment in which glibc releases freed memory at once, so that peaks are peaks of use."""
     return os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}

@@ -1,6 +1,6 @@
 """Training speed of a Jamba language model on a GPU, with Hugging Face's and the kernels of mamba-ssm as the peer.
 
-    KERAS_BACKEND=torch python -m benchmarks.training.language_model [--batch 4] [--smoke]
+    KERAS_BACKEND=torch python -m benchmarks.training.language_model [--batch 4] [--no-peer] [--smoke]
 
 The model has 446 M parameters, 220 M of them active per token: 16 layers of width 768, one in 8 with attention, every
 second with 8 experts (2 per token), and a vocabulary of 32 K. Rows have 4 K random tokens. Both losses are the
@@ -8,8 +8,10 @@ cross-entropy of the next token plus the balance loss of the routers. Both compu
 clip gradients, and use AdamW. Neither uses gradient checkpointing. The script first trains tiny float32 models from
 equal weights, and their losses must agree.
 
-Our step is `train_on_batch`, and on PyTorch also a plain loop around the same model. On PyTorch all steps are timed in
-one interleaved run. On JAX the peer runs first, in a separate process. `--smoke` is for a CPU and records nothing.
+All contenders run STEPS steps and wait for the last one. Ours are `fit`, also on packed rows with documents of 512
+tokens on average, `train_on_batch`, and on PyTorch a plain loop around the same model. The peer has no packing, and
+gets the plain rows. On PyTorch all steps are timed in one interleaved run. On JAX the peer runs first, in a separate
+process. "peak GiB" is the memory beyond the weights. `--smoke` is for a CPU and records nothing.
 Prints a table and writes results/gpu_lm_BACKEND.json.
 """
 
@@ -32,6 +34,8 @@ from keras_jamba import estimation, training
 BACKEND = keras.backend.backend()
 POLICY = "mixed_bfloat16"
 TOLERANCE = 1e-4
+# Steps per call, and tokens per packed document on average.
+STEPS, DOCUMENT = 8, 512
 LARGE = dict(
     vocab_size=32768,
     hidden_size=768,
@@ -92,15 +96,34 @@ def without_tf32():
 
 
 def step_functions(model, folder):
-    """Returns `{name: function}`: each function runs one step without arguments and returns the loss."""
+    """Returns `{name: function}`: each function runs STEPS steps without arguments and returns the last loss."""
     inputs, targets = load_batch(folder)
     model.compile(training.optimizer(model, steps=10000), weighted_metrics=None)
-    steps = {"keras-jamba": lambda: model.train_on_batch(inputs, targets, return_dict=True)["loss"]}
+    begins = np.random.default_rng(0).random(targets.shape) < 1 / DOCUMENT
+    packed = inputs | {"segment_ids": np.cumsum(begins, axis=1).astype("int32")}
+
+    def train_on_batch():
+        losses = [model.train_on_batch(inputs, targets, return_dict=True)["loss"] for _ in range(STEPS)]
+        return float(losses[-1])
+
+    steps = {
+        "keras-jamba": fitting(model, inputs, targets),
+        "keras-jamba, packed": fitting(model, packed, targets),
+        "keras-jamba, train_on_batch": train_on_batch,
+    }
     return steps | ({"keras-jamba, plain loop": plain_loop(model, inputs, targets)} if BACKEND == "torch" else {})
 
 
+def fitting(model, inputs, targets):
+    """Returns a function that runs STEPS steps of `fit` on one batch and returns the mean loss."""
+    inputs = {name: np.concatenate([x] * STEPS) for name, x in inputs.items()}
+    given = dict(batch_size=len(targets), shuffle=False, verbose=0)
+    targets = np.concatenate([targets] * STEPS)
+    return lambda: model.fit(inputs, targets, **given).history["loss"][0]
+
+
 def plain_loop(model, inputs, targets):
-    """Returns a step with PyTorch's own loss and optimizer around the model."""
+    """Returns STEPS steps with PyTorch's own loss and optimizer around the model."""
     import torch
 
     weights = [variable.value for variable in model.trainable_variables]
@@ -115,9 +138,9 @@ def plain_loop(model, inputs, targets):
         torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
-    return step
+    return lambda: [step() for _ in range(STEPS)][-1].item()
 
 
 def peer_steps(folder, rounds):
@@ -148,17 +171,19 @@ def check(folder, theirs):
 
 
 def steps_within_memory(steps):
-    """Runs each step once and returns those that do not run out of memory."""
-    fitting = {}
+    """Runs each function once. Returns those that do not run out of memory, and the peak GiB of each."""
+    fitting, peaks = {}, {}
     for name, step in steps.items():
         try:
-            print(f"{name}: loss {step():.3f}", flush=True)
+            losses = []
+            peaks[name] = measure.extra_device_memory(lambda step=step, losses=losses: losses.append(step()))
+            print(f"{name}: loss {losses[0]:.3f}", flush=True)
             fitting[name] = step
         except Exception as error:
             if not keras_jamba._backend.device.is_out_of_memory(error):
                 raise
             print(f"{name}: out of memory", flush=True)
-    return fitting
+    return fitting, peaks
 
 
 def peak_flops():
@@ -174,6 +199,7 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no-peer", action="store_true", help="time our steps only, and record nothing")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     if args.smoke:
@@ -182,7 +208,7 @@ def main():
         folder = Path(folder)
         write_model_folder(folder / "tiny", TINY, batch=2, length=32 if args.smoke else 200)
         write_model_folder(folder / "large", TINY if args.smoke else LARGE, args.batch, args.length)
-        theirs, steps = peer_steps(folder, args.rounds)
+        theirs, steps = ({"missing": "--no-peer"}, {}) if args.no_peer else peer_steps(folder, args.rounds)
         if "missing" in theirs:
             print(f"Hugging Face: missing, {theirs['missing']}", flush=True)
         losses = check(folder / "tiny", theirs["descent"]) if "descent" in theirs else None
@@ -199,20 +225,22 @@ def main():
         f"6 x active x tokens is {6 * report.active_parameters * tokens / 1e12:.4g}",
         flush=True,
     )
-    steps = steps_within_memory(steps)
+    steps, peaks = steps_within_memory(steps)
     seconds = {name: theirs["seconds"] for name in ("Hugging Face",) if "seconds" in theirs}
-    seconds |= measure.interleaved(steps, args.rounds)
+    peaks |= {name: theirs["peak"] for name in ("Hugging Face",) if "peak" in theirs}
+    seconds |= {name: value / STEPS for name, value in measure.interleaved(steps, args.rounds).items()}
     figures = {
         name: {
             "milliseconds a step": round(1000 * value, 2),
             "tokens a second": round(tokens / value),
             "model FLOPs utilisation": round(report.flops_per_step / value / peak, 4) if peak else "",
+            "peak GiB": round(peaks[name], 2),
         }
         for name, value in seconds.items()
     }
     rows = [{"": name} | row for name, row in figures.items()]
     print(measure.table(rows, list(rows[0])))
-    if args.smoke:
+    if args.smoke or args.no_peer:
         return
     results = {
         "device": keras_jamba._backend.device.device_name(),

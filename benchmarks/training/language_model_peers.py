@@ -69,7 +69,11 @@ class Training:
     def parameters(self):
         return sum(weight.numel() for weight in self.weights)
 
-    def step(self):
+    def steps(self, count):
+        """Runs steps, waits for the last one, and returns its loss."""
+        return [self._step() for _ in range(count)][-1].item()
+
+    def _step(self):
         loss = _loss(self.model, self.tokens)
         loss.backward()
         torch._foreach_copy_([master.grad for master in self.masters], [weight.grad for weight in self.weights])
@@ -78,7 +82,7 @@ class Training:
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.masters)
-        return loss.item()
+        return loss.detach()
 
 
 def _model(folder, experts):
@@ -101,23 +105,28 @@ def _loss(model, tokens):
 def prepared(folder):
     """Returns facts and steps of the peer.
 
-    They are `({"descent", "parameters"}, {"Hugging Face": step of the large model})`, or `({"missing": reason}, {})`.
+    They are `({"descent", "parameters"}, {"Hugging Face": STEPS steps of the large model})`, or `({"missing": reason},
+    {})`.
     """
     if missing():
         return {"missing": missing()}, {}
+    from benchmarks.training.language_model import STEPS
+
     losses, training = descent(folder / "tiny"), Training(folder / "large")
     return {
         "descent": {"rate": RATE, "losses": losses},
         "parameters": training.parameters,
-    }, {"Hugging Face": training.step}
+    }, {"Hugging Face": lambda: training.steps(STEPS)}
 
 
 def main(folder, rounds):
-    facts, steps = prepared(Path(folder))
-    for step in steps.values():
-        step()
-        facts["seconds"] = measure.interleaved(steps, int(rounds))["Hugging Face"]
-        facts["loss"] = step()
+    facts, functions = prepared(Path(folder))
+    for steps in functions.values():
+        from benchmarks.training.language_model import STEPS
+
+        facts["peak"] = measure.extra_device_memory(steps, backend="torch")
+        facts["seconds"] = measure.interleaved(functions, int(rounds))["Hugging Face"] / STEPS
+        facts["loss"] = steps()
     print(json.dumps(facts))
 
 

@@ -2,11 +2,13 @@
 
     KERAS_BACKEND=jax python -m benchmarks.training.packed
 
-The step is `train_on_batch` of a language model with attention in one layer of eight. Plain rows are one document each.
-Packed rows hold documents of random lengths, on average 256 tokens, with `segment_ids`. On a CPU the model is small.
-On a GPU it is that of `benchmarks.training.language_model`. The script first checks that a packed row gives the losses
-of its documents alone. It then times all steps in one interleaved run. On a CPU it also measures the peak memory in
-separate processes. Prints the rows and writes results/packed_BACKEND.json, or gpu_packed_BACKEND.json on a GPU.
+The step is one of `fit` of a language model with attention in one layer of eight. Plain rows are one document each.
+Packed rows hold documents of random lengths, on average 128, 512 or 2,048 tokens, with `segment_ids`. On a CPU the
+model is small. On a GPU it is that of `benchmarks.training.language_model`, and one more row has 131,072 tokens, with
+gradient checkpointing. The script first checks that a packed row gives the losses of its documents alone. It then times
+all steps of a shape in one interleaved run, and measures the memory of each in separate processes: on a CPU beyond that
+of the process before, on a GPU beyond the weights. Prints the rows and writes results/packed_BACKEND.json, or
+gpu_packed_BACKEND.json on a GPU.
 """
 
 import argparse
@@ -23,42 +25,59 @@ from keras_jamba.converters import jamba
 
 BACKEND = keras.backend.backend()
 ON_GPU = _backend.tensors.platform() == "gpu"
-DOCUMENT = 256
+DOCUMENTS = (128, 512, 2048)
 SMALL = dict(vocab_size=256, d_model=128, num_layers=8, mamba_ratio=7, num_heads=4, moe_frequency=0)
 # Rows and tokens per batch.
-SHAPES = {"gpu": [(4, 4096)], "cpu": [(2, 1024), (1, 4096)]}["gpu" if ON_GPU else "cpu"]
+SHAPES = {"gpu": [(4, 4096), (1, 16384), (1, 131072)], "cpu": [(1, 4096), (1, 16384)]}["gpu" if ON_GPU else "cpu"]
+# Rows of more tokens train with gradient checkpointing.
+LONGEST = 65536
+# Batches per call of `fit`.
+STEPS = 8 if ON_GPU else 1
 
 
-def model_of():
+def model_of(tokens):
     keras.utils.set_random_seed(0)
     if not ON_GPU:
         return keras_jamba.JambaCausalLM(**SMALL)
     config = {"model_type": "jamba", "architectures": ["JambaForCausalLM"]} | LARGE
-    return keras_jamba.JambaCausalLM(**jamba.arguments(config), dtype=POLICY)
+    return keras_jamba.JambaCausalLM(**jamba.arguments(config), dtype=POLICY, gradient_checkpointing=tokens > LONGEST)
 
 
-def batch_of(kind, rows, tokens):
-    """Returns inputs and targets of random tokens, for the kind "plain" or "packed"."""
+def batch_of(document, rows, tokens):
+    """Returns inputs and targets of random tokens. `document` is the mean number of tokens, None for one document."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 256, (rows, tokens + 1)).astype("int32")
     inputs = {"token_ids": ids[:, :-1]}
-    if kind == "packed":
-        inputs["segment_ids"] = np.cumsum(rng.random((rows, tokens)) < 1 / DOCUMENT, axis=1).astype("int32")
+    if document is not None:
+        inputs["segment_ids"] = np.cumsum(rng.random((rows, tokens)) < 1 / document, axis=1).astype("int32")
     return inputs, ids[:, 1:]
 
 
-def step_of(kind, rows, tokens):
-    """Returns a training step as a function without arguments."""
-    model, batch = model_of(), batch_of(kind, rows, tokens)
+def compiled(model):
     model.compile(training.optimizer(model, steps=10000), weighted_metrics=None)
-    return lambda: model.train_on_batch(*batch)
+    return model
+
+
+def steps_of(model, document, rows, tokens):
+    """Returns STEPS training steps as a function without arguments."""
+    inputs, targets = batch_of(document, rows, tokens)
+    inputs = {name: np.concatenate([x] * STEPS) for name, x in inputs.items()}
+    given = dict(batch_size=rows, shuffle=False, verbose=0)
+    targets = np.concatenate([targets] * STEPS)
+    return lambda: model.fit(inputs, targets, **given)
+
+
+def peak_of(document, rows, tokens):
+    """Returns the peak MiB of a step, for `--memory`."""
+    steps = steps_of(compiled(model_of(tokens)), document, rows, tokens)
+    return 1024 * measure.extra_device_memory(steps) if ON_GPU else measure.extra_memory(steps)
 
 
 def check():
     """Compares the logits of a packed row with those of its documents alone, in a small float32 model."""
     keras.utils.set_random_seed(0)
     model = keras_jamba.JambaCausalLM(**SMALL)
-    inputs, _ = batch_of("packed", 1, 1024)
+    inputs, _ = batch_of(256, 1, 1024)
     packed = keras.ops.convert_to_numpy(model(inputs))[0]
     ids = inputs["segment_ids"][0]
     for document in np.unique(ids)[:4]:
@@ -69,27 +88,27 @@ def check():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory", help="JSON [kind, rows, tokens]: print only the peak MiB of its step")
+    parser.add_argument("--memory", help="JSON [document, rows, tokens]: print only the peak MiB of its step")
     args = parser.parse_args()
     if args.memory:
-        print(measure.extra_memory(step_of(*json.loads(args.memory))))
+        print(peak_of(*json.loads(args.memory)))
         return
     check()
     rows = []
     for shape in SHAPES:
-        steps = {kind: step_of(kind, *shape) for kind in ("plain", "packed")}
+        model = compiled(model_of(shape[1]))
+        steps = {document: steps_of(model, document, *shape) for document in (None, *DOCUMENTS)}
         for step in steps.values():
-            # PyTorch captures the fourth step on a GPU.
-            for _ in range(4):
-                step()
+            step()
         seconds = measure.interleaved(steps, args.rounds)
-        row = {"rows": shape[0], "tokens": shape[1]}
-        row |= {f"{kind}, ms": round(1e3 * value, 1) for kind, value in seconds.items()}
-        row["packed / plain"] = round(seconds["packed"] / seconds["plain"], 3)
-        if not ON_GPU:
-            row |= {f"{kind}, MiB": measure.memory_in_a_process(__spec__.name, kind, *shape) for kind in steps}
-        rows.append(row)
-        print(row, flush=True)
+        for document, value in seconds.items():
+            row = {"rows": shape[0], "tokens": shape[1], "document": document, "ms": round(1e3 * value / STEPS, 1)}
+            row["packed / plain"] = round(value / seconds[None], 3)
+            rows.append(row)
+            print(row, flush=True)
+        del model, steps
+    for row in rows:
+        row["MiB"] = measure.memory_in_a_process(__spec__.name, row["document"], row["rows"], row["tokens"])
     measure.record(f"{'gpu_' if ON_GPU else ''}packed_{BACKEND}", {"backend": BACKEND, "rows": rows})
 
 

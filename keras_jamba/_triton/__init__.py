@@ -47,10 +47,10 @@ class Program(Signature):
             is None. The tensors are the inputs, the residuals, and the gradients of the other outputs as `grad_` and
             the output's name.
         strided: names of inputs `(b, t, e)` that may be slices of wider arrays.
-        registers: the most registers per thread of its kernels, or None for no limit.
+        registers: the most registers per thread of the kernels of `forward` and of `backward`, or None for no limit.
     """
 
     forward: Callable
     backward: Callable
     strided: tuple
-    registers: int | None
+    registers: tuple | None

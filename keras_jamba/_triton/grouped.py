@@ -174,25 +174,25 @@ def activation(gpu, up, gate=None):
     return gpu.launch(_kernel("activation"), (rows,), inputs, outputs, constants, num_warps=8, num_stages=1)[0]
 
 
-def activation_gradient(gpu, gradient, up, gate, scale, target):
-    """Computes the gradients of an expert's activation, whose output has the weights `scale[target]`.
+def activation_gradient(gpu, gradient, up, gate, scale=None, target=None):
+    """Computes the gradients of an activation, whose output has the weights `scale[target]` if given.
 
     Args:
         gpu: a `Gpu`.
         gradient: `(rows, f)`, the gradient of `activation(up, gate)` for a weight of one.
         up, gate: `(rows, f)`; gate may be None.
-        scale: `(rows,)`, the weights.
-        target: `(rows,)`, the index of each row's weight.
+        scale: `(rows,)`, the weights, or None.
+        target: `(rows,)`, the index of each row's weight, or None.
 
     Returns:
         `(grad_up, grad_gate, grad_scale, hidden)`: grad_gate is None without a gate, and hidden is the weighted
-        `activation(up, gate)`.
+        `activation(up, gate)`. Without weights, the last two are not written.
     """
-    (rows, f), gated = up.shape, gate is not None
-    constants = dict(N=f, GATED=gated, BN=min(2048, power(f)))
-    wide = ((rows, f), up.dtype)
-    outputs = [wide, wide if gated else ((1,), up.dtype), wide, ((rows,), scale.dtype)]
-    inputs = (gradient, up, gate if gated else up, scale, target)
+    (rows, f), gated, weighted = up.shape, gate is not None, scale is not None
+    constants = dict(N=f, GATED=gated, WEIGHTED=weighted, BN=min(2048, power(f)))
+    wide, none = ((rows, f), up.dtype), ((1,), up.dtype)
+    outputs = [wide, wide if gated else none, *([wide, ((rows,), scale.dtype)] if weighted else [none, none])]
+    inputs = (gradient, up, gate if gated else up, *((scale, target) if weighted else (up, up)))
     kernel = _kernel("activation_gradient")
     d_up, d_gate, hidden, d_scale = gpu.launch(kernel, (rows,), inputs, outputs, constants, num_warps=8, num_stages=1)
     return d_up, d_gate if gated else None, d_scale, hidden

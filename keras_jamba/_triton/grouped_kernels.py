@@ -296,17 +296,20 @@ def activation_gradient(
     grad_scale,
     N: tl.constexpr,
     GATED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Computes the gradients of an expert's activation, one row per program, with the weight `scale[target[row]]`.
+    """Computes the gradients of an activation, one row per program.
 
-    `gradient` is that of the weighted `hidden`. The outputs are the gradients of `up`, `gate` and the weight, and the
-    weighted `hidden`.
+    With WEIGHTED, `gradient` is that of `hidden`, which is the activation times the weight `scale[target[row]]`. The
+    outputs are the gradients of `up`, `gate` and the weight, and `hidden`. Else only those of `up` and `gate`.
     """
     row = tl.program_id(0)
     start = row.to(tl.int64) * N
-    to = tl.load(target + row)
-    weight = tl.load(scale + to).to(tl.float32)
+    weight, to = 1.0, 0
+    if WEIGHTED:
+        to = tl.load(target + row)
+        weight = tl.load(scale + to).to(tl.float32)
     total = tl.zeros((BN,), tl.float32)
     for first in range(0, N, BN):
         columns = first + tl.arange(0, BN)
@@ -325,9 +328,11 @@ def activation_gradient(
             h = u * below
             d_up = d * (below + u * 0.3989422804014327 * tl.exp(-0.5 * u * u))
         tl.store(grad_up + start + columns, (weight * d_up).to(grad_up.dtype.element_ty), mask=there)
-        tl.store(hidden + start + columns, (weight * h).to(hidden.dtype.element_ty), mask=there)
-        total += d * h
-    tl.store(grad_scale + to, tl.sum(total, 0).to(grad_scale.dtype.element_ty))
+        if WEIGHTED:
+            tl.store(hidden + start + columns, (weight * h).to(hidden.dtype.element_ty), mask=there)
+            total += d * h
+    if WEIGHTED:
+        tl.store(grad_scale + to, tl.sum(total, 0).to(grad_scale.dtype.element_ty))
 
 
 @triton.jit

@@ -11,8 +11,9 @@ MOST_STATES = 64
 REAL, RESET = 1, 2
 # The most tokens between two checkpoints of the state: fewer cost memory, more cost time.
 EVERY = 64
-# Registers per thread that allow four warps per scheduler, which hide each other's latencies.
-REGISTERS = 128
+# Registers per thread: 128 allow four warps per scheduler, 168 three. Warps hide each other's latencies. The gradient
+# keeps more values per thread, which 128 registers cannot hold.
+REGISTERS, GRADIENT_REGISTERS = 128, 168
 # Tensors with a token axis.
 _TOKENS = ("u", "delta", "B", "C", "z", "flags", "grad_y")
 
@@ -58,15 +59,18 @@ def every(length):
     return tokens
 
 
-def _plan(sizes, lanes, least, count):
-    """Returns a plan with at least `least` programs, if the sequence is long enough to split into segments."""
+def _plan(sizes, lanes, least, wanted, count):
+    """Returns a plan of one segment if it has `least` programs, else with about `wanted` of them.
+
+    A sequence is too short to split into segments of fewer than 256 tokens.
+    """
     batch, length, channels, states = sizes.values()
     block = 32 // lanes
     # A power of two, as for all sides of tiles.
     each = 1 << max(0, -(-states // lanes) - 1).bit_length()
     programs = batch * -(-channels // block)
-    # Segments need a second pass, which pays off with twice as many programs and long segments.
-    cuts = max(1, min(-(-2 * least // programs), length // 256)) if programs < least else 1
+    # Segments need a second pass, which pays off with many programs and long segments.
+    cuts = max(1, min(-(-wanted // programs), length // 256)) if programs < least else 1
     segment = -(-length // cuts)
     return Plan(lanes, each, block, count, -(-segment // every(length)) * every(length))
 
@@ -95,11 +99,13 @@ def backward_choice(sizes):
 
 
 def forward_plan(sizes, gpu, choice):
-    return _plan(sizes, choice.lanes, least=4 * gpu.multiprocessors, count=choice.count)
+    most = gpu.multiprocessors
+    return _plan(sizes, choice.lanes, least=4 * most, wanted=8 * most, count=choice.count)
 
 
 def backward_plan(sizes, gpu, choice):
-    return _plan(sizes, choice.lanes, least=14 * gpu.multiprocessors, count=choice.count)
+    most = gpu.multiprocessors
+    return _plan(sizes, choice.lanes, least=9 * most, wanted=48 * most, count=choice.count)
 
 
 def _sizes(shapes):
@@ -270,7 +276,7 @@ def _backward(gpu, choice, tensors, options):
         outputs,
         same | has,
         num_warps=1,
-        registers=REGISTERS,
+        registers=GRADIENT_REGISTERS,
         zeroed=(8, 9),
     )
     grad_u, grad_delta, grad_z, grad_A, grad_D, grad_bias, grad_initial, _, grad_B, grad_C = found
@@ -299,5 +305,5 @@ SCAN = Program(
     forward=forward,
     backward=backward,
     strided=("u", "delta", "z"),
-    registers=REGISTERS,
+    registers=(REGISTERS, GRADIENT_REGISTERS),
 )

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_jamba import _backend
-from keras_jamba._keras_internals import autocast
+from keras_jamba._keras_internals import autocast, sublayers
 
 
 def checkpointed(layer, inputs, return_state=False, return_routing=False, **given):
@@ -39,10 +39,16 @@ def checkpointed(layer, inputs, return_state=False, return_routing=False, **give
         structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
         return tuple(keras.tree.flatten(result))
 
-    results = _backend.autodiff.remat(pure)(*keras.tree.flatten(everything))
+    results = _backend.autodiff.remat(pure, _draws(layer))(*keras.tree.flatten(everything))
     outputs, assigned, losses = keras.tree.pack_sequence_as(structure[0], results)
     for variable, value in zip(variables, assigned, strict=True):
         variable.assign(value)
     for loss in losses:
         layer.add_loss(loss)
     return outputs
+
+
+def _draws(layer):
+    """Returns whether a training call may draw random numbers: a layer inside has a generator, and a rate unless 0."""
+    drawing = [each for each in sublayers(layer) if getattr(each, "seed_generator", None) is not None]
+    return any(getattr(each, "dropout", 1) or getattr(each, "drop_path", 1) for each in drawing)

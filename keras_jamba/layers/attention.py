@@ -302,7 +302,8 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         batch, length = ops.shape(inputs)[:2]
         if cache is None:
             zeros = ops.zeros((batch,), "int32")
-            counts = zeros, zeros, ops.full((batch,), NO_DOCUMENT, "int32")
+            # Not `ops.full`, for which PyTorch copies the number from the device and synchronises.
+            counts = zeros, zeros, zeros + NO_DOCUMENT
         else:
             counts = (cache[name] for name in _COUNTS)
         return CachedTokens(mask, segment_ids, reset_mask, *counts, (batch, length), self.attention_sinks)

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Config, Shape, Tensor
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._projection import Projection
@@ -76,7 +77,7 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
         _checks.check_last_axis("FeedForward", inputs.shape, self.d_model)
         up = self.up_proj(inputs)
         if self.use_swiglu:
-            return self.down_proj(ops.silu(self.gate_proj(inputs)) * up)
+            return self.down_proj(_backend.numerics.swiglu(self.gate_proj(inputs), up))
         return self.down_proj(ops.gelu(up, approximate=False))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

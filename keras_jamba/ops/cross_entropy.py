@@ -7,6 +7,7 @@ logits of each chunk again, and adds up the gradient of the kernel over the chun
 import functools
 from typing import NamedTuple
 
+import keras
 from keras import ops
 
 from keras_jamba import _backend
@@ -15,8 +16,9 @@ from keras_jamba.ops import _checks, _sharding
 from keras_jamba.ops._product import plain_product
 from keras_jamba.ops.quantization import QuantizedTensor, dequantized
 
-# Bytes of the float32 logits of a chunk, and the fewest tokens of a chunk.
-CHUNK_BYTES, _FEWEST = 2**26, 128
+# Bytes of the float32 logits of a chunk, how many times as many on a GPU, and the fewest tokens of a chunk. Each chunk
+# reads and writes the gradient of the kernel.
+CHUNK_BYTES, _ON_GPU, _FEWEST = 2**26, 4, 128
 # Tokens of a chunk if a TensorFlow graph does not know the number of tokens. The last chunk is filled with zeros.
 _OF_UNKNOWN = 512
 _ONCE = (
@@ -44,7 +46,7 @@ def linear_cross_entropy(
         targets: `(...)` integers from 0 to v - 1. Another target has the loss NaN.
         transposed: whether the kernel is `(v, d)`, as an embedding is. Not for a `QuantizedTensor`.
         kernel_gradient: whether the kernel gets a gradient. False saves a third of the backward pass.
-        chunk_size: tokens per chunk. None is as many as have 64 MiB of logits, but at least 128.
+        chunk_size: tokens per chunk. None is as many as have 64 MiB of logits, 256 MiB on a GPU, but at least 128.
 
     Returns:
         Losses `(...)` float32, and predicted classes `(...)` int32, which have no gradient.
@@ -69,7 +71,7 @@ def linear_cross_entropy(
 
     def local(features, targets, kernel, scale, zero):
         rows = ops.reshape(features, (-1, features.shape[-1]))
-        size = chunk_size or tokens_per_chunk(rows.shape[0], width)
+        size = chunk_size or tokens_per_chunk(rows.shape[0], width, _backend.tensors.platform(rows))
         given = [x for x in (kernel, scale, zero) if x is not None]
         run = _differentiable(_Chunks(size, transposed, trains, mode))
         losses, predicted = run(rows, ops.reshape(targets, (-1,)), *given)
@@ -86,9 +88,9 @@ def linear_cross_entropy(
     return losses + ops.sqrt(ops.cast(ops.equal(targets, clipped), "float32") - 1), predicted
 
 
-def tokens_per_chunk(count: int | None, width: int) -> int:
+def tokens_per_chunk(count: int | None, width: int, platform: str) -> int:
     """Returns the tokens per chunk for `count` tokens, None if unknown, and `width` classes."""
-    most = max(_FEWEST, CHUNK_BYTES // (4 * width))
+    most = max(_FEWEST, CHUNK_BYTES * (_ON_GPU if platform == "gpu" else 1) // (4 * width))
     if count is None:
         return min(most, _OF_UNKNOWN)
     return -(-count // max(1, -(-count // most))) or 1
@@ -134,9 +136,7 @@ class _Chunks(NamedTuple):
 
         def step(carry, chunk):
             logits = self.logits(chunk[0], matrix, divisor)
-            logs = ops.logsumexp(logits, axis=-1)
-            of_target = ops.take_along_axis(logits, chunk[1][:, None], axis=-1)[:, 0]
-            return carry, (logs, logs - of_target, ops.argmax(logits, axis=-1))
+            return carry, _backend.numerics.cross_entropy_of_rows(logits, chunk[1])
 
         chunks = self.split(rows), self.split(targets)
         _, (logs, losses, predicted) = _backend.compilation.scan(step, ops.zeros((), "int32"), chunks)
@@ -152,8 +152,9 @@ class _Chunks(NamedTuple):
         def step(total, chunk):
             rows, targets, logs, factors = chunk
             logits = self.logits(rows, matrix, divisor)
-            grads = _backend.numerics.cross_entropy_gradient(logits, logs, targets, factors)
-            grads = _through_division(ops.cast(grads, rows.dtype), divisor)
+            dtype = keras.backend.standardize_dtype(rows.dtype)
+            grads = _backend.numerics.cross_entropy_gradient(logits, logs, targets, factors, dtype)
+            grads = _through_division(grads, divisor)
             if self.trains:
                 pair = (ops.transpose(grads), rows) if self.transposed else (ops.transpose(rows), grads)
                 total = _backend.numerics.add_matmul(total, *pair)

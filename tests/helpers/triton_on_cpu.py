@@ -25,10 +25,17 @@ interpreter._patch_lang_tensor = _with_indices(interpreter._patch_lang_tensor)
 
 
 def launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages):
-    """Launches a kernel as a backend does. Outputs begin as NaN, so that values a kernel never writes are detected."""
-    made = [torch.full(shape, torch.nan, dtype=_triton._DTYPES.get(dtype, dtype)) for shape, dtype in outputs]
+    """Launches a kernel as a backend does.
+
+    Outputs begin as NaN, and integers as -1, so that values a kernel never writes are detected.
+    """
+    made = [_unwritten(shape, _triton._DTYPES.get(dtype, dtype)) for shape, dtype in outputs]
     kernel[grid](*inputs, *made, **constants, num_warps=num_warps, num_stages=num_stages)
     return made
+
+
+def _unwritten(shape, dtype):
+    return torch.full(shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype)
 
 
 @contextlib.contextmanager

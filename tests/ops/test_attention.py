@@ -168,6 +168,10 @@ def test_attention_keeps_the_dtype_of_the_query(form, dtype, tolerance):
     documents = np.repeat([[0, 1, 2]], TOKENS // 3, axis=1).repeat(BATCH, axis=0).astype("int32")
     given = [ops.cast(x, dtype) for x in qkv]
     run = jitted(lambda *qkv: grouped_query_attention(*qkv, True, segment_ids=documents, implementation=form))
+    if (form, dtype) == ("triton", "float64"):
+        with pytest.raises(ValueError, match="supports bfloat16, float16 and float32, not float64"):
+            run(*given)
+        return
     found = run(*given)
     assert found.dtype == given[0].dtype
     seen = oracles.seen_pairs(documents, np.ones_like(documents, bool), causal=True)

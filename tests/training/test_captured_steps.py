@@ -95,6 +95,47 @@ def test_captured_steps_train_and_log_like_eager_steps(captures):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}])
+def test_checkpointed_steps_are_captured_unless_they_draw_random_numbers(captures, options):
+    runs = []
+    for checkpointing in (False, True):
+        model = language_model(gradient_checkpointing=checkpointing, **options)
+        graphs = captures(model)
+        runs.append(trained(model)[0])
+        # The stand-in captures any function.
+        captured_here = not (options and checkpointing and torch.cuda.is_available())
+        assert len(graphs) == captured_here
+    if not options:
+        for mine, theirs in zip(*runs, strict=True):
+            np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-4, atol=1e-6)
+
+
+def test_packed_steps_are_captured(captures):
+    ids = np.repeat(np.arange(4), 4)[None].repeat(4, 0).astype("int32")
+    runs = []
+    for capture in (lambda model: [], captures):
+        model = language_model()
+        graphs = capture(model)
+        batches = [({"token_ids": x[:, :-1], "segment_ids": ids}, x[:, 1:]) for x in TOKENS]
+        runs.append([model.train_on_batch(*batch, return_dict=True) for batch in batches])
+    assert len(graphs) == 1
+    for mine, theirs in zip(*runs, strict=True):
+        np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_with_documents_reads_no_number_from_the_device():
+    layer = keras_jamba.layers.AttentionLayer(16, num_heads=2)
+    x = ops.ones((2, 8, 16))
+    ids = ops.cast(np.repeat([[0, 1]], 4, axis=1).repeat(2, axis=0), "int32")
+    keras_jamba.ops.attention_implementations()
+    layer(x, segment_ids=ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_JAMBA_ATTENTION", "dense")
+        with torch.profiler.profile() as profile:
+            layer(x, segment_ids=ids)
+    assert "aten::_local_scalar_dense" not in {event.name for event in profile.events()}
+
+
 def test_frequent_batch_shapes_are_captured_and_rare_ones_are_not(captures):
     model = language_model()
     graphs = captures(model)

@@ -102,8 +102,11 @@ class Autodiff(Protocol):
         On PyTorch neither `torch.compile`, `torch.jit.trace`, `torch.func` nor forward mode does.
         """
 
-    def remat(self, function):
+    def remat(self, function, draws):
         """Returns `function` with rematerialization: it keeps inputs and outputs, and the backward pass recomputes it.
+
+        `draws` tells whether the function may draw from PyTorch's random generator. The recomputation draws the same
+        numbers. A CUDA graph cannot capture that.
 
         TensorFlow: `function` itself when called eagerly.
         """
@@ -129,15 +132,24 @@ class Numerics(Protocol):
         Without gradients, for use inside `custom_gradient`.
         """
 
-    def cross_entropy_gradient(self, logits, logs, targets, factors):
-        """Returns the gradient of `factors` times the cross-entropy for float32 logits `(n, v)`.
+    def cross_entropy_of_rows(self, logits, targets):
+        """Returns `(logs, losses, predicted)` of float32 logits `(n, v)` and the class numbers `targets (n,)`.
 
-        `logs` are the logarithms of the sums of exponentials, `targets` the class numbers, `(n,)` each. PyTorch writes
-        the result into `logits`. Without gradients, for use inside `custom_gradient`.
+        `logs (n,)` are the logarithms of the sums of exponentials, `losses (n,)` the cross-entropies, and `predicted
+        (n,)` int32 the most likely classes. Without gradients, for use inside `custom_gradient`.
+        """
+
+    def cross_entropy_gradient(self, logits, logs, targets, factors, dtype):
+        """Returns the gradient of `factors (n,)` times the losses of `cross_entropy_of_rows`, `(n, v)` in `dtype`.
+
+        PyTorch may overwrite `logits`. Without gradients, for use inside `custom_gradient`.
         """
 
     def rms_norm(self, x, scale, epsilon):
         """Computes `keras.ops.rms_normalization` over the last axis. PyTorch: with its fused function, or in Triton."""
+
+    def swiglu(self, gate, up):
+        """Returns `silu(gate) * up`. PyTorch on a GPU: in Triton, which rounds the result only."""
 
     def grouped_matmul(self, x, bank, counts, transpose_rhs=False):
         """Multiplies rows by the matrix of their group.
@@ -165,6 +177,9 @@ class Numerics(Protocol):
 
     def has_fused_attention(self):
         """Returns whether `keras.ops.dot_product_attention` on a CPU needs memory linear in tokens. PyTorch: True."""
+
+    def unmasked_attention(self, query, key, value, causal):
+        """Returns `keras.ops.dot_product_attention` without a mask, for `(b, t, h, c)` and two of `(b, s, g, c)`."""
 
     def masked_attention(self, query, key, value, mask):
         """Returns `keras.ops.dot_product_attention`, with `mask (b, 1, t, s)` bool.

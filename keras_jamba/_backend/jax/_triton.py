@@ -29,7 +29,7 @@ def lowered_on_gpu(program, backward, inputs, outputs):
     rule = mlir.lower_fun(run, multiple_results=True)
 
     def lower(context, *operands, options, train):
-        with _registers(program.registers):
+        with _registers(program.registers and program.registers[backward]):
             return rule(context, *operands, options=options, train=train)
 
     return "cuda", lower

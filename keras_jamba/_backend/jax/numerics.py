@@ -4,9 +4,12 @@ import jax
 
 from keras_jamba._backend.common.numerics import (  # noqa: F401
     cross_entropy_gradient,
+    cross_entropy_of_rows,
     has_fused_attention,
     masked_attention,
     rms_norm,
+    swiglu,
+    unmasked_attention,
 )
 
 

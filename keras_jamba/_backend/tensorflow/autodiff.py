@@ -24,7 +24,7 @@ def can_trace_custom_gradient():
     return True
 
 
-def remat(function):
+def remat(function, draws):
     # Eager `keras.remat` of Keras 3.15 gives the weights no gradient.
     if tf.executing_eagerly():
         return function

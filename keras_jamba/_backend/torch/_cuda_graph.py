@@ -240,9 +240,7 @@ class _GraphedStep:
     def __call__(self, leaves):
         for place, x in zip(self.inputs, leaves, strict=True):
             if place is not None:
-                x = _tensor(x)
-                # The owner of pinned memory may overwrite it before an asynchronous copy has read it.
-                place.copy_(x, non_blocking=not x.is_pinned())
+                place.copy_(_staged(_tensor(x), place.device), non_blocking=True)
         self.graph.replay()
         logs, updates = self.graph.outputs
         with torch.no_grad():
@@ -272,6 +270,17 @@ def _tensor(x):
         return x
     with keras.device("cpu"):
         return keras.ops.convert_to_tensor(x)
+
+
+def _staged(x, device):
+    """Returns a tensor that an asynchronous copy to `device` may read, although the owner of `x` overwrites it.
+
+    A copy from memory that is not pinned would wait for all earlier work of the device. PyTorch reuses the pinned
+    memory after the copy.
+    """
+    if x.device.type != "cpu" or device.type != "cuda":
+        return x
+    return torch.empty_like(x, pin_memory=True).copy_(x)
 
 
 class _Constants(TorchFunctionMode):

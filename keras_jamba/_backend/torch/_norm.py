@@ -1,11 +1,7 @@
-"""RMSNorm on PyTorch: Triton kernels for many narrow rows, and PyTorch's own function.
+"""RMSNorm on PyTorch: Triton kernels for many rows, and PyTorch's own function.
 
-PyTorch 2.11 sums the gradient of the scale with one program per 32 channels, which leaves most of a GPU idle for narrow
-rows.
+PyTorch 2.11 sums the gradient of the scale with one program per 32 channels, which leaves most of a GPU idle.
 """
-
-import functools
-import logging
 
 import torch
 from torch.nn import functional
@@ -14,13 +10,12 @@ from keras_jamba._backend.torch import _triton
 from keras_jamba._backend.torch._c_kernels import row_step
 from keras_jamba._triton import norm
 
-_logger = logging.getLogger("keras_jamba")
-_LEAST_ROWS, _WIDEST = 2048, 256
+_LEAST_ROWS, _WIDEST = 2048, 8192
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def rms_norm(x, scale, epsilon):
-    if x.is_cuda and _fits_kernels(x, scale) and _kernels_run(x.device):
+    if x.is_cuda and _fits_kernels(x, scale) and _triton.kernels_run(x.device):
         return _RMSNorm.apply(x, scale, epsilon)
     return _library_norm(x, scale, epsilon)
 
@@ -31,7 +26,7 @@ def _library_norm(x, scale, epsilon):
 
 
 def _fits_kernels(x, scale):
-    """Returns whether a norm has many narrow rows, has a gradient, and is neither traced nor transformed."""
+    """Returns whether a norm has many rows, has a gradient, and is neither traced nor transformed."""
     return (
         type(x) is torch.Tensor
         and torch.is_grad_enabled()
@@ -39,25 +34,10 @@ def _fits_kernels(x, scale):
         and x.dtype in _DTYPES
         and x.shape[-1] <= _WIDEST
         and x.numel() >= _LEAST_ROWS * x.shape[-1]
-        and _triton.why_not_triton() is None
         # PyTorch's function returns float32 there.
         and not torch.is_autocast_enabled("cuda")
-        # Function transforms need rules that the class below has not.
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and _triton.can_differentiate()
     )
-
-
-@functools.cache
-def _kernels_run(device):
-    """Returns whether Triton compiles and runs the kernels on a device. It needs a C compiler."""
-    try:
-        x = torch.ones(1, 32, device=device)
-        y, inverse = norm.forward(_triton._gpu(), x, 32, x[0], 1e-6)
-        norm.gradients(_triton._gpu(), y, x, 32, x[0], inverse)
-    except Exception as error:  # compilers fail in many ways
-        _logger.info("Norms run in PyTorch's function, because Triton's failed: %s", error)
-        return False
-    return True
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -72,16 +52,11 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, scale, inverse = ctx.saved_tensors
         # A gradient of this gradient may follow; and a batch of gradients has no storage.
-        if torch.is_grad_enabled() or _is_batched(grad_y):
+        if torch.is_grad_enabled() or _triton.is_batched(grad_y):
             return *_library_gradients(x, scale, ctx.epsilon, grad_y), None
         given = grad_y.contiguous(), *_readable(x, scale), inverse
         grad_x, grad_scale = norm.gradients(_triton._gpu(), *given)
         return grad_x, grad_scale.to(scale.dtype), None
-
-
-def _is_batched(x):
-    """Returns whether `torch.vmap`, or a gradient with `is_grads_batched=True`, runs over x."""
-    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def _library_gradients(x, scale, epsilon, grad_y):

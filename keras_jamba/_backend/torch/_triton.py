@@ -3,13 +3,16 @@
 import contextlib
 import functools
 import importlib.util
+import logging
 import math
 
 import torch
 
 from keras_jamba._backend.torch._c_kernels import Operator, row_step
 from keras_jamba._backend.torch._fx_tracing import is_tracing
-from keras_jamba._triton import Gpu
+from keras_jamba._triton import Gpu, norm
+
+_logger = logging.getLogger("keras_jamba")
 
 
 class LaunchedOperator(Operator):
@@ -110,6 +113,30 @@ def why_not_triton():
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"
     return None
+
+
+def can_differentiate():
+    """Returns whether an `autograd.Function` of kernels has its gradient here: no transform and no tracer is active."""
+    # Function transforms need rules that such classes have not.
+    return why_not_triton() is None and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def is_batched(x):
+    """Returns whether `torch.vmap`, or a gradient with `is_grads_batched=True`, runs over x."""
+    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+@functools.cache
+def kernels_run(device):
+    """Returns whether Triton compiles and runs kernels on a device. It needs a C compiler."""
+    try:
+        x = torch.ones(1, 32, device=device)
+        y, inverse = norm.forward(_gpu(), x, 32, x[0], 1e-6)
+        norm.gradients(_gpu(), y, x, 32, x[0], inverse)
+    except Exception as error:  # compilers fail in many ways
+        _logger.info("PyTorch's functions replace the kernels of Triton, which failed: %s", error)
+        return False
+    return True
 
 
 def launcher():

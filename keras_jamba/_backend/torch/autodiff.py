@@ -55,12 +55,14 @@ def can_trace_custom_gradient():
     return not (needs_static_shapes() or torch.jit.is_tracing() or transformed or forward_mode)
 
 
-def remat(function):
+def remat(function, draws):
     def run(*tensors):
+        # A graph that is captured cannot contain the state of the random generator.
+        restores = draws or not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
         # Early stopping ends the second run with an exception, whose frames keep all results until Python collects
         # garbage.
         with set_checkpoint_early_stop(False):
-            return checkpoint(function, *tensors, use_reentrant=False)
+            return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=restores)
 
     return run
 

@@ -1,9 +1,12 @@
 """Matrix products and norms, on PyTorch."""
 
+import keras
 import torch
 from torch.nn import functional
 
+from keras_jamba._backend.torch._cross_entropy import cross_entropy_gradient, cross_entropy_of_rows  # noqa: F401
 from keras_jamba._backend.torch._norm import rms_norm  # noqa: F401
+from keras_jamba._backend.torch._swiglu import swiglu  # noqa: F401
 
 
 def matmul_in_float32(x, y):
@@ -11,13 +14,11 @@ def matmul_in_float32(x, y):
 
 
 def add_matmul(total, x, y):
-    return total.addmm_(x, y) if x.dtype is total.dtype else total.add_(matmul_in_float32(x, y))
-
-
-def cross_entropy_gradient(logits, logs, targets, factors):
-    grads = logits.sub_(logs[:, None]).exp_()
-    places = targets[:, None].long()
-    return grads.scatter_add_(1, places, -torch.ones_like(places, dtype=grads.dtype)).mul_(factors[:, None])
+    if x.dtype is total.dtype:
+        return total.addmm_(x, y)
+    if x.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):
+        return torch.addmm(total, x, y, out_dtype=torch.float32, out=total)
+    return total.add_(matmul_in_float32(x, y))
 
 
 def grouped_matmul(x, bank, counts, transpose_rhs=False):
@@ -43,6 +44,21 @@ def prefers_grouped_matmul():
 
 def has_fused_attention():
     return True
+
+
+def unmasked_attention(query, key, value, causal):
+    if not query.is_cuda or query.dtype == torch.float32:
+        return keras.ops.dot_product_attention(query, *_repeated(query, key, value), is_causal=causal)
+    # Keras' function insists on FlashAttention 2, and copies keys and values for each head. cuDNN's is faster.
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = key.shape[1] < query.shape[1]
+    outputs = functional.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=grouped)
+    return outputs.transpose(1, 2)
+
+
+def _repeated(query, key, value):
+    """Returns a single key-value head once per head of the queries: Keras' function does so for several only."""
+    return (x.expand(-1, -1, query.shape[2], -1) if x.shape[2] == 1 else x for x in (key, value))
 
 
 def masked_attention(query, key, value, mask):

@@ -28,13 +28,10 @@ def run(query, key, value, causal=False, mask=None):
     """Returns attention over all pairs of tokens; `mask` `(b, t, s)` bool or None. It replaces `causal`."""
     mask = None if mask is None else mask[:, None]
     query, key, value = with_their_queries(query, key, value)
-    if key.shape[2] == 1:
-        # On TensorFlow, keras.ops.dot_product_attention repeats a single key-value head wrongly.
-        key, value = (ops.repeat(x, query.shape[2], axis=2) for x in (key, value))
     dtype = keras.backend.standardize_dtype(query.dtype)
     if dtype == "float16" and _backend.tensors.platform() == "cpu":
         # XLA on a CPU: "The precision 'F16_F16_F32' is not supported by dot_general".
         query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
     if mask is None:
-        return ops.cast(ops.dot_product_attention(query, key, value, is_causal=causal), dtype)
+        return ops.cast(_backend.numerics.unmasked_attention(query, key, value, causal), dtype)
     return ops.cast(_backend.numerics.masked_attention(query, key, value, mask), dtype)
