@@ -136,6 +136,45 @@ def test_a_step_with_documents_reads_no_number_from_the_device():
     assert "aten::_local_scalar_dense" not in {event.name for event in profile.events()}
 
 
+def test_captured_steps_cast_all_weights_together(captures):
+    model = language_model(dtype="mixed_bfloat16")
+    made = []
+    kind = captured.WeightCasts
+    with pytest.MonkeyPatch.context() as patch:
+        cast_all = lambda casts, weights: (kind_cast_all(casts, weights), made.append(dict(casts.made)))  # noqa: E731
+        kind_cast_all = kind.cast_all
+        patch.setattr(kind, "cast_all", cast_all)
+        captures(model)
+        found = trained(model)[0]
+    assert len(made[0]) > 15 and {x.dtype for x in made[0].values()} == {torch.bfloat16}
+    expected = trained(language_model(dtype="mixed_bfloat16"))[0]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-3, atol=1e-4)
+
+
+def test_cast_weights_have_the_gradients_of_single_casts():
+    weights = [torch.randn(3, 4, requires_grad=True), torch.randn(5, requires_grad=True)]
+    unused, twice = torch.randn(2, requires_grad=True), torch.randn(4, requires_grad=True)
+    everything = [*weights, unused, twice]
+
+    def loss():
+        products = [(3 * w.to(torch.bfloat16)).square().sum() for w in [*weights, twice, twice]]
+        return sum(products).float()
+
+    casts = captured.WeightCasts()
+    with casts.recording():
+        expected = torch.autograd.grad(loss(), everything, allow_unused=True)
+    with casts.replaying():
+        casts.cast_all(everything)
+        assert len(casts.made) == 2
+        found = torch.autograd.grad(loss(), everything, allow_unused=True)
+    assert casts.made is None and found[2] is None and expected[2] is None
+    for mine, theirs in zip(found, expected, strict=True):
+        if mine is not None:
+            assert mine.dtype == torch.float32
+            np.testing.assert_array_equal(mine, theirs)
+
+
 def test_frequent_batch_shapes_are_captured_and_rare_ones_are_not(captures):
     model = language_model()
     graphs = captures(model)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from keras_jamba import _keras_internals
+from keras_jamba._backend.torch._weight_casts import WeightCasts
 
 _logger = logging.getLogger("keras_jamba")
 # Steps per kind of input before the capture. They create all objects that are created once.
@@ -80,7 +81,7 @@ class _CapturedStep:
     def __init__(self, model, step):
         self.model, self.step = model, step
         self.seen, self.programs = {}, {}
-        self.constants = _Constants()
+        self.constants, self.casts = _Constants(), WeightCasts()
 
     def __call__(self, data):
         leaves, structure = _pytree.tree_flatten(data[0])
@@ -112,7 +113,13 @@ class _CapturedStep:
         """Runs the warm-up step on a side stream that PyTorch requires before a capture."""
         leaves = [None if x is None else keras.ops.convert_to_tensor(x) for x in leaves]
         data = _pytree.tree_unflatten(leaves, structure)
-        with _side_stream(), _synchronizations() as waits, self.constants.recording(), self._without_old_graphs():
+        with (
+            _side_stream(),
+            _synchronizations() as waits,
+            self.constants.recording(),
+            self._without_old_graphs(),
+            self.casts.recording(),
+        ):
             with _replaced_apply(self.model, lambda apply, *given: _without_sync_debug(apply, *given)):
                 logs = self.step([data])
         if waits:
@@ -123,8 +130,8 @@ class _CapturedStep:
     def _program(self, leaves, structure):
         pool = next((program.graph.pool for program in self.programs.values() if program), None)
         try:
-            with self.constants.replaying(), self._without_old_graphs():
-                return _GraphedStep(self.model, leaves, structure, pool)
+            with self.constants.replaying(), self._without_old_graphs(), self.casts.replaying():
+                return _GraphedStep(self.model, leaves, structure, pool, self.casts.cast_all)
         except Exception as error:
             # The uncaptured step still works. If it does not, it raises its own error.
             _logger.info("Training steps are not captured: %s", error)
@@ -217,13 +224,14 @@ def _replaced_apply(model, instead):
 class _GraphedStep:
     """A captured step for inputs of one kind. Each call copies its inputs into the tensors that the graph reads."""
 
-    def __init__(self, model, leaves, structure, pool):
+    def __init__(self, model, leaves, structure, pool, cast_all):
         self.optimizer, self.weights = model.optimizer, model.weights
         self.places = self._places()
         self.inputs = [None if x is None else keras.ops.convert_to_tensor(x).clone() for x in leaves]
         data = _pytree.tree_unflatten(self.inputs, structure)
 
         def step():
+            cast_all([_keras_internals.stored_tensor(v) for v in model.trainable_variables])
             updates = []
             with _replaced_apply(model, lambda apply, *given: updates.append(given)):
                 return model.train_step(data), updates
