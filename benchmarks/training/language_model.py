@@ -35,7 +35,7 @@ BACKEND = keras.backend.backend()
 POLICY = "mixed_bfloat16"
 TOLERANCE = 1e-4
 # Steps per call, and tokens per packed document on average.
-STEPS, DOCUMENT = 8, 512
+STEPS, DOCUMENT = 16, 512
 LARGE = dict(
     vocab_size=32768,
     hidden_size=768,
@@ -198,7 +198,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-peer", action="store_true", help="time our steps only, and record nothing")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()

@@ -48,7 +48,7 @@ def columns(x):
     return x if isinstance(x, Columns) else Columns(x)
 
 
-def forward(launch, x, kernel, bias=None, initial=None, begins=None, *, silu=True, tile=None):
+def forward(launch, x, kernel, bias=None, initial=None, begins=None, order=None, counts=None, *, silu=True, tile=None):
     """Convolves every channel of `x` with its kernel over the current token and the w - 1 tokens before it.
 
     Args:
@@ -58,6 +58,8 @@ def forward(launch, x, kernel, bias=None, initial=None, begins=None, *, silu=Tru
         bias: `(e,)` float32 or None.
         initial: `(b, w - 1, e)`, the inputs before the first token, or None for zeros.
         begins: `(b, t)` int32 or None: how many of the w - 1 tokens before it each token's window reaches.
+        order, counts: `(b, t)` and `(b,)` int32, or None. The first `counts` tokens of `order` are real, and follow
+            each other in this order, in which `begins` counts as well. The output of the others is zero.
         silu: whether to apply SiLU to the result.
         tile: a `Tile`, or None to choose one.
 
@@ -67,13 +69,15 @@ def forward(launch, x, kernel, bias=None, initial=None, begins=None, *, silu=Tru
     x = columns(x)
     (b, t), (_, e) = x.array.shape[:2], kernel.shape
     tile = tile or tile_for(b, t, kernel.shape, _vector(x.array))
-    constants = _constants(x, kernel, bias, initial, begins, silu, tile)
-    inputs = (x.array, *_inputs(x, kernel, bias, initial, begins))
+    constants = _constants(x, kernel, bias, initial, begins, order, silu, tile)
+    inputs = (x.array, *_inputs(x, kernel, bias, initial, begins, order, counts))
     outputs = [((b, t, e), x.array.dtype)]
     return _launched(launch, "convolution_forward", (b * _tiles(e, tile.block), t), inputs, outputs, constants, tile)[0]
 
 
-def gradients(launch, grad_y, x, kernel, bias=None, initial=None, begins=None, *, silu=True, tile=None):
+def gradients(
+    launch, grad_y, x, kernel, bias=None, initial=None, begins=None, order=None, counts=None, *, silu=True, tile=None
+):
     """Computes the gradients of x `(b, t, e)`, kernel `(w, e)`, bias and initial; the last two may be None.
 
     The gradients of kernel and bias are float32. `grad_y` is `(b, t, e)`; the other arguments are those of `forward`.
@@ -84,8 +88,8 @@ def gradients(launch, grad_y, x, kernel, bias=None, initial=None, begins=None, *
         # Partial sums and gradients double the registers of inputs and weights. 16 bytes per thread would halve the
         # number of threads, and with documents no thread would fit.
         tile = tile_for(b, t, kernel.shape, 4 if k <= 4 else 2)
-    constants = _constants(x, kernel, bias, initial, begins, silu, tile)
-    inputs = (grad_y, x.array, *_inputs(x, kernel, bias, initial, begins))
+    constants = _constants(x, kernel, bias, initial, begins, order, silu, tile)
+    inputs = (grad_y, x.array, *_inputs(x, kernel, bias, initial, begins, order, counts))
     parts = b * _tiles(t, tile.runs * tile.strip)
     outputs = [((b, t, e), x.array.dtype), ((parts, k + 1, e), kernel.dtype)]
     outputs += [((1,), kernel.dtype) if initial is None or k == 1 else (initial.shape, initial.dtype)]
@@ -117,16 +121,18 @@ def _vector(x):
     return 16 // x.dtype.itemsize
 
 
-def _constants(x, kernel, bias, initial, begins, silu, tile):
+def _constants(x, kernel, bias, initial, begins, order, silu, tile):
     k, e = kernel.shape
     constants = dict(length=x.array.shape[1], K=k, CHANNELS=e, ROW=x.step, FIRST=x.first, SILU=silu)
     constants |= dict(BIAS=bias is not None, INITIAL=initial is not None and k > 1, BEGINS=begins is not None)
+    constants |= dict(ORDER=order is not None)
     return constants | dict(RUNS=tile.runs, STRIP=tile.strip, BLOCK=tile.block, COUNT=tile.count)
 
 
-def _inputs(x, kernel, bias, initial, begins):
+def _inputs(x, kernel, bias, initial, begins, order, counts):
+    """Returns the other inputs of a kernel, with the kernel of the convolution in place of None."""
     before = x.array if initial is None or kernel.shape[0] == 1 else initial
-    return kernel, kernel if bias is None else bias, before, kernel if begins is None else begins
+    return kernel, *(kernel if x is None else x for x in (bias, before, begins, order, counts))
 
 
 def _launched(launch, name, sizes, inputs, outputs, constants, tile):
@@ -161,7 +167,7 @@ def _sizes(shapes):
 
 def _arguments(gpu, tensors, options):
     x = Columns(tensors["x"], row=gpu.row(tensors["x"]))
-    given = (x, *(tensors[name] for name in ("kernel", "bias", "initial", "reach")))
+    given = (x, *(tensors[name] for name in ("kernel", "bias", "initial", "reach", "order", "counts")))
     return given, dict(silu=bool(options["silu"]))
 
 
@@ -179,7 +185,7 @@ def _backward(gpu, tensors, options):
 
 CONVOLUTION = Program(
     name="triton_conv",
-    inputs=("x", "kernel", "bias", "initial", "segments", "reach"),
+    inputs=("x", "kernel", "bias", "initial", "mask", "segments", "reach", "order", "counts"),
     differentiable=4,
     outputs=("y",),
     num_residuals=0,

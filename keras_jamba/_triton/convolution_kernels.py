@@ -40,12 +40,39 @@ def _channels(e, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _next(pointer, t, e, length, ROW: tl.constexpr, CHANNELS: tl.constexpr, STRIP: tl.constexpr, COUNT: tl.constexpr):
-    """Loads COUNT tiles of tokens from `t (RUNS,)` on; zeros past the end of the row."""
-    offsets, found = _offsets(e, t.shape[0], STRIP, ROW), ()
+def _at(pointer, order, t, i, e, length, ROW: tl.constexpr, STRIP: tl.constexpr, ORDER: tl.constexpr):
+    """Returns the addresses (RUNS, BLOCK) of the tokens `i` after those of `t (RUNS,)`.
+
+    `pointer` is that of the program's first token. With ORDER it is that of the row, and tokens count in that order.
+    """
+    if ORDER:
+        place = tl.load(order + t + i, mask=(t + i >= 0) & (t + i < length), other=0).to(tl.int64)
+        return pointer + place[:, None] * ROW + e[None, :]
+    else:
+        return pointer + i * ROW + _offsets(e, t.shape[0], STRIP, ROW)
+
+
+@triton.jit
+def _next(
+    pointer,
+    order,
+    t,
+    at,
+    e,
+    end,
+    length,
+    ROW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STRIP: tl.constexpr,
+    COUNT: tl.constexpr,
+    ORDER: tl.constexpr,
+):
+    """Loads COUNT tiles of tokens, the first of which are `at` after `t (RUNS,)`; zeros from token `end` on."""
+    found = ()
     for i in tl.static_range(COUNT):
-        here = (t + i < length)[:, None] & _channels(e, CHANNELS)
-        found = found + (tl.load(pointer + i * ROW + offsets, mask=here, other=0),)
+        here = (t + at + i < end)[:, None] & _channels(e, CHANNELS)
+        place = _at(pointer, order, t, at + i, e, length, ROW, STRIP, ORDER)
+        found = found + (tl.load(place, mask=here, other=0),)
     return found
 
 
@@ -66,23 +93,27 @@ def _reaches(begins, t, length, STRIP: tl.constexpr, COUNT: tl.constexpr, BEGINS
 @triton.jit
 def _before(
     x,
+    order,
     initial,
     b,
     t,
     e,
+    real,
     length,
     K: tl.constexpr,
     ROW: tl.constexpr,
     CHANNELS: tl.constexpr,
     STRIP: tl.constexpr,
     INITIAL: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
     """Loads the K - 1 inputs before each run, the oldest first; before the row those of `initial`, or zeros."""
-    offsets, found = _offsets(e, t.shape[0], STRIP, ROW), ()
+    found = ()
     for i in tl.static_range(K - 1):
         back = K - 1 - i
-        inside = (t >= back) & (t - back < length)
-        row = tl.load(x - back * ROW + offsets, mask=inside[:, None] & _channels(e, CHANNELS), other=0).to(tl.float32)
+        inside = ((t >= back) & (t - back < real))[:, None] & _channels(e, CHANNELS)
+        place = _at(x, order, t, -back, e, length, ROW, STRIP, ORDER)
+        row = tl.load(place, mask=inside, other=0).to(tl.float32)
         if INITIAL:
             # Only for t = 0, because runs are at least K - 1 tokens long.
             place = initial + (b * (K - 1) + i) * CHANNELS + e[None, :] + tl.zeros_like(t)[:, None]
@@ -126,12 +157,21 @@ def _sum(window, weights, shift, K: tl.constexpr):
 
 
 @triton.jit
+def _started(pointer, b, begin, length, ROW: tl.constexpr, ORDER: tl.constexpr):
+    """Returns the pointer of the program's first token; with ORDER that of the row."""
+    first = b * length if ORDER else b * length + begin
+    return pointer + first * ROW
+
+
+@triton.jit
 def convolution_forward(
     x,
     kernel,
     bias,
     initial,
     begins,
+    order,
+    counts,
     y,
     length,
     K: tl.constexpr,
@@ -146,31 +186,38 @@ def convolution_forward(
     BIAS: tl.constexpr,
     INITIAL: tl.constexpr,
     BEGINS: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
     """Computes `y (b, t, e)` from `x (b, t, ROW)`, whose channels begin at FIRST.
 
     `kernel`: (w, e) and `bias`: (e,), float32, with w = K. `initial`: (b, w - 1, e). `begins`: (b, t) int32, how many
-    of the w - 1 tokens before it a token's window reaches.
+    of the w - 1 tokens before it a token's window reaches. With ORDER, tokens count in the `order (b, t)` int32, of
+    which the first `counts (b,)` are real; `y` is zero at the others.
     """
     b, begin, t, e = _place(length, CHANNELS, RUNS, STRIP, BLOCK)
-    x += (b * length + begin) * ROW + FIRST
-    y += (b * length + begin) * CHANNELS
+    x = _started(x + FIRST, b, begin, length, ROW, ORDER)
+    y = _started(y, b, begin, length, CHANNELS, ORDER)
     begins += b * length + begin
-    rows = _next(x, t, e, length, ROW, CHANNELS, STRIP, COUNT)
-    window = _before(x, initial, b, t, e, length, K, ROW, CHANNELS, STRIP, INITIAL)
+    order += b * length
+    real = tl.load(counts + b) if ORDER else length
+    rows = _next(x, order, t, 0, e, real, length, ROW, CHANNELS, STRIP, COUNT, ORDER)
+    window = _before(x, order, initial, b, t, e, real, length, K, ROW, CHANNELS, STRIP, INITIAL, ORDER)
     weights, shift = _weights(kernel, bias, e, K, CHANNELS, BIAS)
-    to = _offsets(e, RUNS, STRIP, CHANNELS)
     for at in range(0, STRIP, COUNT):
         now, far = rows, at + COUNT
-        rows = _next(x + far * ROW, t + far, e, tl.where(far < STRIP, length, 0), ROW, CHANNELS, STRIP, COUNT)
+        end = tl.where(far < STRIP, real, 0)
+        rows = _next(x, order, t, far, e, end, length, ROW, CHANNELS, STRIP, COUNT, ORDER)
         reaches = _reaches(begins + at, t + at, length, STRIP, COUNT, BEGINS)
         for i in tl.static_range(COUNT):
             window = window + (now[i].to(tl.float32),)
             total = _sum(_reached(window, reaches[i], BEGINS, K), weights, shift, K)
             if SILU:
                 total = total * _sigmoid(total)
+            if ORDER:
+                total = tl.where((t + (at + i) < real)[:, None], total, 0.0)
             here = (t + (at + i) < length)[:, None] & _channels(e, CHANNELS)
-            tl.store(y + (at + i) * CHANNELS + to, total.to(y.dtype.element_ty), mask=here)
+            place = _at(y, order, t, at + i, e, length, CHANNELS, STRIP, ORDER)
+            tl.store(place, total.to(y.dtype.element_ty), mask=here)
             window = window[1:]
 
 
@@ -201,6 +248,8 @@ def convolution_backward(
     bias,
     initial,
     begins,
+    order,
+    counts,
     grad_x,
     parts,
     grad_initial,
@@ -217,21 +266,23 @@ def convolution_backward(
     BIAS: tl.constexpr,
     INITIAL: tl.constexpr,
     BEGINS: tl.constexpr,
+    ORDER: tl.constexpr,
 ):
     """Computes `grad_x (b, t, e)`, `grad_initial (b, w - 1, e)` and `parts (programs per channel, w + 1, e)`.
 
     w is K. `parts` holds each program's sums for the gradients of the kernel (w rows) and the bias (the last row).
     """
     b, begin, t, e = _place(length, CHANNELS, RUNS, STRIP, BLOCK)
-    x += (b * length + begin) * ROW + FIRST
-    grad_y += (b * length + begin) * CHANNELS
-    grad_x += (b * length + begin) * CHANNELS
+    x = _started(x + FIRST, b, begin, length, ROW, ORDER)
+    grad_y = _started(grad_y, b, begin, length, CHANNELS, ORDER)
+    grad_x = _started(grad_x, b, begin, length, CHANNELS, ORDER)
     begins += b * length + begin
-    rows = _next(x, t, e, length, ROW, CHANNELS, STRIP, COUNT)
-    grads = _next(grad_y, t, e, length, CHANNELS, CHANNELS, STRIP, COUNT)
-    window = _before(x, initial, b, t, e, length, K, ROW, CHANNELS, STRIP, INITIAL)
+    order += b * length
+    real = tl.load(counts + b) if ORDER else length
+    rows = _next(x, order, t, 0, e, real, length, ROW, CHANNELS, STRIP, COUNT, ORDER)
+    grads = _next(grad_y, order, t, 0, e, real, length, CHANNELS, CHANNELS, STRIP, COUNT, ORDER)
+    window = _before(x, order, initial, b, t, e, real, length, K, ROW, CHANNELS, STRIP, INITIAL, ORDER)
     weights, shift = _weights(kernel, bias, e, K, CHANNELS, BIAS)
-    to = _offsets(e, RUNS, STRIP, CHANNELS)
     sums, due, total = (), (), tl.zeros([RUNS, BLOCK], tl.float32)
     for _ in tl.static_range(K):
         sums = sums + (tl.zeros([RUNS, BLOCK], tl.float32),)
@@ -239,8 +290,8 @@ def convolution_backward(
         due = due + (tl.zeros([RUNS, BLOCK], tl.float32),)
     for at in range(0, STRIP, COUNT):
         now, now_grads, far = rows, grads, at + COUNT
-        rows = _next(x + far * ROW, t + far, e, length, ROW, CHANNELS, STRIP, COUNT)
-        grads = _next(grad_y + far * CHANNELS, t + far, e, length, CHANNELS, CHANNELS, STRIP, COUNT)
+        rows = _next(x, order, t, far, e, real, length, ROW, CHANNELS, STRIP, COUNT, ORDER)
+        grads = _next(grad_y, order, t, far, e, real, length, CHANNELS, CHANNELS, STRIP, COUNT, ORDER)
         reaches = _reaches(begins + at, t + at, length, STRIP, COUNT, BEGINS)
         for i in tl.static_range(COUNT):
             window = window + (now[i].to(tl.float32),)
@@ -254,7 +305,8 @@ def convolution_backward(
             # The gradient of the token K - 1 before, in this run or, before the row, in `initial`.
             place = at + (i - K + 1)
             here = ((t + place < length) & (place >= 0))[:, None] & _channels(e, CHANNELS)
-            tl.store(grad_x + place * CHANNELS + to, due[0].to(grad_x.dtype.element_ty), mask=here)
+            to = _at(grad_x, order, t, place, e, length, CHANNELS, STRIP, ORDER)
+            tl.store(to, due[0].to(grad_x.dtype.element_ty), mask=here)
             if INITIAL and i < K - 1:
                 if at == 0:
                     where = grad_initial + (b * (K - 1) + i) * CHANNELS + e[None, :] + tl.zeros_like(t)[:, None]
@@ -270,7 +322,8 @@ def convolution_backward(
         due = _given(due, weights, grad, reaches[i], K, BEGINS)
         place = STRIP - K + 1 + i
         here = (t + place < length)[:, None] & _channels(e, CHANNELS)
-        tl.store(grad_x + place * CHANNELS + to, due[0].to(grad_x.dtype.element_ty), mask=here)
+        to = _at(grad_x, order, t, place, e, length, CHANNELS, STRIP, ORDER)
+        tl.store(to, due[0].to(grad_x.dtype.element_ty), mask=here)
         window, due = window[1:], due[1:]
     parts += (tl.program_id(0) // tl.cdiv(CHANNELS, BLOCK)).to(tl.int64) * ((K + 1) * CHANNELS)
     for j in tl.static_range(K):

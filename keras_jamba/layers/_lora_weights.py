@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from keras import ops
 
-from keras_jamba import _keras_internals
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import with_decay
 from keras_jamba.ops import _checks
@@ -27,7 +27,7 @@ class LoraWeights(Mixin):
     The class uses `matrices`, `matrix_shape`, `matrix_variable`, `stored_matrix`, `attribute_of` and `assign_float` of
     `QuantizableWeights`.
 
-    A subclass calls `_add_configured_adapters` at the end of `build`. It adds `_lora_product` to a product with a
+    A subclass calls `_add_configured_adapters` at the end of `build`. It calls `_plus_lora` with a product with a
     matrix, or reads `_matrix`.
 
     Reference:
@@ -46,10 +46,12 @@ class LoraWeights(Mixin):
     def _lora_scale(self):
         return self.lora_alpha / self.lora_rank
 
-    def _lora_product(self, x, name, dtype):
-        """Returns `x @ a @ b * scale`, without a product or a gradient of the size of the matrix."""
-        a, b = (ops.cast(self.matrix_variable(name, suffix), dtype) for suffix in ADAPTER)
-        return ops.matmul(ops.matmul(x, a), b) * self._lora_scale()
+    def _plus_lora(self, y, x, name):
+        """Returns `y + x @ a @ b * scale`, without a product or a gradient of the size of the matrix."""
+        a, b = (ops.convert_to_tensor(self.matrix_variable(name, suffix)) for suffix in ADAPTER)
+        # The scale times the narrow matrix, not times all tokens.
+        a, b = ops.cast(a, y.dtype), ops.cast(b * self._lora_scale(), y.dtype)
+        return _backend.numerics.plus_matmul(y, ops.cast(ops.matmul(x, a), y.dtype), b)
 
     def _matrix(self, name):
         """Returns a matrix plus its adapter, a tensor; without an adapter possibly a `QuantizedTensor`."""

@@ -40,7 +40,7 @@ class Projection(EagerFastPath, LoraWeights, QuantizableWeights, keras.layers.De
     def call(self, inputs, training=None):
         y = product(inputs, self.stored_matrix("kernel"))
         if self.lora_enabled:
-            y = y + self._lora_product(inputs, "kernel", y.dtype)
+            y = self._plus_lora(y, inputs, "kernel")
         return y if self.bias is None else y + self.bias
 
     def quantize(self, mode=None, type_check=True, config=None):

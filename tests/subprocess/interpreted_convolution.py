@@ -68,21 +68,32 @@ def check_convolution(b, t, e, k, *, has=(), dtype=torch.float32, activated=True
     name = f"b {b}, t {t}, e {e}, k {k}, {has}, {dtype}, silu {activated}: "
     rng = np.random.default_rng(t)
     x, grad_y = normal(rng, b, t, e, dtype=dtype), normal(rng, b, t, e, dtype=dtype)
+    real = torch.tensor(rng.random((b, t)) < 0.7) if "padding" in has else torch.ones(b, t, dtype=torch.bool)
+    order = torch.argsort(~real, dim=1, stable=True).int()
     kernel, bias, initial = normal(rng, k, e), normal(rng, e), normal(rng, b, k - 1, e, dtype=dtype)
     begins = documents(rng, b, t, k)
     given = dict(
         bias=bias if "bias" in has else None,
         initial=initial if "initial" in has else None,
         begins=begins if "documents" in has else None,
+        order=order if "padding" in has else None,
+        counts=real.sum(1).int() if "padding" in has else None,
     )
+    damaged = x.clone()
+    damaged[~real] = torch.nan
+    x, grad_y = damaged, grad_y.masked_fill(~real[..., None], torch.nan)
     columns = inside_a_wider_array(x, 16, 8) if "wide" in has else x
     y = convolution.forward(launch, columns, kernel, **given, silu=activated, tile=tile)
     found = convolution.gradients(launch, grad_y, columns, kernel, **given, silu=activated, tile=tile)
 
+    x, grad_y = (each.nan_to_num() for each in (x, grad_y))
     exact = [x, kernel, bias if "bias" in has else torch.zeros(e), initial if "initial" in has else 0 * initial]
     exact = [each.to(torch.float64).requires_grad_() for each in exact]
     reaches = begins if "documents" in has else torch.full((b, t), k - 1)
-    expected = reference(*exact, reaches, activated)
+    # The reference runs over the real tokens of each row, in their order.
+    index = order.long()[..., None].expand(-1, -1, e)
+    of_real = reference(exact[0].gather(1, index), *exact[1:], reaches, activated)
+    expected = torch.zeros(b, t, e, dtype=torch.float64).scatter(1, index, of_real) * real[..., None]
     grads = torch.autograd.grad((expected * grad_y).sum(), exact, allow_unused=True)
     rounded = dtype != torch.float32
     assert y.dtype == found[0].dtype == dtype and found[1].dtype == torch.float32
@@ -193,6 +204,10 @@ for k in range(1, 9):
 for dtype in (torch.bfloat16, torch.float16):
     check_convolution(2, 70, 40, 4, has=ALL, dtype=dtype)
     check_convolution(2, 3, 300, 3, has=("bias",), dtype=dtype)
+for t in (1, 5, 70):
+    check_convolution(3, t, 24, 4, has=("padding",), tile=TILE)
+    check_convolution(2, t, 24, 4, has=(*ALL, "padding"), tile=TILE)
+    check_convolution(2, t, 40, 3, has=(*ALL, "padding"), dtype=torch.bfloat16)
 check_convolution(3, 20, 8, 4)
 check_convolution(3, 20, 8, 4, activated=False)
 check_a_view()

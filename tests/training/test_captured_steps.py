@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="JAX 
 if keras.backend.backend() == "torch":
     import torch
 
+    from keras_jamba._backend.torch import _constants as constants
     from keras_jamba._backend.torch import _cuda_graph as captured
 
 
@@ -54,7 +55,8 @@ def captures(monkeypatch):
             monkeypatch.setattr(captured, "_has_gpu", lambda: True)
             monkeypatch.setattr(captured, "_side_stream", lambda: captured.contextlib.nullcontext())
             monkeypatch.setattr(captured, "_synchronizations", lambda: captured.contextlib.nullcontext([]))
-            monkeypatch.setattr(captured, "_without_sync_debug", lambda function, *given: function(*given))
+            for module in (captured, constants):
+                monkeypatch.setattr(module, "without_sync_debug", lambda function, *given: function(*given))
         else:
             real = captured.Graph
             monkeypatch.setattr(captured, "Graph", lambda *given: graphs.append(real(*given)) or graphs[-1])
@@ -108,6 +110,22 @@ def test_checkpointed_steps_are_captured_unless_they_draw_random_numbers(capture
     if not options:
         for mine, theirs in zip(*runs, strict=True):
             np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-4, atol=1e-6)
+
+
+def test_recomputations_of_a_checkpoint_read_the_constants_of_the_step(monkeypatch):
+    monkeypatch.setattr(constants, "without_sync_debug", lambda function, *given: function(*given))
+    mode = constants.Constants()
+    x = torch.ones(3, requires_grad=True)
+    scaled = _backend.autodiff.remat(lambda x: x * torch.as_tensor(2.0), draws=False)
+    with mode.recording():
+        scaled(x)
+    (key,) = mode.found
+    mode.found[key] = torch.tensor(5.0)
+    with mode.replaying():
+        y = scaled(x).sum()
+        # Only the recomputation runs here: its constant is the factor of the gradient.
+        (gradient,) = torch.autograd.grad(y, x)
+    np.testing.assert_array_equal(gradient, [5.0] * 3)
 
 
 def test_packed_steps_are_captured(captures):

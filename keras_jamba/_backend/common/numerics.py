@@ -20,6 +20,10 @@ def rms_norm(x, scale, epsilon):
     return keras.ops.rms_normalization(x, scale, epsilon=epsilon)
 
 
+def plus_matmul(y, x, matrix):
+    return y + keras.ops.matmul(x, matrix)
+
+
 def swiglu(gate, up):
     return keras.ops.silu(gate) * up
 

@@ -145,6 +145,9 @@ class Numerics(Protocol):
         PyTorch may overwrite `logits`. Without gradients, for use inside `custom_gradient`.
         """
 
+    def plus_matmul(self, y, x, matrix):
+        """Returns `y + x @ matrix` for `(..., f)`, `(..., r)` and `(r, f)` of one dtype. PyTorch: in one operation."""
+
     def rms_norm(self, x, scale, epsilon):
         """Computes `keras.ops.rms_normalization` over the last axis. PyTorch: with its fused function, or in Triton."""
 

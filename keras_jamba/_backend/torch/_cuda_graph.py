@@ -6,7 +6,6 @@ the graph: it has few kernels and counts its steps in Python.
 """
 
 import contextlib
-import functools
 import gc
 import logging
 import threading
@@ -15,10 +14,10 @@ import warnings
 import keras
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from keras_jamba import _keras_internals
+from keras_jamba._backend.torch._constants import Constants, without_sync_debug
 from keras_jamba._backend.torch._weight_casts import WeightCasts
 
 _logger = logging.getLogger("keras_jamba")
@@ -26,7 +25,6 @@ _logger = logging.getLogger("keras_jamba")
 _WARMUP_STEPS = 3
 # Methods that a step calls and that may be overridden on the instance.
 _METHODS = ("train_step", "compute_loss", "compute_metrics", "call")
-_HOST_VALUES = (bool, int, float, tuple, list, np.ndarray)
 # Each graph keeps all memory of a step, except the memory pool that graphs share.
 _MAX_GRAPHS = 8
 
@@ -81,7 +79,7 @@ class _CapturedStep:
     def __init__(self, model, step):
         self.model, self.step = model, step
         self.seen, self.programs = {}, {}
-        self.constants, self.casts = _Constants(), WeightCasts()
+        self.constants, self.casts = Constants(), WeightCasts()
 
     def __call__(self, data):
         leaves, structure = _pytree.tree_flatten(data[0])
@@ -120,7 +118,7 @@ class _CapturedStep:
             self._without_old_graphs(),
             self.casts.recording(),
         ):
-            with _replaced_apply(self.model, lambda apply, *given: _without_sync_debug(apply, *given)):
+            with _replaced_apply(self.model, lambda apply, *given: without_sync_debug(apply, *given)):
                 logs = self.step([data])
         if waits:
             _logger.info("Training steps are not captured, because they wait for the device: %s", waits[0])
@@ -196,15 +194,6 @@ def _runs_step_of(owner):
     thread = threading.current_thread()
     # Threads that Python did not start, such as those of PyTorch's autograd, are dummy threads.
     return thread is owner or isinstance(thread, threading._DummyThread)
-
-
-def _without_sync_debug(function, *given):
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("default")
-    try:
-        return function(*given)
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
 
 
 @contextlib.contextmanager
@@ -289,32 +278,3 @@ def _staged(x, device):
     if x.device.type != "cpu" or device.type != "cuda":
         return x
     return torch.empty_like(x, pin_memory=True).copy_(x)
-
-
-class _Constants(TorchFunctionMode):
-    """Constants that a step copies from host to device. The warm-up step caches them for the capture."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.complete = {}, False
-
-    def recording(self):
-        self.complete = False
-        return self
-
-    def replaying(self):
-        self.complete = True
-        return self
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is not torch.as_tensor or not args or not isinstance(args[0], _HOST_VALUES):
-            return function(*args, **kwargs)
-        value = np.asarray(args[0])
-        key = value.shape, str(value.dtype), value.tobytes(), *(str(kwargs.get(name)) for name in ("dtype", "device"))
-        if key not in self.found:
-            if self.complete:
-                return function(*args, **kwargs)
-            self.found[key] = _without_sync_debug(functools.partial(function, *args, **kwargs))
-        # A copy, because the caller may write into it.
-        return self.found[key].clone()

@@ -1,9 +1,12 @@
 """Gradients on PyTorch."""
 
+import contextlib
+
 import torch
 from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from keras_jamba._backend.torch import _constants
 from keras_jamba._backend.torch.tensors import needs_static_shapes
 
 
@@ -62,7 +65,9 @@ def remat(function, draws):
         # Early stopping ends the second run with an exception, whose frames keep all results until Python collects
         # garbage.
         with set_checkpoint_early_stop(False):
-            return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=restores)
+            contexts = lambda: (contextlib.nullcontext(), _constants.in_recomputation())  # noqa: E731
+            given = dict(use_reentrant=False, preserve_rng_state=restores, context_fn=contexts)
+            return checkpoint(function, *tensors, **given)
 
     return run
 

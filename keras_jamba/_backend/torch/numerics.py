@@ -21,6 +21,11 @@ def add_matmul(total, x, y):
     return total.add_(matmul_in_float32(x, y))
 
 
+def plus_matmul(y, x, matrix):
+    rows = lambda each: each.reshape(-1, each.shape[-1])  # noqa: E731
+    return torch.addmm(rows(y), rows(x), matrix).reshape(y.shape)
+
+
 def grouped_matmul(x, bank, counts, transpose_rhs=False):
     return functional.grouped_mm(x, bank.mT if transpose_rhs else bank, offs=_ends(counts))
 

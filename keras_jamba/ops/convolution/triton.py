@@ -5,13 +5,13 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba._triton import convolution as kernels
 from keras_jamba.ops._implementations import in_short_or_single
-from keras_jamba.ops._tokens import compaction, document_numbers, zero_padding
+from keras_jamba.ops._tokens import compaction, document_numbers
 from keras_jamba.ops.convolution import portable
 
 
 def _portable(tensors, options):
-    x, kernel, bias, initial_state, segment_ids, _ = tensors
-    return (portable.run(x, kernel, bias, initial_state, None, segment_ids, silu=bool(options[0])),)
+    x, kernel, bias, initial_state, mask, segment_ids, *_ = tensors
+    return (portable.run(x, kernel, bias, initial_state, mask, segment_ids, silu=bool(options[0])),)
 
 
 _function = _backend.kernels.triton_op(kernels.CONVOLUTION, _portable)
@@ -34,15 +34,15 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     x = in_short_or_single(x)
     initial_state = None if initial_state is None else ops.cast(initial_state, x.dtype)
     kernel, bias = (x if x is None else ops.cast(x, "float32") for x in (kernel, bias))
+    order = counts = None
+    numbers = segment_ids
     if mask is not None:
-        order, rank = compaction(mask)
-        x = ops.take_along_axis(zero_padding(x, mask), order[..., None], axis=1)
-        segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
-    reach = None if segment_ids is None else _reach(document_numbers(segment_ids, None), kernel.shape[0])
-    (y,) = _function((x, kernel, bias, initial_state, segment_ids, reach), (int(silu),))
-    if mask is not None:
-        y = ops.where(mask[..., None], ops.take_along_axis(y, rank[..., None], axis=1), 0.0)
-    return ops.cast(y, dtype)
+        order, _ = compaction(mask)
+        counts = ops.sum(ops.cast(mask, "int32"), axis=1)
+        numbers = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
+    reach = None if numbers is None else _reach(document_numbers(numbers, None), kernel.shape[0])
+    given = (x, kernel, bias, initial_state, mask, segment_ids, reach, order, counts)
+    return ops.cast(_function(given, (int(silu),))[0], dtype)
 
 
 def _reach(numbers, width):
