@@ -146,7 +146,10 @@ class Numerics(Protocol):
         """
 
     def plus_matmul(self, y, x, matrix):
-        """Returns `y + x @ matrix` for `(..., f)`, `(..., r)` and `(r, f)` of one dtype. PyTorch: in one operation."""
+        """Returns `y + x @ matrix` for `(..., f)`, `(..., r)` and `(r, f)` of one dtype.
+
+        PyTorch overwrites `y`, which must be the caller's own.
+        """
 
     def rms_norm(self, x, scale, epsilon):
         """Computes `keras.ops.rms_normalization` over the last axis. PyTorch: with its fused function, or in Triton."""

@@ -60,13 +60,17 @@ def can_trace_custom_gradient():
 
 def remat(function, draws):
     def run(*tensors):
-        # A graph that is captured cannot contain the state of the random generator.
-        restores = draws or not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+        captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if captured and draws:
+            raise RuntimeError(
+                "A CUDA graph cannot restore the state of the random generator. Received: a checkpointed layer that "
+                "draws random numbers. Run its steps without a graph."
+            )
         # Early stopping ends the second run with an exception, whose frames keep all results until Python collects
         # garbage.
         with set_checkpoint_early_stop(False):
             contexts = lambda: (contextlib.nullcontext(), _constants.in_recomputation())  # noqa: E731
-            given = dict(use_reentrant=False, preserve_rng_state=restores, context_fn=contexts)
+            given = dict(use_reentrant=False, preserve_rng_state=not captured, context_fn=contexts)
             return checkpoint(function, *tensors, **given)
 
     return run

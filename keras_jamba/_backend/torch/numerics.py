@@ -23,7 +23,8 @@ def add_matmul(total, x, y):
 
 def plus_matmul(y, x, matrix):
     rows = lambda each: each.reshape(-1, each.shape[-1])  # noqa: E731
-    return torch.addmm(rows(y), rows(x), matrix).reshape(y.shape)
+    # In place, because PyTorch would copy y first.
+    return rows(y).addmm_(rows(x), matrix).reshape(y.shape)
 
 
 def grouped_matmul(x, bank, counts, transpose_rhs=False):
