@@ -10,6 +10,7 @@ import math
 from keras_jamba.estimation._plan import encoder_convolutions
 from keras_jamba.estimation.operations import attends_in_blocks
 from keras_jamba.estimation.parameters import perceptron
+from keras_jamba.ops.cross_entropy import CHUNK_BYTES, tokens_per_chunk
 
 _CHUNK = 16  # tokens between two states that the native scan keeps
 _CACHED_NUMBERS, _LONGEST_CHUNK = 1 << 19, 64  # the chunks of ops/scan/torch_chunks.py
@@ -204,11 +205,18 @@ def final_norm(run, plan):
 
 
 def head(run, plan):
-    """Returns the bytes of the head's input and, for a language model, of float32 logits and their cross-entropy."""
+    """Returns the bytes of the head's input and, for a language model, of float32 logits and their cross-entropy.
+
+    More logits than a chunk are those of a chunk, their gradient, and three numbers per token.
+    """
     if plan.image:
         return 4 * run.b * (plan.d + 2 * plan.image.num_classes)
     words = plan.vocabulary[0]
-    return run.s * plan.d * run.computed + 2 * 4 * run.s * words + _copies(run, plan.d * words)
+    kept = run.s * plan.d * run.computed + _copies(run, plan.d * words)
+    if 4 * run.s * words <= CHUNK_BYTES:
+        return kept + 2 * 4 * run.s * words
+    rows = tokens_per_chunk(run.s, words, run.platform)
+    return kept + rows * words * (4 + run.computed) + 3 * 4 * run.s
 
 
 def embedding(run, plan):

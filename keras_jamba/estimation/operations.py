@@ -12,6 +12,7 @@ from typing import NamedTuple
 from keras_jamba.estimation._plan import encoder_convolutions, ends_residual_block
 from keras_jamba.ops.attention.dense import MOST_PAIRS
 from keras_jamba.ops.attention.fused import FEW_PAIRS
+from keras_jamba.ops.attention.triton import FEW_QUERIES
 
 # Operations per number, forward and backward. SwiGLU includes the product with the other half.
 _SILU, _SWIGLU, _GELU = (4, 6), (5, 8), (4, 8)
@@ -116,7 +117,7 @@ def attended(run, plan):
 
 def attends_in_blocks(run, plan):
     """Returns whether attention with a window is computed in blocks, without the pairs that the window hides."""
-    few = FEW_PAIRS if run.platform == "cpu" else MOST_PAIRS
+    few = FEW_PAIRS if run.platform == "cpu" else FEW_QUERIES**2 if run.scan == "triton" else MOST_PAIRS
     return plan.config["attention_window"] is not None and run.t * run.t > few
 
 

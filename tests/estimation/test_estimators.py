@@ -95,6 +95,15 @@ def test_tied_embeddings_of_a_language_model_count_once():
     assert (plain - bare, tied - bare) == (2 * 100 * 16, 100 * 16)
 
 
+def test_a_large_vocabulary_keeps_the_logits_of_one_chunk():
+    config = dict(d_model=16, num_layers=1, num_heads=4, vocab_size=32768)
+    few, many, more = (model_report(config, context=t).layers[-1].activations for t in (512, 4096, 8192))
+    # Up to 64 MiB of logits and as much of their gradient exist at once.
+    assert few == 512 * (16 * 4 + 2 * 4 * 32768)
+    assert many == 4096 * (16 * 4 + 3 * 4) + 2 * 2**26
+    assert more - many == 4096 * (16 * 4 + 3 * 4)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_counts_equal_those_of_built_language_models(tied):
     model = keras_jamba.JambaCausalLM(50, tie_embeddings=tied, d_model=16, num_layers=2, num_heads=4, eos_token_id=2)

@@ -12,8 +12,9 @@ from checks import close, full, gradient_of, jitted, numpy
 from hypothesis import strategies as st
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.ops import attention_implementations, attention_weights, grouped_query_attention
-from keras_jamba.ops.attention import blocks
+from keras_jamba.ops.attention import _dispatch, blocks, triton
 
 BATCH, TOKENS, KEYS, WIDTH = 2, 21, 29, 4
 # JAX has no float64 by default.
@@ -296,3 +297,14 @@ def test_transforms_of_torch_take_the_form_that_they_support():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         traced = torch.jit.trace(attend, (query,), check_trace=False)
     torch.testing.assert_close(traced(query), attend(query))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="transforms of PyTorch only")
+def test_the_triton_form_refuses_function_transforms(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(_backend.kernels, "why_no_triton", lambda: None)
+    call = _dispatch._Call("gpu", 1, 64, 64, 16, "float32")
+    seen = [triton.why_not(call)]
+    torch.func.grad(lambda x: (seen.append(triton.why_not(call)), x.sum())[1])(torch.ones(2))
+    assert seen == [None, "the tracer does not support custom gradients"]

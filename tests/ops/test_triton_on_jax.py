@@ -130,3 +130,15 @@ def test_the_scan_works_in_shard_map_over_rows_and_channels():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip().endswith("all are equal")
+
+
+def test_a_launch_under_vmap_runs_one_element_after_the_other(monkeypatch):
+    def triton_call(x, y, **given):
+        assert x.shape == (3,)
+        return [x + y]
+
+    monkeypatch.setitem(sys.modules, "jax_triton", type("Module", (), {"triton_call": staticmethod(triton_call)}))
+    x, y = jnp.arange(6.0).reshape(2, 3), jnp.ones(3)
+    run = lambda x: _triton.launch(None, (1,), (x, y), [((3,), "float32")], {})[0]  # noqa: E731
+    np.testing.assert_array_equal(jax.vmap(run)(x), x + 1)
+    np.testing.assert_array_equal(jax.vmap(jax.jit(run))(x), x + 1)

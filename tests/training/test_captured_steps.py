@@ -172,6 +172,21 @@ def test_captured_steps_cast_all_weights_together(captures):
         np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-3, atol=1e-4)
 
 
+def test_casts_of_an_assigned_or_a_checkpointed_weight_are_single():
+    assigned, inside = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    twice = _backend.autodiff.remat(lambda w: 2 * w.to(torch.bfloat16), draws=False)
+    casts = captured.WeightCasts()
+    with casts.recording():
+        assigned.to(torch.bfloat16), twice(inside)
+    with casts.replaying():
+        casts.cast_all([assigned, inside])
+        assert {key[0] for key in casts.made} == {id(assigned)}
+        with torch.no_grad():
+            assigned.add_(2)
+        found = assigned.to(torch.bfloat16).tolist(), twice(inside).tolist()
+    assert found == ([2.0] * 3, [2.0] * 3)
+
+
 def test_cast_weights_have_the_gradients_of_single_casts():
     weights = [torch.randn(3, 4, requires_grad=True), torch.randn(5, requires_grad=True)]
     unused, twice = torch.randn(2, requires_grad=True), torch.randn(4, requires_grad=True)

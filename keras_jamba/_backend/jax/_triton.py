@@ -102,4 +102,6 @@ def launch(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, 
 
     specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
     given = dict(kernel=kernel, out_shape=specs, grid=grid, num_warps=num_warps, num_stages=num_stages)
-    return jax_triton.triton_call(*inputs, **given, zeroed_outputs=tuple(zeroed), **constants)
+    call = functools.partial(jax_triton.triton_call, **given, zeroed_outputs=tuple(zeroed), **constants)
+    # jax-triton has no rule for `vmap`.
+    return jax.custom_batching.sequential_vmap(call)(*inputs)

@@ -79,7 +79,7 @@ class _CapturedStep:
     def __init__(self, model, step):
         self.model, self.step = model, step
         self.seen, self.programs = {}, {}
-        self.constants, self.casts = Constants(), WeightCasts()
+        self.constants, self.casts = Constants(), {}
 
     def __call__(self, data):
         leaves, structure = _pytree.tree_flatten(data[0])
@@ -95,7 +95,7 @@ class _CapturedStep:
             return self.step(data)
         if seen == _WARMUP_STEPS:
             return self._warmed_up(kind, leaves, structure)
-        self.programs[kind] = self._program(leaves, structure)
+        self.programs[kind] = self._program(leaves, structure, self.casts.pop(kind))
         if len(self.programs) > _MAX_GRAPHS:
             del self.programs[next(iter(self.programs))]
         return self(data)
@@ -111,25 +111,27 @@ class _CapturedStep:
         """Runs the warm-up step on a side stream that PyTorch requires before a capture."""
         leaves = [None if x is None else keras.ops.convert_to_tensor(x) for x in leaves]
         data = _pytree.tree_unflatten(leaves, structure)
+        casts = self.casts[kind] = WeightCasts()
         with (
             _side_stream(),
             _synchronizations() as waits,
             self.constants.recording(),
             self._without_old_graphs(),
-            self.casts.recording(),
+            casts.recording(),
         ):
             with _replaced_apply(self.model, lambda apply, *given: without_sync_debug(apply, *given)):
                 logs = self.step([data])
         if waits:
             _logger.info("Training steps are not captured, because they wait for the device: %s", waits[0])
             self.programs[kind] = None
+            del self.casts[kind]
         return logs
 
-    def _program(self, leaves, structure):
+    def _program(self, leaves, structure, casts):
         pool = next((program.graph.pool for program in self.programs.values() if program), None)
         try:
-            with self.constants.replaying(), self._without_old_graphs(), self.casts.replaying():
-                return _GraphedStep(self.model, leaves, structure, pool, self.casts.cast_all)
+            with self.constants.replaying(), self._without_old_graphs(), casts.replaying():
+                return _GraphedStep(self.model, leaves, structure, pool, casts.cast_all)
         except Exception as error:
             # The uncaptured step still works. If it does not, it raises its own error.
             _logger.info("Training steps are not captured: %s", error)

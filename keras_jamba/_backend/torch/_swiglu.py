@@ -11,7 +11,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def swiglu(gate, up):
     if gate.is_cuda and _fits_kernels(gate, up) and _triton.kernels_run(gate.device):
-        return _SwiGLU.apply(gate, up)
+        # Not a view inside the function, whose outputs PyTorch would not let a caller overwrite.
+        return _SwiGLU.apply(gate, up).reshape(up.shape)
     return functional.silu(gate) * up
 
 
@@ -33,14 +34,14 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):
         ctx.save_for_backward(gate, up)
-        return grouped.activation(_triton._gpu(), _rows(up), _rows(gate)).view(up.shape)
+        return grouped.activation(_triton._gpu(), _rows(up), _rows(gate))
 
     @staticmethod
     def backward(ctx, gradient):
         gate, up = ctx.saved_tensors
         # A gradient of this gradient may follow; and a batch of gradients has no storage.
         if torch.is_grad_enabled() or _triton.is_batched(gradient):
-            slope = gate.sigmoid()
+            gradient, slope = gradient.reshape(gate.shape), gate.sigmoid()
             return gradient * up * slope * (1 + gate * (1 - slope)), gradient * gate * slope
         grad_up, grad_gate, *_ = grouped.activation_gradient(_triton._gpu(), *map(_rows, (gradient, up, gate)))
         return grad_gate.view(gate.shape), grad_up.view(up.shape)

@@ -4,19 +4,24 @@ Mixed precision casts each weight where a layer reads it, and casts its gradient
 take longer than the copies. A captured step casts all weights at its beginning, and all gradients at its end.
 """
 
+import threading
+
 import torch
 from torch.overrides import TorchFunctionMode
+
+_current = threading.local()
 
 
 class WeightCasts(TorchFunctionMode):
     """A mode in which `weight.to(dtype)` returns the tensor that `cast_all` has made, for weights cast once per step.
 
-    A warm-up step under `recording()` finds them. The captured step runs under `replaying()`.
+    A warm-up step under `recording()` finds them. The captured step runs under `replaying()`. Weights that a step
+    assigns, and those of checkpointed layers, whose casts should not outlive the layer, are cast one by one.
     """
 
     def __init__(self):
         super().__init__()
-        self.counts, self.made = {}, None
+        self.counts, self.made, self.before = {}, None, []
 
     def recording(self):
         self.counts, self.made = {}, None
@@ -25,7 +30,13 @@ class WeightCasts(TorchFunctionMode):
     def replaying(self):
         return self
 
+    def __enter__(self):
+        self.before.append(getattr(_current, "mode", None))
+        _current.mode = self
+        return super().__enter__()
+
     def __exit__(self, *error):
+        _current.mode = self.before.pop()
         # The captured graph owns these tensors.
         self.made = None
         return super().__exit__(*error)
@@ -39,7 +50,7 @@ class WeightCasts(TorchFunctionMode):
                 by_dtype.setdefault(dtypes[0], []).append(weight)
         for dtype, group in by_dtype.items():
             found = _Casts.apply(dtype, *group)
-            self.made |= {(id(weight), dtype): x for weight, x in zip(group, found, strict=True)}
+            self.made |= {(id(w), dtype, w._version): x for w, x in zip(group, found, strict=True)}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -47,9 +58,17 @@ class WeightCasts(TorchFunctionMode):
             weight, dtype = args
             if self.made is None:
                 self.counts.setdefault(id(weight), []).append(dtype)
-            elif (id(weight), dtype) in self.made:
-                return self.made[id(weight), dtype]
+            elif (id(weight), dtype, weight._version) in self.made:
+                return self.made[id(weight), dtype, weight._version]
         return function(*args, **kwargs)
+
+
+def leave_out(tensors):
+    """Tells the recording mode of this thread, if any, to cast these weights where they are read."""
+    mode = getattr(_current, "mode", None)
+    if mode is not None and mode.made is None:
+        for x in tensors:
+            mode.counts.setdefault(id(x), []).extend([None, None])
 
 
 def _is_cast_of_weight(x, dtype):

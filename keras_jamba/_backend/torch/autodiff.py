@@ -6,7 +6,7 @@ import torch
 from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from keras_jamba._backend.torch import _constants
+from keras_jamba._backend.torch import _constants, _weight_casts
 from keras_jamba._backend.torch.tensors import needs_static_shapes
 
 
@@ -69,6 +69,7 @@ def remat(function, draws):
         # Early stopping ends the second run with an exception, whose frames keep all results until Python collects
         # garbage.
         with set_checkpoint_early_stop(False):
+            _weight_casts.leave_out(tensors)
             contexts = lambda: (contextlib.nullcontext(), _constants.in_recomputation())  # noqa: E731
             given = dict(use_reentrant=False, preserve_rng_state=not captured, context_fn=contexts)
             return checkpoint(function, *tensors, **given)

@@ -16,13 +16,15 @@ def matmul_in_float32(x, y):
 def add_matmul(total, x, y):
     if x.dtype is total.dtype:
         return total.addmm_(x, y)
-    if x.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):
+    if x.is_cuda and x.dtype.itemsize == 2 and hasattr(torch.ops.aten.addmm, "dtype_out"):
         return torch.addmm(total, x, y, out_dtype=torch.float32, out=total)
-    return total.add_(matmul_in_float32(x, y))
+    return total.add_(matmul_in_float32(x, y) if x.dtype.itemsize == 2 else torch.mm(x, y))
 
 
 def plus_matmul(y, x, matrix):
     rows = lambda each: each.reshape(-1, each.shape[-1])  # noqa: E731
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return y + x @ matrix  # a transform may batch any of them
     # In place, because PyTorch would copy y first.
     return rows(y).addmm_(rows(x), matrix).reshape(y.shape)
 
@@ -53,13 +55,19 @@ def has_fused_attention():
 
 
 def unmasked_attention(query, key, value, causal):
-    if not query.is_cuda or query.dtype == torch.float32:
+    if not _has_grouped_attention(query):
         return keras.ops.dot_product_attention(query, *_repeated(query, key, value), is_causal=causal)
     # Keras' function insists on FlashAttention 2, and copies keys and values for each head. cuDNN's is faster.
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     grouped = key.shape[1] < query.shape[1]
     outputs = functional.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=grouped)
     return outputs.transpose(1, 2)
+
+
+def _has_grouped_attention(query):
+    """Returns whether PyTorch has a kernel with grouped heads for a query, not only one for all pairs of tokens."""
+    short = query.dtype in (torch.bfloat16, torch.float16) and query.shape[3] <= 256
+    return query.is_cuda and short and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _repeated(query, key, value):

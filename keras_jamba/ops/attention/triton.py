@@ -14,7 +14,7 @@ from keras_jamba.ops.attention.fused import ONCE
 
 _launcher = _backend.kernels.triton_launcher
 # A program would be mostly empty with fewer queries.
-_FEW_QUERIES = 16
+FEW_QUERIES = 16
 
 
 def why_not(call):
@@ -22,13 +22,15 @@ def why_not(call):
         return "it requires a GPU"
     if reason := _backend.kernels.why_no_triton():
         return reason
+    if not _backend.autodiff.can_trace_custom_gradient():
+        return "the tracer does not support custom gradients"
     if None in (call.batch, call.queries, call.keys) or call.batch == 0:
         return "it requires static shapes and at least one row"
     if call.dtype not in ("bfloat16", "float16", "float32"):
         return f"it supports bfloat16, float16 and float32, not {call.dtype}"
     if call.width > kernels.WIDEST:
         return f"it supports heads of at most {kernels.WIDEST} channels"
-    if call.queries < _FEW_QUERIES and not call.requested:
+    if call.queries < FEW_QUERIES and not call.requested:
         return f"{call.queries} queries are too few"
     return None
 
