@@ -27,12 +27,12 @@ import numpy as np
 
 import keras_jamba
 from benchmarks import measure
-from benchmarks.training.language_model import TINY, without_tf32
+from benchmarks.training.language_model import LARGE, TINY, fitting, without_tf32, write_config
 from keras_jamba import _backend, training
 
 BACKEND = keras.backend.backend()
 RANK, STEPS = 16, 8
-REASONING_3B = dict(
+REASONING_3B = LARGE | dict(
     vocab_size=65536,
     hidden_size=2560,
     intermediate_size=8192,
@@ -43,18 +43,9 @@ REASONING_3B = dict(
     num_experts_per_tok=1,
     attn_layer_period=14,
     attn_layer_offset=6,
-    expert_layer_period=2,
-    expert_layer_offset=1,
-    mamba_d_state=16,
-    mamba_d_conv=4,
-    mamba_expand=2,
     mamba_dt_rank=160,
     tie_word_embeddings=True,
     router_aux_loss_coef=0.0,
-    initializer_range=0.02,
-    pad_token_id=None,
-    bos_token_id=None,
-    eos_token_id=None,
 )
 SMALL = TINY | dict(num_experts=1, num_experts_per_tok=1, router_aux_loss_coef=0.0)
 # The peer's names of the matrices that get adapters.
@@ -86,12 +77,6 @@ def chats(batch, length, folder):
     talks = [talk() for _ in range(1 + batch * length // 300)]
     packed = training.PackedConversations(talks, byte_tokenizer(folder), length, batch, chat_template=TEMPLATE)
     return packed.batch(0)
-
-
-def write_config(folder, config):
-    folder.mkdir()
-    kind = {"model_type": "jamba", "architectures": ["JambaForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(kind | config), encoding="utf-8")
 
 
 def our_model(folder, dtype, **given):
@@ -156,11 +141,7 @@ def our_steps(config, batch, folder):
     write_config(folder / "model", config)
     model = our_model(folder / "model", "bfloat16", load_weights=False)
     model.compile(training.optimizer(model, steps=10000), weighted_metrics=None)
-    inputs, targets, weights = batch
-    repeated = lambda x: np.concatenate([x] * STEPS)  # noqa: E731
-    inputs, given = {name: repeated(x) for name, x in inputs.items()}, dict(batch_size=len(targets), shuffle=False)
-    targets, weights = repeated(targets), repeated(weights)
-    return lambda: model.fit(inputs, targets, sample_weight=weights, verbose=0, **given).history["loss"][0]
+    return fitting(model, *batch, steps=STEPS)
 
 
 def peer_steps(config, batch, folder):

@@ -63,11 +63,16 @@ TINY = LARGE | dict(vocab_size=256, hidden_size=64, intermediate_size=128, num_h
 TINY |= dict(num_attention_heads=4, num_key_value_heads=2)
 
 
-def write_model_folder(folder, config, batch, length):
-    """Writes config.json and tokens.npy, which ours and the peer read."""
+def write_config(folder, config):
+    """Makes a folder with config.json, which ours and the peer read."""
     folder.mkdir()
     kind = {"model_type": "jamba", "architectures": ["JambaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(kind | config), encoding="utf-8")
+
+
+def write_model_folder(folder, config, batch, length):
+    """Writes config.json and tokens.npy, which ours and the peer read."""
+    write_config(folder, config)
     tokens = np.random.default_rng(0).integers(0, config["vocab_size"], (batch, length + 1), "int32")
     np.save(folder / "tokens.npy", tokens)
 
@@ -114,11 +119,11 @@ def step_functions(model, folder):
     return steps | ({"keras-jamba, plain loop": plain_loop(model, inputs, targets)} if BACKEND == "torch" else {})
 
 
-def fitting(model, inputs, targets):
-    """Returns a function that runs STEPS steps of `fit` on one batch and returns the mean loss."""
-    inputs = {name: np.concatenate([x] * STEPS) for name, x in inputs.items()}
-    given = dict(batch_size=len(targets), shuffle=False, verbose=0)
-    targets = np.concatenate([targets] * STEPS)
+def fitting(model, inputs, targets, weights=None, steps=STEPS):
+    """Returns a function that runs steps of `fit` on one batch and returns the mean loss."""
+    repeated = lambda x: None if x is None else np.concatenate([x] * steps)  # noqa: E731
+    given = dict(sample_weight=repeated(weights), batch_size=len(targets), shuffle=False, verbose=0)
+    inputs, targets = {name: repeated(x) for name, x in inputs.items()}, repeated(targets)
     return lambda: model.fit(inputs, targets, **given).history["loss"][0]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import keras_jamba
 from benchmarks import measure
-from benchmarks.training.language_model import LARGE, POLICY
+from benchmarks.training.language_model import LARGE, POLICY, fitting
 from keras_jamba import _backend, training
 from keras_jamba.converters import jamba
 
@@ -63,12 +63,7 @@ def count_of(tokens):
 
 def steps_of(model, document, rows, tokens):
     """Returns the training steps of one call of `fit` as a function without arguments."""
-    inputs, targets = batch_of(document, rows, tokens)
-    count = count_of(tokens)
-    inputs = {name: np.concatenate([x] * count) for name, x in inputs.items()}
-    given = dict(batch_size=rows, shuffle=False, verbose=0)
-    targets = np.concatenate([targets] * count)
-    return lambda: model.fit(inputs, targets, **given)
+    return fitting(model, *batch_of(document, rows, tokens), steps=count_of(tokens))
 
 
 def peak_of(document, rows, tokens):

@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
-import threading
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
+
+from keras_jamba._backend.torch._step_mode import StepMode
 
 _HOST_VALUES = (bool, int, float, tuple, list, np.ndarray)
-_current = threading.local()
 
 
 def without_sync_debug(function, *given):
@@ -26,16 +25,15 @@ def in_recomputation():
 
     PyTorch has no active modes in a backward pass.
     """
-    mode = getattr(_current, "mode", None)
-    return contextlib.nullcontext() if mode is None else mode
+    return Constants.current() or contextlib.nullcontext()
 
 
-class Constants(TorchFunctionMode):
+class Constants(StepMode):
     """Constants that a step copies from host to device. The warm-up step caches them for the capture."""
 
     def __init__(self):
         super().__init__()
-        self.found, self.complete, self.before = {}, False, []
+        self.found, self.complete = {}, False
 
     def recording(self):
         self.complete = False
@@ -44,15 +42,6 @@ class Constants(TorchFunctionMode):
     def replaying(self):
         self.complete = True
         return self
-
-    def __enter__(self):
-        self.before.append(getattr(_current, "mode", None))
-        _current.mode = self
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        _current.mode = self.before.pop()
-        return super().__exit__(*error)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

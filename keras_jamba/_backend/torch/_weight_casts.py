@@ -4,15 +4,12 @@ Mixed precision casts each weight where a layer reads it, and casts its gradient
 take longer than the copies. A captured step casts all weights at its beginning, and all gradients at its end.
 """
 
-import threading
-
 import torch
-from torch.overrides import TorchFunctionMode
 
-_current = threading.local()
+from keras_jamba._backend.torch._step_mode import StepMode
 
 
-class WeightCasts(TorchFunctionMode):
+class WeightCasts(StepMode):
     """A mode in which `weight.to(dtype)` returns the tensor that `cast_all` has made, for weights cast once per step.
 
     A warm-up step under `recording()` finds them. The captured step runs under `replaying()`. Weights that a step
@@ -21,7 +18,7 @@ class WeightCasts(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.counts, self.made, self.before = {}, None, []
+        self.counts, self.made = {}, None
 
     def recording(self):
         self.counts, self.made = {}, None
@@ -30,13 +27,7 @@ class WeightCasts(TorchFunctionMode):
     def replaying(self):
         return self
 
-    def __enter__(self):
-        self.before.append(getattr(_current, "mode", None))
-        _current.mode = self
-        return super().__enter__()
-
     def __exit__(self, *error):
-        _current.mode = self.before.pop()
         # The captured graph owns these tensors.
         self.made = None
         return super().__exit__(*error)
@@ -65,7 +56,7 @@ class WeightCasts(TorchFunctionMode):
 
 def leave_out(tensors):
     """Tells the recording mode of this thread, if any, to cast these weights where they are read."""
-    mode = getattr(_current, "mode", None)
+    mode = WeightCasts.current()
     if mode is not None and mode.made is None:
         for x in tensors:
             mode.counts.setdefault(id(x), []).extend([None, None])
