@@ -11,9 +11,13 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def swiglu(gate, up):
     if gate.is_cuda and _fits_kernels(gate, up) and _triton.kernels_run(gate.device):
-        # Not a view inside the function, whose outputs PyTorch would not let a caller overwrite.
-        return _SwiGLU.apply(gate, up).reshape(up.shape)
+        return _in_kernels(gate, up)
     return functional.silu(gate) * up
+
+
+def _in_kernels(gate, up):
+    # Not a view inside the function, whose outputs PyTorch would not let a caller overwrite.
+    return _SwiGLU.apply(gate, up).reshape(up.shape)
 
 
 def _fits_kernels(gate, up):
