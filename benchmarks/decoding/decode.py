@@ -5,7 +5,8 @@
 The script saves a random Jamba of transformers (8 layers, d 256, 8 experts, 2 per token, 32 M parameters) and loads it.
 Both must choose the same tokens. It then times 64 new tokens at batch 1 and 8 in one interleaved run, including the
 prefill of 16 tokens. Last, it measures the time per token after 1 K, 8 K and 64 K tokens of context, for this model and
-for one with Mamba layers alone. Prints tables and writes results/decode_BACKEND.json.
+for one with Mamba layers alone, and the time in which all cores read the keys and values of so many tokens. Prints
+tables and writes results/decode_BACKEND.json.
 """
 
 import argparse
@@ -93,6 +94,13 @@ def milliseconds_per_token(model, contexts, tokens=32):
     return found
 
 
+def milliseconds_to_read(contexts, rounds=20):
+    """Returns milliseconds by context: the sum of an attention layer's keys and values, with PyTorch's threads."""
+    width = 2 * CONFIG["num_key_value_heads"] * CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
+    functions = {context: torch.randn(context * width).sum for context in contexts}
+    return {context: 1000 * seconds for context, seconds in measure.interleaved(functions, rounds).items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -115,6 +123,7 @@ def main():
     arguments = {k: v for k, v in ours.get_config().items() if k not in ("name", "mamba_ratio", "attention_offset")}
     models = {"Jamba": ours, "Mamba layers alone": keras_jamba.JambaCausalLM(**arguments, mamba_ratio=None)}
     long = [{"model": name} | milliseconds_per_token(model, args.contexts) for name, model in models.items()]
+    long.append({"model": "reading keys and values"} | milliseconds_to_read(args.contexts))
     if args.contexts:
         rows = [{str(k): v if isinstance(v, str) else f"{v:.2f}" for k, v in row.items()} for row in long]
         print(f"\nmilliseconds a token after so many tokens\n\n{measure.table(rows, list(rows[0]))}")

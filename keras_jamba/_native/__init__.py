@@ -169,6 +169,30 @@ EXPERTS = Kernel(
 )
 
 
+def _attention_sizes(shapes):
+    (batch, queries, heads, width), (_, keys, groups, _) = shapes["query"], shapes["key"]
+    return dict(batch=batch, queries=queries, keys=keys, heads=heads, groups=groups, width=width)
+
+
+ATTENTION = Kernel(
+    name="attention",
+    number=6,
+    backward=False,
+    inputs=("query", "key", "value", "positions", "documents", "key_positions", "key_documents", "sinks"),
+    differentiable=3,
+    outputs=("y",),
+    num_residuals=0,
+    options=("causal", "window"),
+    sizes=_attention_sizes,
+    shapes=lambda sizes: [(sizes["batch"], sizes["queries"], sizes["heads"], sizes["width"])],
+    structure=_structure(
+        "batch queries keys heads groups width causal window",
+        "query key value *positions *documents *key_positions *key_documents *sinks y",
+    ),
+    twice_differentiable_with="dense",
+)
+
+
 def _load():
     """Returns the library, or the reason why it cannot be used."""
     if not LIBRARY.exists():
@@ -177,10 +201,10 @@ def _load():
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         return f"its C library cannot be loaded: {error}"
-    numbers = (ctypes.c_int64 * 5)()
+    numbers = (ctypes.c_int64 * 6)()
     if hasattr(loaded, "kj_layout"):
         loaded.kj_layout(numbers)
-    sizes = [ctypes.sizeof(kernel.structure) for kernel in (SCAN, CONVOLUTION, EXPERTS)]
+    sizes = [ctypes.sizeof(kernel.structure) for kernel in (SCAN, CONVOLUTION, EXPERTS, ATTENTION)]
     if list(numbers) != [*sizes, CHUNK, WIDEST]:
         return "its C library is of another version: install the package again"
     loaded.kj_isa_available.argtypes = [ctypes.c_int64]

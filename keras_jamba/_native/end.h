@@ -3,6 +3,7 @@
 #undef vi
 #undef vh
 #undef vfu
+#undef viu
 #undef vhu
 #undef SHUFFLE
 #undef PARTS

@@ -1,9 +1,10 @@
-/* The selective scan and the short convolution of Mamba, and experts, on a CPU: C11, libm and POSIX threads.
+/* The selective scan and the short convolution of Mamba, experts, and attention of a few queries, on a CPU: C11, libm
+ * and POSIX threads.
  *
  * This file holds the choice of an instruction set at run time, and the kernels with their sums over rows.
- * numbers.h, tokens.h and threads.h are common to all sets; vector.h, strips.h, scan.h, scan_step.h, convolution.h and
- * experts.h are included once per set.  There is no global state and every call frees its memory, so calls from several
- * threads are independent. */
+ * numbers.h, tokens.h and threads.h are common to all sets; vector.h, strips.h, scan.h, scan_step.h, convolution.h,
+ * experts.h and attention.h are included once per set; attention_call.h and xla_ffi.h use all of them.  There is no
+ * global state and every call frees its memory, so calls from several threads are independent. */
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HAVE_X86 1
@@ -61,6 +62,20 @@ typedef struct {
   float *partial;
 } kj_plan;
 
+/* Parts of an attention, one per row and split of its keys: for each of `rows` queries and heads its weighted sum of
+ * values, `wide` floats, then their greatest scores, then the sums of their weights. */
+typedef struct {
+  int64_t splits, rows, wide, step;
+  float *parts;
+} kj_spread;
+
+#define KEYS 64 /* per block: SIDE vectors of the widest set */
+
+/* Returns the floats that a task needs: queries, weights of a block, and what is visible. */
+static int64_t attention_floats(const kj_spread *spread, int64_t queries) {
+  return spread->rows * (spread->wide + KEYS) + (queries + 1) * KEYS;
+}
+
 /* ---------------------------------------------------------------- instruction sets */
 
 #define JOIN_(a, b) a##_##b
@@ -75,6 +90,7 @@ typedef struct {
 #include "scan_step.h"
 #include "convolution.h"
 #include "experts.h"
+#include "attention.h"
 #include "end.h"
 
 #if HAVE_X86
@@ -93,6 +109,7 @@ typedef struct {
 #include "scan_step.h"
 #include "convolution.h"
 #include "experts.h"
+#include "attention.h"
 #include "end.h"
 #undef WITH_AVX2
 #if defined(__clang__)
@@ -112,6 +129,7 @@ typedef struct {
 #include "scan_step.h"
 #include "convolution.h"
 #include "experts.h"
+#include "attention.h"
 #include "end.h"
 #undef WITH_AVX512
 #if defined(__clang__)
@@ -130,11 +148,12 @@ typedef struct {
   void (*scan_backward)(const kj_scan *, const kj_task *);
   void (*conv)(const kj_conv *, const kj_task *, int backward);
   void (*experts)(const kj_experts *, const kj_plan *, int64_t, float *);
+  void (*attention)(const kj_attention *, const kj_spread *, int64_t, float *);
 } kj_set;
 
 #define TABLE(set, lanes) \
   {lanes, sizeof(strip_work_##set), scan_rates_##set, scan_forward_##set, scan_step_##set, scan_backward_##set, \
-   conv_##set, experts_##set}
+   conv_##set, experts_##set, attention_##set}
 static const kj_set sets[] = {
     [KJ_PLAIN] = TABLE(plain, 4),
 #if HAVE_X86
@@ -158,7 +177,7 @@ int kj_isa_available(int64_t isa) {
 
 void kj_layout(int64_t *numbers) {
   numbers[0] = sizeof(kj_scan), numbers[1] = sizeof(kj_conv), numbers[2] = sizeof(kj_experts);
-  numbers[3] = CHUNK, numbers[4] = WIDEST;
+  numbers[3] = sizeof(kj_attention), numbers[4] = CHUNK, numbers[5] = WIDEST;
 }
 
 static const kj_set *set_for(int64_t isa) {
@@ -364,4 +383,5 @@ int kj_experts_forward(const kj_experts *call) {
   return error;
 }
 
+#include "attention_call.h"
 #include "xla_ffi.h"

@@ -71,14 +71,30 @@ typedef struct {
   const kj_pool *pool;
 } kj_experts;
 
+/* Attention of a few queries to many keys.  A query sees the keys of its document; with `causal` none at a later
+ * position; and with a `window` above 0 those at a distance below it, and sinks.  One that sees none gives zeros.
+ * Tensors are contiguous: strides are not read. */
+typedef struct {
+  int64_t batch, queries, keys, heads, groups, width, causal, window, threads, isa;
+  kj_tensor query, key, value;                  /* (b, t, h, c), (b, s, g, c), (b, s, g, c) */
+  const int32_t *positions, *documents;         /* (b, t) */
+  const int32_t *key_positions, *key_documents; /* (b, s) */
+  const int32_t *sinks;                         /* (b, s) or NULL; above 0 for sinks */
+  kj_tensor y;                                  /* (b, t, h, c) */
+  kj_parallel parallel;                         /* as above */
+  const kj_pool *pool;
+} kj_attention;
+
 int64_t kj_scan_checkpoints(int64_t batch, int64_t length, int64_t channels, int64_t states);
 int kj_scan_forward(const kj_scan *call);
 int kj_scan_backward(const kj_scan *call);
 int kj_conv_forward(const kj_conv *call);
 int kj_conv_backward(const kj_conv *call);
 int kj_experts_forward(const kj_experts *call);
+int kj_attention_forward(const kj_attention *call);
 int kj_isa_available(int64_t isa);
-/* Five: the sizes of kj_scan, kj_conv and kj_experts in bytes, the tokens of a chunk, the channels of a strip. */
+/* Six: the sizes of kj_scan, kj_conv, kj_experts and kj_attention in bytes, the tokens of a chunk, the channels of a
+ * strip. */
 void kj_layout(int64_t *numbers);
 
 #endif

@@ -15,7 +15,8 @@ static uint32_t float_to_bits(float x) {
 static float half_to_float(uint16_t half) {
   uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
   if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13); /* infinity and NaN */
-  float magnitude = bits_to_float(rest << 13) * 0x1p112f; /* exact, the subnormal ones too */
+  /* Not as a product of subnormal floats, which a thread may flush to zero. */
+  float magnitude = rest < 0x400 ? (float)rest * 0x1p-24f : bits_to_float(rest << 13) * 0x1p112f;
   return bits_to_float(sign | float_to_bits(magnitude));
 }
 

@@ -4,10 +4,12 @@
  * busy-wait for other work, and a call does not wait for a thread that has not begun. */
 typedef struct {
   const kj_set *set;
-  const kj_scan *scan; /* one of the three */
+  const kj_scan *scan; /* one of the four */
   const kj_conv *conv;
   const kj_experts *experts;
   const kj_plan *plan; /* of the experts */
+  const kj_attention *attention;
+  const kj_spread *spread; /* of the attention */
   int backward, step; /* step: a scan of one token, forward */
   int64_t rows, shares, strips, length, tasks;
   int64_t bytes[5]; /* of a thread: work, state, replayed, sums, grad_rates */
@@ -67,6 +69,10 @@ static void clear_unreal(const kj_job *job, const kj_task *task) {
 static void do_task(kj_job *job, kj_task task, int64_t number, char *memory, int32_t *index) {
   if (job->experts) {
     job->set->experts(job->experts, job->plan, number, (float *)memory);
+    return;
+  }
+  if (job->attention) {
+    job->set->attention(job->attention, job->spread, number, (float *)memory);
     return;
   }
   int64_t share = number % job->shares;

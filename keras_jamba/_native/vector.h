@@ -9,12 +9,14 @@ typedef int32_t V(i) __attribute__((vector_size(4 * LANES)));
 typedef uint16_t V(h) __attribute__((vector_size(2 * LANES)));
 /* Unaligned vectors: a caller's arrays need no alignment. */
 typedef float V(fu) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t V(iu) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t V(hu) __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #define vf V(f)
 #define vi V(i)
 #define vh V(h)
 #define vfu V(fu)
+#define viu V(iu)
 #define vhu V(hu)
 
 INLINE vf V(splat)(float x) { return x - (vf){0}; }

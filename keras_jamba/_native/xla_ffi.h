@@ -123,6 +123,7 @@ void *kj_xla(const ffi_call *call) {
     kj_scan scan;
     kj_conv conv;
     kj_experts experts;
+    kj_attention attention;
   } structure = {0};
   const int64_t *layout = ((const ffi_integers *)call->attributes.values[0])->data;
   int64_t function = layout[0], integers = layout[1];
@@ -139,6 +140,9 @@ void *kj_xla(const ffi_call *call) {
   } else if (function < 4) {
     structure.conv.pool = threads;
     error = (function == 3 ? kj_conv_backward : kj_conv_forward)(&structure.conv);
+  } else if (function > 5) {
+    structure.attention.pool = threads;
+    error = kj_attention_forward(&structure.attention);
   } else {
     structure.experts.pool = threads;
     error = kj_experts_forward(&structure.experts);

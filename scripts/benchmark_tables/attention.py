@@ -35,16 +35,18 @@ def attention_cpu():
 
 @table
 def packed_steps():
-    """Time and memory of a packed training step, beside the plain one."""
+    """Time of packed training steps as a multiple of the plain one, and the memory of both."""
     rows = []
     for backend in BACKENDS:
-        for row in read(f"packed_{backend}")["rows"]:
-            size = f"{row['rows']} x {row['tokens']:,}"
-            times = [number(row[f"{kind}, ms"]) for kind in ("plain", "packed")]
-            memory = [f"{row[f'{kind}, MiB']:,}" for kind in ("plain", "packed")]
-            rows.append([TITLES[backend], size, *times, number(row["packed / plain"]), *memory])
-    titles = ["backend", "rows x tokens", "plain, ms", "packed, ms", "packed / plain", "plain, MiB", "packed, MiB"]
-    return markdown(titles, rows)
+        found = {(r["rows"], r["tokens"], r["document"]): r for r in read(f"packed_{backend}")["rows"]}
+        lengths = sorted({document for *_, document in found if document})
+        for count, tokens in dict.fromkeys(key[:2] for key in found):
+            plain, *packed = (found[count, tokens, document] for document in (None, *lengths))
+            row = [TITLES[backend], f"{count} x {tokens:,}", number(plain["ms"])]
+            row += [number(each["packed / plain"]) for each in packed]
+            rows.append(row + [f"{plain['MiB']:,}", *(f"{each['MiB']:,}" for each in packed if "MiB" in each)])
+    documents = [f"{length:,} per document" for length in lengths]
+    return markdown(["backend", "rows x tokens", "plain, ms", *documents, "plain, MiB", "packed, MiB"], rows)
 
 
 @table

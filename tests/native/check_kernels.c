@@ -335,6 +335,41 @@ static void fuzz_experts(void) {
   free((void *)call.weights), free(indices), free(right.data);
 }
 
+static const int32_t *draw_integers(int64_t count, unsigned below) { /* mostly zeros */
+  int32_t *x = malloc(count * sizeof *x);
+  for (int64_t i = 0; i < count; i++) x[i] = random_number(3) ? 0 : random_number(below);
+  return x;
+}
+
+static void fuzz_attention(void) {
+  int64_t b = 1 + random_number(3), t = 1 + random_number(4), s = 1 + random_number(random_number(4) ? 200 : 2000);
+  int64_t g = 1 + random_number(3), h = g * (1 + random_number(3)), c = 1 + random_number(40), dtype = random_number(3);
+  kj_attention call = {.batch = b, .queries = t, .keys = s, .heads = h, .groups = g, .width = c};
+  call.causal = random_number(2), call.window = random_number(2) * random_number(100);
+  call.query = draw(b * t * h * c, h * c, dtype, -2, 2), call.key = draw(b * s * g * c, g * c, dtype, -2, 2);
+  call.value = draw(b * s * g * c, g * c, dtype, -2, 2);
+  call.positions = draw_integers(b * t, s), call.documents = draw_integers(b * t, 2);
+  call.key_positions = draw_integers(b * s, s), call.key_documents = draw_integers(b * s, 2);
+  call.sinks = random_number(2) ? draw_integers(b * s, 2) : NULL;
+  kj_tensor right = blank(b * t * h * c, h * c, dtype);
+  call.threads = 1;
+  call.parallel = random_number(2) ? team : NULL;
+  call.isa = KJ_PLAIN;
+  call.y = right;
+  if (kj_attention_forward(&call)) fail("kj_attention", 1, 0);
+  double bound = dtype == KJ_FLOAT32 ? 1e-5 : dtype == KJ_FLOAT16 ? 1e-3 : 8e-3;
+  for (call.isa = KJ_PLAIN; call.isa <= KJ_AVX512; call.isa++)
+    for (call.threads = 1; call.threads < 5 && kj_isa_available(call.isa); call.threads += 3) {
+      call.y = blank(b * t * h * c, h * c, dtype);
+      if (kj_attention_forward(&call)) fail("kj_attention", 1, 0);
+      compare("attention on another instruction set", call.y, right, b * t * h * c, bound);
+      free(call.y.data);
+    }
+  free(call.query.data), free(call.key.data), free(call.value.data), free(right.data);
+  free((void *)call.positions), free((void *)call.documents), free((void *)call.key_positions);
+  free((void *)call.key_documents), free((void *)call.sinks);
+}
+
 #include "check_isolation.h"
 
 int main(int count, char **arguments) {
@@ -347,11 +382,11 @@ int main(int count, char **arguments) {
 #endif
   check_halves();
   for (int i = 0; i < rounds; i++) {
-    fuzz_scan(), fuzz_conv(), fuzz_experts();
+    fuzz_scan(), fuzz_conv(), fuzz_experts(), fuzz_attention();
     isolate_scan(), isolate_conv();
   }
   if (2 * changed_documents < damaged_documents) fail("documents without a change by damage", changed_documents, 0);
   printf("%d damaged documents, of which %d changed, changed no other\n", damaged_documents, changed_documents);
-  printf("%d random scans, convolutions and experts agree\n", rounds);
+  printf("%d random scans, convolutions, experts and attentions agree\n", rounds);
   return 0;
 }

@@ -16,7 +16,7 @@ from test_scan import NAMES, draw, outputs_and_gradients
 
 import keras_jamba
 from keras_jamba import _native
-from keras_jamba.ops import causal_depthwise_conv, expert_mlp, implementations, selective_scan
+from keras_jamba.ops import causal_depthwise_conv, expert_mlp, grouped_query_attention, implementations, selective_scan
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -73,6 +73,37 @@ def test_experts_of_few_tokens_match_the_oracle_per_instruction_set(instruction_
     expected = oracles.expert_mlp(**{name: x if name == "indices" else single(x) for name, x in given.items()})
     error = np.abs(single(actual) - expected).max() / np.abs(expected).max()
     assert error <= (1e-5 if dtype == "float32" else 4e-3)
+
+
+@pytest.mark.parametrize(
+    "queries, keys, heads, groups, width", [(1, 1, 1, 1, 1), (3, 2500, 6, 2, 20), (2, 130, 4, 4, 64)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_attention_of_few_queries_matches_the_oracle(instruction_set, dtype, queries, keys, heads, groups, width):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: ops.cast(rng.standard_normal(shape), dtype)  # noqa: E731
+    given = [normal(2, queries, heads, width), normal(2, keys, groups, width), normal(2, keys, groups, width)]
+    filled = rng.random((2, keys)) < 0.8
+    filled[:, 64:192] = False  # complete blocks
+    for causal, window in [(False, None), (True, 100)]:
+        options = dict(key_mask=filled, causal=causal, window=window, offset=keys - queries)
+        actual = grouped_query_attention(*given, **options, implementation="native")
+        assert keras.backend.standardize_dtype(actual.dtype) == dtype
+        positions = np.cumsum(filled, axis=1) - filled
+        distance = (keys - queries + np.arange(queries))[None, :, None] - positions[:, None]
+        seen = filled[:, None] & (~causal | (distance >= 0)) & (window is None or np.abs(distance) < (window or 0))
+        single = [numpy(ops.cast(x, "float32")) for x in given]
+        tolerance = {"float32": 1e-5, "bfloat16": 8e-3, "float16": 1e-3}[dtype]
+        close(ops.cast(actual, "float32"), oracles.attention(*single, seen), relative=tolerance, absolute=tolerance)
+
+
+def test_subnormal_queries_of_float16_are_not_zero(instruction_set):
+    query = np.full((1, 1, 1, 4), 5e-5, "float16")
+    key = np.repeat(np.array([6e4, -6e4], "float16"), 4)[None, :, None, None] * np.ones(4, "float16")
+    value = np.repeat(np.array([1, 0], "float16"), 4)[None, :, None, None] * np.ones(4, "float16")
+    found = grouped_query_attention(query, key, value, implementation="native")
+    seen = np.ones((1, 1, 8), bool)
+    close(ops.cast(found, "float32"), oracles.attention(query, key, value, seen), relative=1e-3)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 1e-3), (1, 20)])
@@ -203,7 +234,7 @@ def test_the_kernels_pass_address_and_undefined_behaviour_sanitizers(tmp_path):
     assert built.returncode == 0, built.stderr
     done = subprocess.run([program, "400"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "400 random scans, convolutions and experts agree" in done.stdout
+    assert "400 random scans, convolutions, experts and attentions agree" in done.stdout
 
 
 @full("jax", "tensorflow")

@@ -7,7 +7,7 @@ from checks import numpy
 from keras import ops
 
 import keras_jamba
-from keras_jamba.ops import causal_depthwise_conv, selective_scan
+from keras_jamba.ops import causal_depthwise_conv, expert_mlp, grouped_query_attention, selective_scan
 
 BACKEND = keras.backend.backend()
 on = {name: pytest.mark.skipif(BACKEND != name, reason=f"about {name}") for name in ("jax", "tensorflow", "torch")}
@@ -40,6 +40,35 @@ def test_torch_compiles_the_kernels_and_gradients_into_one_graph():
     (grad,) = torch.autograd.grad(loss, x)
     (expected,) = torch.autograd.grad(squared(again, "portable"), again)
     np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+BANKS = draw(2, 12, 6), draw(2, 6, 12)
+LONG_CACHE = draw(1, 300, 2, 6)
+
+
+@on["torch"]
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: selective_scan(x, x * 0.3, A, x[..., :4], x[..., 4:8], delta_softplus=True),
+        lambda x: causal_depthwise_conv(x, KERNEL, activation="silu"),
+        lambda x: expert_mlp(x[0], ops.ones((3, 1)), ops.zeros((3, 1), "int32"), *BANKS),
+        lambda x: grouped_query_attention(ops.reshape(x, (1, 3, 2, 6)), LONG_CACHE, LONG_CACHE, True, offset=297),
+    ],
+    ids=["scan", "convolution", "experts", "attention"],
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_of_torch_give_the_gradient_of_autograd(function):
+    import torch
+
+    def loss(x):
+        return ops.sum(function(x) ** 2)
+
+    x = draw(1, 3, 12).requires_grad_(True)
+    (expected,) = torch.autograd.grad(loss(x), x)
+    np.testing.assert_allclose(torch.func.grad(loss)(x.detach()), expected, rtol=1e-4, atol=1e-4)
+    rows = torch.stack([x.detach(), -x.detach()])
+    np.testing.assert_allclose(torch.func.vmap(loss)(rows), [loss(row).item() for row in rows], rtol=1e-5)
 
 
 @on["torch"]

@@ -96,6 +96,9 @@ class Autodiff(Protocol):
                 cannot differentiate. PyTorch only: on JAX and TensorFlow dynamic loops raise their own error.
         """
 
+    def is_transformed(self):
+        """Returns whether a transform of `torch.func` runs the caller. The kernels' gradients have no rule for it."""
+
     def can_trace_custom_gradient(self):
         """Returns whether the caller's tracer or transform supports `custom_gradient`.
 

@@ -14,6 +14,10 @@ def custom_gradient(forward, backward, plain=None, has_loops=True, once=None):
     return jax.jit(function)
 
 
+def is_transformed():
+    return False
+
+
 def can_trace_custom_gradient():
     return True
 

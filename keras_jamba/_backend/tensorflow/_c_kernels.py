@@ -62,7 +62,7 @@ def differentiable(kernel, portable):
             def vjp(*grads):
                 if not kernel.backward:
                     with tf.GradientTape() as tape:
-                        tape.watch(present)
+                        tape.watch([x for x in present if x.dtype.is_floating])
                         outputs = portable(arguments, options)
                     return tape.gradient(outputs, present, grads)
                 gradient = lambda *grads: backward(arguments, residuals, grads, options)  # noqa: E731

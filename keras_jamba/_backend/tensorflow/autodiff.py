@@ -20,6 +20,10 @@ def custom_gradient(forward, backward, plain=None, has_loops=True, once=None):
     return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))
 
 
+def is_transformed():
+    return False
+
+
 def can_trace_custom_gradient():
     return True
 

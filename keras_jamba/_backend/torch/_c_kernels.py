@@ -35,7 +35,7 @@ def differentiable(kernel, portable, operator):
         again = torch.is_grad_enabled()  # for second derivatives
         with torch.enable_grad():
             given = [x if x is None or again else x.detach().requires_grad_(x.requires_grad) for x in saved]
-            outputs = portable(given, ctx.options)
+            outputs = portable(given, ctx.options[:-1])  # without `train`
             wanted = [i for i, x in enumerate(given) if x is not None and x.requires_grad]
             found = torch.autograd.grad(outputs, [given[i] for i in wanted], grads, create_graph=again)
         found = dict(zip(wanted, found, strict=True))
@@ -112,7 +112,7 @@ class Operator:
     def _readable(self, name, x):
         """Returns `x` itself if the library can read it, otherwise a contiguous copy."""
         _, with_rows = self.kernel.field(name)
-        return x if with_rows and row_step(x) is not None else x.contiguous()
+        return x if with_rows and x.dim() == 3 and row_step(x) is not None else x.contiguous()
 
 
 @functools.cache

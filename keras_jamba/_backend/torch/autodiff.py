@@ -51,11 +51,15 @@ def custom_gradient(forward, backward, plain=None, has_loops=True, once=None):
     return function
 
 
+def is_transformed():
+    # `torch.compile` cannot trace the question.
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def can_trace_custom_gradient():
     # Functions without `setup_context` support neither torch.func nor forward mode.
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
     forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return not (needs_static_shapes() or torch.jit.is_tracing() or transformed or forward_mode)
+    return not (needs_static_shapes() or torch.jit.is_tracing() or is_transformed() or forward_mode)
 
 
 def remat(function, draws):

@@ -9,11 +9,11 @@ from keras_jamba import _backend
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops._isolation import isolated
 from keras_jamba.ops._sharding import shard_map, with_their_queries
-from keras_jamba.ops.attention import blocks, dense, fused, triton
+from keras_jamba.ops.attention import blocks, dense, fused, native, triton
 from keras_jamba.ops.attention._visibility import Tokens
 
 _FASTEST_FIRST = {
-    "cpu": {"fused": fused, "blocks": blocks, "dense": dense},
+    "cpu": {"fused": fused, "native": native, "blocks": blocks, "dense": dense},
     # `dense` runs few queries. It refuses rows for which it needs gigabytes.
     "gpu": {"fused": fused, "triton": triton, "dense": dense, "blocks": blocks},
     "tpu": {"fused": fused, "blocks": blocks, "dense": dense},

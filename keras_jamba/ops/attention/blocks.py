@@ -16,8 +16,8 @@ from keras_jamba.ops.attention._visibility import Rule, Tokens
 from keras_jamba.ops.attention.fused import FEW_PAIRS, ONCE
 
 _LOW = -1e30  # below all scores; a difference of two is finite
-# Tokens per block of queries and of keys.
-_QUERIES, _KEYS = 256, 256
+# Tokens per block of queries, of keys, and of keys for a few queries.
+_QUERIES, _KEYS, _KEYS_OF_FEW = 256, 256, 1024
 # Steps of generation read long caches in blocks, unless each block launches operations.
 _FEW_QUERIES, _LONG_CACHE = 16, 2048 if _backend.compilation.has_jit() else float("inf")
 
@@ -51,7 +51,8 @@ def reach(rule, of_query, of_key):
 def _prepared(rule, of_query, of_key):
     """Returns `(blocks, tokens, (added, added_keys))`: the `Tokens` after as many that complete the last blocks."""
     t, s = of_query.positions.shape[1], of_key.positions.shape[1]
-    blocks = Blocks(rule, min(_QUERIES, _rounded(t)), min(_KEYS, _rounded(s)), of_key.sinks is not None)
+    keys = _KEYS if t > _FEW_QUERIES else _KEYS_OF_FEW
+    blocks = Blocks(rule, min(_QUERIES, _rounded(t)), min(keys, _rounded(s)), of_key.sinks is not None)
     added = -t % blocks.query_size, -s % blocks.key_size
     tokens = _visibility.padded(of_query, added[0], is_key=False), _visibility.padded(of_key, added[1], is_key=True)
     return blocks, tokens, added

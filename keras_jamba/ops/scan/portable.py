@@ -12,6 +12,8 @@ else:
 def why_not(call):
     if _backend.tensors.is_traced_by_torchscript():
         return "a TorchScript trace of it, which torch.onnx also uses, loses the state"
+    if _backend.autodiff.is_transformed():
+        return "it does not support torch.func"
     return None
 
 
