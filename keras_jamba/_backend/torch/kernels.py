@@ -15,11 +15,11 @@ def why_no_c_kernel(shape):
         return "an exported graph must run without the C library"
     if is_tracing() and len(shape) == 3 and shape[1] == 1:
         return "a traced decoding step of one token uses PyTorch's own operations"
-    if autodiff.is_transformed():
-        return "it does not support torch.func"
     # Without a rule, PyTorch would return a zero forward-mode derivative.
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"
+    if autodiff.is_transformed():
+        return "it does not support torch.func"
     return None
 
 

@@ -12,6 +12,7 @@ from keras_jamba.ops._sharding import shard_map, with_their_queries
 from keras_jamba.ops.attention import blocks, dense, fused, native, triton
 from keras_jamba.ops.attention._visibility import Tokens
 
+_FARTHEST = 2**31 - 1  # distances are int32
 _FASTEST_FIRST = {
     "cpu": {"fused": fused, "native": native, "blocks": blocks, "dense": dense},
     # `dense` runs few queries. It refuses rows for which it needs gigabytes.
@@ -62,6 +63,8 @@ def attention(query, key, value, rule, tokens, *, plain=False, isolate=False, re
     Returns:
         `(b, t, h, c)` in the dtype of `query`.
     """
+    if rule.window is not None:
+        rule = rule._replace(window=min(int(rule.window), _FARTHEST))
     requested = requested or os.environ.get("KERAS_JAMBA_ATTENTION") or None
     platform, dtype = _backend.tensors.platform(query), keras.backend.standardize_dtype(query.dtype)
     # Symbolic sizes count as unknown: a comparison would fix them.

@@ -11,7 +11,6 @@ from keras_jamba.ops.attention._visibility import Rule, Tokens
 FEW_QUERIES, FEWEST_KEYS = 16, 256
 # Memory grows with queries times threads.
 MOST_QUERIES, WIDEST = 256, 256
-_FARTHEST = 2**31 - 1
 reach = dense.reach
 
 
@@ -34,8 +33,7 @@ def why_not(call):
 def run(query, key, value, rule, of_query, of_key):
     tensors = [in_short_or_single(x) for x in (query, key, value)]
     tokens = [None if x is None else ops.cast(x, "int32") for x in (*of_query[:2], *of_key)]
-    window = 0 if rule.window is None else min(int(rule.window), _FARTHEST)
-    (y,) = _function((*tensors, *tokens), (int(rule.causal), window))
+    (y,) = _function((*tensors, *tokens), (int(rule.causal), rule.window or 0))
     return ops.cast(y, query.dtype)
 
 
