@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops, quantizers
 
 from keras_jamba._typing import Tensor
+from keras_jamba.ops._repeat import repeated
 
 # Rows of an int4 matrix that share a scale.
 GROUP = 64
@@ -80,7 +81,7 @@ def dequantized(x, dtype):
     if x.zero is None:
         return ops.cast(ops.cast(x.values, "float32") / x.scale[..., None, :], dtype)
     rows = x.values.shape[-2]
-    spread = lambda y: ops.repeat(ops.cast(y, "float32"), GROUP, axis=-2)[..., :rows, :]  # noqa: E731
+    spread = lambda y: repeated(ops.cast(y, "float32"), GROUP, axis=-2)[..., :rows, :]  # noqa: E731
     values = ops.cast(_unpacked(x.values, x.scale.shape[-1]), "float32")
     return ops.cast((values - spread(x.zero)) * spread(x.scale), dtype)
 

@@ -1,5 +1,6 @@
 """Attention of documents, padding, windows, sinks, offsets and grouped heads, against float64 NumPy."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -14,7 +15,7 @@ from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.ops import attention_implementations, attention_weights, grouped_query_attention
-from keras_jamba.ops.attention import _dispatch, blocks, dense, native, triton
+from keras_jamba.ops.attention import _dispatch, blocks, dense, native, split_keys, triton
 
 BATCH, TOKENS, KEYS, WIDTH = 2, 21, 29, 4
 # JAX has no float64 by default.
@@ -170,7 +171,7 @@ def test_attention_keeps_the_dtype_of_the_query(form, dtype, tolerance):
     documents = np.repeat([[0, 1, 2]], TOKENS // 3, axis=1).repeat(BATCH, axis=0).astype("int32")
     given = [ops.cast(x, dtype) for x in qkv]
     run = jitted(lambda *qkv: grouped_query_attention(*qkv, True, segment_ids=documents, implementation=form))
-    if form in ("native", "triton") and dtype == "float64":
+    if form in ("native", "split_keys", "triton") and dtype == "float64":
         with pytest.raises(ValueError, match="supports bfloat16, float16 and float32, not float64"):
             run(*given)
         return
@@ -201,6 +202,34 @@ def test_few_queries_to_many_keys_run_in_the_c_library(queries, keys, name, monk
     query, key = np.ones((1, queries, 2, 8), "float32"), np.ones((1, keys, 1, 8), "float32")
     grouped_query_attention(query, key, key, offset=keys - queries, causal=True)
     assert ran[0] is {"native": native, "dense": dense}[name]
+
+
+@pytest.mark.parametrize("queries, keys, name", [(1, 300, "split_keys"), (16, 300, "split_keys"), (17, 300, "triton")])
+def test_few_queries_to_many_keys_split_the_keys_on_a_gpu(queries, keys, name, monkeypatch):
+    monkeypatch.setattr(_backend.kernels, "why_no_triton", lambda: None)
+    monkeypatch.setattr(_backend.kernels, "why_no_triton_op", lambda shape: None)
+    call = _dispatch._Call("gpu", 2, queries, keys, 16, "bfloat16")
+    able = [form for form, module in _dispatch._FASTEST_FIRST["gpu"].items() if module.why_not(call) is None]
+    assert able[0] == name
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        (dict(queries=None), "the number of tokens is unknown"),
+        (dict(queries=17), "17 queries are too many"),
+        (dict(queries=257, requested=True), "257 queries are too many"),
+        (dict(keys=255), "255 keys are too few"),
+        (dict(keys=0, requested=True), "at least one query and one key"),
+        (dict(batch=None), "it requires static shapes"),
+        (dict(width=257), "heads of at most 256 channels"),
+        (dict(dtype="float64"), "not float64"),
+        (dict(platform="cpu"), "it requires a GPU"),
+    ],
+)
+def test_split_keys_says_why_it_cannot_run(changes, reason):
+    call = dataclasses.replace(_dispatch._Call("gpu", 2, 1, 300, 16, "bfloat16"), **changes)
+    assert reason in split_keys.why_not(call)
 
 
 @pytest.mark.parametrize("window", [2**32, np.int64(2**40)])

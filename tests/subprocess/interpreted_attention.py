@@ -15,8 +15,9 @@ import oracles  # noqa: E402
 from triton_on_cpu import launch  # noqa: E402
 
 from keras_jamba._triton import Gpu, attention  # noqa: E402
+from keras_jamba._triton import split_keys as split_keys_launches  # noqa: E402
 from keras_jamba.ops._isolation import isolated  # noqa: E402
-from keras_jamba.ops.attention import _visibility, dense, triton  # noqa: E402
+from keras_jamba.ops.attention import _visibility, dense, split_keys, triton  # noqa: E402
 from keras_jamba.ops.attention._visibility import Rule, keys, queries  # noqa: E402
 
 attention.tile = lambda width, dtype: attention.Tile(16, 32, 1)
@@ -63,6 +64,35 @@ def check(seed, tokens, heads, groups, width, causal, window, sinks, dtype=torch
     for name, a, e in zip(("query", "key", "value"), found, expected, strict=True):
         assert a.dtype == dtype
         close(a, e, name, tolerance)
+
+
+def check_few(seed, tokens, heads, groups, width, window, sinks, capacity, queries_of=3, dtype=torch.float32):
+    """Compares the last queries of each row, after a cache with empty slots, with float64."""
+    rng = np.random.default_rng(seed)
+    query, key, value = (
+        torch.tensor(rng.standard_normal((2, n, each, width))).to(dtype)
+        for n, each in ((queries_of, heads), (capacity, groups), (capacity, groups))
+    )
+    lengths = np.array([tokens, tokens // 2])
+    slots = np.broadcast_to(np.arange(capacity), (2, capacity))
+    # Every slot that no query sees holds NaN.
+    real = slots < lengths[:, None]
+    places = lengths[:, None] - queries_of + np.arange(queries_of)
+    seen = real[:, None] & (slots[:, None] <= places[..., None])
+    if window is not None:
+        seen &= (places[..., None] - slots[:, None] < window) | (slots[:, None] < sinks)
+    hidden = torch.tensor(~seen.any(1))[:, :, None, None]
+    key, value = (torch.where(hidden, torch.nan, x) for x in (key, value))
+    as_tensor = lambda x: torch.tensor(np.ascontiguousarray(x), dtype=torch.int32)  # noqa: E731
+    zeros = lambda x: torch.zeros(x.shape, dtype=torch.int32)  # noqa: E731
+    of_query = queries(as_tensor(places), zeros(places), torch.tensor(np.arange(queries_of) >= 0).expand(2, -1))
+    exempt = as_tensor(slots) < sinks if sinks else None
+    of_key = keys(as_tensor(slots), zeros(slots), torch.tensor(real), exempt)
+    with torch.no_grad():
+        outputs = split_keys.run(query, key, value, Rule(True, window), of_query, of_key)
+    arrays = [x.nan_to_num().to(torch.float64).numpy() for x in (query, key, value)]
+    assert outputs.dtype == dtype
+    close(outputs, oracles.attention(*arrays, seen), "few queries", 1e-5 if dtype == torch.float32 else 3e-3)
 
 
 def check_damage(seed, damaged, window, sinks, value):
@@ -114,4 +144,12 @@ for heads, groups in ((4, 2), (6, 1), (2, 2)):
     check(6, 50, heads, groups, 8, True, 7, 3)
     check(7, 20, heads, groups, 16, True, None, 0, torch.float16)
 check_damage(8, ("query", "value"), None, 0, np.nan)
+for seed, (heads, groups, width) in enumerate(((4, 2, 8), (3, 1, 24), (2, 2, 40))):
+    for window, sinks in ((None, 0), (60, 0), (60, 3)):
+        check_few(seed, 300, heads, groups, width, window, sinks, 420)
+        check_few(seed, 100, heads, groups, width, window, sinks, 100, queries_of=1, dtype=torch.float16)
+# More pairs of a query and a head than a program has rows, and a range per program.
+check_few(9, 200, 20, 1, 16, None, 0, 200, queries_of=16)
+split_keys_launches._PROGRAMS = 0
+check_few(10, 200, 4, 2, 16, 90, 2, 200)
 print("all are equal")

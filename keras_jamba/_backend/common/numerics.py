@@ -42,4 +42,5 @@ def masked_attention(query, key, value, mask):
 
 def _repeated(query, key, value):
     # On TensorFlow, keras.ops.dot_product_attention repeats a single key-value head wrongly.
-    return (keras.ops.repeat(x, query.shape[2], axis=2) if x.shape[2] == 1 else x for x in (key, value))
+    shape = (*keras.ops.shape(key)[:2], query.shape[2], key.shape[3])
+    return (keras.ops.broadcast_to(x, shape) if x.shape[2] == 1 else x for x in (key, value))

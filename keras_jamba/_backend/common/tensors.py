@@ -5,6 +5,10 @@ def is_traced_by_torchscript():
     return False
 
 
+def has_values(x):
+    return True
+
+
 def can_log():
     return True
 

@@ -11,6 +11,12 @@ class Tensors(Protocol):
         while JAX or TensorFlow traces, and for a meta tensor of PyTorch.
         """
 
+    def has_values(self, x):
+        """Returns whether `x` has values, now or when a graph runs. PyTorch: False on the meta device.
+
+        Keras infers shapes on it. Code that reads values fails there, and Keras would then run the complete model.
+        """
+
     def concrete_numpy(self, x):
         """Returns the values of a tensor as a NumPy array, or None if reading them would wait for a device.
 

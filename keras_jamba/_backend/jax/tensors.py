@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from keras_jamba._backend.common.tensors import can_log, ensure_shape, is_traced_by_torchscript  # noqa: F401
+from keras_jamba._backend.common.tensors import can_log, ensure_shape, has_values, is_traced_by_torchscript  # noqa: F401
 from keras_jamba._backend.common.unavailable import refuse
 
 

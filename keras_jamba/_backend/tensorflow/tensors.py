@@ -6,7 +6,7 @@ import tensorflow as tf
 # No public function of TensorFlow tells whether XLA will compile the graph being traced.
 from tensorflow.python.ops import control_flow_util
 
-from keras_jamba._backend.common.tensors import can_log, is_traced_by_torchscript  # noqa: F401
+from keras_jamba._backend.common.tensors import can_log, has_values, is_traced_by_torchscript  # noqa: F401
 
 
 def platform(x=None):

@@ -12,6 +12,10 @@ def platform(x=None):
     return "gpu" if torch.cuda.is_available() else "cpu"
 
 
+def has_values(x):
+    return x.device.type != "meta"
+
+
 def concrete_numpy(x):
     traced = needs_static_shapes() or torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(x)
     if x.device.type != "cpu" or traced:

@@ -4,19 +4,20 @@ import dataclasses
 import os
 
 import keras
+from keras import ops
 
 from keras_jamba import _backend
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops._isolation import isolated
 from keras_jamba.ops._sharding import shard_map, with_their_queries
-from keras_jamba.ops.attention import blocks, dense, fused, native, triton
+from keras_jamba.ops.attention import blocks, dense, fused, native, split_keys, triton
 from keras_jamba.ops.attention._visibility import Tokens
 
 _FARTHEST = 2**31 - 1  # distances are int32
 _FASTEST_FIRST = {
     "cpu": {"fused": fused, "native": native, "blocks": blocks, "dense": dense},
     # `dense` runs few queries. It refuses rows for which it needs gigabytes.
-    "gpu": {"fused": fused, "triton": triton, "dense": dense, "blocks": blocks},
+    "gpu": {"fused": fused, "split_keys": split_keys, "triton": triton, "dense": dense, "blocks": blocks},
     "tpu": {"fused": fused, "blocks": blocks, "dense": dense},
 }
 
@@ -74,6 +75,8 @@ def attention(query, key, value, rule, tokens, *, plain=False, isolate=False, re
     if requested is None and all(module.why_not(call) for module in table.values()):
         call, requested = dataclasses.replace(call, requested=True), "dense"  # it needs memory, but can always run
     chosen = choose("grouped_query_attention", table, requested, call)
+    if not _backend.tensors.has_values(query):
+        return ops.zeros_like(query)
     if chosen is fused:
         return fused.run(query, key, value, rule.causal)
     of_query, of_key = (_with_lengths(*each) for each in zip(tokens(), (query, key), strict=True))

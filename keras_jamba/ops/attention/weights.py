@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_jamba._typing import Tensor
 from keras_jamba.ops import _checks
+from keras_jamba.ops._repeat import repeated
 
 
 def attention_weights(
@@ -34,7 +35,7 @@ def attention_weights(
     _checks.check_shapes(tensors, {"query": "bthc", "key": "btgc"})
     query, key = (ops.cast(x, "float32") for x in tensors.values())
     check_heads(query, key)
-    key = ops.repeat(key, query.shape[2] // key.shape[2], axis=2)
+    key = repeated(key, query.shape[2] // key.shape[2], axis=2)
     scores = ops.einsum("bthc,bshc->bhts", query, key) / query.shape[3] ** 0.5
     places = ops.arange(ops.shape(query)[1], dtype="int32")
     distance = places[:, None] - places[None, :]

@@ -5,6 +5,7 @@ On a CPU, the grouped convolutions of the three backends cost up to two more tra
 
 from keras import ops
 
+from keras_jamba.ops._repeat import repeated
 from keras_jamba.ops._tokens import compaction, document_numbers, zero_padding
 
 
@@ -39,7 +40,7 @@ def _shifted_sum(window, kernel, numbers):
     length = ops.shape(window)[1] - (width - 1)
     if numbers is not None:
         # The tokens before the row belong to its first document.
-        before = ops.repeat(numbers[:, :1], width - 1, axis=1)
+        before = repeated(numbers[:, :1], width - 1, axis=1)
         documents = ops.concatenate([before, numbers], axis=1)
     y = kernel[-1] * window[:, width - 1 :]
     for i in range(width - 1):

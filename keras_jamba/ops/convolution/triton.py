@@ -5,6 +5,7 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba._triton import convolution as kernels
 from keras_jamba.ops._implementations import in_short_or_single
+from keras_jamba.ops._repeat import repeated
 from keras_jamba.ops._tokens import compaction, document_numbers
 from keras_jamba.ops.convolution import portable
 
@@ -51,7 +52,7 @@ def _reach(numbers, width):
     The tokens before the row belong to its first document.
     """
     length = numbers.shape[1]
-    before = ops.repeat(numbers[:, :1], width - 1, axis=1)
+    before = repeated(numbers[:, :1], width - 1, axis=1)
     documents = ops.concatenate([before, numbers], axis=1)
     same = [ops.equal(documents[:, i : i + length], numbers) for i in range(width - 1)]
     return sum((ops.cast(x, "int32") for x in same), ops.zeros_like(numbers))

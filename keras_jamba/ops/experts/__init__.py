@@ -132,6 +132,8 @@ def expert_mlp(
 
 def _chosen(table, implementation, call, tensors, indices, limits):
     chosen = choose("expert_mlp", table, implementation, call)
+    if not (limits or _backend.tensors.has_values(tensors["tokens"])):
+        return ops.zeros_like(tensors["tokens"])
     if chosen not in _READS_QUANTIZED:
         quantized = {name for name, x in tensors.items() if isinstance(x, QuantizedTensor)}
         tensors = tensors | {name: dequantized(tensors[name], tensors["tokens"].dtype) for name in quantized}

@@ -7,6 +7,7 @@ shape depends on the routing.
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba.ops._repeat import repeated
 from keras_jamba.ops.experts._moving import moved
 from keras_jamba.ops.experts.dense import FEW, activation
 from keras_jamba.ops.quantization import QuantizedTensor, picked
@@ -45,8 +46,7 @@ def through_blocks(perceptrons, size, tokens, weights, indices, experts):
     """
     k, d = indices.shape[1], tokens.shape[1]
     to_slot, to_assignment, expert_of_block, used = _layout(indices, experts, size)
-    repeated = ops.reshape(ops.repeat(tokens[:, None], k, axis=1), (-1, d))
-    x = ops.reshape(moved(repeated, to_assignment, to_slot), (-1, size, d))
+    x = ops.reshape(moved(repeated(tokens, k), to_assignment, to_slot), (-1, size, d))
     y = ops.reshape(perceptrons(x, expert_of_block, used), (-1, d))
     y = ops.reshape(moved(y, to_slot, to_assignment), (-1, k, d))
     return ops.sum(y * ops.cast(weights, y.dtype)[..., None], axis=1)
@@ -92,7 +92,7 @@ def _layout(indices, experts, size):
     block = ops.arange(most, dtype="int32")
     expert_of_block = ops.sum(ops.cast(block[:, None] >= block_end[None], "int32"), axis=1)
     expert_of_block = ops.minimum(expert_of_block, experts - 1)
-    expert_of_row = ops.repeat(expert_of_block, size)
+    expert_of_row = repeated(expert_of_block, size)
     to_slot = ops.where(expert < experts, to_slot, most * size)
     place = ops.arange(most * size, dtype="int32") - ops.take(first_row, expert_of_row)
     occupied = place < ops.take(counts, expert_of_row)
