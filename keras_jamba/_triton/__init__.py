@@ -43,14 +43,14 @@ class Program(Signature):
     Attributes:
         forward: `(gpu, tensors, options, train)`, with tensors and options by name. Returns the outputs, None for an
             omitted one.
-        backward: `(gpu, tensors, options)`. Returns the gradients in the order of the inputs, None for an input that
-            is None. The tensors are the inputs, the residuals, and the gradients of the other outputs as `grad_` and
-            the output's name.
+        backward: `(gpu, tensors, options)`, or None if the portable form gives the gradient. Returns the gradients in
+            the order of the inputs, None for an input that is None. The tensors are the inputs, the residuals, and the
+            gradients of the other outputs as `grad_` and the output's name.
         strided: names of inputs `(b, t, e)` that may be slices of wider arrays.
         registers: the most registers per thread of the kernels of `forward` and of `backward`, or None for no limit.
     """
 
     forward: Callable
-    backward: Callable
+    backward: Callable | None
     strided: tuple
     registers: tuple | None
