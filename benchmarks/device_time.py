@@ -9,14 +9,14 @@ import keras
 BACKEND = keras.backend.backend()
 
 
-def busy_milliseconds(function, steps):
+def busy_milliseconds(function, steps, longest=20):
     """Returns the milliseconds per step that the GPU is busy, and `[(kernel, milliseconds, calls)]` of the longest."""
     total, calls = collections.Counter(), collections.Counter()
     for name, nanoseconds in _kernels(function):
         total[name] += nanoseconds
         calls[name] += 1
-    longest = [(name, ns / steps / 1e6, calls[name] / steps) for name, ns in total.most_common(20)]
-    return sum(total.values()) / steps / 1e6, longest
+    found = [(name, ns / steps / 1e6, calls[name] / steps) for name, ns in total.most_common(longest)]
+    return sum(total.values()) / steps / 1e6, found
 
 
 def _kernels(function):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the GPU benchmarks: gpu.sh {check|scan|step|moe|lm|sharding} [torch|jax]
+# Runs the GPU benchmarks: gpu.sh {check|scan|attention|step|moe|lm|packed|chats|costs|sharding} [torch|jax]
 # Prints peers (mamba-ssm, causal-conv1d, transformers) that are not installed as missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,11 @@ case "${1:-}" in
     scan) python3 -m benchmarks.scan.gpu --parts check scan ;;
     step) python3 -m benchmarks.training.captured_step ;;
     moe) python3 -m benchmarks.moe.gpu ;;
+    attention) python3 -m benchmarks.attention.gpu ;;
     lm) python3 -m benchmarks.training.language_model ;;
+    packed) python3 -m benchmarks.training.packed --rounds 3 ;;
+    chats) python3 -m benchmarks.training.chat_adapters ;;
+    costs) python3 -m benchmarks.training.step_costs ;;
     sharding) KERAS_BACKEND=jax python3 -m benchmarks.scaling.sharding ;;
-    *) echo "Usage: benchmarks/gpu.sh {check|scan|step|moe|lm|sharding} [torch|jax]. Received: ${*:-nothing}." >&2; exit 2 ;;
+    *) echo "Usage: benchmarks/gpu.sh {check|scan|attention|step|moe|lm|packed|chats|costs|sharding} [torch|jax]. Received: ${*:-nothing}." >&2; exit 2 ;;
 esac
