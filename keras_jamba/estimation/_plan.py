@@ -15,8 +15,8 @@ from keras_jamba.models._pattern import pattern_of
 from keras_jamba.models.dhc_jamba import _READOUTS, _STEMS
 from keras_jamba.ops import _checks
 
-# Arguments of `DHCJamba` without effect on costs.
-_FREE = ("pixel_range", "class_names")
+# Arguments of `DHCJamba` and `JambaCausalLM` without effect on costs.
+_FREE = ("pixel_range", "class_names", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_config")
 _LANGUAGE = ("vocab_size", "tie_embeddings")
 _SIZES = (
     "d_model",

@@ -2,8 +2,8 @@
 
 from scripts.benchmark_tables.tables import BACKENDS, TITLES, markdown, number, read, runs, table
 
-# The backends of the packed steps.
-_PACKED = ("jax", "torch")
+# The backends of the packed steps, and of attention on a GPU.
+_PACKED, _ON_GPU = ("jax", "torch"), ("jax",)
 
 
 @table
@@ -53,5 +53,55 @@ def packed_steps():
 
 
 @table
+def new_token_gpu():
+    """Time of attention of one new token on a GPU, beside the reading of its cache."""
+    rows = []
+    for backend in _ON_GPU:
+        found = [row for row in read(f"attention_gpu_{backend}")["rows"] if "cache" in row]
+        device = {(*_heads(row), row["cache"], row["implementation"]): row["device ms"] for row in found}
+        for *shape, cache in dict.fromkeys(key[:-1] for key in device):
+            ours, dense, reading = (1e3 * device[*shape, cache, name] for name in ("split_keys", "dense", "reading"))
+            row = [TITLES[backend], _shape(*shape), f"{cache:,}", number(ours), number(dense), number(reading)]
+            rows.append([*row, number(ours / reading)])
+    titles = ["backend", "rows, heads x width", "tokens in the cache", "`split_keys`, µs", "`dense`, µs", "reading, µs"]
+    return markdown([*titles, "`split_keys` / reading"], rows)
+
+
+@table
+def attention_gpu():
+    """Time of attention with its gradient on a GPU, beside the backend's own."""
+    rows = []
+    for backend in _ON_GPU:
+        found = [row for row in read(f"attention_gpu_{backend}")["rows"] if "tokens" in row]
+        device = {
+            (*_heads(row), row["tokens"], row["document"], row["window"], row["implementation"]): row for row in found
+        }
+        for *shape, tokens, document, window, name in device:
+            if name != "triton":
+                continue
+            peer = "dense" if document or window else "fused"
+            ours = device[*shape, tokens, document, window, "triton"]["device ms"]
+            theirs = device.get((*shape, tokens, document, window, peer))
+            row = [TITLES[backend], f"{_shape(*shape)}, {tokens:,}", document and f"{document:,}", window, number(ours)]
+            row += (
+                [peer, number(theirs["device ms"]), number(theirs["device ms"] / ours)]
+                if theirs
+                else [peer, None, None]
+            )
+            rows.append(row)
+    titles = ["backend", "rows, heads x width, tokens", "per document", "window", "`triton`, ms"]
+    return markdown([*titles, "peer", "its ms", "speedup"], rows)
+
+
+def _heads(row):
+    return tuple(row[name] for name in ("rows", "heads", "kv_heads", "width"))
+
+
+def _shape(rows, heads, kv_heads, width):
+    return f"{rows}, {heads} / {kv_heads} x {width}"
+
+
+@table
 def attention_runs():
-    return runs(*(f"attention_{backend}" for backend in BACKENDS), *(f"packed_{backend}" for backend in _PACKED))
+    found = [*(f"attention_{backend}" for backend in BACKENDS), *(f"packed_{backend}" for backend in _PACKED)]
+    return runs(*found, *(f"attention_gpu_{backend}" for backend in _ON_GPU))

@@ -42,8 +42,9 @@ def language_model():
             speed, rate = row["milliseconds a step"], row["model FLOPs utilisation"]
             ratio = found["Hugging Face"]["milliseconds a step"] / speed
             label = f"{name}, in the run of {TITLES[backend]}"
-            rows.append([label, number(speed), f"{row['tokens a second']:,}", percent(rate, 1), number(ratio)])
-    titles = ["model and step", "ms per step", "tokens per second", "model FLOPs utilisation", "speedup"]
+            numbers = [number(speed), f"{row['tokens a second']:,}", percent(rate, 1), number(row["peak GiB"])]
+            rows.append([label, *numbers, number(ratio)])
+    titles = ["model and step", "ms per step", "tokens per second", "model FLOPs utilisation", "peak GiB", "speedup"]
     return markdown(titles, rows)
 
 

@@ -110,6 +110,8 @@ def test_counts_equal_those_of_built_language_models(tied):
     report = model_report(model, context=8)
     assert report.parameters == sum(np.prod(v.shape, dtype=int) for v in model.trainable_variables)
     assert report.parameters + report.statistics == model.count_params()
+    arguments = {name: x for name, x in model.get_config().items() if name != "name"}
+    assert model_report(arguments, context=8) == report
 
 
 @full("jax", "tensorflow")
