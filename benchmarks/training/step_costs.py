@@ -4,9 +4,9 @@
 
 The shapes are those of `benchmarks.training.language_model` and `benchmarks.training.chat_adapters`. All weights of
 both are trained. A profile of the steps of `fit` gives the time of each kernel, and the kernels are summed by part of
-the step. The floor of a part is the larger of two times: its operations at the peak rate of the device, and its bytes
-at the rate of a copy. The bytes count each input and output of a part once. A part without a floor could be fused into
-others. Prints the parts and the longest kernels, and writes results/gpu_step_costs_BACKEND.json.
+the step. The floor of a part is its operations at the peak rate of the device, or its bytes at the rate of a copy. The
+bytes count each input and output of a part once. A part without a floor could be fused into others. Prints the parts
+and the longest kernels, and writes results/gpu_step_costs_BACKEND.json.
 """
 
 import argparse
@@ -30,9 +30,9 @@ SHAPES = {"446M": (LARGE, 4), "3B": (REASONING_3B, 2)}
 # Titles of the parts, and patterns of their kernels. The first match counts.
 PARTS = {
     "selective scan": r"^scan_",
+    "attention": r"sdpa|flash|fmha|^attention_|^token_damage",
     "products of the experts": r"GroupProblemShape|^rows_product|^first_product|^bank_gradient",
     "other matrix products": r"nvjet|gemm|cublas|cutlass",
-    "attention": r"sdpa|flash|^attention_|^token_damage",
     "cross-entropy": r"^cross_entropy",
     "activations": r"^activation|silu",
     "convolution": r"^convolution_",
@@ -143,6 +143,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
     args = parser.parse_args()
+    if peak_flops() is None:
+        parser.error("the peak rate of this device is unknown. Run on a GPU that training.Utilisation knows.")
     rates, found = device_rates(), {}
     for name in args.shape:
         found[name] = costs(name, rates)

@@ -69,6 +69,16 @@ def _seen(
 
 
 @triton.jit
+def _softmax_step(scores, seen, top, total):
+    """Returns the weights of a block, the share of the sums before it, and the maximum and sum of weights after it."""
+    scores = tl.where(seen, scores, _LOW)
+    new = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.where(seen, tl.exp2(scores - new[:, None]), 0.0)
+    kept_share = tl.exp2(top - new)
+    return weights, kept_share, new, total * kept_share + tl.sum(weights, 1)
+
+
+@triton.jit
 def attention_forward(
     query,
     key,
@@ -133,14 +143,9 @@ def attention_forward(
             there = there & (key_mark == 0.0)
         k = _tile(key, j, there, GROUPS, g, WIDTH, BLOCK_WIDTH)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
-        scores = tl.where(seen, scores, _LOW)
-        new = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.where(seen, tl.exp2(scores - new[:, None]), 0.0)
-        kept_share = tl.exp2(top - new)
-        total = total * kept_share + tl.sum(weights, 1)
+        weights, kept_share, top, total = _softmax_step(scores, seen, top, total)
         v = _tile(value, j, there, GROUPS, g, WIDTH, BLOCK_WIDTH)
         mixed = tl.dot(weights.to(v.dtype), v, mixed * kept_share[:, None], input_precision=PRECISION)
-        top = new
     total = tl.maximum(total, 1e-30)
     mixed = mixed / total[:, None]
     if ISOLATE:

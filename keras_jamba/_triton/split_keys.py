@@ -12,7 +12,8 @@ def forward(gpu, tensors, options, train):
     """Computes attention; see `grouped_query_attention` for the tensors and options."""
     query, key, sinks = tensors["query"], tensors["key"], tensors["sinks"]
     (b, t, h, c), (_, s, g, _) = query.shape, key.shape
-    rows, columns, warps = tile(t * h // g, c, "float32" in str(query.dtype))
+    is_single = any("float32" in str(tensors[name].dtype) for name in ("query", "key", "value"))
+    rows, columns, warps = tile(t * h // g, c, is_single)
     tiles, most = _count(t * h // g, rows), _count(s, columns)
     splits = min(_MOST_SPLITS, most, max(1, _PROGRAMS * gpu.multiprocessors // (b * g * tiles)))
     per_split = _count(most, splits) * columns
@@ -49,10 +50,11 @@ def tile(pairs, width, is_single):
     Args:
         pairs: the number of pairs per key-value head.
         width: of a head.
-        is_single: whether the tensors are float32.
+        is_single: whether a tensor is float32.
     """
-    rows = min(max(16, power(pairs)), 32 if is_single or width > 128 else 64)
-    return rows, 32 if is_single or width > 128 else 64, 2
+    # The shared memory of a multiprocessor must suffice, also of GPUs with 99 KiB.
+    most = 16 if is_single and width > 128 else 32 if is_single or width > 128 else 64
+    return min(max(16, power(pairs)), most), max(32, most), 2
 
 
 def _sizes(shapes):

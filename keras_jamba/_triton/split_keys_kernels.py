@@ -8,7 +8,7 @@ A program of `split_attention` has ROWS pairs of a query and a head, all of one 
 import triton
 import triton.language as tl
 
-from keras_jamba._triton.attention_kernels import _LOG2_E, _LOW, _seen, _tile
+from keras_jamba._triton.attention_kernels import _LOG2_E, _LOW, _seen, _softmax_step, _tile
 
 
 @triton.jit
@@ -69,16 +69,10 @@ def split_attention(
         there = there & (tl.max(seen.to(tl.int32), 0) > 0)
         k = _tile(key, j, there, GROUPS, g, WIDTH, BLOCK_WIDTH).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
-        scores = tl.where(seen, scores, _LOW)
-        new = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.where(seen, tl.exp2(scores - new[:, None]), 0.0)
-        kept_share = tl.exp2(top - new)
-        total = total * kept_share + tl.sum(weights, 1)
+        weights, kept_share, top, total = _softmax_step(scores, seen, top, total)
         v = _tile(value, j, there, GROUPS, g, WIDTH, BLOCK_WIDTH).to(q.dtype)
         mixed = tl.dot(weights.to(v.dtype), v, mixed * kept_share[:, None], input_precision=PRECISION)
-        top = new
     total = tl.maximum(total, 1e-30)
-    stored = here[:, None] & (c < WIDTH)[None, :]
     tl.store(mixtures + split.to(tl.int64) * rows * WIDTH + place, mixed / total[:, None], mask=stored)
     tl.store(logs + split.to(tl.int64) * rows + row, top + tl.log2(total), mask=here)
 

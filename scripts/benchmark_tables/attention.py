@@ -67,32 +67,6 @@ def new_token_gpu():
     return markdown([*titles, "`split_keys` / reading"], rows)
 
 
-@table
-def attention_gpu():
-    """Time of attention with its gradient on a GPU, beside the backend's own."""
-    rows = []
-    for backend in _ON_GPU:
-        found = [row for row in read(f"attention_gpu_{backend}")["rows"] if "tokens" in row]
-        device = {
-            (*_heads(row), row["tokens"], row["document"], row["window"], row["implementation"]): row for row in found
-        }
-        for *shape, tokens, document, window, name in device:
-            if name != "triton":
-                continue
-            peer = "dense" if document or window else "fused"
-            ours = device[*shape, tokens, document, window, "triton"]["device ms"]
-            theirs = device.get((*shape, tokens, document, window, peer))
-            row = [TITLES[backend], f"{_shape(*shape)}, {tokens:,}", document and f"{document:,}", window, number(ours)]
-            row += (
-                [peer, number(theirs["device ms"]), number(theirs["device ms"] / ours)]
-                if theirs
-                else [peer, None, None]
-            )
-            rows.append(row)
-    titles = ["backend", "rows, heads x width, tokens", "per document", "window", "`triton`, ms"]
-    return markdown([*titles, "peer", "its ms", "speedup"], rows)
-
-
 def _heads(row):
     return tuple(row[name] for name in ("rows", "heads", "kv_heads", "width"))
 

@@ -42,8 +42,8 @@ def language_model():
             speed, rate = row["milliseconds a step"], row["model FLOPs utilisation"]
             ratio = found["Hugging Face"]["milliseconds a step"] / speed
             label = f"{name}, in the run of {TITLES[backend]}"
-            numbers = [number(speed), f"{row['tokens a second']:,}", percent(rate, 1), number(row["peak GiB"])]
-            rows.append([label, *numbers, number(ratio)])
+            peak = row["peak GiB"] and number(row["peak GiB"])
+            rows.append([label, number(speed), f"{row['tokens a second']:,}", percent(rate, 1), peak, number(ratio)])
     titles = ["model and step", "ms per step", "tokens per second", "model FLOPs utilisation", "peak GiB", "speedup"]
     return markdown(titles, rows)
 

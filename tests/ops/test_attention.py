@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba._triton import split_keys as split_keys_launches
 from keras_jamba.ops import attention_implementations, attention_weights, grouped_query_attention
 from keras_jamba.ops.attention import _dispatch, blocks, dense, native, split_keys, triton
 
@@ -31,6 +32,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "_KEYS_OF_FEW", 8)
     # Single queries read the keys in their own layout.
     monkeypatch.setattr(blocks, "_FEW_QUERIES", 1)
+    monkeypatch.setattr(split_keys_launches, "tile", lambda *given: (16, 16, 2))
 
 
 def inputs(seed=0, queries=TOKENS, keys=TOKENS, heads=4, groups=2):
@@ -164,6 +166,27 @@ def test_a_query_that_sees_no_key_gives_zeros_and_no_gradient(form):
         np.testing.assert_array_equal(x, np.zeros_like(x))
 
 
+@pytest.mark.parametrize("window, sinks", [(None, 0), (60, 0), (60, 3)])
+@pytest.mark.parametrize("queries", [1, 16])
+@pytest.mark.parametrize("form", FORMS)
+def test_few_queries_after_a_long_cache_read_nothing_that_is_hidden(form, queries, window, sinks):
+    query, key, value, weights = inputs(queries=queries, keys=700)
+    slots, lengths = np.arange(700)[None], np.array([[650], [300]])
+    position = lengths - queries + np.arange(queries)[None]
+    near = slots[:, None] > position[..., None] - (window or 1000)
+    seen = (slots < lengths)[:, None] & (slots[:, None] <= position[..., None])
+    seen &= near | (slots < sinks)[:, None]
+    # Slots that are empty hold anything.
+    key, value = (np.where((slots < lengths)[..., None, None], x, np.nan) for x in (key, value))
+    options = dict(causal=True, window=window, sinks=sinks, implementation=form)
+    marks = dict(key_mask=slots < lengths, offset=position[:, 0].astype("int32"))
+    found, gradients = program(**options)(query, key, value, weights, marks)
+    key, value = np.nan_to_num(key), np.nan_to_num(value)
+    close(found, oracles.attention(query, key, value, seen), absolute=1e-5)
+    for a, e in zip(gradients, oracles.attention_gradients(weights, query, key, value, seen), strict=True):
+        close(a, e, absolute=3e-5)
+
+
 @pytest.mark.parametrize("dtype, tolerance", DTYPES.items())
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_keeps_the_dtype_of_the_query(form, dtype, tolerance):
@@ -220,7 +243,7 @@ def test_few_queries_to_many_keys_split_the_keys_on_a_gpu(queries, keys, name, m
         (dict(queries=17), "17 queries are too many"),
         (dict(queries=257, requested=True), "257 queries are too many"),
         (dict(keys=255), "255 keys are too few"),
-        (dict(keys=0, requested=True), "at least one query and one key"),
+        (dict(keys=0, requested=True), "at least one row, query and key"),
         (dict(batch=None), "it requires static shapes"),
         (dict(width=257), "heads of at most 256 channels"),
         (dict(dtype="float64"), "not float64"),

@@ -16,8 +16,8 @@ from keras_jamba.ops.attention._visibility import Tokens
 _FARTHEST = 2**31 - 1  # distances are int32
 _FASTEST_FIRST = {
     "cpu": {"fused": fused, "native": native, "blocks": blocks, "dense": dense},
-    # `dense` runs few queries. It refuses rows for which it needs gigabytes.
-    "gpu": {"fused": fused, "split_keys": split_keys, "triton": triton, "dense": dense, "blocks": blocks},
+    # `dense` runs few queries to few keys. It refuses rows for which it needs gigabytes.
+    "gpu": {"split_keys": split_keys, "fused": fused, "triton": triton, "dense": dense, "blocks": blocks},
     "tpu": {"fused": fused, "blocks": blocks, "dense": dense},
 }
 

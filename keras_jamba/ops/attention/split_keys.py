@@ -1,6 +1,4 @@
-"""Attention of a few queries in Triton, on a GPU: many programs share the keys, so that a step of generation reads its
-cache at the speed of the memory.
-"""
+"""Attention of a few queries in Triton, on a GPU: many programs share the keys, as in a step of generation."""
 
 from keras_jamba import _backend
 from keras_jamba._triton.split_keys import SPLIT_KEYS
@@ -16,5 +14,5 @@ def why_not(call):
     if reason := _few_queries.why_not(call):
         return reason
     if not (call.batch and call.queries and call.keys):
-        return "it requires static shapes, and at least one query and one key"
+        return "it requires static shapes, and at least one row, query and key"
     return _backend.kernels.why_no_triton_op((call.batch, call.queries, 1, call.width))
