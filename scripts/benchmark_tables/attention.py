@@ -53,6 +53,17 @@ def packed_steps():
 
 
 @table
+def windows():
+    """Time and memory of attention with a window and sinks, per length."""
+    rows = [
+        [TITLES[backend], f"{row['tokens']:,}", number(row["ms"]), number(row["us per token"]), f"{row['MiB']:,}"]
+        for backend in BACKENDS
+        for row in read(f"windows_{backend}")["rows"]
+    ]
+    return markdown(["backend", "tokens", "ms", "µs per token", "MiB"], rows)
+
+
+@table
 def new_token_gpu():
     """Time of attention of one new token on a GPU, beside the reading of its cache."""
     rows = []
@@ -78,4 +89,5 @@ def _shape(rows, heads, kv_heads, width):
 @table
 def attention_runs():
     found = [*(f"attention_{backend}" for backend in BACKENDS), *(f"packed_{backend}" for backend in _PACKED)]
+    found += [f"windows_{backend}" for backend in BACKENDS]
     return runs(*found, *(f"attention_gpu_{backend}" for backend in _ON_GPU))
