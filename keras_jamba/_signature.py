@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,21 @@ class Signature:
         """Returns `[(shape, dtype)]` of the outputs; without `train` the residuals are empty."""
         specs = [(shape, dtype if i == 0 else "float32") for i, shape in enumerate(self.shapes(self.sizes(shapes)))]
         return specs if train else specs[: len(specs) - self.num_residuals] + [((0,), "float32")] * self.num_residuals
+
+
+def _attention_sizes(shapes):
+    (batch, queries, heads, width), (_, keys, groups, _) = shapes["query"], shapes["key"]
+    return dict(batch=batch, queries=queries, keys=keys, heads=heads, groups=groups, width=width)
+
+
+# Arguments of the `Signature` of attention of few queries, on a CPU and a GPU.
+ATTENTION: dict[str, Any] = dict(
+    inputs=("query", "key", "value", "positions", "documents", "key_positions", "key_documents", "sinks"),
+    differentiable=3,
+    outputs=("y",),
+    num_residuals=0,
+    options=("causal", "window"),
+    sizes=_attention_sizes,
+    shapes=lambda sizes: [(sizes["batch"], sizes["queries"], sizes["heads"], sizes["width"])],
+    twice_differentiable_with="dense",
+)

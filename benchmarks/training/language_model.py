@@ -11,8 +11,8 @@ equal weights, and their losses must agree.
 All contenders run STEPS steps and wait for the last one. Ours are `fit`, also on packed rows with documents of 512
 tokens on average, `train_on_batch`, and on PyTorch a plain loop around the same model. The peer has no packing, and
 gets the plain rows. On PyTorch all steps are timed in one interleaved run. On JAX the peer runs first, in a separate
-process. "peak GiB" is the memory beyond the weights, on JAX of the
-first step alone. `--smoke` is for a CPU and records nothing.
+process. "peak GiB" is the memory beyond the weights, on JAX of the first step alone. `--smoke` is for a CPU and records
+nothing.
 Prints a table and writes results/gpu_lm_BACKEND.json.
 """
 

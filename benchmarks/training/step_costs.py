@@ -5,8 +5,9 @@
 The shapes are those of `benchmarks.training.language_model` and `benchmarks.training.chat_adapters`. All weights of
 both are trained. A profile of the steps of `fit` gives the time of each kernel, and the kernels are summed by part of
 the step. The floor of a part is its operations at the peak rate of the device, or its bytes at the rate of a copy. The
-bytes count each input and output of a part once. A part without a floor could be fused into others. Prints the parts
-and the longest kernels, and writes results/gpu_step_costs_BACKEND.json.
+bytes count each input and output of a part once. For the scan, its exponentials may count instead. A part without a
+floor could be fused into others. Prints the parts and the longest kernels, and writes
+results/gpu_step_costs_BACKEND.json.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_jamba import _signature
 from keras_jamba._signature import Signature
 
 LIBRARY = Path(__file__).parent / "libkeras_jamba.so"
@@ -169,27 +170,15 @@ EXPERTS = Kernel(
 )
 
 
-def _attention_sizes(shapes):
-    (batch, queries, heads, width), (_, keys, groups, _) = shapes["query"], shapes["key"]
-    return dict(batch=batch, queries=queries, keys=keys, heads=heads, groups=groups, width=width)
-
-
 ATTENTION = Kernel(
     name="attention",
     number=6,
     backward=False,
-    inputs=("query", "key", "value", "positions", "documents", "key_positions", "key_documents", "sinks"),
-    differentiable=3,
-    outputs=("y",),
-    num_residuals=0,
-    options=("causal", "window"),
-    sizes=_attention_sizes,
-    shapes=lambda sizes: [(sizes["batch"], sizes["queries"], sizes["heads"], sizes["width"])],
+    **_signature.ATTENTION,
     structure=_structure(
         "batch queries keys heads groups width causal window",
         "query key value *positions *documents *key_positions *key_documents *sinks y",
     ),
-    twice_differentiable_with="dense",
 )
 
 

@@ -1,6 +1,8 @@
 """Launches of the kernels of attention with few queries: how many programs share the keys."""
 
+from keras_jamba._signature import ATTENTION
 from keras_jamba._triton import Program
+from keras_jamba._triton.convolution import _tiles
 from keras_jamba._triton.tuning import power
 
 # Programs per multiprocessor; one more range of keys writes and reads one more result per query and head.
@@ -14,10 +16,10 @@ def forward(gpu, tensors, options, train):
     (b, t, h, c), (_, s, g, _) = query.shape, key.shape
     is_single = any("float32" in str(tensors[name].dtype) for name in ("query", "key", "value"))
     rows, columns, warps = tile(t * h // g, c, is_single)
-    tiles, most = _count(t * h // g, rows), _count(s, columns)
+    tiles, most = _tiles(t * h // g, rows), _tiles(s, columns)
     splits = min(_MOST_SPLITS, most, max(1, _PROGRAMS * gpu.multiprocessors // (b * g * tiles)))
-    per_split = _count(most, splits) * columns
-    splits = _count(s, per_split)
+    per_split = _tiles(most, splits) * columns
+    splits = _tiles(s, per_split)
     inputs = [tensors[name] for name in SPLIT_KEYS.inputs[:7]]
     constants = dict(rows=b * t * h, queries=t, keys=s, keys_per_split=per_split, scale=c**-0.5)
     constants |= dict(HEADS=h, GROUPS=g, WIDTH=c, BLOCK_WIDTH=max(16, power(c)), ROWS=rows, COLUMNS=columns)
@@ -35,7 +37,7 @@ def forward(gpu, tensors, options, train):
     constants = dict(rows=b * t * h, splits=splits, WIDTH=c, CHANNELS=_CHANNELS, SPLITS=power(splits))
     return gpu.launch(
         _kernel("merged_attention"),
-        (b * t * h, _count(c, _CHANNELS)),
+        (b * t * h, _tiles(c, _CHANNELS)),
         (mixtures, logs),
         [((b, t, h, c), query.dtype)],
         constants,
@@ -57,21 +59,9 @@ def tile(pairs, width, is_single):
     return min(max(16, power(pairs)), most), max(32, most), 2
 
 
-def _sizes(shapes):
-    (batch, queries, heads, width), (_, keys, groups, _) = shapes["query"], shapes["key"]
-    return dict(batch=batch, queries=queries, keys=keys, heads=heads, groups=groups, width=width)
-
-
 SPLIT_KEYS = Program(
     name="triton_split_keys",
-    inputs=("query", "key", "value", "positions", "documents", "key_positions", "key_documents", "sinks"),
-    differentiable=3,
-    outputs=("y",),
-    num_residuals=0,
-    options=("causal", "window"),
-    sizes=_sizes,
-    shapes=lambda sizes: [(sizes["batch"], sizes["queries"], sizes["heads"], sizes["width"])],
-    twice_differentiable_with="dense",
+    **ATTENTION,
     forward=forward,
     backward=None,
     strided=(),
@@ -84,7 +74,3 @@ def _kernel(name):
     from keras_jamba._triton import split_keys_kernels
 
     return getattr(split_keys_kernels, name)
-
-
-def _count(size, block):
-    return -(-size // block)
