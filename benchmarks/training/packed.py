@@ -97,30 +97,29 @@ def main():
     check()
     rows = []
     for shape in SHAPES:
-        model = compiled(model_of(shape[1]))
-        steps = {document: steps_of(model, document, *shape) for document in (None, *DOCUMENTS)}
-        for step in steps.values():
-            # PyTorch captures the fourth step on a GPU.
-            for _ in range(4 if ON_GPU and count_of(shape[1]) == 1 else 1):
-                step()
-        seconds = measure.interleaved(steps, args.rounds)
-        for document, value in seconds.items():
-            row = {
-                "rows": shape[0],
-                "tokens": shape[1],
-                "document": document,
-                "ms": round(1e3 * value / count_of(shape[1]), 1),
-            }
-            row["packed / plain"] = round(value / seconds[None], 3)
-            rows.append(row)
-            print(row, flush=True)
-        del model, steps
-    for row in rows:
+        rows += rows_of(shape, args.rounds)
+        # A run that ends early keeps the shapes before.
+        measure.record(f"{'gpu_' if ON_GPU else ''}packed_{BACKEND}", {"backend": BACKEND, "rows": rows})
+
+
+def rows_of(shape, rounds):
+    """Returns the rows of the record for a shape, rows and tokens."""
+    model = compiled(model_of(shape[1]))
+    steps = {document: steps_of(model, document, *shape) for document in (None, *DOCUMENTS)}
+    for step in steps.values():
+        # PyTorch captures the fourth step on a GPU.
+        for _ in range(4 if ON_GPU and count_of(shape[1]) == 1 else 1):
+            step()
+    seconds, rows = measure.interleaved(steps, rounds), []
+    for document, value in seconds.items():
+        row = {"rows": shape[0], "tokens": shape[1], "document": document}
+        row |= {"ms": round(1e3 * value / count_of(shape[1]), 1), "packed / plain": round(value / seconds[None], 3)}
         # The memory does not depend on the documents.
-        if row["document"] in (None, DOCUMENTS[1]):
-            row["MiB"] = measure.memory_in_a_process(__spec__.name, row["document"], row["rows"], row["tokens"])
-            print(row, flush=True)
-    measure.record(f"{'gpu_' if ON_GPU else ''}packed_{BACKEND}", {"backend": BACKEND, "rows": rows})
+        if document in (None, DOCUMENTS[1]):
+            row["MiB"] = measure.memory_in_a_process(__spec__.name, document, *shape)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
 
 
 if __name__ == "__main__":

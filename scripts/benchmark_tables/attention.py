@@ -3,7 +3,7 @@
 from scripts.benchmark_tables.tables import BACKENDS, TITLES, markdown, number, read, runs, table
 
 # The backends of the packed steps, and of attention on a GPU.
-_PACKED, _ON_GPU = ("jax", "torch"), ("jax",)
+_PACKED = _ON_GPU = ("jax", "torch")
 
 
 @table
@@ -38,10 +38,20 @@ def attention_cpu():
 
 @table
 def packed_steps():
-    """Time of packed training steps as a multiple of the plain one, and the memory of both."""
+    """Time of packed training steps on a CPU as a multiple of the plain one, and the memory of both."""
+    return _packed("packed")
+
+
+@table
+def packed_steps_gpu():
+    """Time of packed training steps on a GPU as a multiple of the plain one, and the memory of both."""
+    return _packed("gpu_packed")
+
+
+def _packed(file):
     rows = []
     for backend in _PACKED:
-        found = {(r["rows"], r["tokens"], r["document"]): r for r in read(f"packed_{backend}")["rows"]}
+        found = {(r["rows"], r["tokens"], r["document"]): r for r in read(f"{file}_{backend}")["rows"]}
         lengths = sorted({document for *_, document in found if document})
         for count, tokens in dict.fromkeys(key[:2] for key in found):
             plain, *packed = (found[count, tokens, document] for document in (None, *lengths))
@@ -78,6 +88,24 @@ def new_token_gpu():
     return markdown([*titles, "`split_keys` / reading"], rows)
 
 
+@table
+def attention_gpu():
+    """Time of attention with its gradient on a GPU, beside the backend's own."""
+    names = ("tokens", "document", "window", "implementation")
+    found = [row for row in read("attention_gpu_torch")["rows"] if "tokens" in row]
+    device = {(*_heads(row), *(row[name] for name in names)): row["device ms"] for row in found}
+    rows = []
+    for (*shape, tokens, document, window, name), ours in device.items():
+        if name != "triton":
+            continue
+        peer = "dense" if document or window else "fused"
+        theirs = device.get((*shape, tokens, document, window, peer))
+        row = [f"{_shape(*shape)}, {tokens:,}", document and f"{document:,}", window, number(ours), peer]
+        rows.append([*row, *([number(theirs), number(theirs / ours)] if theirs else [None] * 2)])
+    titles = ["rows, heads x width, tokens", "per document", "window", "`triton`, ms", "peer", "its ms", "speedup"]
+    return markdown(titles, rows)
+
+
 def _heads(row):
     return tuple(row[name] for name in ("rows", "heads", "kv_heads", "width"))
 
@@ -90,4 +118,5 @@ def _shape(rows, heads, kv_heads, width):
 def attention_runs():
     found = [*(f"attention_{backend}" for backend in BACKENDS), *(f"packed_{backend}" for backend in _PACKED)]
     found += [f"windows_{backend}" for backend in BACKENDS]
-    return runs(*found, *(f"attention_gpu_{backend}" for backend in _ON_GPU))
+    found += [f"{kind}_{backend}" for kind in ("attention_gpu", "gpu_packed") for backend in _ON_GPU]
+    return runs(*found)

@@ -14,6 +14,7 @@ from scripts.benchmark_tables.tables import (
 )
 
 STEP_FILES = ("jax", "tensorflow", "torch", "torch_avx512")
+_LARGEST_COSTS = 10
 
 
 @table
@@ -46,6 +47,35 @@ def language_model():
             rows.append([label, number(speed), f"{row['tokens a second']:,}", percent(rate, 1), peak, number(ratio)])
     titles = ["model and step", "ms per step", "tokens per second", "model FLOPs utilisation", "peak GiB", "speedup"]
     return markdown(titles, rows)
+
+
+@table
+def step_costs():
+    """The largest costs of a training step on one GPU, with their floors."""
+    rows = []
+    for backend in ("jax", "torch"):
+        for shape, found in read(f"gpu_step_costs_{backend}")["shapes"].items():
+            for part in found["parts"][:_LARGEST_COSTS]:
+                floor = part["floor"] and number(part["floor"])
+                rows.append([TITLES[backend], shape, part["part"], number(part["ms"]), floor])
+            others = sum(part["ms"] for part in found["parts"][_LARGEST_COSTS:])
+            rows.append([TITLES[backend], shape, "all other parts", number(others), None])
+            step, device = found["milliseconds a step"], found["device milliseconds"]
+            rows.append([TITLES[backend], shape, "waiting for the host", number(step - device), None])
+    return markdown(["backend", "model", "part of the step", "ms", "floor, ms"], rows)
+
+
+@table
+def chat_adapters():
+    """Training of adapters on packed conversations on one GPU, with Hugging Face and PEFT as the peer."""
+    found = read("gpu_chat_adapters_torch")["training"]
+    slowest = found[-1]["milliseconds a step"]
+    rows = []
+    for row in found:
+        speed = row["milliseconds a step"]
+        cells = [row[""], number(speed), f"{row['tokens a second']:,}", number(row["peak GiB"])]
+        rows.append([*cells, number(slowest / speed)])
+    return markdown(["library", "ms per step", "tokens per second", "peak GiB", "speedup"], rows)
 
 
 @table
@@ -134,6 +164,7 @@ def resuming():
 @table
 def training_runs():
     files = [f"training_step_{name}" for name in STEP_FILES] + ["gpu_lm_jax", "gpu_lm_torch", "text_generation_jax"]
+    files += ["gpu_step_costs_jax", "gpu_step_costs_torch", "gpu_chat_adapters_torch"]
     files += ["memory_torch", "training_precision_jax", "monitoring_jax", "monitoring_torch"]
     kinds = ("checkpointing", "cross_entropy", "resuming")
     return runs(*files, *(f"{kind}_{backend}" for kind in kinds for backend in BACKENDS))
