@@ -5,9 +5,11 @@ checks it against the installed Keras. A hook is a class with a method that Kera
 """
 
 import contextlib
+import functools
 import io
 import os
 import sys
+import threading
 from typing import Any
 
 import keras
@@ -130,6 +132,42 @@ def release_tensor(variable):
 def store_tensor(variable, value):
     """Stores a tensor of the variable's shape and dtype. `assign` also checks these, ten times as slowly."""
     variable._direct_assign(value)
+
+
+class _Initialization(threading.local):
+    """The context `without_initial_values` of a thread."""
+
+    is_filled_later: Any = None
+
+
+_initialization = _Initialization()
+
+
+@contextlib.contextmanager
+def without_initial_values(is_filled_later):
+    """A context in which this thread runs no initializer of the variables whose values are assigned later.
+
+    They have any numbers before. `is_filled_later(path)` returns whether the variable of this path is one of them.
+    """
+    _hook_initialization()
+    before, _initialization.is_filled_later = _initialization.is_filled_later, is_filled_later
+    try:
+        yield
+    finally:
+        _initialization.is_filled_later = before
+
+
+@functools.cache
+def _hook_initialization():
+    initialize = keras.Variable._initialize_with_initializer
+
+    def initialized(self, initializer):
+        is_filled_later = _initialization.is_filled_later
+        if is_filled_later is not None and is_filled_later(self._path):
+            initializer = keras.ops.empty
+        initialize(self, initializer)
+
+    keras.Variable._initialize_with_initializer = initialized
 
 
 def autocast(dtype):

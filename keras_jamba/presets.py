@@ -160,7 +160,10 @@ def build(
     if weights is not None:
         sizes = {name: value for name, value in (config | overrides).items() if name not in changed}
         check_sizes(sizes, sum(map(math.prod, weights["variables"].values())), str(preset))
-    model = cls(**({name: value for name, value in config.items() if name not in dropped} | overrides))
+    # A new head keeps its initial values.
+    filled = weights["variables"] if weights is not None and not changed else {}
+    with _keras_internals.without_initial_values(filled.__contains__):
+        model = cls(**({name: value for name, value in config.items() if name not in dropped} | overrides))
     if weights is not None:
         _fill(model, config, changed, dropped, weights["variables"], preset, folder / WEIGHTS)
     elif load_weights:
@@ -175,7 +178,8 @@ def _fill(model, config, changed, dropped, variables, preset, file):
         _load(model, file)
         return
     same = {name: value for name, value in model.get_config().items() if name not in {*changed, *dropped}}
-    source = type(model)(**same, **{name: config[name] for name in changed if name in config})
+    with _keras_internals.without_initial_values(variables.__contains__):
+        source = type(model)(**same, **{name: config[name] for name in changed if name in config})
     _check_variables(source, variables, preset)
     _load(source, file)
     values = {variable.path: variable for variable in source.weights}

@@ -1,6 +1,9 @@
 """Reading and writing of safetensors files."""
 
+import json
 import re
+
+import numpy as np
 
 
 def library():
@@ -30,6 +33,25 @@ def opened(file):
     # The library reports a file without permission as missing.
     with open(file, "rb"):
         return safetensors.safe_open(file, framework="numpy")
+
+
+def offsets(file):
+    """Returns `{name: offset of the first byte in the file}` of a file that `opened` has checked."""
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def dtype(name):
+    """Returns the NumPy dtype of a dtype of the format, for example of "BF16"."""
+    import ml_dtypes
+
+    special = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+    if name in special:
+        return np.dtype(getattr(ml_dtypes, special[name]))
+    kind, bits = re.fullmatch("([FIU]|BOOL)([0-9]*)", name).groups()
+    return np.dtype("bool" if kind == "BOOL" else f"{kind.lower()}{int(bits) // 8}")
 
 
 def write(tensors, file, metadata):

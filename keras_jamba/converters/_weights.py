@@ -27,14 +27,14 @@ class Weight:
 
     def ours(self, read):
         """Returns the value of the variable. `read(name)` returns a checkpoint tensor."""
+        first = read(self.names[0])
         if not self.is_bank:
-            return self._from_checkpoint_layout(read(self.names[0]))
-        first = self._from_checkpoint_layout(read(self.names[0]))
+            return self._from_checkpoint_layout(first)
+        # In the checkpoint's layout, because NumPy transposes slowly.
         bank = np.empty((len(self.names), *first.shape), first.dtype)
-        bank[0] = first
-        for place, name in enumerate(self.names[1:], 1):
-            bank[place] = self._from_checkpoint_layout(read(name))
-        return bank
+        for place, name in enumerate(self.names):
+            bank[place] = read(name) if place else first
+        return self._from_checkpoint_layout(bank)
 
     def theirs(self, value):
         """Returns `{name: array}`, the checkpoint tensors of a variable's value."""
@@ -43,8 +43,9 @@ class Weight:
         return {name: np.ascontiguousarray(x) for name, x in zip(self.names, values, strict=True)}
 
     def _from_checkpoint_layout(self, x):
+        """Returns a view of one tensor or of a bank of tensors."""
         if self.form == "transposed":
-            return x.T
+            return x.swapaxes(-1, -2)
         return x[:, 0].T if self.form == "convolution" else x
 
     def _to_checkpoint_layout(self, x):

@@ -80,7 +80,8 @@ def load(folder, kind, arguments, pattern, make, assigners, keep_head):
         folder: folder of the checkpoint.
         kind, arguments: the result of `read`.
         pattern: `pattern(arguments)` returns the block pattern of the model.
-        make: `make()` builds the model. It is called after all names and shapes have been checked.
+        make: `make(paths)` builds the model, whose variables of these paths need no initial values. It is called
+            after all names and shapes have been checked.
         assigners: `assigners(model)` returns `{path: function}`. Each function assigns the value of one weight.
         keep_head: whether a classifier takes its head from the checkpoint, if the checkpoint has one.
 
@@ -100,19 +101,18 @@ def load(folder, kind, arguments, pattern, make, assigners, keep_head):
     files.check(weights, optional)
     if arguments.get("tie_embeddings"):
         _check_tied(files, weights[0].names[0])
-    model = make()
+    paths = {weight.path for weight in weights}
+    model = make(paths)
     # Paths of checkpoints omit the model's name.
     assign = {path.removeprefix(f"{model.name}/"): give for path, give in assigners(model).items()}
-    _check_filled(files.folder, assign, {weight.path for weight in weights}, head_is_new="num_classes" in arguments)
+    _check_filled(files.folder, assign, paths, head_is_new="num_classes" in arguments)
     # A quantized matrix is rounded from any range.
     dtypes = {v.path.removeprefix(f"{model.name}/"): keras.backend.standardize_dtype(v.dtype) for v in model.weights}
     progress = keras.utils.Progbar(len(weights), unit_name="weight")
-    for weight in files.in_order(weights):
-        value = weight.ours(files.read)
+    for weight, value in files.values(weights):
         _check_range(value, dtypes[weight.path], weight.path, files.folder)
         assign[weight.path](value)
         progress.add(1)
-    files.close()
     return model
 
 

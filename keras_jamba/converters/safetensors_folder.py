@@ -1,5 +1,7 @@
 """A folder of safetensors files, a single file or shards. All metadata is checked before it is used."""
 
+import collections
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,18 +11,35 @@ from keras_jamba import _files
 from keras_jamba.converters import _safetensors
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# The bytes that are read from a file before it is reopened.
-_MAPPED = 2**28
+# Threads that read ahead, and the values that each may hold.
+_THREADS, _AHEAD = 2, 2
+# Numbers per block that are checked at a time. They fit into a cache of the processor.
+_BLOCK = 2**17
+# The bits of the exponent in bfloat16. NaN and infinity have them all.
+_EXPONENT = 0x7F80
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array in a file: its dtype in the format, its shape, and the offset of its first byte."""
+
+    file: Path
+    dtype: str
+    shape: tuple
+    offset: int
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a tensor: the key in a file, and the index into the array that is stored under it."""
+    """The place of a tensor: a stored array, and the index of the tensor in it."""
 
-    file: Path
-    key: str
+    array: Array
     shape: tuple
     part: tuple = ()
+
+    @property
+    def file(self):
+        return self.array.file
 
 
 class SafetensorsFolder:
@@ -39,7 +58,6 @@ class SafetensorsFolder:
         self.places, self.dtypes = {}, set()
         for file, promised in self._files():
             self._read_header(file, promised, unstacked)
-        self._open, self._mapped = (None, None), 0
 
     def _files(self):
         """Returns a list of `(file, names that the index lists for it, or None)`."""
@@ -71,13 +89,14 @@ class SafetensorsFolder:
                     f"A shard must hold the tensors that {INDEX} lists. Received: {str(file)!r} without "
                     f"{missing[:3]} and with additional {more[:3]}. Download the checkpoint again."
                 )
+            offsets = _safetensors.offsets(file)
             for key in sorted(keys):
                 entry = tensors.get_slice(key)
-                shape = tuple(entry.get_shape())
-                self.dtypes.add(entry.get_dtype())
-                parts = unstacked(key, shape) or {key: ()}
+                array = Array(file, entry.get_dtype(), tuple(entry.get_shape()), offsets[key])
+                self.dtypes.add(array.dtype)
+                parts = unstacked(key, array.shape) or {key: ()}
                 for name, part in parts.items():
-                    self._add(name, Place(file, key, _shape_of(shape, part), part))
+                    self._add(name, Place(array, _shape_of(array.shape, part), part))
 
     def _add(self, name, place):
         if name in self.places:
@@ -105,44 +124,78 @@ class SafetensorsFolder:
                 "of them is damaged. Download the checkpoint again."
             )
 
-    def in_order(self, weights):
-        """Returns `weights` sorted by file, so that few files are opened more than once."""
-        return sorted(weights, key=lambda weight: (self.places[weight.names[0]].file, weight.path))
+    def values(self, weights):
+        """Yields `(weight, value of its variable)` in the order of the files. Threads read ahead.
+
+        Raises:
+            ValueError: see `read`.
+        """
+        ordered = sorted(weights, key=lambda weight: (self.places[weight.names[0]].file, weight.path))
+        pending = collections.deque()
+        with ThreadPoolExecutor(_THREADS) as threads:
+            try:
+                for weight in ordered:
+                    pending.append((weight, threads.submit(weight.ours, self.read)))
+                    if len(pending) > _THREADS * _AHEAD:
+                        yield _next_of(pending)
+                while pending:
+                    yield _next_of(pending)
+            finally:
+                for _, reading in pending:
+                    reading.cancel()
 
     def read(self, name):
-        """Returns a tensor.
+        """Returns a tensor as a NumPy array, mapped from its file.
 
         Raises:
             ValueError: if the file is damaged, or the tensor has integers, NaN or infinity.
         """
-        import ml_dtypes  # noqa: F401, which registers bfloat16 in NumPy
-
         place = self.places[name]
-        if self._open[0] != place.file or self._mapped > _MAPPED:
-            # Closing a file releases its mapped memory.
-            self._open, self._mapped = (place.file, _opened(place.file).__enter__()), 0
-        try:
-            stored = self._open[1].get_slice(place.key)
-            x = stored[place.part] if place.part else stored[:] if place.shape else stored[()]
-        except Exception as error:  # safetensors raises its own errors
-            raise ValueError(_damaged(place.file, error)) from error
-        x = np.asarray(x)
-        self._mapped += x.nbytes
+        dtype = _safetensors.dtype(place.array.dtype)
         # ml_dtypes' bfloat16 and float8 have the kind "V".
-        if x.dtype.kind not in "fV":
+        if dtype.kind not in "fV":
             raise ValueError(
-                f"Weights must be floating-point numbers. Received: {name!r} in {str(place.file)!r} in {x.dtype.name}. "
+                f"Weights must be floating-point numbers. Received: {name!r} in {str(place.file)!r} in {dtype.name}. "
                 "Convert a model without quantized weights."
             )
-        if not np.isfinite(x if x.dtype.kind == "f" else x.astype("float32")).all():
+        x = _mapped(place.array, dtype)[place.part]
+        if not _is_finite(x):
             raise ValueError(
                 f"Weights must be finite numbers. Received: {name!r} in {str(place.file)!r} with NaN or infinity. "
                 "The training diverged, or the file is damaged. Load another checkpoint."
             )
         return x
 
-    def close(self):
-        self._open = (None, None)
+
+def _next_of(pending):
+    weight, reading = pending.popleft()
+    return weight, reading.result()
+
+
+def _mapped(array, dtype):
+    """Returns an array of a file. Its memory is released with the array."""
+    if 0 in array.shape:
+        return np.empty(array.shape, dtype)
+    try:
+        # Copied on write: PyTorch warns of memory that cannot be written to.
+        x = np.memmap(array.file, dtype, "c", array.offset, array.shape or (1,))
+    except (OSError, ValueError) as error:
+        raise ValueError(_damaged(array.file, error)) from error
+    return np.asarray(x).reshape(array.shape)
+
+
+def _is_finite(x):
+    """Returns whether a floating-point array has neither NaN nor infinity."""
+    flat = np.ascontiguousarray(x).reshape(-1)
+    for begin in range(0, flat.size, _BLOCK):
+        block = flat[begin : begin + _BLOCK]
+        if block.dtype.name == "bfloat16":
+            finite = np.bitwise_and(block.view("uint16"), _EXPONENT).max() < _EXPONENT
+        else:
+            finite = np.isfinite(block if block.dtype.kind == "f" else block.astype("float32")).all()
+        if not finite:
+            return False
+    return True
 
 
 def write(folder, sizes, tensors, shard_bytes):

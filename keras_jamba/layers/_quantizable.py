@@ -5,6 +5,7 @@ import gc
 from typing import Any, Literal, cast
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jamba import _backend, _keras_internals
@@ -111,9 +112,13 @@ class QuantizableWeights(_keras_internals.Mixin):
         return self.call(*args, **kwargs)
 
     def assign_float(self, name: str, value: Tensor) -> None:
-        """Assigns a value in floating point to a variable; quantizes it for a quantized matrix."""
+        """Assigns an array or a tensor in floating point to a variable; quantizes it for a quantized matrix."""
         if self.matrix_variable(name, "_scale") is None:
-            self.own_variables()[name].assign(value)
+            variable = self.own_variables()[name]
+            if isinstance(value, np.ndarray):
+                _backend.tensors.fill(variable, value)
+            else:
+                variable.assign(value)
             return
         parts = quantized(ops.convert_to_numpy(value), self.quantization_mode)
         for suffix, part in parts.items():

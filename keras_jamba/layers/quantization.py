@@ -86,8 +86,8 @@ def float_values(model):
 
 
 def assigners(model):
-    """Returns `{path: function}` of the same weights; each function assigns a value and quantizes it if necessary."""
-    found = {v.path: v.assign for v in model.weights}
+    """Returns `{path: function}` of the same weights; each assigns a NumPy array and quantizes it if necessary."""
+    found = {v.path: lambda value, v=v: _backend.tensors.fill(v, value) for v in model.weights}
     for _, layer in quantizable_layers(model):
         for name in layer.float_shapes():
             found[f"{layer.path}/{name}"] = lambda value, layer=layer, name=name: layer.assign_float(name, value)

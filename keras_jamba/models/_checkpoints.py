@@ -34,7 +34,13 @@ def from_preset(cls, preset, load_weights, dtype, overrides, head):
 
 def _from_checkpoint(cls, folder, load_weights, given, head):
     kind, arguments = checkpoints.read(folder, cls.__name__)
-    make = lambda: cls(**arguments | given)  # noqa: E731
+
+    def make(filled=frozenset()):
+        # The name of the model is only in some paths of variables.
+        is_filled_later = lambda path: path in filled or path.split("/", 1)[-1] in filled  # noqa: E731
+        with _keras_internals.without_initial_values(is_filled_later):
+            return cls(**arguments | given)
+
     if not load_weights:
         return make()
     keep_head = not any(name in given and given[name] != arguments[name] for name in head)

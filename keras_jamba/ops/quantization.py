@@ -12,6 +12,8 @@ from keras_jamba.ops._repeat import repeated
 # Rows of an int4 matrix that share a scale.
 GROUP = 64
 _LEVELS = (-8, 7)
+# Numbers that are rounded at a time.
+_BLOCK = 2**21
 
 
 class QuantizedTensor(NamedTuple):
@@ -49,14 +51,21 @@ def quantized(x, mode):
     int8: each column has levels -127 to 127, scaled to its largest absolute value. int4: each `GROUP` rows of a column
     have 16 levels from their smallest to their largest value; zero is a level.
     """
-    x = np.asarray(x, "float32")
-    stack = x.reshape(-1, *x.shape[-2:])
-    # One matrix at a time, because rounding makes several copies.
-    found = [_rounded(matrix, mode) for matrix in stack]
+    x = np.asarray(x)
+    found = [_rounded_in_blocks(matrix, mode) for matrix in x.reshape(-1, *x.shape[-2:])]
     return {
         name: np.stack([each[name] for each in found]).reshape(*x.shape[:-2], *array.shape)
         for name, array in found[0].items()
     }
+
+
+def _rounded_in_blocks(x, mode):
+    """Returns `_rounded` of a matrix. It rounds some columns at a time, because rounding makes several copies."""
+    # int4 stores pairs of columns.
+    columns = max(_BLOCK // max(len(x), 1) // 2 * 2, 2)
+    begins = range(0, max(x.shape[1], 1), columns)
+    parts = [_rounded(np.asarray(x[:, begin : begin + columns], "float32"), mode) for begin in begins]
+    return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
 
 
 def _rounded(x, mode):

@@ -2,8 +2,7 @@
 
 from scripts.benchmark_tables.tables import BACKENDS, TITLES, markdown, number, read, runs, table
 
-# The backends of the packed steps, and of attention on a GPU.
-_PACKED = _ON_GPU = ("jax", "torch")
+_ON_GPU = ("jax", "torch")
 
 
 @table
@@ -39,18 +38,18 @@ def attention_cpu():
 @table
 def packed_steps():
     """Time of packed training steps on a CPU as a multiple of the plain one, and the memory of both."""
-    return _packed("packed")
+    return _packed("packed", BACKENDS)
 
 
 @table
 def packed_steps_gpu():
     """Time of packed training steps on a GPU as a multiple of the plain one, and the memory of both."""
-    return _packed("gpu_packed")
+    return _packed("gpu_packed", _ON_GPU)
 
 
-def _packed(file):
+def _packed(file, backends):
     rows = []
-    for backend in _PACKED:
+    for backend in backends:
         found = {(r["rows"], r["tokens"], r["document"]): r for r in read(f"{file}_{backend}")["rows"]}
         lengths = sorted({document for *_, document in found if document})
         for count, tokens in dict.fromkeys(key[:2] for key in found):
@@ -116,7 +115,7 @@ def _shape(rows, heads, kv_heads, width):
 
 @table
 def attention_runs():
-    found = [*(f"attention_{backend}" for backend in BACKENDS), *(f"packed_{backend}" for backend in _PACKED)]
+    found = [*(f"attention_{backend}" for backend in BACKENDS), *(f"packed_{backend}" for backend in BACKENDS)]
     found += [f"windows_{backend}" for backend in BACKENDS]
     found += [f"{kind}_{backend}" for kind in ("attention_gpu", "gpu_packed") for backend in _ON_GPU]
     return runs(*found)

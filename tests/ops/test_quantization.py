@@ -98,3 +98,14 @@ def test_every_implementation_of_experts_uses_the_dequantized_banks(name, tokens
     expected = gradients(loss(dequantized_banks, "dense"), [x, weights])
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_rounding_some_columns_at_a_time_gives_the_numbers_of_all_at_once(mode, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((2, 70, 13)).astype("float32")
+    complete = quantized(x, mode)
+    monkeypatch.setattr("keras_jamba.ops.quantization._BLOCK", 70 * 5)
+    blocks = quantized(x.swapaxes(1, 2).copy().swapaxes(1, 2), mode)
+    assert complete.keys() == blocks.keys()
+    for name, expected in complete.items():
+        np.testing.assert_array_equal(blocks[name], expected)

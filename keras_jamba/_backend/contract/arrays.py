@@ -34,6 +34,9 @@ class Tensors(Protocol):
     def is_traced_by_torchscript(self):
         """Returns whether TorchScript traces the caller, as `torch.onnx` does, and fixes the sizes of its example."""
 
+    def fill(self, variable, array):
+        """Assigns a NumPy array of any layout and floating-point dtype, with as few copies on the host as possible."""
+
     def ensure_shape(self, x, shape):
         """Returns `x`, whose unknown sizes a TensorFlow graph checks against `shape` when it runs.
 

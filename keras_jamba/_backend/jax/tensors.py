@@ -2,7 +2,9 @@
 
 import jax
 import numpy as np
+from jax import numpy as jnp
 
+from keras_jamba import _keras_internals
 from keras_jamba._backend.common.tensors import can_log, ensure_shape, has_values, is_traced_by_torchscript  # noqa: F401
 from keras_jamba._backend.common.unavailable import refuse
 
@@ -38,3 +40,13 @@ def split_rows(x, counts):
 def add_slice(x, update, start, axis):
     old = jax.lax.dynamic_slice_in_dim(x, start, update.shape[axis], axis)
     return jax.lax.dynamic_update_slice_in_dim(x, old + update, start, axis)
+
+
+def fill(variable, array):
+    array = array.astype(variable.dtype, copy=False)
+    sharding = _keras_internals.stored_tensor(variable).sharding
+    if platform() != "cpu" and sharding.num_devices == 1 and array.ndim == 2 and array.T.flags.c_contiguous:
+        # The device transposes faster than the host.
+        variable.assign(jnp.transpose(jax.device_put(array.T, sharding)))
+    else:
+        variable.assign(jax.device_put(array, sharding))

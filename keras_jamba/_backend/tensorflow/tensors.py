@@ -41,3 +41,10 @@ def add_slice(x, update, start, axis):
     starts = [start if i == axis else 0 for i in range(len(x.shape))]
     old = tf.slice(x, starts, tf.shape(update))
     return keras.ops.slice_update(x, starts, old + update)
+
+
+def fill(variable, array):
+    if array.ndim == 2 and array.T.flags.c_contiguous and not array.flags.c_contiguous:
+        # TensorFlow transposes faster than NumPy.
+        array = tf.transpose(tf.convert_to_tensor(array.T))
+    variable.assign(array)

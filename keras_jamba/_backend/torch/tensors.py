@@ -51,3 +51,10 @@ def split_rows(x, counts):
 def add_slice(x, update, start, axis):
     x.narrow(axis, int(start), update.shape[axis]).add_(update)
     return x
+
+
+def fill(variable, array):
+    # NumPy's dtypes of fewer bits are not PyTorch's.
+    bits = array.view(f"uint{8 * array.itemsize}") if array.dtype.kind == "V" else array
+    x = torch.from_numpy(bits)
+    variable.assign(x.view(getattr(torch, array.dtype.name)) if bits is not array else x)
