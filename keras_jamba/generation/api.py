@@ -7,6 +7,7 @@ from keras_jamba._padding import padded
 from keras_jamba.generation.decoder_cache import decoder_for
 from keras_jamba.generation.decoding import rounded_capacity
 from keras_jamba.generation.output import GeneratedRows
+from keras_jamba.generation.prefilling import longest_chunk
 from keras_jamba.generation.prompt_state import PromptState
 from keras_jamba.generation.prompts import prompts_of
 from keras_jamba.generation.request import make_request, pad_token_id
@@ -70,8 +71,16 @@ def prefill(model, inputs, prefill_chunk_size):
         raise ValueError("prefill takes one prompt. Received: a batch. Pass one string or one list of ids.")
     cache = model.init_cache(1, rounded_capacity(prompts.token_ids.shape[1]))
     decoder = decoder_for(model, sampler_of("greedy"), (), pad_token_id(model))
-    logits, cache = decoder.prefill(prompts.token_ids, prompts.mask, cache, prefill_chunk_size)
+    longest = _longest_chunk(prefill_chunk_size, rows=1)
+    logits, cache = decoder.prefill(prompts.token_ids, prompts.mask, cache, longest)
     return PromptState(prompts.token_ids[0], cache, logits, model.fingerprint())
+
+
+def _longest_chunk(prefill_chunk_size, rows):
+    if prefill_chunk_size is None:
+        return longest_chunk(rows)
+    _checks.check_integer("prefill_chunk_size", prefill_chunk_size)
+    return prefill_chunk_size
 
 
 def _decoder_of(model, request):
@@ -85,31 +94,31 @@ def decode(model, request, decoder, prefill_chunk_size, interval):
         model: a `LanguageModel`.
         request: a `GenerationRequest`.
         decoder: the `Decoder` of the model for this request.
-        prefill_chunk_size: prompt tokens per step of the prefill.
+        prefill_chunk_size: the most tokens of a prompt per step of the prefill, or None for the default.
         interval: new tokens per chunk.
     """
     if request.assistant is not None:
         request.assistant.reset()
     if not request.max_new_tokens:
         return
-    _checks.check_integer("prefill_chunk_size", prefill_chunk_size)
     prompts, given = request.prompts, {}
     rows, length = prompts.token_ids.shape
+    longest = _longest_chunk(prefill_chunk_size, rows)
     capacity = rounded_capacity(length + request.max_new_tokens + decoder.extra_capacity)
-    logits, cache = _prefilled(model, request, decoder, capacity, prefill_chunk_size)
+    logits, cache = _prefilled(model, request, decoder, capacity, longest)
     if request.assistant is not None:
-        state = request.assistant.init_state(prompts.token_ids, prompts.mask, capacity, prefill_chunk_size)
+        state = request.assistant.init_state(prompts.token_ids, prompts.mask, capacity, longest)
         given = dict(assistant=request.assistant, assistant_state=state, capacity=capacity)
     uniforms = request.sampler.uniforms(request.max_new_tokens, rows)
     yield from decoder.decode(logits, cache, prompts, uniforms, request.limits, interval, **given)
 
 
-def _prefilled(model, request, decoder, capacity, chunk_size):
+def _prefilled(model, request, decoder, capacity, longest):
     """Returns `(logits (b, v), cache)` after the prompts."""
     prompts, state = request.prompts, request.state
     rows = len(prompts.token_ids)
     if state is None:
-        return decoder.prefill(prompts.token_ids, prompts.mask, model.init_cache(rows, capacity), chunk_size)
+        return decoder.prefill(prompts.token_ids, prompts.mask, model.init_cache(rows, capacity), longest)
     # Files store bfloat16 as float32: the cast restores the dtypes.
     template = model.init_cache(1, rounded_capacity(1))
     repeated = lambda x, y: ops.repeat(ops.cast(x, y.dtype), rows, axis=0)  # noqa: E731
@@ -119,6 +128,6 @@ def _prefilled(model, request, decoder, capacity, chunk_size):
     if not any(suffixes):
         return logits, cache
     token_ids, mask = padded(suffixes)
-    suffix_logits, cache = decoder.prefill(token_ids, mask, cache, chunk_size)
+    suffix_logits, cache = decoder.prefill(token_ids, mask, cache, longest)
     # The state holds the last logits of rows without further tokens.
     return ops.where(mask.any(axis=1)[:, None], suffix_logits, logits), cache

@@ -8,7 +8,7 @@ from keras import ops, tree
 
 from keras_jamba import _backend
 from keras_jamba._typing import Array, Tensor, Tensors
-from keras_jamba.generation.decoding import prefilled
+from keras_jamba.generation.prefilling import prefilled
 from keras_jamba.generation.samplers import Sampler
 from keras_jamba.ops import _checks
 
@@ -64,7 +64,7 @@ class Assistant:
         Args:
             token_ids, mask: `(b, t)`, the prompts, padded on the left.
             capacity: the most tokens of a row.
-            chunk_size: number of tokens that the assistant should read at a time.
+            chunk_size: the most tokens of a row that the assistant should read at a time.
         """
         return {}
 

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.generation.beams import BeamDecoder
 from keras_jamba.generation.decoding import Decoder
 from keras_jamba.generation.samplers import BeamSampler
@@ -23,6 +24,7 @@ def decoder_for(model, sampler, stop_token_ids, pad_token_id, assistant=None):
     The seed of the sampler is not part of a program. `enable_lora` and `quantize` change the variables: the cache
     then drops all earlier decoders.
     """
+    _backend.compilation.use_persistent_cache()
     variables = tuple(map(id, model.weights))
     kind = None if assistant is None else assistant.kind
     key = variables, _sampler_kind(sampler), stop_token_ids, pad_token_id, kind

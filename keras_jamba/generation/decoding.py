@@ -1,4 +1,4 @@
-"""The decoding loop: a prefill in chunks, then one token per step with a cache of fixed capacity."""
+"""The decoding loop: a prefill, then one token per step with a cache of fixed capacity."""
 
 import functools
 
@@ -6,11 +6,14 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba.generation.prefilling import prefilled
 from keras_jamba.generation.samplers import ProbabilitySampler
 
-# Capacities of caches and buffers are rounded up to these multiples, short prefills to powers of two from MIN_CHUNK.
-# Fewer shapes need fewer compiled programs.
-CAPACITY_MULTIPLE, BUFFER_MULTIPLE, MIN_CHUNK = 64, 32, 16
+# Fewer shapes need fewer compiled programs. Capacities of caches are rounded up to a multiple of CAPACITY_MULTIPLE, and
+# long ones by at most a sixteenth.
+CAPACITY_MULTIPLE, BUFFER_MULTIPLE = 64, 32
+# Sizes of the buffer of new tokens. The largest is the most tokens per run of the loop.
+BUFFERS = (32, 256)
 
 
 class Decoder:
@@ -46,18 +49,9 @@ class Decoder:
         """Makes the compiled functions. They compile at their first call."""
         return self.compiled_step, self._compiled_loop
 
-    def prefill(self, token_ids, mask, cache, chunk_size):
-        """Runs the model on the prompts, `chunk_size` tokens at a time.
-
-        Args:
-            token_ids, mask: `(b, t)` NumPy arrays, int32 and bool, padded on the left.
-            cache: the cache before these tokens.
-            chunk_size: tokens per chunk.
-
-        Returns:
-            `(logits (b, v) of the last tokens, cache)`.
-        """
-        return prefilled(self.compiled_step, token_ids, mask, cache, chunk_size)
+    def prefill(self, token_ids, mask, cache, longest):
+        """Runs the model on the prompts; see `prefilled`."""
+        return prefilled(self.compiled_step, token_ids, mask, cache, longest)
 
     def decode(self, logits, cache, prompts, uniforms, limits, interval):
         """Yields chunks `(b, n)` of new tokens, one token per row of `uniforms`; finished rows get padding.
@@ -69,10 +63,11 @@ class Decoder:
             prompts: the `Prompts`.
             uniforms: the random numbers of the sampler, `(n, b)` for n tokens.
             limits: `(b,)`, the most new tokens per row. This loop may choose more, which the caller drops.
-            interval: tokens per chunk.
+            interval: the most tokens per chunk.
         """
         state = self.init_state(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
         yield _backend.sharding.to_numpy(state["token"])[:, None]
+        interval = min(interval, BUFFERS[-1])
         for done in range(1, len(uniforms), interval):
             tokens, state = self.advance(state, uniforms[done : done + interval])
             yield tokens
@@ -87,7 +82,8 @@ class Decoder:
     def advance(self, state, uniforms):
         """Returns `(tokens (b, n), state)` for n rows of `uniforms`. The loop ends early if all rows are finished."""
         count = len(uniforms)
-        padded = np.zeros((rounded_up(count, BUFFER_MULTIPLE), uniforms.shape[1]), "float32")
+        size = next(size for size in BUFFERS if count <= size)
+        padded = np.zeros((size, uniforms.shape[1]), "float32")
         padded[:count] = uniforms
         if isinstance(self._sampler, ProbabilitySampler):
             tokens, state = self._loop_on_host(state, padded, count)
@@ -143,36 +139,9 @@ class Decoder:
         return ops.logical_or(seen, ops.arange(seen.shape[1], dtype="int32")[None] == token[:, None])
 
 
-def prefilled(step, token_ids, mask, cache, chunk_size):
-    """Runs any `step` on the prompts in chunks. See `Decoder.prefill`."""
-    if _backend.compilation.has_jit():
-        token_ids, mask = _padded_to_chunks(token_ids, mask, chunk_size)
-    for begin in range(0, token_ids.shape[1], chunk_size):
-        chunk = slice(begin, begin + chunk_size)
-        inputs = {"token_ids": ops.convert_to_tensor(token_ids[:, chunk])}
-        if not mask[:, chunk].all():
-            inputs["padding_mask"] = ops.convert_to_tensor(mask[:, chunk])
-        logits, cache = step(inputs, cache)
-    return logits[:, -1], cache
-
-
-def _padded_to_chunks(token_ids, mask, chunk_size):
-    """Pads on the left to full chunks, or to a power of two if there is less than one chunk.
-
-    Padding takes no capacity of the cache.
-    """
-    length = token_ids.shape[1]
-    if length < chunk_size:
-        rounded = min(max(MIN_CHUNK, 1 << (length - 1).bit_length()), chunk_size)
-    else:
-        rounded = rounded_up(length, chunk_size)
-    padding = ((0, 0), (rounded - length, 0))
-    return np.pad(token_ids, padding), np.pad(mask, padding)
-
-
 def rounded_capacity(length):
     """Returns the capacity of a cache for `length` tokens."""
-    return rounded_up(length, CAPACITY_MULTIPLE)
+    return rounded_up(length, max(CAPACITY_MULTIPLE, 1 << max(0, (length - 1).bit_length() - 5)))
 
 
 def rounded_up(value, multiple):

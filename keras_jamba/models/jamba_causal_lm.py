@@ -177,7 +177,7 @@ class JambaCausalLM(NextTokenModel):
         strip_prompt: bool = False,
         sampler: Any = None,
         stop_strings: str | Sequence[str] | None = None,
-        prefill_chunk_size: int = 512,
+        prefill_chunk_size: int | None = None,
         state: PromptState | None = None,
         assistant: Assistant | None = None,
         **unknown: Any,
@@ -205,8 +205,9 @@ class JambaCausalLM(NextTokenModel):
                 `compile`, or else that of generation_config, or else greedy.
             stop_strings: strings before which a text ends; they need a tokenizer. A match may include the text of
                 special tokens, which is not returned, and may begin in the prompt.
-            prefill_chunk_size: tokens per call while reading the prompts: smaller chunks take less memory and more
-                calls.
+            prefill_chunk_size: the most tokens of a prompt that one call of the model reads. Fewer take less memory and
+                more calls. None is 2,048 tokens of all rows together on a CPU, and 16,384 on an accelerator. A longer
+                prompt is read in equal chunks.
             state: the result of `prefill` for a text with which every prompt begins; that text is not read again.
             assistant: a `keras_jamba.generation.PromptLookup` or `DraftModel`, which proposes tokens that the model
                 checks several at a time; or None. With every sampler of keras_jamba and the same seed, the outputs are
@@ -262,10 +263,10 @@ class JambaCausalLM(NextTokenModel):
             ValueError: see `generate`; also for more than one prompt, and for beams.
         """
         check_keywords("stream", {name: x for name, x in given.items() if name not in _STREAM}, _STREAM)
-        return api.stream(self, inputs, **{"prefill_chunk_size": 512} | given)
+        return api.stream(self, inputs, **{"prefill_chunk_size": None} | given)
 
     @_keras_internals.restored_scopes()
-    def prefill(self, inputs: str | Sequence[Any] | Tensors, prefill_chunk_size: int = 512) -> PromptState:
+    def prefill(self, inputs: str | Sequence[Any] | Tensors, prefill_chunk_size: int | None = None) -> PromptState:
         """Reads one prompt, for `generate(inputs, state=...)` with inputs that begin with it.
 
         Args:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import keras
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from checks import close
 
+import keras_jamba
 from keras_jamba import _backend
 from keras_jamba._triton import Gpu
 from keras_jamba._triton import scan as kernels
@@ -142,3 +144,34 @@ def test_a_launch_under_vmap_runs_one_element_after_the_other(monkeypatch):
     run = lambda x: _triton.launch(None, (1,), (x, y), [((3,), "float32")], {})[0]  # noqa: E731
     np.testing.assert_array_equal(jax.vmap(run)(x), x + 1)
     np.testing.assert_array_equal(jax.vmap(jax.jit(run))(x), x + 1)
+
+
+@pytest.mark.parametrize(
+    "versions, expected",
+    [
+        (("0.3.1", "3.6.0"), "Triton kernels need an NVIDIA GPU of capability 8.0 or more"),
+        (("0.4.1", "3.6.0"), 'jax-triton 0.4.1 with triton 3.6.0 was not tried: install "jax-triton==0.3.1"'),
+        (("0.3.1", "3.7.0"), 'jax-triton 0.3.1 with triton 3.7.0 was not tried: install "jax-triton==0.3.1"'),
+    ],
+)
+def test_a_pair_of_versions_that_was_not_tried_is_named_and_the_next_form_runs(versions, expected, monkeypatch):
+    found = dict(zip(("jax-triton", "triton"), versions, strict=True))
+    monkeypatch.setattr(_triton.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(_triton, "_version", found.__getitem__)
+    _triton.why_not_here.cache_clear()
+    try:
+        assert _triton.why_not_here().startswith(expected)
+        u = np.ones((1, 5, 4), "float32")
+        y = selective_scan(u, u, -np.ones((4, 2), "float32"), *[np.ones((1, 5, 2), "float32")] * 2)
+        assert np.isfinite(np.asarray(y)).all()
+    finally:
+        _triton.why_not_here.cache_clear()
+
+
+def test_the_extra_for_gpus_installs_the_pair_that_was_tried():
+    text = (Path(keras_jamba.__file__).parents[1] / "pyproject.toml").read_text()
+    extra = tomllib.loads(text)["project"]["optional-dependencies"]["jax-gpu"]
+    pins = dict(each.split("==") for each in extra if "==" in each)
+    assert pins.keys() == _triton._TRIED.keys()
+    for name, pin in pins.items():
+        assert pin.rstrip("*") == _triton._TRIED[name]

@@ -83,6 +83,13 @@ class Compilation(Protocol):
     def has_fast_dynamic_loop(self):
         """Returns whether a compiled loop is fast if its length depends on values. True for JAX on a CPU only."""
 
+    def use_persistent_cache(self):
+        """Lets later compilations of this process read and write a cache on the disk. JAX only.
+
+        Raises:
+            ValueError: if KERAS_JAMBA_JAX_CACHE is set to anything but "off".
+        """
+
     def scan(self, body, carry, inputs, reverse=False):
         """Loops over the leading axis with the contract of `jax.lax.scan`. Compilers do not unroll the loop.
 

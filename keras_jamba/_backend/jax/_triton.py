@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import math
 import time
@@ -13,6 +14,10 @@ from jax.interpreters import mlir
 
 from keras_jamba._backend.jax._c_kernels import present
 from keras_jamba._triton import Gpu
+
+# The versions, or their beginnings, with which the kernels were tried. Other pairs fail in the middle of a call:
+# jax-triton 0.4.1 does with Triton 3.6.
+_TRIED = {"jax-triton": "0.3.1", "triton": "3.6."}
 
 
 def lowered_on_gpu(program, backward, inputs, outputs):
@@ -51,11 +56,22 @@ def _registers(limit):
         CUDABackend.parse_options = parse
 
 
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "of an unknown version"
+
+
 @functools.cache
 def why_not_here():
     """Returns None, or the reason why no Triton kernel runs on this machine."""
     if any(importlib.util.find_spec(name) is None for name in ("triton", "jax_triton")):
         return "Triton and jax-triton are not both installed"
+    pair = {name: _version(name) for name in _TRIED}
+    if any(not pair[name].startswith(tried) for name, tried in _TRIED.items()):
+        have = " with ".join(f"{name} {version}" for name, version in pair.items())
+        return f'{have} was not tried: install "jax-triton==0.3.1" and "triton==3.6.*"'
     if jax.default_backend() != "gpu" or float(getattr(jax.devices()[0], "compute_capability", 0)) < 8:
         return "Triton kernels need an NVIDIA GPU of capability 8.0 or more"
     return None

@@ -3,6 +3,7 @@
 import jax
 import keras
 
+from keras_jamba._backend.jax import _compilation_cache
 from keras_jamba._backend.jax._loops import readable_values
 
 
@@ -41,3 +42,8 @@ def has_fast_dynamic_loop():
 
 def scan(body, carry, inputs, reverse=False):
     return jax.lax.scan(body, carry, inputs, reverse=reverse)
+
+
+def use_persistent_cache():
+    _compilation_cache.check_setting()
+    _compilation_cache.use()

@@ -88,3 +88,7 @@ def _output_specs(body, carry, inputs):
     slice_specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs)
     graph = step.get_concrete_function(carry_specs, slice_specs)
     return tf.nest.map_structure(spec_of, graph.structured_outputs)
+
+
+def use_persistent_cache():
+    """Does nothing: only JAX has a persistent cache."""

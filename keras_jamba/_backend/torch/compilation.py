@@ -46,3 +46,7 @@ def scan(body, carry, inputs, reverse=False):
         found.append(outputs)
     found = found[::-1] if reverse else found
     return carry, _pytree.tree_map(lambda *each: torch.stack(each), *found)
+
+
+def use_persistent_cache():
+    """Does nothing: only JAX has a persistent cache."""
