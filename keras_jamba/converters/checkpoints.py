@@ -1,5 +1,6 @@
 """Folders that transformers reads and writes: the kind of model, its configuration and its weights."""
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ from keras_jamba.converters.safetensors_folder import SafetensorsFolder
 from keras_jamba.presets import STATISTICS
 
 CONFIG = "config.json"
-_HEAD = "score.weight"
+_HEAD, _TIED_HEAD = "score.weight", "lm_head.weight"
 KINDS = {kind.MODEL_TYPE: kind for kind in (jamba, mamba1)}
 _logger = logging.getLogger("keras_jamba")
 # Fields of config.json that describe files and versions, not the model.
@@ -94,9 +95,9 @@ def load(folder, kind, arguments, pattern, make, assigners, keep_head):
     files = SafetensorsFolder(folder, kind.unstacked)
     _check_count(files, arguments)
     weights = list(kind.weights(arguments, pattern(arguments)))
-    optional = ("lm_head.weight",) if arguments.get("tie_embeddings") else ()
+    optional = (_TIED_HEAD,) if arguments.get("tie_embeddings") else ()
     if "num_classes" in arguments and not (keep_head and _HEAD in files.places):
-        weights, optional = [w for w in weights if w.names != (_HEAD,)], ("lm_head.weight", _HEAD)
+        weights, optional = [w for w in weights if w.names != (_HEAD,)], (_TIED_HEAD, _HEAD)
         _logger.warning("The checkpoint %r has no head for this task: it starts from random weights.", str(folder))
     files.check(weights, optional)
     if arguments.get("tie_embeddings"):
@@ -174,7 +175,7 @@ def places(class_name, arguments, pattern):
     return kind, list(kind.weights(arguments, pattern))
 
 
-def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes):
+def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes, include_tied_head=False):
     """Writes config.json and the tensors; see `JambaCausalLM.export_to_transformers`."""
     kind, weights = places(class_name, arguments, pattern)
     config = kind.config(arguments)
@@ -188,6 +189,8 @@ def write(folder, class_name, arguments, pattern, variables, dtype, shard_bytes)
         config |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
     _files.write_json(Path(folder) / CONFIG, config)
     dtype = _numpy_dtype(dtype)
+    if include_tied_head and arguments.get("tie_embeddings"):
+        weights.append(dataclasses.replace(weights[0], names=(_TIED_HEAD,)))
     sizes = {name: math.prod(weight.shape) * dtype.itemsize for weight in weights for name in weight.names}
     tensors = (
         (name, x.astype(dtype)) for weight in weights for name, x in weight.theirs(variables[weight.path]()).items()
@@ -222,9 +225,8 @@ def _no_config(file, received):
 
 def _check_tied(files, embedding):
     """Raises ValueError if a model with tied embeddings stores a head that differs from its embedding."""
-    name = "lm_head.weight"
-    if name in files.places and not np.array_equal(files.read(name), files.read(embedding)):
+    if _TIED_HEAD in files.places and not np.array_equal(files.read(_TIED_HEAD), files.read(embedding)):
         raise ValueError(
-            f"With tie_word_embeddings the head must be the embedding. Received: a {name} that differs in "
+            f"With tie_word_embeddings the head must be the embedding. Received: a {_TIED_HEAD} that differs in "
             f"{str(files.folder)!r}. Set tie_word_embeddings to false in its config.json."
         )

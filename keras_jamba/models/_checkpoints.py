@@ -55,7 +55,7 @@ def save_to_preset(model, folder, weights_dtype):
     presets.write(model, folder, weights_dtype, more=lambda staging: write_assets(model, staging))
 
 
-def export_to_transformers(model, folder, dtype, max_shard_bytes):
+def export_to_transformers(model, folder, dtype, max_shard_bytes, include_tied_head):
     """Implements `TextModel.export_to_transformers`."""
     dtype = model.variable_dtype if dtype is None else dtype
     _checks.check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
@@ -68,7 +68,8 @@ def export_to_transformers(model, folder, dtype, max_shard_bytes):
         if config["eos_token_id"] is None:
             # `generate` falls back to the tokenizer's id; transformers does not.
             config["eos_token_id"] = getattr(model.tokenizer, "eos_token_id", None)
-        checkpoints.write(staging, type(model).__name__, config, model.block_pattern, values, dtype, max_shard_bytes)
+        options = dict(dtype=dtype, shard_bytes=max_shard_bytes, include_tied_head=include_tied_head)
+        checkpoints.write(staging, type(model).__name__, config, model.block_pattern, values, **options)
         write_assets(model, staging)
 
 

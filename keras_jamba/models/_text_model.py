@@ -195,6 +195,7 @@ class TextModel(LogitsModel, keras.Model):
         folder: PathLike,
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         max_shard_bytes: int = 5 * 10**9,
+        include_tied_head: bool = False,
     ) -> None:
         """Writes a transformers checkpoint, with tokenizer and generation_config, to a folder that is new or empty.
 
@@ -205,12 +206,14 @@ class TextModel(LogitsModel, keras.Model):
             folder: a path. The folder appears completely or not at all.
             dtype: "float32", "bfloat16" or "float16"; None is the dtype of the model's variables.
             max_shard_bytes: the most bytes per file; further weights go to further files.
+            include_tied_head: whether to also write the projection to logits if it is tied to the embedding.
+                transformers needs no copy of it, but vLLM does.
 
         Raises:
             ValueError: if the folder is not empty, or the model has adapters, or options that transformers' Jamba
                 lacks.
         """
-        _checkpoints.export_to_transformers(self, folder, dtype, max_shard_bytes)
+        _checkpoints.export_to_transformers(self, folder, dtype, max_shard_bytes, include_tied_head)
 
     def export_lora_to_peft(self, folder: PathLike) -> None:
         """Writes adapters for PEFT to a folder that is new or empty; `load_lora` reads it too.
