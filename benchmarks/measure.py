@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -117,6 +118,24 @@ def extra_memory(function):
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current use
     function()
     return (_status("VmHWM") - before) / 1024
+
+
+def peak_anonymous(function):
+    """Returns the MB of anonymous memory that `function()` takes at its peak, without mapped files, on Linux."""
+    before, peak, done = _status("RssAnon"), [0], threading.Event()
+
+    def record_peak():
+        while not done.wait(0.001):
+            peak[0] = max(peak[0], _status("RssAnon"))
+
+    thread = threading.Thread(target=record_peak)
+    thread.start()
+    try:
+        function()
+    finally:
+        done.set()
+        thread.join()
+    return (peak[0] - before) * 1024 / 1e6
 
 
 def extra_device_memory(function, backend=None):

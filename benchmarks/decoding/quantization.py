@@ -11,7 +11,6 @@ import functools
 import gc
 import json
 import tempfile
-import threading
 from pathlib import Path
 
 import keras
@@ -55,23 +54,7 @@ def loading_memory(folder, mode):
     """Returns the peak MB of anonymous memory while loading, without mapped files."""
     load(folder, mode)  # warm-up, for everything that loads only once
     gc.collect()
-    before, peak, done = _anonymous(), [0], threading.Event()
-
-    def record_peak():
-        while not done.wait(0.001):
-            peak[0] = max(peak[0], _anonymous())
-
-    thread = threading.Thread(target=record_peak)
-    thread.start()
-    load(folder, mode)
-    done.set()
-    thread.join()
-    return (peak[0] - before) / 1e3
-
-
-def _anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return measure.peak_anonymous(lambda: load(folder, mode))
 
 
 def main():

@@ -34,6 +34,20 @@ def long_contexts():
 
 
 @table
+def load():
+    """Seconds and memory of loading a checkpoint, with transformers as the peer."""
+    rows = []
+    for backend in BACKENDS:
+        found = read(f"load_{backend}")
+        ours, theirs = (found["rows"][who] for who in ("ours", "theirs"))
+        seconds = [each["load"] + each["forward"] for each in (ours, theirs)]
+        row = [TITLES[backend], *(number(each[key]) for each in (ours, theirs) for key in ("load", "forward"))]
+        rows.append([*row, number(seconds[0] / seconds[1]), number(ours["peak MB"] / found["MB"])])
+    titles = ["backend", "load, s", "first call, s", "transformers, load, s", "first call, s", "time, ratio"]
+    return markdown([*titles, "peak memory, copies of the file"], rows)
+
+
+@table
 def speculative():
     """Speedups of assistants over plain decoding, and accepted shares."""
     rows = []
@@ -62,4 +76,4 @@ def speculative_training():
 
 @table
 def decoding_runs():
-    return runs(*(f"{kind}_{backend}" for kind in ("decode", "speculative") for backend in BACKENDS))
+    return runs(*(f"{kind}_{backend}" for kind in ("decode", "load", "speculative") for backend in BACKENDS))

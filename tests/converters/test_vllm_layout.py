@@ -124,9 +124,9 @@ def test_the_files_beside_the_weights_are_those_that_vllm_reads(tmp_path):
     model.export_to_transformers(tmp_path / "export")
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     needed = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size rms_norm_eps "
-        "mamba_d_state mamba_d_conv mamba_expand mamba_dt_rank mamba_conv_bias mamba_proj_bias num_experts hidden_act "
-        "num_experts_per_tok attn_layer_period attn_layer_offset expert_layer_period expert_layer_offset dtype"
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size dtype "
+        "rms_norm_eps hidden_act mamba_d_state mamba_d_conv mamba_expand mamba_dt_rank mamba_conv_bias mamba_proj_bias "
+        "num_experts num_experts_per_tok attn_layer_period attn_layer_offset expert_layer_period expert_layer_offset"
     )
     assert set(needed.split()) <= config.keys()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
