@@ -45,7 +45,11 @@ def add_slice(x, update, start, axis):
 def fill(variable, array):
     array = array.astype(variable.dtype, copy=False)
     sharding = _keras_internals.stored_tensor(variable).sharding
-    if platform() != "cpu" and sharding.num_devices == 1 and array.ndim == 2 and array.T.flags.c_contiguous:
+    if platform() == "cpu":
+        # An array on the CPU may share the memory of a contiguous NumPy array, here of a mapped file.
+        is_shared = array.flags.c_contiguous or sharding.num_devices > 1
+        variable.assign(jax.device_put(np.array(array, order="C") if is_shared else array, sharding))
+    elif sharding.num_devices == 1 and array.ndim == 2 and array.T.flags.c_contiguous:
         # The device transposes faster than the host.
         variable.assign(jnp.transpose(jax.device_put(array.T, sharding)))
     else:
