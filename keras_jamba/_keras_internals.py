@@ -135,26 +135,47 @@ def store_tensor(variable, value):
 
 
 class _Initialization(threading.local):
-    """The context `without_initial_values` of a thread."""
+    """The context `without_initial_values` of a thread: its function, and the variables that it concerned."""
 
     is_filled_later: Any = None
+    skipped: Any = None
 
 
 _initialization = _Initialization()
+
+
+class _Empty(keras.initializers.Initializer):
+    # JAX compiles the bound method of an initializer, if it shards the variable.
+    def __call__(self, shape, dtype=None):
+        return keras.ops.empty(shape, dtype=dtype)
 
 
 @contextlib.contextmanager
 def without_initial_values(is_filled_later):
     """A context in which this thread runs no initializer of the variables whose values are assigned later.
 
-    They have any numbers before. `is_filled_later(path)` returns whether the variable of this path is one of them.
+    Args:
+        is_filled_later: `is_filled_later(path)` returns whether the variable of this path is one of them. It has any
+            numbers before.
+
+    Yields:
+        A list of `(variable, initializer)` of these variables. See `initialize_others`.
     """
     _hook_initialization()
-    before, _initialization.is_filled_later = _initialization.is_filled_later, is_filled_later
+    before = vars(_initialization).copy()
+    _initialization.is_filled_later, _initialization.skipped = is_filled_later, []
     try:
-        yield
+        yield _initialization.skipped
     finally:
-        _initialization.is_filled_later = before
+        _initialization.is_filled_later, _initialization.skipped = before.get("is_filled_later"), before.get("skipped")
+
+
+def initialize_others(skipped, variables):
+    """Initializes the variables in `skipped` that are not `variables`, or have the path of another one of them."""
+    filled = {variable.path: variable for variable in variables}
+    for variable, initializer in skipped:
+        if filled.get(variable.path) is not variable:
+            variable.assign(initializer(variable.shape, dtype=variable.dtype))
 
 
 @functools.cache
@@ -164,7 +185,8 @@ def _hook_initialization():
     def initialized(self, initializer):
         is_filled_later = _initialization.is_filled_later
         if is_filled_later is not None and is_filled_later(self._path):
-            initializer = keras.ops.empty
+            _initialization.skipped.append((self, initializer))
+            initializer = _Empty()
         initialize(self, initializer)
 
     keras.Variable._initialize_with_initializer = initialized

@@ -162,8 +162,9 @@ def build(
         check_sizes(sizes, sum(map(math.prod, weights["variables"].values())), str(preset))
     # A new head keeps its initial values.
     filled = weights["variables"] if weights is not None and not changed else {}
-    with _keras_internals.without_initial_values(filled.__contains__):
-        model = cls(**({name: value for name, value in config.items() if name not in dropped} | overrides))
+    with _keras_internals.without_initial_values(filled.__contains__) as skipped:
+        model: Any = cls(**({name: value for name, value in config.items() if name not in dropped} | overrides))
+    _keras_internals.initialize_others(skipped, model.weights)
     if weights is not None:
         _fill(model, config, changed, dropped, weights["variables"], preset, folder / WEIGHTS)
     elif load_weights:
@@ -178,8 +179,9 @@ def _fill(model, config, changed, dropped, variables, preset, file):
         _load(model, file)
         return
     same = {name: value for name, value in model.get_config().items() if name not in {*changed, *dropped}}
-    with _keras_internals.without_initial_values(variables.__contains__):
+    with _keras_internals.without_initial_values(variables.__contains__) as skipped:
         source = type(model)(**same, **{name: config[name] for name in changed if name in config})
+    _keras_internals.initialize_others(skipped, source.weights)
     _check_variables(source, variables, preset)
     _load(source, file)
     values = {variable.path: variable for variable in source.weights}

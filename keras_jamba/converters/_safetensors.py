@@ -35,23 +35,21 @@ def opened(file):
         return safetensors.safe_open(file, framework="numpy")
 
 
-def offsets(file):
-    """Returns `{name: offset of the first byte in the file}` of a file that `opened` has checked."""
-    with open(file, "rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
+def offsets(stream):
+    """Returns `{name: offset of the first byte}` of an open file that `opened` has checked."""
+    stream.seek(0)
+    size = int.from_bytes(stream.read(8), "little")
+    header = json.loads(stream.read(size))
     return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
-def dtype(name):
-    """Returns the NumPy dtype of a dtype of the format, for example of "BF16"."""
+def float_dtype(name):
+    """Returns the NumPy dtype of a dtype of the format, for example of "BF16", or None if it is no floating point."""
     import ml_dtypes
 
-    special = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-    if name in special:
-        return np.dtype(getattr(ml_dtypes, special[name]))
-    kind, bits = re.fullmatch("([FIU]|BOOL)([0-9]*)", name).groups()
-    return np.dtype("bool" if kind == "BOOL" else f"{kind.lower()}{int(bits) // 8}")
+    known = {"F64": "float64", "F32": "float32", "F16": "float16"}
+    known |= {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+    return np.dtype(known[name]) if name in known else None
 
 
 def write(tensors, file, metadata):

@@ -92,13 +92,19 @@ def load(folder, kind, arguments, pattern, make, assigners, keep_head):
     Raises:
         ValueError: if a tensor is missing, unexpected, of another shape, or holds NaN or infinity.
     """
-    files = SafetensorsFolder(folder, kind.unstacked)
+    with SafetensorsFolder(folder, kind.unstacked) as files:
+        return _loaded(files, kind, arguments, pattern, make, assigners, keep_head)
+
+
+def _loaded(files, kind, arguments, pattern, make, assigners, keep_head):
+    """Returns the model with the weights of open files. See `load`."""
     _check_count(files, arguments)
     weights = list(kind.weights(arguments, pattern(arguments)))
     optional = (_TIED_HEAD,) if arguments.get("tie_embeddings") else ()
     if "num_classes" in arguments and not (keep_head and _HEAD in files.places):
         weights, optional = [w for w in weights if w.names != (_HEAD,)], (_TIED_HEAD, _HEAD)
-        _logger.warning("The checkpoint %r has no head for this task: it starts from random weights.", str(folder))
+        name = str(files.folder)
+        _logger.warning("The checkpoint %r has no head for this task: it starts from random weights.", name)
     files.check(weights, optional)
     if arguments.get("tie_embeddings"):
         _check_tied(files, weights[0].names[0])

@@ -1,9 +1,12 @@
 """A folder of safetensors files, a single file or shards. All metadata is checked before it is used."""
 
 import collections
+import contextlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -11,8 +14,8 @@ from keras_jamba import _files
 from keras_jamba.converters import _safetensors
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Threads that read ahead, and the values that each may hold.
-_THREADS, _AHEAD = 2, 2
+# Threads that read ahead, and the bytes of values that may wait, unless a single one has more.
+_THREADS, _AHEAD = 2, 2**28
 # Numbers per block that are checked at a time. They fit into a cache of the processor.
 _BLOCK = 2**17
 # The bits of the exponent in bfloat16. NaN and infinity have them all.
@@ -21,9 +24,10 @@ _EXPONENT = 0x7F80
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a file: its dtype in the format, its shape, and the offset of its first byte."""
+    """An array in a file: the open file, the dtype in the format, the shape, and the offset of the first byte."""
 
     file: Path
+    stream: BinaryIO
     dtype: str
     shape: tuple
     offset: int
@@ -43,7 +47,7 @@ class Place:
 
 
 class SafetensorsFolder:
-    """The tensors of a checkpoint, by name.
+    """A context with the tensors of a checkpoint, by name. Its files stay open until the end of the context.
 
     Args:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and the shards that it names.
@@ -56,8 +60,16 @@ class SafetensorsFolder:
     def __init__(self, folder, unstacked):
         self.folder = Path(folder)
         self.places, self.dtypes = {}, set()
-        for file, promised in self._files():
-            self._read_header(file, promised, unstacked)
+        with contextlib.ExitStack() as streams:
+            for file, promised in self._files():
+                self._read_header(file, promised, unstacked, streams)
+            self._streams = streams.pop_all()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._streams.close()
 
     def _files(self):
         """Returns a list of `(file, names that the index lists for it, or None)`."""
@@ -80,7 +92,7 @@ class SafetensorsFolder:
             shards.setdefault(self.folder / file, set()).add(name)
         return sorted(shards.items())
 
-    def _read_header(self, file, promised, unstacked):
+    def _read_header(self, file, promised, unstacked, streams):
         with _opened(file) as tensors:
             keys = set(tensors.keys())
             if promised is not None and promised != keys:
@@ -89,10 +101,12 @@ class SafetensorsFolder:
                     f"A shard must hold the tensors that {INDEX} lists. Received: {str(file)!r} without "
                     f"{missing[:3]} and with additional {more[:3]}. Download the checkpoint again."
                 )
-            offsets = _safetensors.offsets(file)
+            # Another file of this name, with other offsets, may replace it meanwhile.
+            stream = streams.enter_context(open(file, "rb"))
+            offsets = _safetensors.offsets(stream)
             for key in sorted(keys):
                 entry = tensors.get_slice(key)
-                array = Array(file, entry.get_dtype(), tuple(entry.get_shape()), offsets[key])
+                array = Array(file, stream, entry.get_dtype(), tuple(entry.get_shape()), offsets[key])
                 self.dtypes.add(array.dtype)
                 parts = unstacked(key, array.shape) or {key: ()}
                 for name, part in parts.items():
@@ -131,32 +145,38 @@ class SafetensorsFolder:
             ValueError: see `read`.
         """
         ordered = sorted(weights, key=lambda weight: (self.places[weight.names[0]].file, weight.path))
-        pending = collections.deque()
+        pending, waiting = collections.deque(), 0
         with ThreadPoolExecutor(_THREADS) as threads:
             try:
                 for weight in ordered:
-                    pending.append((weight, threads.submit(weight.ours, self.read)))
-                    if len(pending) > _THREADS * _AHEAD:
+                    size = self._bytes_of(weight)
+                    while pending and waiting + size > _AHEAD:
+                        waiting -= self._bytes_of(pending[0][0])
                         yield _next_of(pending)
+                    pending.append((weight, threads.submit(weight.ours, self.read)))
+                    waiting += size
                 while pending:
                     yield _next_of(pending)
             finally:
                 for _, reading in pending:
                     reading.cancel()
 
+    def _bytes_of(self, weight):
+        dtype = _safetensors.float_dtype(self.places[weight.names[0]].array.dtype)
+        return len(weight.names) * math.prod(weight.shape) * (dtype.itemsize if dtype else 1)
+
     def read(self, name):
-        """Returns a tensor as a NumPy array, mapped from its file.
+        """Returns a tensor in NumPy, mapped from its file.
 
         Raises:
             ValueError: if the file is damaged, or the tensor has integers, NaN or infinity.
         """
         place = self.places[name]
-        dtype = _safetensors.dtype(place.array.dtype)
-        # ml_dtypes' bfloat16 and float8 have the kind "V".
-        if dtype.kind not in "fV":
+        dtype = _safetensors.float_dtype(place.array.dtype)
+        if dtype is None:
             raise ValueError(
-                f"Weights must be floating-point numbers. Received: {name!r} in {str(place.file)!r} in {dtype.name}. "
-                "Convert a model without quantized weights."
+                f"Weights must be floating-point numbers. Received: {name!r} in {str(place.file)!r} in "
+                f"{place.array.dtype}. Convert a model without quantized weights."
             )
         x = _mapped(place.array, dtype)[place.part]
         if not _is_finite(x):
@@ -178,8 +198,8 @@ def _mapped(array, dtype):
         return np.empty(array.shape, dtype)
     try:
         # Copied on write: PyTorch warns of memory that cannot be written to.
-        x = np.memmap(array.file, dtype, "c", array.offset, array.shape or (1,))
-    except (OSError, ValueError) as error:
+        x = np.memmap(array.stream, dtype, "c", array.offset, array.shape or (1,))
+    except ValueError as error:  # the file became shorter
         raise ValueError(_damaged(array.file, error)) from error
     return np.asarray(x).reshape(array.shape)
 

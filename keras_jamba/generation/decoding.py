@@ -68,8 +68,10 @@ class Decoder:
         state = self.init_state(logits, cache, prompts.token_ids, prompts.mask, uniforms[0])
         yield _backend.sharding.to_numpy(state["token"])[:, None]
         interval = min(interval, BUFFERS[-1])
+        # One size for all chunks: each size needs a compiled program.
+        buffer = next(size for size in BUFFERS if min(len(uniforms) - 1, interval) <= size)
         for done in range(1, len(uniforms), interval):
-            tokens, state = self.advance(state, uniforms[done : done + interval])
+            tokens, state = self.advance(state, uniforms[done : done + interval], buffer)
             yield tokens
 
     def init_state(self, logits, cache, token_ids, mask, uniform):
@@ -79,11 +81,13 @@ class Decoder:
         seen = self._mark_seen(seen, token)
         return {"token": token, "cache": cache, "finished": self._is_stop(token), "seen": seen}
 
-    def advance(self, state, uniforms):
-        """Returns `(tokens (b, n), state)` for n rows of `uniforms`. The loop ends early if all rows are finished."""
+    def advance(self, state, uniforms, buffer):
+        """Returns `(tokens (b, n), state)` for n rows of `uniforms`. The loop ends early if all rows are finished.
+
+        `buffer` is the size of the buffer of tokens, at least n.
+        """
         count = len(uniforms)
-        size = next(size for size in BUFFERS if count <= size)
-        padded = np.zeros((size, uniforms.shape[1]), "float32")
+        padded = np.zeros((buffer, uniforms.shape[1]), "float32")
         padded[:count] = uniforms
         if isinstance(self._sampler, ProbabilitySampler):
             tokens, state = self._loop_on_host(state, padded, count)

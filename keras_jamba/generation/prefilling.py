@@ -4,16 +4,18 @@ import numpy as np
 from keras import ops
 
 from keras_jamba import _backend
+from keras_jamba.ops import implementations
 
 # Tokens of all rows per chunk. More tokens take more memory, and hardly less time.
-TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 16384
+TOKENS, TOKENS_WITH_TRITON = 2048, 16384
 # The shortest chunk of a compiled program, and the longest that is rounded up to a power of two.
 MIN_CHUNK, LONGEST_POWER = 16, 256
 
 
 def longest_chunk(rows):
     """Returns the most tokens of a row that are read at a time."""
-    budget = TOKENS_ON_CPU if _backend.tensors.platform() == "cpu" else TOKENS_ON_ACCELERATOR
+    # Without its kernels, the scan on an accelerator holds the states of all tokens.
+    budget = TOKENS_WITH_TRITON if implementations().get("triton", "unknown") is None else TOKENS
     return max(budget // rows, MIN_CHUNK)
 
 

@@ -38,8 +38,10 @@ def _from_checkpoint(cls, folder, load_weights, given, head):
     def make(filled=frozenset()):
         # The name of the model is only in some paths of variables.
         is_filled_later = lambda path: path in filled or path.split("/", 1)[-1] in filled  # noqa: E731
-        with _keras_internals.without_initial_values(is_filled_later):
-            return cls(**arguments | given)
+        with _keras_internals.without_initial_values(is_filled_later) as skipped:
+            model = cls(**arguments | given)
+        _keras_internals.initialize_others(skipped, model.weights)
+        return model
 
     if not load_weights:
         return make()

@@ -206,8 +206,8 @@ class JambaCausalLM(NextTokenModel):
             stop_strings: strings before which a text ends; they need a tokenizer. A match may include the text of
                 special tokens, which is not returned, and may begin in the prompt.
             prefill_chunk_size: the most tokens of a prompt that one call of the model reads. Fewer take less memory and
-                more calls. None is 2,048 tokens of all rows together on a CPU, and 16,384 on an accelerator. A longer
-                prompt is read in equal chunks.
+                more calls. None is 2,048 divided by the number of rows, or 16,384 with the Triton kernels of a GPU, but
+                at least 16. A longer prompt is read in equal chunks.
             state: the result of `prefill` for a text with which every prompt begins; that text is not read again.
             assistant: a `keras_jamba.generation.PromptLookup` or `DraftModel`, which proposes tokens that the model
                 checks several at a time; or None. With every sampler of keras_jamba and the same seed, the outputs are

@@ -12,7 +12,7 @@ from checks import numpy, once
 from safetensors.numpy import load_file, save_file
 
 import keras_jamba
-from keras_jamba import _keras_internals
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.converters import safetensors_folder
 from keras_jamba.converters.safetensors_folder import SafetensorsFolder
 
@@ -35,11 +35,14 @@ def test_mapped_tensors_equal_those_that_were_written(tmp_path, dtype):
     given = {name: drawn(shape, "float32") for name, shape in dict(a=(3, 5), b=(), c=(0, 4), d=(7,)).items()}
     given = {name: np.asarray(x).astype(drawn((1,), dtype).dtype) for name, x in given.items()}
     save_file(given, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    files = SafetensorsFolder(tmp_path, lambda name, shape: None)
-    for name, expected in given.items():
-        found = files.read(name)
-        assert found.dtype == expected.dtype and found.shape == expected.shape
-        np.testing.assert_array_equal(found.astype("float32"), expected.astype("float32"))
+    with SafetensorsFolder(tmp_path, lambda name, shape: None) as files:
+        # A file that replaces it while it is read has no effect.
+        save_file({"a": np.zeros(1)}, tmp_path / "other")
+        (tmp_path / "other").replace(tmp_path / "model.safetensors")
+        for name, expected in given.items():
+            found = files.read(name)
+            assert found.dtype == expected.dtype and found.shape == expected.shape
+            np.testing.assert_array_equal(found.astype("float32"), expected.astype("float32"))
 
 
 @once
@@ -99,6 +102,40 @@ def test_weights_without_a_value_in_the_checkpoint_keep_their_initial_values(fol
     assert found.keys() == expected.keys() and len(found) > 3
     for path, x in expected.items():
         np.testing.assert_array_equal(found[path], x)
+
+
+def test_weights_of_a_model_that_the_loaded_one_holds_have_initial_values(folder):
+    class Taught(keras_jamba.JambaCausalLM):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            # In a tuple of a list, which Keras does not track: its variables have the paths of the outer model's.
+            vars(self)["teacher"] = keras_jamba.JambaCausalLM(*args, **{**kwargs, "name": self.name})
+
+    Taught.__name__ = "JambaCausalLM"
+    model = Taught.from_preset(folder)
+    expected = keras_jamba.JambaCausalLM.from_preset(folder)
+    for a, b in zip(model.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(numpy(a), numpy(b))
+    teacher = vars(model)["teacher"]
+    norm = teacher.backbone.final_norm.scale
+    np.testing.assert_array_equal(numpy(norm), np.ones(norm.shape))
+    kernel = numpy(teacher.backbone.blocks[0].mixer.in_proj.kernel)
+    assert 0.01 < kernel.std() < 1 and abs(kernel.mean()) < 0.1
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_variable_takes_an_array_of_every_dtype_and_layout(dtype):
+    variable = keras.Variable("zeros", shape=(3, 5), dtype="float32")
+    x = drawn((3, 5), dtype)
+    for array in (x, np.ascontiguousarray(x.T).T, drawn((5, 6), dtype).T[::2][:3]):
+        _backend.tensors.fill(variable, array)
+        np.testing.assert_array_equal(numpy(variable), array.astype("float32"))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="about arrays of JAX")
+def test_loaded_weights_are_bound_to_no_device(folder):
+    model = keras_jamba.JambaCausalLM.from_preset(folder)
+    assert not any(v.value.committed for v in model.weights)
 
 
 def test_a_failed_load_leaves_later_models_their_initial_values(folder):

@@ -26,8 +26,10 @@ def unset(monkeypatch, tmp_path):
     before = {name: getattr(jax.config, name) for name in OPTIONS}
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("KERAS_JAMBA_JAX_CACHE", raising=False)
-    monkeypatch.setattr(_compilation_cache, "_LEAST_SECONDS", 0.0)
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_max_size", -1)
+    # The user's own, which stores every program.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     _compilation_cache.use.cache_clear()
     yield
     for name, value in before.items():
@@ -48,6 +50,7 @@ def test_the_first_generation_stores_programs_in_the_home_of_keras_and_says_so_o
     (folder,) = (tmp_path / "home" / "keras_jamba").glob("jax_cache_*")
     assert any(folder.iterdir()) and jax.config.jax_compilation_cache_dir == str(folder)
     assert jax.config.jax_compilation_cache_max_size == 2**30
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0
     assert sum("JAX stores compiled programs in" in record.message for record in caplog.records) == 1
 
 

@@ -46,9 +46,17 @@ def test_chunks_are_equal_and_hold_every_token_once(longest):
 
 
 def test_a_budget_of_tokens_bounds_the_chunks_of_all_rows():
-    budget = prefilling.TOKENS_ON_CPU if _backend.tensors.platform() == "cpu" else prefilling.TOKENS_ON_ACCELERATOR
+    has_kernels = keras_jamba.ops.implementations().get("triton", "unknown") is None
+    budget = prefilling.TOKENS_WITH_TRITON if has_kernels else prefilling.TOKENS
     assert prefilling.longest_chunk(1) == budget and prefilling.longest_chunk(4) == budget // 4
     assert prefilling.longest_chunk(10**6) == prefilling.MIN_CHUNK
+
+
+def test_the_large_budget_needs_the_kernels_of_the_scan(monkeypatch):
+    monkeypatch.setattr(prefilling, "implementations", lambda: {"triton": None})
+    assert prefilling.longest_chunk(2) == 8192
+    monkeypatch.setattr(prefilling, "implementations", lambda: {"triton": "not tried", "associative": None})
+    assert prefilling.longest_chunk(2) == 1024
 
 
 def test_few_sizes_of_chunks_need_programs():
@@ -59,8 +67,8 @@ def test_few_sizes_of_chunks_need_programs():
 
 
 def test_the_default_gives_the_tokens_of_every_chunk_size(monkeypatch):
-    monkeypatch.setattr(prefilling, "TOKENS_ON_CPU", 40)
-    monkeypatch.setattr(prefilling, "TOKENS_ON_ACCELERATOR", 40)
+    monkeypatch.setattr(prefilling, "TOKENS", 40)
+    monkeypatch.setattr(prefilling, "TOKENS_WITH_TRITON", 40)
     model = keras_jamba.JambaCausalLM(23, d_model=16, num_layers=2, mamba_ratio=1, num_heads=2, num_experts=2)
     prompts = [np.arange(37) % 23, np.arange(5) + 3]
     given = dict(max_new_tokens=5, stop_token_ids=None)

@@ -68,8 +68,8 @@ def header(document, rest=b""):
 
 FILES = {
     # `{name: (file name, reader of its folder)}`
-    "safetensors": ("model.safetensors", lambda folder: SafetensorsFolder(folder, jamba.unstacked)),
-    "index": ("model.safetensors.index.json", lambda folder: SafetensorsFolder(folder, jamba.unstacked)),
+    "safetensors": ("model.safetensors", lambda folder: SafetensorsFolder(folder, jamba.unstacked).__exit__()),
+    "index": ("model.safetensors.index.json", lambda folder: SafetensorsFolder(folder, jamba.unstacked).__exit__()),
     "adapters": ("a.safetensors", lambda folder: _adapters._read_file(folder / "a.safetensors")),
     "prompt state": ("state", lambda folder: PromptState.load(folder / "state")),
     "preset": ("config.json", presets.read),

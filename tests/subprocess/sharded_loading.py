@@ -1,8 +1,10 @@
 """A checkpoint loads onto 8 devices without a complete matrix on any of them, and generates the tokens of one device.
 
-Runs in its own process. The argument is a new folder for the checkpoint.
+Runs in its own process. The first argument is a new folder for the checkpoint. With a second argument, all matrices
+count as large.
 """
 
+import math
 import sys
 
 import jax
@@ -44,6 +46,9 @@ def watched(variable, array):
 
 
 _backend.tensors.fill = watched
+if len(sys.argv) > 2:
+    # Keras compiles the initializers of large variables.
+    keras.src.backend.jax.core.should_shard_at_init = lambda layout, shape: math.prod(shape) > 1000
 with layout.scope():
     model = keras_jamba.JambaCausalLM.from_preset(folder)
     for variable, x in zip(model.weights, expected, strict=True):

@@ -43,8 +43,9 @@ def test_models_sharded_over_devices_take_the_steps_of_one_device():
 
 @full()
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.ModelParallel requires JAX")
-def test_a_checkpoint_loads_onto_devices_without_a_complete_matrix_on_any_and_generates_the_same(tmp_path):
-    assert_all_are_equal(start("sharded_loading.py", tmp_path / "checkpoint"))
+@pytest.mark.parametrize("more", [[], ["large"]], ids=["small", "large"])
+def test_a_checkpoint_loads_onto_devices_without_a_complete_matrix_on_any_and_generates_the_same(tmp_path, more):
+    assert_all_are_equal(start("sharded_loading.py", tmp_path / "checkpoint", *more))
 
 
 @full()

@@ -12,10 +12,12 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 _logger = logging.getLogger("keras_jamba")
-# Bytes of the cache. JAX deletes the entries that were read least recently.
-_MAX_BYTES = 2**30
-# Seconds of a compilation that is stored.
-_LEAST_SECONDS = 0.3
+# `{option: (default of JAX, value)}`: the bytes of the cache, and the seconds of a compilation that is stored. JAX
+# deletes the entries that were read least recently.
+_OPTIONS = {
+    "jax_compilation_cache_max_size": (-1, 2**30),
+    "jax_persistent_cache_min_compile_time_secs": (1.0, 0.3),
+}
 
 
 def check_setting():
@@ -39,12 +41,15 @@ def use():
     folder = Path(home) / "keras_jamba" / f"jax_cache_{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} is not writable")
     except OSError as error:
         _logger.info("JAX's compilation cache is not set: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    for name, (default, value) in _OPTIONS.items():
+        if getattr(jax.config, name) == default:
+            jax.config.update(name, value)
     # JAX decides at its first compilation whether it has a cache.
     compilation_cache.reset_cache()
     _logger.info("JAX stores compiled programs in %s. KERAS_JAMBA_JAX_CACHE=off disables it.", folder)

@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import fnmatch
 import functools
 import importlib.metadata
 import importlib.util
+import logging
 import math
 import time
 
@@ -15,9 +17,10 @@ from jax.interpreters import mlir
 from keras_jamba._backend.jax._c_kernels import present
 from keras_jamba._triton import Gpu
 
-# The versions, or their beginnings, with which the kernels were tried. Other pairs fail in the middle of a call:
-# jax-triton 0.4.1 does with Triton 3.6.
-_TRIED = {"jax-triton": "0.3.1", "triton": "3.6."}
+# The versions with which the kernels were tried. Others may fail in the middle of a call: jax-triton 0.4.1 does with
+# Triton 3.6.
+_TRIED = {"jax-triton": "0.3.1", "triton": "3.6.*"}
+_logger = logging.getLogger("keras_jamba")
 
 
 def lowered_on_gpu(program, backward, inputs, outputs):
@@ -68,12 +71,14 @@ def why_not_here():
     """Returns None, or the reason why no Triton kernel runs on this machine."""
     if any(importlib.util.find_spec(name) is None for name in ("triton", "jax_triton")):
         return "Triton and jax-triton are not both installed"
-    pair = {name: _version(name) for name in _TRIED}
-    if any(not pair[name].startswith(tried) for name, tried in _TRIED.items()):
-        have = " with ".join(f"{name} {version}" for name, version in pair.items())
-        return f'{have} was not tried: install "jax-triton==0.3.1" and "triton==3.6.*"'
     if jax.default_backend() != "gpu" or float(getattr(jax.devices()[0], "compute_capability", 0)) < 8:
         return "Triton kernels need an NVIDIA GPU of capability 8.0 or more"
+    pair = {name: _version(name) for name in _TRIED}
+    if not all(fnmatch.fnmatch(pair[name], tried) for name, tried in _TRIED.items()):
+        have = " with ".join(f"{name} {version}" for name, version in pair.items())
+        reason = f"{have} was not tried: install " + " and ".join(f'"{name}=={x}"' for name, x in _TRIED.items())
+        _logger.warning("JAX's own operations replace the Triton kernels and are slower: %s", reason)
+        return reason
     return None
 
 

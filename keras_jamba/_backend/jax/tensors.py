@@ -43,14 +43,16 @@ def add_slice(x, update, start, axis):
 
 
 def fill(variable, array):
-    array = array.astype(variable.dtype, copy=False)
-    sharding = _keras_internals.stored_tensor(variable).sharding
-    if platform() == "cpu":
-        # An array on the CPU may share the memory of a contiguous NumPy array, here of a mapped file.
-        is_shared = array.flags.c_contiguous or sharding.num_devices > 1
-        variable.assign(jax.device_put(np.array(array, order="C") if is_shared else array, sharding))
-    elif sharding.num_devices == 1 and array.ndim == 2 and array.T.flags.c_contiguous:
+    array, stored = array.astype(variable.dtype, copy=False), _keras_internals.stored_tensor(variable)
+    # An array that is bound to no device, as that of a variable without a layout, works beside arrays on any device.
+    place = stored.sharding if stored.committed else None
+    on_cpu = any(device.platform == "cpu" for device in stored.sharding.device_set)
+    if on_cpu:
+        # An array on a CPU may share the memory of a contiguous NumPy array, here of a mapped file.
+        is_shared = array.flags.c_contiguous or stored.sharding.num_devices > 1
+        variable.assign(jax.device_put(np.array(array, order="C") if is_shared else array, place))
+    elif stored.sharding.num_devices == 1 and array.ndim == 2 and array.T.flags.c_contiguous:
         # The device transposes faster than the host.
-        variable.assign(jnp.transpose(jax.device_put(array.T, sharding)))
+        variable.assign(jnp.transpose(jax.device_put(array.T, place)))
     else:
-        variable.assign(jax.device_put(array, sharding))
+        variable.assign(jax.device_put(array, place))

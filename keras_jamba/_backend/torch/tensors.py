@@ -54,7 +54,9 @@ def add_slice(x, update, start, axis):
 
 
 def fill(variable, array):
-    # NumPy's dtypes of fewer bits are not PyTorch's.
-    bits = array.view(f"uint{8 * array.itemsize}") if array.dtype.kind == "V" else array
-    x = torch.from_numpy(bits)
-    variable.assign(x.view(getattr(torch, array.dtype.name)) if bits is not array else x)
+    name = array.dtype.name
+    if name in ("float64", "float32", "float16"):
+        variable.assign(torch.from_numpy(array))
+    else:
+        # NumPy's dtypes of fewer bits are not PyTorch's.
+        variable.assign(torch.from_numpy(array.view(f"uint{8 * array.itemsize}")).view(getattr(torch, name)))
