@@ -134,14 +134,8 @@ def store_tensor(variable, value):
     variable._direct_assign(value)
 
 
-class _Initialization(threading.local):
-    """The context `without_initial_values` of a thread: its function, and the variables that it concerned."""
-
-    is_filled_later: Any = None
-    skipped: Any = None
-
-
-_initialization = _Initialization()
+# The context `without_initial_values` of a thread: its function, and the variables that it concerned.
+_initialization = threading.local()
 
 
 class _Empty(keras.initializers.Initializer):
@@ -154,12 +148,8 @@ class _Empty(keras.initializers.Initializer):
 def without_initial_values(is_filled_later):
     """A context in which this thread runs no initializer of the variables whose values are assigned later.
 
-    Args:
-        is_filled_later: `is_filled_later(path)` returns whether the variable of this path is one of them. It has any
-            numbers before.
-
-    Yields:
-        A list of `(variable, initializer)` of these variables. See `initialize_others`.
+    `is_filled_later(path)` returns whether the variable of this path is one of them. The context is a list of their
+    `(variable, initializer)`, for `initialize_others`.
     """
     _hook_initialization()
     before = vars(_initialization).copy()
@@ -167,7 +157,8 @@ def without_initial_values(is_filled_later):
     try:
         yield _initialization.skipped
     finally:
-        _initialization.is_filled_later, _initialization.skipped = before.get("is_filled_later"), before.get("skipped")
+        vars(_initialization).clear()
+        vars(_initialization).update(before)
 
 
 def initialize_others(skipped, variables):
@@ -183,7 +174,7 @@ def _hook_initialization():
     initialize = keras.Variable._initialize_with_initializer
 
     def initialized(self, initializer):
-        is_filled_later = _initialization.is_filled_later
+        is_filled_later = getattr(_initialization, "is_filled_later", None)
         if is_filled_later is not None and is_filled_later(self._path):
             _initialization.skipped.append((self, initializer))
             initializer = _Empty()

@@ -108,7 +108,7 @@ def test_weights_of_a_model_that_the_loaded_one_holds_have_initial_values(folder
     class Taught(keras_jamba.JambaCausalLM):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            # In a tuple of a list, which Keras does not track: its variables have the paths of the outer model's.
+            # Keras does not track it. Its variables have the paths of the outer model's.
             vars(self)["teacher"] = keras_jamba.JambaCausalLM(*args, **{**kwargs, "name": self.name})
 
     Taught.__name__ = "JambaCausalLM"
@@ -145,7 +145,7 @@ def test_a_failed_load_leaves_later_models_their_initial_values(folder):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="Weights must be finite numbers. Received: "):
         keras_jamba.JambaCausalLM.from_preset(folder)
-    assert _keras_internals._initialization.is_filled_later is None
+    assert not vars(_keras_internals._initialization)
     layer = keras.layers.Dense(3, bias_initializer="ones")
     layer.build((None, 2))
     np.testing.assert_array_equal(numpy(layer.bias), np.ones(3))
