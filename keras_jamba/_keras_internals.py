@@ -134,8 +134,7 @@ def store_tensor(variable, value):
     variable._direct_assign(value)
 
 
-# The context `without_initial_values` of a thread: its function, and the variables that it concerned.
-_initialization = threading.local()
+_initialization = threading.local()  # the context `without_initial_values` of a thread
 
 
 class _Empty(keras.initializers.Initializer):
@@ -174,8 +173,7 @@ def _hook_initialization():
     initialize = keras.Variable._initialize_with_initializer
 
     def initialized(self, initializer):
-        is_filled_later = getattr(_initialization, "is_filled_later", None)
-        if is_filled_later is not None and is_filled_later(self._path):
+        if getattr(_initialization, "is_filled_later", lambda path: False)(self._path):
             _initialization.skipped.append((self, initializer))
             initializer = _Empty()
         initialize(self, initializer)
