@@ -1,7 +1,7 @@
 """All private attributes of Keras that the package uses.
 
-Keras may change them without notice. Each has one function or one hook here, and `tests/test_keras_internals.py`
-checks it against the installed Keras. A hook is a class with a method that Keras calls by a private name.
+Keras may change them without notice. Each has one function or one hook here, which a test checks against the installed
+Keras. A hook is a class with a method that Keras calls by a private name.
 """
 
 import contextlib

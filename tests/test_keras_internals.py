@@ -107,25 +107,6 @@ def test_the_tensor_of_a_variable_is_read_and_released():
     assert variable._value is None
 
 
-def test_a_variable_that_is_filled_later_runs_no_initializer_unless_nothing_fills_it():
-    calls = []
-
-    def initializer(shape, dtype=None):
-        calls.append(shape)
-        return keras.ops.ones(shape, dtype)
-
-    with internals.without_initial_values(lambda path: path == "later") as skipped:
-        later = keras.Variable(initializer, shape=(2,), dtype="float32", name="later")
-        assert calls == [] and skipped == [(later, initializer)]
-        now = keras.Variable(initializer, shape=(3,), dtype="float32", name="now")
-        assert calls == [(3,)] and tuple(now.shape) == (3,)
-    internals.initialize_others(skipped, [later])
-    assert calls == [(3,)]
-    internals.initialize_others(skipped, [now])
-    assert calls == [(3,), (2,)]
-    np.testing.assert_array_equal(ops.convert_to_numpy(later), np.ones(2))
-
-
 def test_variables_are_read_in_the_dtype_of_the_scope():
     variable = keras.Variable([1.0], dtype="float32")
     dtype = lambda: keras.backend.standardize_dtype(ops.convert_to_tensor(variable).dtype)  # noqa: E731

@@ -24,20 +24,9 @@ import numpy as np
 from benchmarks import measure
 
 BACKEND = os.environ["KERAS_BACKEND"]
-MEDIUM = dict(
-    vocab_size=32000,
-    hidden_size=512,
-    intermediate_size=1536,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    num_experts=8,
-    num_experts_per_tok=2,
-    attn_layer_period=8,
-    attn_layer_offset=4,
-    expert_layer_period=2,
-    expert_layer_offset=1,
-)
+# The model of 130 M parameters, as changes to that of `benchmarks.training.language_model`.
+MEDIUM = dict(vocab_size=32000, hidden_size=512, intermediate_size=1536, num_hidden_layers=8)
+MEDIUM |= dict(num_attention_heads=8, num_key_value_heads=2)
 TOKENS = np.arange(3, 19)[None]
 # Logits of other libraries and dtypes, relative to the largest.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -48,11 +37,10 @@ def write_checkpoint(folder, shape):
     import torch
     from transformers import JambaConfig, JambaForCausalLM
 
-    config, dtype = MEDIUM, "float32"
-    if shape == "3B":
-        from benchmarks.training.chat_adapters import REASONING_3B
+    from benchmarks.training.chat_adapters import REASONING_3B
+    from benchmarks.training.language_model import LARGE
 
-        config, dtype = REASONING_3B, "bfloat16"
+    config, dtype = (REASONING_3B, "bfloat16") if shape == "3B" else (LARGE | MEDIUM, "float32")
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
     model = JambaForCausalLM(JambaConfig(**config, use_mamba_kernels=False))

@@ -158,3 +158,22 @@ def test_a_model_that_another_thread_builds_meanwhile_has_initial_values():
         thread.start()
         thread.join()
     np.testing.assert_array_equal(numpy(found[0]), np.ones(3))
+
+
+def test_a_variable_that_is_filled_later_runs_no_initializer_unless_nothing_fills_it():
+    calls = []
+
+    def initializer(shape, dtype=None):
+        calls.append(shape)
+        return keras.ops.ones(shape, dtype)
+
+    with _keras_internals.without_initial_values(lambda path: path == "later") as skipped:
+        later = keras.Variable(initializer, shape=(2,), dtype="float32", name="later")
+        assert calls == [] and skipped == [(later, initializer)]
+        now = keras.Variable(initializer, shape=(3,), dtype="float32", name="now")
+        assert calls == [(3,)] and tuple(now.shape) == (3,)
+    _keras_internals.initialize_others(skipped, [later])
+    assert calls == [(3,)]
+    _keras_internals.initialize_others(skipped, [now])
+    assert calls == [(3,), (2,)]
+    np.testing.assert_array_equal(numpy(later), np.ones(2))
