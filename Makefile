@@ -54,7 +54,7 @@ test-nightly: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python $(INSTALL) --no-deps --upgrade --target build/keras-nightly keras-nightly
 	failed=0; for backend in jax tensorflow torch; do \
 	  PYTHONPATH=build/keras-nightly KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=2 \
-	    $(TEST_VENV)/bin/python -m pytest -q -p no:cacheprovider tests/test_keras_internals.py || failed=1; done; exit $$failed
+	    $(TEST_VENV)/bin/python -m pytest -q -p no:cacheprovider tests/test_keras_internals.py tests/test_keras_optimizers.py || failed=1; done; exit $$failed
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the GPU benchmarks: gpu.sh {check|scan|attention|step|moe|lm|packed|chats|costs|generation|load|sharding} [torch|jax]
+# Runs the GPU benchmarks: gpu.sh {check|scan|attention|step|moe|lm|packed|chats|costs|generation|soak|load|sharding} [torch|jax]
 # Prints peers (mamba-ssm, causal-conv1d, transformers) that are not installed as missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,7 +23,8 @@ case "${1:-}" in
     chats) python3 -m benchmarks.training.chat_adapters ;;
     costs) python3 -m benchmarks.training.step_costs ;;
     generation) python3 -m benchmarks.decoding.gpu ;;
+    soak) python3 -m benchmarks.decoding.soak ;;
     load) python3 -m benchmarks.decoding.load --shape 3B ;;
     sharding) KERAS_BACKEND=jax python3 -m benchmarks.scaling.sharding ;;
-    *) echo "Usage: benchmarks/gpu.sh {check|scan|attention|step|moe|lm|packed|chats|costs|generation|load|sharding} [torch|jax]. Received: ${*:-nothing}." >&2; exit 2 ;;
+    *) echo "Usage: benchmarks/gpu.sh {check|scan|attention|step|moe|lm|packed|chats|costs|generation|soak|load|sharding} [torch|jax]. Received: ${*:-nothing}." >&2; exit 2 ;;
 esac

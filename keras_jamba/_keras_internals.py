@@ -102,8 +102,7 @@ def save_weights(model, file, change=None):
         saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
     finally:
         store.close()
-    if change is not None:
-        stream = change(stream)
+    stream = stream if change is None else change(stream)
     with open(file, "wb") as written:
         written.write(stream.getbuffer())
 
@@ -181,9 +180,18 @@ def _hook_initialization():
     keras.Variable._initialize_with_initializer = initialized
 
 
-def autocast(dtype):
-    """A context in which floating-point variables are read in `dtype`, or in their own dtype for None."""
-    return AutocastScope(dtype)
+# A context in which floating-point variables are read in the given dtype, or in their own dtype for None.
+autocast = AutocastScope
+
+
+def is_rematerialized(layer):
+    """Returns whether a `keras.RematScope` was active while a layer was created."""
+    return layer._remat_mode is not None
+
+
+def torch_device():
+    """Returns the name of the device on which Keras creates tensors on PyTorch: "cpu", "cuda", "cuda:1" or "meta"."""
+    return sys.modules["keras.src.backend.torch.core"].get_device()
 
 
 # Scopes
@@ -313,8 +321,7 @@ def dataset_workers(dataset):
 def asking_adapter(dataset, depth):
     """Returns Keras' adapter of `dataset` if it is `self` in the frame `depth` above the caller, else None."""
     caller = sys._getframe(depth + 1).f_locals.get("self")
-    is_adapter = getattr(caller, "py_dataset", None) is dataset and hasattr(caller, "shuffle")
-    return caller if is_adapter else None
+    return caller if getattr(caller, "py_dataset", None) is dataset and hasattr(caller, "shuffle") else None
 
 
 # Distribution
@@ -323,77 +330,3 @@ def asking_adapter(dataset, depth):
 def layout_map(distribution):
     """Returns the layout map of a distribution, or None."""
     return getattr(distribution, "_layout_map", None)
-
-
-# Optimizers
-
-
-def step_counter(optimizer):
-    """Returns the variable that counts all steps, including steps that only accumulate gradients."""
-    return optimizer._iterations
-
-
-# On PyTorch, Keras replaces this class by its own AdamW, which updates all weights in one call.
-_AdamW: Any = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
-
-
-def has_schedule(optimizer):
-    """Returns whether the learning rate of an optimizer is a schedule, which is computed anew at each reading."""
-    return isinstance(getattr(optimizer, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule)
-
-
-class AdamWHooks(_AdamW):
-    """`keras.optimizers.AdamW` with stable names for its private hooks, which subclasses override."""
-
-    def _exclude_more_from_weight_decay(self, variables):
-        """Excludes further variables from weight decay."""
-        left_out = {self._var_key(variable) for variable in variables}
-        self._exclude_from_weight_decay = getattr(self, "_exclude_from_weight_decay", set()) | left_out
-
-    def _decays_in_step(self, variable):
-        return self._use_weight_decay(variable)
-
-    @property
-    def _given_learning_rate(self):
-        """Returns the learning rate as it was passed: a variable or a schedule."""
-        return self._learning_rate
-
-    def _averages(self):
-        """Returns the averages of `use_ema`, one variable or None per trainable variable."""
-        return self._model_variables_moving_average
-
-    def _slots(self, variables):
-        """Returns lists of momentums, velocities and maximum velocities. The last is [] without AMSGrad."""
-        places = [self._get_variable_index(variable) for variable in variables]
-        slots = [self._momentums, self._velocities, self._velocity_hats if self.amsgrad else None]
-        return [[] if slot is None else [slot[i] for i in places] for slot in slots]
-
-    def _update_model_variables_moving_average(self, trainable_variables):
-        self._update_averages(trainable_variables)
-
-    def _update_averages(self, trainable_variables):
-        super()._update_model_variables_moving_average(trainable_variables)
-
-    def _get_current_learning_rate(self):
-        return self._current_learning_rate()
-
-    def _current_learning_rate(self):
-        return super()._get_current_learning_rate()
-
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        return self._update_all(grads, trainable_variables, learning_rate)
-
-    def _update_all(self, grads, trainable_variables, learning_rate):
-        return super()._backend_update_step(grads, trainable_variables, learning_rate)
-
-    def _clip_gradients(self, grads):
-        return self._clip_all(grads)
-
-    def _clip_all(self, grads):
-        return super()._clip_gradients(grads)
-
-    def _apply_weight_decay(self, variables):
-        self._decay_all(variables)
-
-    def _decay_all(self, variables):
-        super()._apply_weight_decay(variables)

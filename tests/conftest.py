@@ -1,5 +1,6 @@
 """Shared by all tests: helper modules on the path, fixed seeds, fast compilation, one JAX compilation cache."""
 
+import gc
 import importlib.util
 import mmap
 import os
@@ -64,12 +65,27 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keeps the test files of the requested part; files are assigned to parts in turn."""
+    """Keeps the test files of the requested part; files are assigned to parts in turn.
+
+    A file of scripts that take minutes each is assigned script by script.
+    """
     part, parts = map(int, config.getoption("part").split("/"))
-    files = {path: i % parts == part - 1 for i, path in enumerate(dict.fromkeys(item.path for item in items))}
+    unit = lambda item: item.nodeid if item.path.name == "test_triton.py" else item.path  # noqa: E731
+    kept = {name: i % parts == part - 1 for i, name in enumerate(dict.fromkeys(map(unit, items)))}
     if parts > 1:
-        config.hook.pytest_deselected(items=[item for item in items if not files[item.path]])
-        items[:] = [item for item in items if files[item.path]]
+        config.hook.pytest_deselected(items=[item for item in items if not kept[unit(item)]])
+        items[:] = [item for item in items if kept[unit(item)]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_garbage_collections():
+    """Excludes what a finished test file leaves, such as compiled functions, from all later garbage collections.
+
+    They are millions of objects, which each collection would visit.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "_keras": {"_keras"},
     "_keras_internals": {"_keras_internals"},
+    "_keras_optimizers": {"_keras_optimizers"},
     "_signature": {"_signature"},
     "_typing": {"_typing"},
     "_files": {"_files"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "estimation": {"estimation", "models", "layers", "ops", "_backend"},
     "training": {
         *("training", "models", "layers", "ops", "presets", "converters", "tokenizers"),
-        *("_backend", "_keras_internals", "_files", "_checksums", "_npz"),
+        *("_backend", "_keras_internals", "_keras_optimizers", "_files", "_checksums", "_npz"),
     },
 }
 # Parts that every part may import, and that import none.

@@ -31,6 +31,12 @@ def python(*arguments, cwd):
     return done.stdout
 
 
+def on(*backends):
+    """Marks an example that runs on some backends; image classification runs on all three."""
+    reason = f"runs on {' and '.join(backends)}"
+    return pytest.mark.skipif(keras.backend.backend() not in backends, reason=reason)
+
+
 @full()
 def test_image_classification_trains_and_draws(tmp_path):
     output = python(ROOT / "examples" / "image_classification.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
@@ -46,6 +52,7 @@ def test_image_classification_trains_and_draws(tmp_path):
 
 
 @full()
+@on("tensorflow", "torch")
 def test_video_classification_trains_streams_and_draws(tmp_path):
     arguments = ("--smoke", "--task", "order", "--output", tmp_path)
     output = python(ROOT / "examples" / "video_classification.py", *arguments, cwd=tmp_path)
@@ -58,6 +65,7 @@ def test_video_classification_trains_streams_and_draws(tmp_path):
 
 
 @full()
+@on("jax", "torch")
 def test_text_generation_trains_compares_and_generates(tmp_path):
     output = python(ROOT / "examples" / "text_generation.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     for name in ("Jamba", "attention", "Mamba", "xz", "gzip", "xz, behind the training text"):
@@ -70,7 +78,7 @@ def test_text_generation_trains_compares_and_generates(tmp_path):
 
 
 @full()
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras shards models on JAX only")
+@on("jax")
 def test_training_on_several_devices_shards_learns_and_saves(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4")
     arguments = ("--smoke", "--mesh", "2x2", "--fully-sharded", "--output", tmp_path)
@@ -81,6 +89,7 @@ def test_training_on_several_devices_shards_learns_and_saves(tmp_path, monkeypat
 
 
 @full()
+@on("tensorflow", "torch")
 def test_image_classification_reads_a_folder_of_images(tmp_path):
     from PIL import Image
 

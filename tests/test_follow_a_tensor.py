@@ -76,7 +76,9 @@ def test_the_hops_are_the_functions_on_the_stack(number, monkeypatch):
     stack = {"1": stack_at_the_recurrence, "2": stack_at_the_mixer}[number](monkeypatch)
     assert [frame.f_code for frame in stack if frame.f_code in hops] == hops
     others = [frame for frame in stack if frame.f_code not in hops and "._backend." not in frame.f_globals["__name__"]]
-    first, *nested = [frame.f_code.co_qualname for frame in others]
+    # Between a layer's caller and its `call`, as Keras' own functions.
+    names = [frame.f_code.co_qualname for frame in others]
+    first, *nested = [name for name in names if name != "EagerFastPath.__call__"]
     assert first in ("DHCJamba.__call__", "JambaCausalLM.generate")
     assert all("<locals>" in name for name in nested), nested
 

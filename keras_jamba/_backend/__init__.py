@@ -16,6 +16,7 @@ if TYPE_CHECKING or name == "jax":
     from keras_jamba._backend.jax import (
         autodiff,
         compilation,
+        decoding,
         device,
         kernels,
         numerics,
@@ -29,6 +30,7 @@ elif name == "tensorflow":
     from keras_jamba._backend.tensorflow import (
         autodiff,
         compilation,
+        decoding,
         device,
         kernels,
         numerics,
@@ -42,6 +44,7 @@ elif name == "torch":
     from keras_jamba._backend.torch import (
         autodiff,
         compilation,
+        decoding,
         device,
         kernels,
         numerics,
@@ -52,7 +55,5 @@ elif name == "torch":
         trainer,
     )
 else:
-    raise ImportError(
-        "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'. "
-        f"Received: KERAS_BACKEND={name!r}. Set KERAS_BACKEND to one of the three before importing keras."
-    )
+    rule = "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'."
+    raise ImportError(f"{rule} Received: KERAS_BACKEND={name!r}. Set it to one of the three before importing keras.")

@@ -14,10 +14,11 @@ class Gpu(NamedTuple):
     """Device and operations that a backend provides for launches.
 
     Attributes:
-        launch: `(kernel, grid, inputs, outputs, constants, num_warps=, num_stages=, registers=, zeroed=)`. Returns
-            arrays of the `(shape, dtype)` in `outputs`. The outputs whose indices are in `zeroed` start as zeros. The
-            kernel takes inputs, outputs, then the constants by name. `registers` limits the registers per thread (on
-            JAX the limit is that of the `Program`).
+        launch: `(kernel, grid, inputs, outputs, constants, num_warps=, num_stages=, registers=, zeroed=, overlaps=,
+            into=)`. Returns arrays of the `(shape, dtype)` in `outputs`. The kernel takes inputs, outputs, then the
+            constants by name. The outputs whose indices are in `zeroed` start as zeros. `into` maps indices of outputs
+            to arrays that replace new ones. `registers` limits the registers per thread (on JAX the limit is that of
+            the `Program`). A kernel that `overlaps` starts while the last one still runs.
         row: maps an array `(b, t, e)` to its stride from one token to the next, in elements.
         cast: `(array, dtype)`, with another array's dtype or "float32". Returns the array in that dtype.
         multiprocessors: the number of multiprocessors of the device.
@@ -25,6 +26,7 @@ class Gpu(NamedTuple):
         has_rules: whether the rules for plans were measured on this kind of device.
         clock: None, or `(specs, run)`, which returns the seconds of `run(arrays)`: infinity if it fails, None if
             measuring is impossible now. `specs` are as in `tuning.chosen`.
+        overlaps: maps arrays to whether a kernel can start, and read these, while the last one still runs.
     """
 
     launch: Callable
@@ -34,6 +36,7 @@ class Gpu(NamedTuple):
     device: str = ""
     has_rules: bool = True
     clock: Callable | None = None
+    overlaps: Callable = lambda arrays: False
 
 
 @dataclass(frozen=True)

@@ -20,3 +20,20 @@ def _softplus(x):
     q = s * s
     series = 1.0 + q * (0.33333206 + q * (0.20010847 + q * (0.13999623 + q * 0.14011951)))
     return tl.maximum(x, 0.0) + 2 * s * series
+
+
+@triton.jit
+def _wait_for_inputs(OVERLAPS: tl.constexpr):
+    """Waits until the last kernel has written its results.
+
+    A kernel that is launched with `launch_pdl` may start before. Before this call, it may read weights only.
+    """
+    if OVERLAPS:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _let_next_start(OVERLAPS: tl.constexpr):
+    """Lets the next kernel start and read its weights, when all programs of this one have arrived here."""
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()

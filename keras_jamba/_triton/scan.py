@@ -213,10 +213,10 @@ def _one_token(gpu, tensors, options):
     of = lambda name: None if tensors[name] is None else Columns(tensors[name][:, 0], row=gpu.row(tensors[name]))  # noqa: E731
     real = None if tensors["flags"] is None else tensors["flags"][:, 0]
     y, last = step.scan(
-        gpu.launch,
+        gpu,
         *(of(name) for name in ("u", "delta")),
         tensors["A"],
-        *(tensors[name][:, 0] for name in ("B", "C")),
+        *(of(name) for name in ("B", "C")),
         tensors["D"],
         of("z"),
         tensors["bias"],

@@ -1,8 +1,9 @@
 """Launch of the kernel for one token of the scan. It has no gradient.
 
-`launch` is as in `convolution.py`. Inputs of shape `(b, e)` or `(b, n)` may also be `Columns` of a wider array.
+Inputs of shape `(b, e)` or `(b, n)` may also be `Columns` of a wider array.
 """
 
+from keras_jamba._triton import few_rows
 from keras_jamba._triton.convolution import _tiles, columns
 from keras_jamba._triton.tuning import power
 
@@ -10,11 +11,11 @@ from keras_jamba._triton.tuning import power
 _BUSY = 132 * 512
 
 
-def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=None, softplus=True, tile=None):
+def scan(gpu, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=None, softplus=True, tile=None, into=None):
     """Computes one token of the scan.
 
     Args:
-        launch: as in `convolution.py`.
+        gpu: a `Gpu`.
         u, delta, z: `(b, e)`; z may be None.
         A: `(e, n)`.
         B, C: `(b, n)`.
@@ -23,9 +24,10 @@ def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=No
         real: `(b,)` int8 or None: 0 for padding, which keeps the state and has y = 0.
         softplus: whether to apply softplus to delta after its bias.
         tile: `(rows, channels, warps)` per program, where rows divide b; None chooses one.
+        into: `{1: array}`, an array for the next state, which may be that of this step; or None.
 
     Returns:
-        y `(b, e)` in the dtype of `u`, and the next state `(b, e, n)` float32, a new array.
+        y `(b, e)` in the dtype of `u`, and the next state `(b, e, n)` float32.
     """
     (e, n), given = A.shape, dict(U=u, DELTA=delta, B=B, C=C, Z=u if z is None else z)
     given = {name: columns(x) for name, x in given.items()}
@@ -40,7 +42,8 @@ def scan(launch, u, delta, A, B, C, D=None, z=None, bias=None, *, state, real=No
     inputs += (A if real is None else real,)
     outputs = [((b, e), u.dtype), ((b, e, n), state.dtype)]
     grid = (b // rows * _tiles(e, block),)
-    return launch(_kernel("scan_step"), grid, inputs, outputs, constants, num_warps=warps, num_stages=1)
+    weights = [x for x in (A, D, bias) if x is not None]
+    return few_rows.run(gpu, _kernel("scan_step"), grid, inputs, outputs, constants, warps, weights, into)
 
 
 def tile_for(b, e, n):

@@ -10,7 +10,7 @@ whose states are contiguous. It issues all loads before the first computation, a
 import triton
 import triton.language as tl
 
-from keras_jamba._triton.function_kernels import LOG2E, _sigmoid, _softplus
+from keras_jamba._triton.function_kernels import LOG2E, _let_next_start, _sigmoid, _softplus, _wait_for_inputs
 
 
 @triton.jit
@@ -47,6 +47,7 @@ def scan_step(
     HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     REAL: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Computes `y (b, e)` and the next state `after (b, e, n)` from `state (b, e, n)`, float32.
 
@@ -60,6 +61,10 @@ def scan_step(
     n = tl.arange(0, WIDTH)
     ok, some = e < CHANNELS, n < STATES
     here, place = ok[:, None] & some[None, :], e[:, None] * STATES + n[None, :]
+    A2 = tl.load(A + place, mask=here, other=0.0).to(tl.float32) * LOG2E
+    skip = tl.load(D + e, mask=ok, other=0).to(tl.float32) if HAS_D else tl.zeros([BLOCK], tl.float32)
+    shift = tl.load(bias + e, mask=ok, other=0).to(tl.float32) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
+    _wait_for_inputs(OVERLAPS)
     befores, us, deltas, zs, Bs, Cs = (), (), (), (), (), ()
     for r in tl.static_range(ROWS):
         befores = befores + (tl.load(state + (b + r) * (CHANNELS * STATES) + place, mask=here, other=0.0),)
@@ -69,9 +74,7 @@ def scan_step(
         Cs = Cs + (tl.load(C + (b + r) * C_ROW + C_FIRST + n, mask=some, other=0),)
         if HAS_Z:
             zs = zs + (tl.load(z + (b + r) * Z_ROW + Z_FIRST + e, mask=ok, other=0),)
-    A2 = tl.load(A + place, mask=here, other=0.0).to(tl.float32) * LOG2E
-    skip = tl.load(D + e, mask=ok, other=0).to(tl.float32) if HAS_D else tl.zeros([BLOCK], tl.float32)
-    shift = tl.load(bias + e, mask=ok, other=0).to(tl.float32) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
+    _let_next_start(OVERLAPS)
     for r in tl.static_range(ROWS):
         x = us[r].to(tl.float32)
         step = deltas[r].to(tl.float32) + shift

@@ -45,7 +45,8 @@ def _new_decoder(model, sampler, stop_token_ids, pad_token_id, assistant, decode
     step = functools.partial(model.step, logits_to_keep=1)
     # All decoders of a model share one compiled step for the prefill.
     compiled_step = next(iter(decoders.values())).compiled_step if decoders else None
-    given = (step, model.variables, sampler, stop_token_ids, pad_token_id, compiled_step)
+    is_known = _backend.compilation.has_known_step(model)
+    given = (step, model.variables, sampler, stop_token_ids, pad_token_id, compiled_step, is_known)
     if assistant is not None:
         check = functools.partial(model.step, return_rollback_state=True)
         return SpeculativeDecoder(*given, check=check, rollback=model.rollback, assistant=assistant)

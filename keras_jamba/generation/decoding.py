@@ -26,13 +26,14 @@ class Decoder:
         stop_token_ids: ids that finish a row.
         pad_token_id: id that fills finished rows.
         compiled_step: `compiled_step` of another decoder with the same step and variables, or None.
+        is_known: whether `step` and all layers that it runs are those of Keras and of this package.
     """
 
     # Tokens of cache capacity beyond the prompts and the new tokens.
     extra_capacity = 0
 
-    def __init__(self, step, variables, sampler, stop_token_ids, pad_token_id, compiled_step=None):
-        self._step, self._variables, self._sampler = step, variables, sampler
+    def __init__(self, step, variables, sampler, stop_token_ids, pad_token_id, compiled_step=None, is_known=False):
+        self._step, self._variables, self._sampler, self._is_known = step, variables, sampler, is_known
         self._stops, self._pad = tuple(stop_token_ids), pad_token_id
         self._shared_step = compiled_step
 
@@ -43,7 +44,9 @@ class Decoder:
 
     @functools.cached_property
     def _compiled_loop(self):
-        return _backend.compilation.compiled_while_loop(self._loop_body, self._variables)
+        # These layers read the new cache only, so that a step may write into the old one.
+        options = dict(folds=self._is_known, overwrites=self._is_known)
+        return _backend.compilation.compiled_while_loop(self._loop_body, self._variables, **options)
 
     def prepare(self):
         """Makes the compiled functions. They compile at their first call."""
@@ -94,7 +97,8 @@ class Decoder:
             return tokens[:count].T, state
         carry = {"step": ops.zeros((), "int32"), "count": ops.convert_to_tensor(count, "int32"), "state": state}
         carry |= {"uniforms": ops.convert_to_tensor(padded), "tokens": ops.full(padded.shape, self._pad, "int32")}
-        end = self._compiled_loop(ops.logical_not(ops.all(state["finished"])), carry)
+        # Steps of finished rows only add padding.
+        end = self._compiled_loop(ops.logical_not(ops.all(state["finished"])), carry, count)
         return _backend.sharding.to_numpy(end["tokens"])[:count].T, end["state"]
 
     def _loop_body(self, carry):

@@ -17,7 +17,7 @@ class SpeculativeDecoder(Decoder):
     sampler does not choose the proposal. A rollback removes the rejected proposals from the cache.
 
     Args:
-        step, sampler, stop_token_ids, pad_token_id, compiled_step: see `Decoder`.
+        step, sampler, stop_token_ids, pad_token_id, compiled_step, is_known: see `Decoder`.
         variables: the variables of the model.
         check: `(inputs, cache) -> (logits of all tokens, cache, rollback_state)`.
         rollback: `(rollback_state, count) -> cache`.
@@ -25,9 +25,20 @@ class SpeculativeDecoder(Decoder):
     """
 
     def __init__(
-        self, step, variables, sampler, stop_token_ids, pad_token_id, compiled_step=None, *, check, rollback, assistant
+        self,
+        step,
+        variables,
+        sampler,
+        stop_token_ids,
+        pad_token_id,
+        compiled_step=None,
+        is_known=False,
+        *,
+        check,
+        rollback,
+        assistant,
     ):
-        super().__init__(step, variables, sampler, stop_token_ids, pad_token_id, compiled_step)
+        super().__init__(step, variables, sampler, stop_token_ids, pad_token_id, compiled_step, is_known)
         self._check, self._rollback, self._assistant = check, rollback, assistant
         # The model reads this many tokens beyond the accepted ones.
         self.extra_capacity = assistant.num_tokens + 1

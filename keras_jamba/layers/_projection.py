@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_jamba import _keras_internals
+from keras_jamba import _backend, _keras_internals
 from keras_jamba.layers._eager_fast_path import EagerFastPath
 from keras_jamba.layers._lora_weights import LoraWeights
 from keras_jamba.layers._quantizable import QuantizableWeights
@@ -42,6 +42,11 @@ class Projection(EagerFastPath, LoraWeights, QuantizableWeights, keras.layers.De
         if self.lora_enabled:
             y = self._plus_lora(y, inputs, "kernel")
         return y if self.bias is None else y + self.bias
+
+    def is_plain_product(self, inputs):
+        """Returns whether a call is only the product with the stored matrix, without an adapter, a bias or hooks."""
+        plain = not self.lora_enabled and self.bias is None
+        return plain and _backend.trainer.can_bypass_layer_call(self, inputs)
 
     def quantize(self, mode=None, type_check=True, config=None):
         if not self.keeps_float:

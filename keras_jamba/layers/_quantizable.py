@@ -57,7 +57,8 @@ class QuantizableWeights(_keras_internals.Mixin):
 
     def matrix_variable(self, name: str, suffix: str) -> Any:
         """Returns a variable of a matrix by its suffix: "" for the values, "_scale" and so on; None if absent."""
-        return getattr(self, self.attribute_of(name) + suffix, None)
+        # Not `getattr`, which is slow for an absent attribute of a module of PyTorch.
+        return vars(self).get(self.attribute_of(name) + suffix)
 
     def own_variables(self) -> dict[str, keras.Variable]:
         """Returns `{name: variable}` without the variables of sublayers."""
@@ -174,12 +175,18 @@ class QuantizableWeights(_keras_internals.Mixin):
 
 @contextlib.contextmanager
 def deferred_garbage_collection():
-    """Runs the garbage collector once at the end. Keras would run it after every removed variable."""
-    gc.freeze()
+    """Runs the garbage collector once at the end. Keras would run it after every removed variable.
+
+    If the caller froze objects, none is frozen or unfrozen: later ones must stay collectable.
+    """
+    freezes = gc.get_freeze_count() == 0
+    if freezes:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if freezes:
+            gc.unfreeze()
         gc.collect()
 
 

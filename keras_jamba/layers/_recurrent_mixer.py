@@ -6,13 +6,14 @@ import keras
 
 from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.layers import states
+from keras_jamba.layers._eager_fast_path import EagerFastPath
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks
 from keras_jamba.ops._tokens import zero_padding
 
 
-class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
+class RecurrentMixer(EagerFastPath, SublayerQuantizationConfig, keras.layers.Layer):
     """The abstract base of `MambaLayer` and `GatedConvLayer`: the state, the step and the rollback.
 
     A subclass defines the constructor, `build`, `call`, `_forward_layer` and `get_config`.
@@ -82,7 +83,9 @@ class RecurrentMixer(SublayerQuantizationConfig, keras.layers.Layer):
                 "return_rollback_state=True. Call the layer on tensors."
             )
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        return (outputs, self._state_specs(inputs.shape[0])) if return_state else outputs
+        if not return_state:
+            return outputs
+        return outputs, states.symbolic_state(self._state_specs(inputs.shape[0]))
 
 
 def checked_sequence(layer, inputs, tokens, initial_state, return_state, return_rollback_state):

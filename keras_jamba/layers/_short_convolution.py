@@ -4,11 +4,12 @@ import keras
 
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import without_decay
+from keras_jamba.layers._eager_fast_path import EagerFastPath
 from keras_jamba.ops import causal_depthwise_conv
 from keras_jamba.ops.convolution import last_inputs
 
 
-class ShortConvolution(keras.layers.Layer):
+class ShortConvolution(EagerFastPath, keras.layers.Layer):
     """The weights and the state of the convolution. A subclass adds `call`.
 
     Args:

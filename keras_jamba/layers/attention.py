@@ -8,11 +8,12 @@ from keras import ops
 
 from keras_jamba._typing import Config, Tensor, Tensors
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._eager_fast_path import EagerFastPath
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._requested import append_requested
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
-from keras_jamba.layers.states import empty_state, joined, kept_tokens, rollback_state_of
+from keras_jamba.layers.states import Leaf, empty_state, joined, kept_tokens, rollback_state_of, symbolic_state
 from keras_jamba.ops import _checks, attention_weights, grouped_query_attention, rotary_embedding
 from keras_jamba.ops._sharding import before_heads, by_heads, by_tokens, check_divisible
 from keras_jamba.ops._tokens import NO_DOCUMENT, zero_padding
@@ -20,7 +21,7 @@ from keras_jamba.ops.attention.cache import CachedTokens, resized
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
+class AttentionLayer(EagerFastPath, SublayerQuantizationConfig, keras.layers.Layer):
     """Multi-head attention with grouped key-value heads, optional rotary positions and an optional window.
 
     Args:
@@ -229,12 +230,13 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
         tokens = self._cached_tokens(cache, inputs, *given)
         query, new = self._query_and_new(inputs, tokens)
         capacity = cache["key"].shape[1]
-        updated = _write_cache(cache, new, tokens, capacity)
         if tokens.can_attend_to_written(self.attention_window):
+            updated = _write_cache(cache, new, tokens, capacity)
             mixed = tokens.attend_to_written(query, (updated["key"], updated["value"]), self.attention_window)
         else:
             buffers = cache["key"], cache["value"]
             mixed = tokens.attend(query, new["key"], new["value"], buffers, self.attention_window)
+            updated = _write_cache(cache, new, tokens, capacity)
         outputs = zero_padding(self._output(mixed, inputs), given[0])
         if not (self._enough and capacity >= self._enough):
             # sqrt(-1) is NaN. PyTorch would copy a constant to the device and synchronise.
@@ -342,10 +344,8 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
             )
 
     def _state_specs(self, batch_size, capacity=None):
-        # Separate tensors, because Keras identifies the outputs of a layer by object identity.
-        heads = (batch_size, capacity, self.num_kv_heads, self.head_width)
-        specs = {name: keras.KerasTensor(heads, self.compute_dtype) for name in ("key", "value")}
-        return specs | {name: keras.KerasTensor((batch_size,), "int32") for name in _COUNTS}
+        heads = Leaf((batch_size, capacity, self.num_kv_heads, self.head_width), self.compute_dtype)
+        return {"key": heads, "value": heads} | dict.fromkeys(_COUNTS, Leaf((batch_size,), "int32"))
 
     def compute_output_spec(
         self,
@@ -358,7 +358,9 @@ class AttentionLayer(SublayerQuantizationConfig, keras.layers.Layer):
     ) -> Tensors:
         _checks.check_last_axis("AttentionLayer", inputs.shape, self.d_model)
         outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        return (outputs, self._state_specs(inputs.shape[0], self._enough)) if return_state else outputs
+        if not return_state:
+            return outputs
+        return outputs, symbolic_state(self._state_specs(inputs.shape[0], self._enough))
 
     def get_config(self) -> Config:
         return super().get_config() | {

@@ -150,8 +150,14 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
 
         mixed, *rest = self.mixer.step(self.mixer_norm(x), cache, mask=mask, segment_ids=segment_ids, **given)
         # A step assigns no variable, so that a compiler can compile it.
-        x, _ = self._add_feed_forward(x + mixed, mask, training=False, record=False)
-        return x, *rest
+        return self._with_feed_forward_step(x, mixed, mask), *rest
+
+    def _with_feed_forward_step(self, x, mixed, mask):
+        if self.feed_forward is None:
+            return x + mixed
+        x, normed = self.feed_forward_norm.after_addition(x, mixed)
+        y, _ = self._fed_forward(normed, mask, record=False)
+        return x + y
 
     def rollback(self, rollback_state: Tensors, count: Tensor | Sequence[int]) -> Tensors:
         """Returns the cache after only the first `count` tokens of a step; see `JambaBackbone.rollback`."""
@@ -165,19 +171,23 @@ class JambaBlock(KeepsTrainable, keras.layers.Layer):
                 f"Received: a {type(self.mixer).__name__} without. Add both to it, or continue from an earlier cache."
             )
 
-    def _add_feed_forward(self, x, mask, training, return_routing=False, record=True):
+    def _add_feed_forward(self, x, mask, training, return_routing=False):
         """Returns `(x + dropout(feed_forward(norm(x))), routing or None)`; `x` itself without a feed-forward part."""
-        accepted = () if self.feed_forward is None else _call_arguments(self.feed_forward)
-        self._check_routes(return_routing, accepted)
         if self.feed_forward is None:
+            self._check_routes(return_routing, ())
             return x, None
+        y, routing = self._fed_forward(self.feed_forward_norm(x), mask, return_routing)
+        return x + self._dropped_out(y, training), routing
+
+    def _fed_forward(self, normed, mask, return_routing=False, record=True):
+        """Returns `(feed_forward(normed), routing or None)`."""
+        accepted = _call_arguments(self.feed_forward)
+        self._check_routes(return_routing, accepted)
         given = {} if mask is None else {"mask": mask}
         given |= {"return_routing": return_routing} if return_routing else {}
         given |= {} if record else {"record": False}
         given = {name: value for name, value in given.items() if name in accepted}
-        result = self.feed_forward(self.feed_forward_norm(x), **given)
-        y, routing = split_requested(result, return_routing)
-        return x + self._dropped_out(y, training), routing
+        return split_requested(self.feed_forward(normed, **given), return_routing)
 
     def _check_mixer_accepts(self, given):
         missing = set(given) - _call_arguments(self.mixer)

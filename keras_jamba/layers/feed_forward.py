@@ -9,14 +9,16 @@ from keras import ops
 from keras_jamba import _backend
 from keras_jamba._typing import Config, Shape, Tensor
 from keras_jamba.layers import _initializers
+from keras_jamba.layers._eager_fast_path import EagerFastPath
 from keras_jamba.layers._projection import Projection
 from keras_jamba.layers._sublayer_quantization import SublayerQuantizationConfig
 from keras_jamba.ops import _checks
 from keras_jamba.ops._sharding import check_divisible
+from keras_jamba.ops.quantization import gated_product
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
+class FeedForward(EagerFastPath, SublayerQuantizationConfig, keras.layers.Layer):
     """SwiGLU, `down(silu(gate(x)) * up(x))`, or a two-layer perceptron with GELU, `down(gelu(up(x)))`.
 
     Args:
@@ -75,10 +77,20 @@ class FeedForward(SublayerQuantizationConfig, keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         _checks.check_last_axis("FeedForward", inputs.shape, self.d_model)
-        up = self.up_proj(inputs)
-        if self.use_swiglu:
-            return self.down_proj(_backend.numerics.swiglu(self.gate_proj(inputs), up))
-        return self.down_proj(ops.gelu(up, approximate=False))
+        if not self.use_swiglu:
+            return self.down_proj(ops.gelu(self.up_proj(inputs), approximate=False))
+        hidden = self._hidden_of_few(inputs)
+        if hidden is None:
+            up = self.up_proj(inputs)
+            hidden = _backend.numerics.swiglu(self.gate_proj(inputs), up)
+        return self.down_proj(hidden)
+
+    def _hidden_of_few(self, inputs):
+        """Returns the hidden units from one kernel for few tokens, or None if there is none."""
+        layers = self.gate_proj, self.up_proj
+        if not _backend.decoding.applies(inputs) or not all(layer.is_plain_product(inputs) for layer in layers):
+            return None
+        return gated_product(inputs, *(layer.stored_matrix("kernel") for layer in layers))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         _checks.check_last_axis("FeedForward", input_shape, self.d_model)

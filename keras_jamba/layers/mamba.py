@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Config, Tensor, Tensors
 from keras_jamba.layers import _initializers, states
 from keras_jamba.layers._norm import RMSNorm
@@ -16,6 +17,7 @@ from keras_jamba.layers._requested import append_requested, split_requested
 from keras_jamba.layers._short_convolution import ShortConvolution
 from keras_jamba.ops import _checks, selective_scan
 from keras_jamba.ops._sharding import by_channels, by_tokens, check_divisible
+from keras_jamba.ops.scan import requested_scan
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
@@ -248,15 +250,13 @@ class SelectiveSSM(ShortConvolution):
         return_state=False,
         return_rollback_state=False,
     ):
+        plain = return_state and not return_rollback_state and mask is None and segment_ids is None
+        if plain and initial_state is not None and (found := self._one_token(x, z, initial_state)):
+            return found
         initial = {"conv": None, "ssm": None} if initial_state is None else initial_state
-        r, n = self.dt_rank, self.d_state
 
         convolved, conv_state = self.convolve(x, initial["conv"], mask, segment_ids, return_state)
-        # Slices, because PyTorch cannot export the sizes of a split at given indices.
-        projected = self.x_proj(convolved)
-        low_rank, B, C = projected[..., :r], projected[..., r : r + n], projected[..., r + n :]
-        if self.mixer_rms_norm:
-            low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
+        low_rank, B, C = self._scan_inputs(convolved)
         delta = self.dt_proj(low_rank)
         y, ssm_state = self._scan(convolved, delta, B, C, self.D, z, initial["ssm"], mask, segment_ids)
 
@@ -264,11 +264,56 @@ class SelectiveSSM(ShortConvolution):
         used = {"x": x, "convolved": convolved, "delta": delta, "B": B}
         return append_requested(y, (return_state, state), (return_rollback_state, used))
 
+    def _scan_inputs(self, convolved):
+        """Returns the low-rank input of delta, B and C, normalised if `mixer_rms_norm`."""
+        r, n = self.dt_rank, self.d_state
+        # Slices, because PyTorch cannot export the sizes of a split at given indices.
+        projected, normed = self.x_proj(convolved), None
+        if self.mixer_rms_norm and _backend.decoding.applies(projected) and self._norms_are_plain(projected):
+            normed = _backend.decoding.norms_of_slices(projected, self._norm_scales(), self.epsilon)
+        projected = projected if normed is None else normed
+        low_rank, B, C = projected[..., :r], projected[..., r : r + n], projected[..., r + n :]
+        if self.mixer_rms_norm and normed is None:
+            low_rank, B, C = self.dt_norm(low_rank), self.b_norm(B), self.c_norm(C)
+        return low_rank, B, C
+
+    def _one_token(self, x, z, initial):
+        """Returns `(y, state)` from kernels for a single token after a state, or None if there are none."""
+        if x.shape[1] != 1 or not _backend.decoding.applies(x) or requested_scan(self.implementation):
+            return None
+        layers = self.x_proj, self.dt_proj
+        plain = all(layer.quantization_mode is None and layer.is_plain_product(x) for layer in layers)
+        if not plain or not self.mixer_rms_norm or not self._norms_are_plain(x):
+            return None
+        value = ops.convert_to_tensor
+        weights = dict(
+            kernel=value(self.conv_kernel),
+            bias=value(self.conv_bias_weight) if self.conv_bias else None,
+            x_matrix=ops.cast(self.x_proj.stored_matrix("kernel"), x.dtype),
+            scales=self._norm_scales(),
+            dt_matrix=ops.cast(self.dt_proj.stored_matrix("kernel"), x.dtype),
+            A=self._A(),
+            D=value(self.D),
+            dt_bias=value(self.dt_bias),
+        )
+        found = _backend.decoding.ssm_step(x, z, initial["conv"], initial["ssm"], weights, self.epsilon)
+        return None if found is None else (found[0], {"conv": found[1], "ssm": found[2]})
+
+    def _norms_are_plain(self, x):
+        norms = self.dt_norm, self.b_norm, self.c_norm
+        return all(_backend.trainer.can_bypass_layer_call(norm, x) for norm in norms)
+
+    def _norm_scales(self):
+        return tuple(ops.convert_to_tensor(norm.scale) for norm in (self.dt_norm, self.b_norm, self.c_norm))
+
+    def _A(self):
+        return -ops.exp(ops.cast(self.A_log, "float32"))
+
     def _scan(self, u, delta, B, C, D, z, initial_state, mask, segment_ids):
         return selective_scan(
             u,
             delta,
-            -ops.exp(ops.cast(self.A_log, "float32")),
+            self._A(),
             B,
             C,
             D,

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Config, Tensor, Tensors
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import with_decay
@@ -161,6 +162,8 @@ class MoELayer(SublayerQuantizationConfig, LoraWeights, QuantizableWeights, kera
         mask = None if mask is None else ops.reshape(mask, (-1,))
         tokens = ops.reshape(inputs, (-1, self.d_model))
 
+        # An exported graph has no variables to assign.
+        record = record and not _backend.compilation.is_exporting(inputs.shape)
         routing = (self.router if record else self.router.route)(tokens, mask=mask, training=training)
         outputs, kept = self._weighted_experts(tokens, routing, mask)
         outputs = ops.reshape(outputs, shape)

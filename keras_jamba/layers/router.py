@@ -6,6 +6,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Config, Tensor
 from keras_jamba.layers import _initializers
 from keras_jamba.layers._decay import without_decay
@@ -102,7 +103,7 @@ class Router(KeepsTrainable, keras.layers.Layer):
 
     def call(self, inputs: Tensor, mask: Tensor | None = None, training: bool | None = None) -> dict[str, Tensor]:
         routing = self.route(inputs, mask, training)
-        if self.adds_loss:
+        if self.adds_loss and not _backend.compilation.is_exporting(inputs.shape):
             aux_loss = self.auxiliary_loss(finite_routing(routing), mask)
             self.add_loss(aux_loss)
             self.aux_loss.assign(ops.stop_gradient(aux_loss))

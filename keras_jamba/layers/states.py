@@ -14,6 +14,18 @@ from keras_jamba.ops._tokens import NO_DOCUMENT, Documents, documents_of, first_
 SPLIT_AXES = {"conv": 2, "ssm": 1, "key": 2, "value": 2}
 
 
+class Leaf(NamedTuple):
+    """Shape and dtype of a tensor of a state. None in the shape stands for any size."""
+
+    shape: tuple
+    dtype: str
+
+
+def symbolic_state(specs):
+    """Returns `{name: KerasTensor}` of `{name: Leaf}`, new ones: Keras identifies outputs of a layer by identity."""
+    return {name: keras.KerasTensor(*leaf) for name, leaf in specs.items()}
+
+
 def empty_state(specs):
     """Returns the state before the first token: zeros, and no document."""
     fill = {"document": NO_DOCUMENT}
@@ -45,10 +57,10 @@ class SequenceState(NamedTuple):
         """Returns the `SequenceState` of `inputs` `(b, t, ...)` after `state`, or after None."""
         if state is None and segment_ids is None and reset_mask is None:
             return cls(None, mask, None, None, None)
-        initial, before = None, _no_document(inputs)
-        if state is not None:
-            initial = {name: x for name, x in state.items() if name != "document"}
-            before = state["document"]
+        if state is None:
+            initial, before = None, _no_document(inputs)
+        else:
+            initial, before = {name: x for name, x in state.items() if name != "document"}, state["document"]
         joined = documents_of(segment_ids, reset_mask, mask, before)
         if joined is None:
             return cls(initial, mask, None, None, before)
@@ -88,9 +100,9 @@ def check_rollback_request(layer, initial_state, return_rollback_state):
 
 
 def recurrent_specs(direction, batch_size):
-    """Returns `{name: KerasTensor}` of the state of a mixer whose direction is the layer `direction`."""
+    """Returns `{name: Leaf}` of the state of a mixer whose direction is the layer `direction`."""
     leaves = direction.state_shapes(batch_size) | {"document": ((batch_size,), "int32")}
-    return {name: keras.KerasTensor(*leaf) for name, leaf in leaves.items()}
+    return {name: Leaf(*leaf) for name, leaf in leaves.items()}
 
 
 def reversed_in_time(direction, x, z, mask, segment_ids):

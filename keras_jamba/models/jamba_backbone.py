@@ -6,6 +6,7 @@ from typing import Literal
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Config, DType, Tensor, Tensors
 from keras_jamba.layers import AttentionLayer, JambaBlock, MoELayer, Router
 from keras_jamba.layers._checkpointing import checkpointed
@@ -241,7 +242,7 @@ class JambaBackbone(CachedModel, keras.Model):
             x, states[name], routings[name] = split_requested(x, return_state, routing)
             x = between_blocks(x)
         routings = {name: routing for name, routing in routings.items() if routing is not None}
-        if self.aux_loss is not None:
+        if self.aux_loss is not None and not _backend.compilation.is_exporting(features.shape):
             self._add_shared_aux_loss(routings, mask)
         # Some blocks and meshes drop the mask.
         x = with_mask(self.final_norm(x), mask)

@@ -161,6 +161,6 @@ def _last_real_token(features, mask):
         )
     positions = ops.arange(ops.shape(features)[1], dtype="int32")[None]
     index = ops.max(ops.where(mask, positions, 0), axis=1)
-    last = ops.take_along_axis(features, index[:, None, None], axis=1)[:, 0]
+    last = _backend.tensors.take_tokens(features, index[:, None])[:, 0]
     # sqrt(-1) is NaN.
     return last + ops.sqrt(ops.cast(ops.any(mask, axis=1), last.dtype) - 1)[:, None]

@@ -62,8 +62,8 @@ def check_given(tensors, names):
 def check_floating(tensors):
     """Checks that every tensor of `{name: tensor}` has a floating-point dtype, or raises a `ValueError`."""
     for name, x in tensors.items():
-        dtype = backend.standardize_dtype(x.dtype)
-        if not backend.is_float_dtype(dtype):
+        if not _backend.tensors.is_floating(x):
+            dtype = backend.standardize_dtype(x.dtype)
             raise ValueError(
                 f"{name} must be a floating-point tensor. Received: {name}.dtype={dtype}. "
                 f"Convert it first, for example keras.ops.cast({name}, 'float32')."
@@ -198,7 +198,7 @@ def check_state(name, state, specs):
             f"{name} must be a dict with {sorted(specs)}. Received: {sorted(have) if have else type(state).__name__}. "
             "Pass what init_cache or an earlier call of this layer returned."
         )
-    state = {leaf: ops.convert_to_tensor(x) for leaf, x in state.items()}
+    state = {leaf: _backend.tensors.as_tensor(x) for leaf, x in state.items()}
     for leaf, spec in specs.items():
         shape, dtype = tuple(state[leaf].shape), backend.standardize_dtype(state[leaf].dtype)
         fits = len(shape) == len(spec.shape) and dtype == spec.dtype

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_jamba import _backend
+
 
 def compaction(mask):
     """Returns where the real tokens of each row are.
@@ -18,9 +20,8 @@ def compaction(mask):
     length = ops.shape(mask)[1]
     index = ops.arange(length, dtype="int32")[None]
     real = ops.cast(mask, "int32")
-    # The keys are distinct, so the sort need not be stable.
-    order = ops.argsort((1 - real) * length + index, axis=1)
-    return ops.cast(order, "int32"), ops.cumsum(real, axis=1) - real
+    order = _backend.tensors.argsort((1 - real) * length + index)
+    return order, ops.cumsum(real, axis=1) - real
 
 
 def zero_padding(x, mask):
@@ -47,8 +48,8 @@ def begins_document(segment_ids, mask):
     if mask is None:
         return _changes(segment_ids)
     order, rank = compaction(mask)
-    previous = ops.take_along_axis(order, ops.maximum(rank - 1, 0), axis=1)
-    changes = ops.not_equal(segment_ids, ops.take_along_axis(segment_ids, previous, axis=1))
+    previous = _backend.tensors.take_tokens(order, ops.maximum(rank - 1, 0))
+    changes = ops.not_equal(segment_ids, _backend.tensors.take_tokens(segment_ids, previous))
     return ops.logical_and(ops.logical_and(changes, rank > 0), mask)
 
 
@@ -70,10 +71,10 @@ def first_of_documents(numbers, mask, count):
     """
     if mask is not None:
         order, rank = compaction(mask)
-        numbers = ops.take_along_axis(numbers, order, axis=1)
+        numbers = _backend.tensors.take_tokens(numbers, order)
     before = ops.pad(numbers, [(0, 0), (count, 0)], constant_values=-1)[:, : ops.shape(numbers)[1]]
     first = ops.not_equal(before, numbers)
-    return first if mask is None else ops.take_along_axis(first, rank, axis=1)
+    return first if mask is None else _backend.tensors.take_tokens(first, rank)
 
 
 # The document of a state without document ids: the next token continues it with any id.
@@ -125,7 +126,7 @@ def documents_of(segment_ids, reset_mask, mask, before):
     if mask is None:
         return _documents(segment_ids, None if reset_mask is None else _resets(reset_mask), before)
     order, rank = compaction(mask)
-    in_order = lambda x: ops.take_along_axis(x, order, axis=1)  # noqa: E731
+    in_order = lambda x: _backend.tensors.take_tokens(x, order)  # noqa: E731
     count = ops.sum(ops.cast(mask, "int32"), axis=1)
     resets = None if reset_mask is None else _resets(reset_mask)
     found = _documents(
@@ -135,7 +136,7 @@ def documents_of(segment_ids, reset_mask, mask, before):
         count,
     )
     # Padding gets the number of the real token before it.
-    numbers = ops.take_along_axis(found.numbers, ops.maximum(rank + ops.cast(mask, "int32") - 1, 0), axis=1)
+    numbers = _backend.tensors.take_tokens(found.numbers, ops.maximum(rank + ops.cast(mask, "int32") - 1, 0))
     found = found._replace(numbers=numbers)
     if resets is None:
         return found
@@ -169,9 +170,12 @@ def _documents(segment_ids, resets, before, count=None):
 
 
 def _changes(x):
-    return ops.pad(ops.not_equal(x[:, 1:], x[:, :-1]), ((0, 0), (1, 0)))
+    # Tensors of t - 1 tokens would exclude t = 2 from an export.
+    length = ops.shape(x)[1]
+    changes = ops.not_equal(x, ops.pad(x, ((0, 0), (1, 0)))[:, :length])
+    return ops.logical_and(changes, ops.arange(length, dtype="int32") > 0)
 
 
 def _at(x, count):
     """Returns `(b,)`: the value of token number `count - 1` in each row of `x (b, t)`."""
-    return ops.take_along_axis(x, ops.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+    return _backend.tensors.take_tokens(x, ops.maximum(count - 1, 0)[:, None])[:, 0]

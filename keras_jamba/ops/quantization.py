@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, quantizers
 
+from keras_jamba import _backend
 from keras_jamba._typing import Tensor
 from keras_jamba.ops._repeat import repeated
 
@@ -115,9 +116,29 @@ def product(x, matrix):
 
     Only `x` has a gradient if the matrix is quantized. For int8 the scale is applied to the product, not to the matrix.
     """
+    if _backend.decoding.applies(x) and not _is_int4(matrix):
+        found = _backend.decoding.product(x, *_values_and_divisor(matrix))
+        if found is not None:
+            return found
     if not isinstance(matrix, QuantizedTensor):
-        return ops.matmul(x, matrix)
+        return _backend.numerics.matmul(x, matrix)
     if matrix.zero is not None:
         return ops.matmul(x, dequantized(matrix, x.dtype))
     y = ops.matmul(x, ops.cast(matrix.values, x.dtype))
     return ops.cast(ops.cast(y, "float32") / matrix.scale, x.dtype)
+
+
+def gated_product(x, gate, up):
+    """Returns `silu(x @ gate) * (x @ up)` from one kernel for few rows, or None if there is none; see `product`."""
+    if _is_int4(gate) or _is_int4(up):
+        return None
+    (gate_values, gate_divisor), (up_values, up_divisor) = map(_values_and_divisor, (gate, up))
+    return _backend.decoding.gated_product(x, gate_values, up_values, gate_divisor, up_divisor)
+
+
+def _is_int4(matrix):
+    return isinstance(matrix, QuantizedTensor) and matrix.zero is not None
+
+
+def _values_and_divisor(matrix):
+    return (matrix.values, matrix.scale) if isinstance(matrix, QuantizedTensor) else (matrix, None)

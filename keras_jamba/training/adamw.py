@@ -7,14 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jamba import _backend, _keras_internals
+from keras_jamba import _backend, _keras_optimizers
 from keras_jamba._typing import Config, Tensor
 from keras_jamba.layers._decay import decays
 from keras_jamba.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="keras_jamba")
-class JambaAdamW(_keras_internals.AdamWHooks):
+class JambaAdamW(_keras_optimizers.AdamWHooks):
     """AdamW that decays matrices only, and keeps the norm of the last gradient.
 
     The layers of this package mark the variables that decay: expert banks and the kernels of dense layers. A_log, D,
@@ -100,14 +100,14 @@ class JambaAdamW(_keras_internals.AdamWHooks):
     ) -> None:
         if not self._counter or _backend.tensors.needs_static_shapes():
             return super().apply(grads, trainable_variables)
-        before = self._counter.read(_keras_internals.step_counter(self))
+        before = self._counter.read(_keras_optimizers.step_counter(self))
         self._step = before + 1
         try:
             super().apply(grads, trainable_variables)
         finally:
             self._step = None
         if len(grads):
-            self._counter.keep(_keras_internals.step_counter(self), before + 1)
+            self._counter.keep(_keras_optimizers.step_counter(self), before + 1)
 
     def _current_learning_rate(self):
         schedule = self._given_learning_rate
@@ -115,7 +115,7 @@ class JambaAdamW(_keras_internals.AdamWHooks):
             return super()._current_learning_rate()
         # A schedule runs many operations and reads values. On a GPU each read would synchronise.
         with keras.device("cpu"):
-            return schedule(ops.convert_to_tensor(self._step - 1, _keras_internals.step_counter(self).dtype))
+            return schedule(ops.convert_to_tensor(self._step - 1, _keras_optimizers.step_counter(self).dtype))
 
     def _update_all(self, grads, trainable_variables, learning_rate):
         if self._step is None:

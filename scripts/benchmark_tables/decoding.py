@@ -18,6 +18,20 @@ def decode():
 
 
 @table
+def gpu_generation():
+    """Milliseconds per token and per prompt on a GPU, with Hugging Face as the peer."""
+    rows = []
+    for name, model in read("gpu_generation_torch")["models"].items():
+        ours, theirs = model["keras-jamba"], model["Hugging Face"]
+        for key in ours:
+            if key.startswith(("per token", "reading")) or key in ("load, s", "peak GiB"):
+                floor = number(model["floor, ms"], 2) if key.startswith("per token 1 ") else None
+                row = [name, key, number(ours[key]), number(theirs[key])]
+                rows.append([*row, number(theirs[key] / ours[key], 2), floor])
+    return markdown(["model", "rows x tokens", "PyTorch", "Hugging Face", "ratio", "floor"], rows)
+
+
+@table
 def long_contexts():
     """Milliseconds per token after contexts of several lengths."""
     documents = {backend: read(f"decode_{backend}")["contexts"] for backend in BACKENDS}
@@ -76,4 +90,5 @@ def speculative_training():
 
 @table
 def decoding_runs():
-    return runs(*(f"{kind}_{backend}" for kind in ("decode", "load", "speculative") for backend in BACKENDS))
+    names = [f"{kind}_{backend}" for kind in ("decode", "load", "speculative") for backend in BACKENDS]
+    return runs(*names, "gpu_generation_torch")

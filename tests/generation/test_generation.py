@@ -8,6 +8,7 @@ import pytest
 from checks import full, numpy
 
 import keras_jamba
+from keras_jamba import _backend
 from keras_jamba.generation.prompt_state import PromptState
 from keras_jamba.tokenizers import ByteTokenizer
 
@@ -155,8 +156,9 @@ def test_generating_a_token_runs_no_python_of_the_model(model, monkeypatch):
     monkeypatch.setattr(model.backbone, "step", lambda *given, **more: calls.append(1) or step(*given, **more))
     model.__dict__.pop("_decoders", None)
     model.generate(PROMPTS[0], max_new_tokens=20, stop_token_ids=None)
-    # One call for the prompt and one to compile or record the step. TensorFlow traces a loop twice.
-    assert 2 <= len(calls) <= 4
+    # One call for the prompt and one to compile or record the step. TensorFlow traces a loop twice. PyTorch on a GPU
+    # runs a few steps before it captures one.
+    assert 2 <= len(calls) <= (8 if _backend.tensors.platform() == "gpu" else 4)
 
 
 def test_a_model_whose_router_reads_values_still_generates():

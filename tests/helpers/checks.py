@@ -1,5 +1,6 @@
 """Marks, conversions, gradients and comparisons that tests share on every backend."""
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -17,6 +18,12 @@ def full(*backends):
     """
     marked = not backends or keras.backend.backend() in backends
     return pytest.mark.full if marked else lambda function: function
+
+
+def draws(count):
+    """Returns the settings of a property test of `count` drawn cases: two fifths of them where each shape compiles."""
+    compiles = keras.backend.backend() != "torch"
+    return hypothesis.settings(max_examples=2 * count // 5 if compiles else count, deadline=None, derandomize=True)
 
 
 def numpy(tree):

@@ -24,12 +24,13 @@ def _with_indices(patch):
 interpreter._patch_lang_tensor = _with_indices(interpreter._patch_lang_tensor)
 
 
-def launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages):
+def launch(kernel, grid, inputs, outputs, constants, num_warps, num_stages, into=None):
     """Launches a kernel as a backend does.
 
     Outputs begin as NaN, and integers as -1, so that values a kernel never writes are detected.
     """
     made = [_unwritten(shape, _triton._DTYPES.get(dtype, dtype)) for shape, dtype in outputs]
+    made = [(into or {}).get(i, x) for i, x in enumerate(made)]
     kernel[grid](*inputs, *made, **constants, num_warps=num_warps, num_stages=num_stages)
     return made
 

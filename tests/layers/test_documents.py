@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from checks import full, jitted, numpy
+from checks import draws, full, jitted, numpy
 from hypothesis import strategies as st
 
 from keras_jamba import JambaBackbone
@@ -79,7 +79,7 @@ def documents(sequence, row):
 
 
 @full("jax", "tensorflow")
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@draws(25)
 @hypothesis.given(sequence=sequences(), cuts=st.sampled_from([(4,), (2, 4), (2, 4, 6)]), stepped=st.booleans())
 def test_packing_and_stepping_never_change_a_document(case, sequence, cuts, stepped):
     features, outputs = sequence["features"], []

@@ -1,17 +1,19 @@
 """Quantized and adapted models: golden numbers, exact reloading, trained weights, and files."""
 
+import gc
 import json
 import warnings
+import weakref
 
 import keras
 import numpy as np
 import pytest
-from checks import full, jitted, numpy
+from checks import full, jitted, numpy, once
 from golden_jamba import FOLDER, recorded
 from keras import ops
 
 import keras_jamba
-from keras_jamba.layers import MambaLayer, MoELayer, quantize
+from keras_jamba.layers import FeedForward, MambaLayer, MoELayer, quantize
 
 TINY = dict(vocab_size=31, d_model=16, num_layers=2, mamba_ratio=1, num_experts=4, d_ff=12, num_heads=2, d_state=4)
 IDS = np.random.default_rng(0).integers(0, 31, (2, 8)).astype("int32")
@@ -165,6 +167,30 @@ def test_quantize_of_keras_reaches_the_projections_of_our_layers():
         "out_proj/kernel",
         "ssm/x_proj/kernel",
     ]
+
+
+@once
+def test_a_quantized_layer_keeps_its_values_under_another_policy():
+    layer = FeedForward(8)
+    x = np.random.default_rng(0).standard_normal((1, 3, 8)).astype("float32")
+    layer(x)
+    quantize(layer, "int8")
+    expected = numpy(layer(x))
+    for projection in (layer.gate_proj, layer.up_proj, layer.down_proj):
+        projection.dtype_policy = "float32"
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-6)
+
+
+@once
+def test_quantizing_after_a_freeze_leaves_the_layer_collectable():
+    gc.freeze()
+    layer = FeedForward(8)
+    layer.build((None, None, 8))
+    quantize(layer, "int8")
+    reference = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert reference() is None
 
 
 def test_invalid_quantization_is_refused():

@@ -4,7 +4,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from checks import full, jitted, numpy
+from checks import draws, full, jitted, numpy
 from hypothesis import strategies as st
 from keras import ops
 
@@ -46,7 +46,7 @@ def features():
 
 
 @full("jax", "tensorflow")
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@draws(30)
 @hypothesis.given(
     cuts=st.sets(st.sampled_from([4, 8])),
     mask=st.none() | st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH),

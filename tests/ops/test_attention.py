@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import oracles
 import pytest
-from checks import close, full, gradient_of, jitted, numpy
+from checks import close, draws, full, gradient_of, jitted, numpy
 from hypothesis import strategies as st
 from keras import ops
 
@@ -105,7 +105,7 @@ def rows(draw):
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("form", FORMS)
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
+@draws(50)
 @hypothesis.given(case=rows())
 def test_packed_and_padded_rows_equal_the_definition(form, case):
     heads, groups = case["heads"]
@@ -132,7 +132,7 @@ def caches(draw):
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("form", FORMS)
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
+@draws(50)
 @hypothesis.given(case=caches())
 def test_queries_at_an_offset_see_the_filled_slots_of_a_cache(form, case):
     tensors = inputs(case["seed"], queries=case["queries"], keys=KEYS)
@@ -380,3 +380,20 @@ def test_the_triton_form_refuses_function_transforms(monkeypatch):
     seen = [triton.why_not(call)]
     torch.func.grad(lambda x: (seen.append(triton.why_not(call)), x.sum())[1])(torch.ones(2))
     assert seen == [None, "the tracer does not support custom gradients"]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of XLA in TensorFlow; runs on tensorflow")
+def test_xla_compiles_blocks_once_for_all_documents():
+    import tensorflow as tf
+
+    def gradient(query, segment_ids):
+        with tf.GradientTape() as tape:
+            tape.watch(query)
+            given = dict(segment_ids=segment_ids, window=8, implementation="blocks")
+            y = grouped_query_attention(query, query, query, causal=True, **given)
+        return tape.gradient(y, query)
+
+    given = tf.random.normal((1, 600, 2, 4)), tf.zeros((1, 600), tf.int32)
+    program = tf.function(gradient, jit_compile=True, autograph=False).experimental_get_compiler_ir(*given)("hlo")
+    # A value that XLA needs as a constant is no parameter, and each new value compiles anew.
+    assert program[program.index("ENTRY") :].count(" parameter(") == len(given)

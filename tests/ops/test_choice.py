@@ -21,7 +21,9 @@ def test_all_implementations_of_the_scan_are_available():
 
 
 def test_an_unknown_implementation_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match="'associative', 'native', 'portable', 'reference'.*Received.*'fastest'"):
+    with pytest.raises(
+        ValueError, match="'associative', 'exported', 'native', 'portable', 'reference'.*Received.*'fastest'"
+    ):
         selective_scan(**inputs(), implementation="fastest")
 
 

@@ -4,7 +4,7 @@ import hypothesis
 import numpy as np
 import oracles
 import pytest
-from checks import close, full, gradients, numpy
+from checks import close, draws, full, gradients, numpy
 from hypothesis import strategies as st
 from keras import ops
 
@@ -13,8 +13,6 @@ from keras_jamba.ops import causal_depthwise_conv, implementations, selective_sc
 
 BATCH, LENGTH, CHANNELS, STATE, WIDTH = 2, 12, 6, 4, 4
 CONVOLUTIONS = {"cpu": ["native", "portable"], "gpu": ["triton", "portable"]}[_backend.tensors.platform()]
-hypothesis.settings.register_profile("here", max_examples=150, deadline=None, derandomize=True)
-hypothesis.settings.load_profile("here")
 
 
 @st.composite
@@ -85,6 +83,7 @@ def row_of(x, row):
 
 @full("jax")
 @pytest.mark.parametrize("implementation", implementations())
+@draws(150)
 @hypothesis.given(case=sequences())
 def test_a_chunked_scan_equals_every_document_alone(implementation, case):
     tokens, others, initial = scan_inputs(case["seed"])
@@ -109,6 +108,7 @@ def test_a_chunked_scan_equals_every_document_alone(implementation, case):
 
 @full("jax", "tensorflow")
 @pytest.mark.parametrize("implementation", CONVOLUTIONS)
+@draws(150)
 @hypothesis.given(case=sequences())
 def test_a_chunked_convolution_equals_every_document_alone(implementation, case):
     rng = np.random.default_rng(case["seed"])

@@ -16,6 +16,10 @@ def cross_entropy_gradient(logits, logs, targets, factors, dtype):
     return keras.ops.cast((keras.ops.exp(logits - logs[:, None]) - is_target) * factors[:, None], dtype)
 
 
+def matmul(x, y):
+    return keras.ops.matmul(x, y)
+
+
 def rms_norm(x, scale, epsilon):
     return keras.ops.rms_normalization(x, scale, epsilon=epsilon)
 

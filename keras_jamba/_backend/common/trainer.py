@@ -30,7 +30,7 @@ def on_weights_replaced(layer):
     pass
 
 
-def can_bypass_layer_call(layer, x):
+def can_bypass_layer_call(layer, *args, **kwargs):
     return False
 
 

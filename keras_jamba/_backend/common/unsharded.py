@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_jamba import _backend
 from keras_jamba._backend.common.unavailable import refuse
 
 _NO_MESH = "Keras splits tensors among devices on JAX only"
@@ -32,7 +33,7 @@ def with_sharding_constraint(x, axes):
 
 
 def all_gather_weight(variable):
-    return keras.ops.convert_to_tensor(variable)
+    return _backend.tensors.as_tensor(variable)
 
 
 def sharded_full(shape, value, dtype, axes):

@@ -4,6 +4,18 @@ from typing import Protocol
 
 
 class Tensors(Protocol):
+    def as_tensor(self, x):
+        """Computes `keras.ops.convert_to_tensor`. PyTorch: a tensor on the default device is returned at once."""
+
+    def argsort(self, x):
+        """Returns the int32 indices that sort distinct numbers along the last axis."""
+
+    def take_tokens(self, x, index):
+        """Returns the tokens of `x (b, t, ...)` at `index (b, n)`, as `(b, n, ...)`."""
+
+    def is_floating(self, x):
+        """Returns whether the dtype of `x` is a floating-point one."""
+
     def platform(self, x=None):
         """Returns the platform of tensor `x`: "cpu", "gpu" or "tpu".
 
@@ -52,11 +64,17 @@ class Tensors(Protocol):
     def split_rows(self, x, counts):
         """Splits the rows of `x` into groups of `counts[0]`, `counts[1]`, ... rows."""
 
-    def add_slice(self, x, update, start, axis):
-        """Returns `x` with `update` added to its slice from index `start` of `axis` on.
+    def block(self, x, index, size, axis):
+        """Returns block number `index` of the blocks of `size` along `axis`. `index` may be a tensor."""
+
+    def add_to_block(self, x, update, index, axis):
+        """Returns `x` with `update`, a block as of `block`, added to block number `index` along `axis`.
 
         PyTorch changes `x`. Without gradients, for use inside `custom_gradient`.
         """
+
+    def scatter_update(self, x, index, updates):
+        """Computes `keras.ops.scatter_update`. PyTorch: into `x` itself, if a captured loop may overwrite it."""
 
 
 class Compilation(Protocol):
@@ -73,12 +91,27 @@ class Compilation(Protocol):
         does not compile. Each call reads the current values of `variables`; compiled programs do not embed them.
         """
 
-    def compiled_while_loop(self, body, variables):
-        """Returns `run(going, state) -> state`, which calls `body(state) -> (going, state)` while `going` is true.
+    def compiled_while_loop(self, body, variables, folds=False, overwrites=False):
+        """Returns `run(going, state, steps=None) -> state`.
 
-        JAX and TensorFlow compile the complete loop. PyTorch runs the loop in Python and traces the body once per
-        structure, shape, dtype and device. PyTorch does not trace a body that reads the value of a tensor.
+        It calls `body(state) -> (going, state)` while `going` is true. JAX and TensorFlow compile the complete loop.
+        PyTorch on a GPU replays the body as a CUDA graph, one per structure, shape, dtype and device. It otherwise
+        traces the body once per kind and runs the loop in Python. It neither captures nor traces a body that reads the
+        value of a tensor.
+
+        Args:
+            body: a function of nested tensors. It reads `variables`, and assigns nothing.
+            variables: the Keras variables.
+            folds: whether operations that depend only on variables and constants may run once for many steps. PyTorch
+                cannot see what kernels of other packages write.
+            overwrites: whether `scatter_update` may write into the state that `body` receives.
+
+        `steps` is the number of steps while `going` stays true. With it, a loop may go on for a few steps after `going`
+        became false, so that no step waits for the device.
         """
+
+    def has_known_step(self, model):
+        """Returns whether `step` of a model and all layers inside the model are those of Keras and this package."""
 
     def has_fast_dynamic_loop(self):
         """Returns whether a compiled loop is fast if its length depends on values. True for JAX on a CPU only."""
@@ -90,8 +123,17 @@ class Compilation(Protocol):
             ValueError: if KERAS_JAMBA_JAX_CACHE is set to anything but "off".
         """
 
+    def is_exporting(self, shape):
+        """Returns whether the caller is traced into a graph for other programs, which needs a form of its own.
+
+        JAX: if a size in `shape` is open. PyTorch: always in `torch.export` and `torch.jit.trace`. TensorFlow: never,
+        because the usual forms accept open sizes.
+        """
+
     def scan(self, body, carry, inputs, reverse=False):
         """Loops over the leading axis with the contract of `jax.lax.scan`. Compilers do not unroll the loop.
+
+        PyTorch: a Python loop, except in `torch.export`, where the number of steps may be open.
 
         `body(carry, slices)` returns `(carry, outputs)`.
         """
@@ -138,6 +180,9 @@ class Autodiff(Protocol):
 
 
 class Numerics(Protocol):
+    def matmul(self, x, y):
+        """Computes `keras.ops.matmul`. PyTorch: without Keras' promotion of equal dtypes."""
+
     def matmul_in_float32(self, x, y):
         """Multiplies two matrices of one dtype and returns float32.
 
@@ -210,6 +255,53 @@ class Numerics(Protocol):
         """Returns `keras.ops.dot_product_attention`, with `mask (b, 1, t, s)` bool.
 
         The outputs of a query that sees no key are finite.
+        """
+
+
+class Decoding(Protocol):
+    """Kernels for few tokens. Each function returns None if no such kernel applies.
+
+    PyTorch has them on a GPU, without gradients. XLA fuses these operations itself.
+    """
+
+    def applies(self, x):
+        """Returns whether these kernels may apply to `x (..., d)`, which has few rows."""
+
+    def product(self, x, matrix, divisor=None):
+        """Returns `x @ matrix` for `(..., k)` and `(k, n)`, divided by `divisor (n,)` if the matrix is int8."""
+
+    def gated_product(self, x, gate, up, gate_divisor=None, up_divisor=None):
+        """Returns `silu(x @ gate) * (x @ up)`; see `product`."""
+
+    def added_norm(self, x, other, scale, epsilon):
+        """Returns `x + other` and the RMSNorm of it over the last axis."""
+
+    def norm(self, x, scale, epsilon):
+        """Returns the RMSNorm of x over the last axis."""
+
+    def norms_of_slices(self, x, scales, epsilon):
+        """Returns x with RMSNorm in consecutive slices of the last axis, which are as wide as the `scales`."""
+
+    def convolution_step(self, x, kernel, bias, state, silu):
+        """Convolves one token `x (b, 1, e)` after the inputs `state (b, w - 1, e)`.
+
+        Returns `(y, next state)`; see `keras_jamba.ops.causal_depthwise_conv`.
+        """
+
+    def scan_step(self, u, delta, A, B, C, D, z, bias, softplus, state):
+        """Computes one token of the scan. Returns `(y, next state)`; see `keras_jamba.ops.selective_scan`."""
+
+    def ssm_step(self, x, z, conv, state, weights, epsilon):
+        """Computes one token of one row of a `SelectiveSSM` with norms.
+
+        Args:
+            x, z: `(1, 1, e)`, the input and the gate.
+            conv, state: `(1, w - 1, e)` and `(1, e, n)` float32, the states.
+            weights: dict with the keys of `keras_jamba._triton.ssm_step.Weights`.
+            epsilon: number added to the mean squares in the norms.
+
+        Returns:
+            `(y (1, 1, e), next conv, next state)`.
         """
 
 

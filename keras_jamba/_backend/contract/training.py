@@ -61,8 +61,13 @@ class Trainer(Protocol):
     def has_call_hooks(self, layer):
         """Returns whether hooks run around a call of the layer, and may use its result. PyTorch only."""
 
-    def can_bypass_layer_call(self, layer, x):
-        """Returns whether `layer.call(x)` may replace `layer(x)`. PyTorch only, because it launches op by op."""
+    def can_bypass_layer_call(self, layer, *args, **kwargs):
+        """Returns whether `layer.call` may replace `layer`, an `EagerFastPath`, for these arguments.
+
+        Keras must convert none of them, and the class of the layer must be one of this package.
+
+        PyTorch only, because it launches op by op.
+        """
 
 
 class Optimizer(Protocol):

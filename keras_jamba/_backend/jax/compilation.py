@@ -3,6 +3,7 @@
 import jax
 import keras
 
+from keras_jamba._backend.common.known_steps import has_known_step  # noqa: F401
 from keras_jamba._backend.jax import _compilation_cache
 from keras_jamba._backend.jax._loops import readable_values
 
@@ -28,16 +29,21 @@ def jit_inference(function, variables):
     return on_values
 
 
-def compiled_while_loop(body, variables):
+def compiled_while_loop(body, variables, folds=False, overwrites=False):
     def run(going, state):
         step = lambda carry: body(carry[1])  # noqa: E731
         return jax.lax.while_loop(lambda carry: carry[0], step, (going, state))[1]
 
-    return jit_inference(run, variables)
+    compiled = jit_inference(run, variables)
+    return lambda going, state, steps=None: compiled(going, state)
 
 
 def has_fast_dynamic_loop():
     return jax.default_backend() == "cpu"
+
+
+def is_exporting(shape):
+    return not all(size is None or isinstance(size, int) for size in shape)
 
 
 def scan(body, carry, inputs, reverse=False):

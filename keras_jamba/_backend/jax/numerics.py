@@ -7,6 +7,7 @@ from keras_jamba._backend.common.numerics import (  # noqa: F401
     cross_entropy_of_rows,
     has_fused_attention,
     masked_attention,
+    matmul,
     plus_matmul,
     rms_norm,
     swiglu,

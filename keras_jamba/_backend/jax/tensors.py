@@ -5,7 +5,17 @@ import numpy as np
 from jax import numpy as jnp
 
 from keras_jamba import _keras_internals
-from keras_jamba._backend.common.tensors import can_log, ensure_shape, has_values, is_traced_by_torchscript  # noqa: F401
+from keras_jamba._backend.common.tensors import (  # noqa: F401
+    argsort,
+    as_tensor,
+    can_log,
+    ensure_shape,
+    has_values,
+    is_floating,
+    is_traced_by_torchscript,
+    scatter_update,
+    take_tokens,
+)
 from keras_jamba._backend.common.unavailable import refuse
 
 
@@ -37,9 +47,14 @@ def split_rows(x, counts):
     refuse("split_rows", why_no_split_rows(), "why_no_split_rows()")
 
 
-def add_slice(x, update, start, axis):
-    old = jax.lax.dynamic_slice_in_dim(x, start, update.shape[axis], axis)
-    return jax.lax.dynamic_update_slice_in_dim(x, old + update, start, axis)
+def block(x, index, size, axis):
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
+
+
+def add_to_block(x, update, index, axis):
+    size = update.shape[axis]
+    old = block(x, index, size, axis)
+    return jax.lax.dynamic_update_slice_in_dim(x, old + update, index * size, axis)
 
 
 def fill(variable, array):

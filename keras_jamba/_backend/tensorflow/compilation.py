@@ -8,6 +8,8 @@ import threading
 
 import tensorflow as tf
 
+from keras_jamba._backend.common.known_steps import has_known_step  # noqa: F401
+
 
 def has_jit():
     return True
@@ -44,15 +46,20 @@ def _traced(function, jit_compile=None):
     return run
 
 
-def compiled_while_loop(body, variables):
+def compiled_while_loop(body, variables, folds=False, overwrites=False):
     def run(going, state):
         return tf.while_loop(lambda going, state: going, lambda going, state: body(state), (going, state))[1]
 
     # Without XLA, launching thousands of small operations takes most of the time.
-    return _traced(run, jit_compile=True)
+    compiled = _traced(run, jit_compile=True)
+    return lambda going, state, steps=None: compiled(going, state)
 
 
 def has_fast_dynamic_loop():
+    return False
+
+
+def is_exporting(shape):
     return False
 
 

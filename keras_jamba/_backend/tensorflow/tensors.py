@@ -6,7 +6,16 @@ import tensorflow as tf
 # No public function of TensorFlow tells whether XLA will compile the graph being traced.
 from tensorflow.python.ops import control_flow_util
 
-from keras_jamba._backend.common.tensors import can_log, has_values, is_traced_by_torchscript  # noqa: F401
+from keras_jamba._backend.common.tensors import (  # noqa: F401
+    argsort,
+    as_tensor,
+    can_log,
+    has_values,
+    is_floating,
+    is_traced_by_torchscript,
+    scatter_update,
+    take_tokens,
+)
 
 
 def platform(x=None):
@@ -37,10 +46,16 @@ def split_rows(x, counts):
     return tf.split(x, counts, num=counts.shape[0])
 
 
-def add_slice(x, update, start, axis):
-    starts = [start if i == axis else 0 for i in range(len(x.shape))]
-    old = tf.slice(x, starts, tf.shape(update))
-    return keras.ops.slice_update(x, starts, old + update)
+def block(x, index, size, axis):
+    # Not `tf.slice`: XLA makes its start a constant, and compiles anew for each value that the start depends on.
+    sizes = x.shape[:axis] + (x.shape[axis] // size, size) + x.shape[axis + 1 :]
+    return tf.gather(tf.reshape(x, [-1 if n is None else n for n in sizes]), index, axis=axis)
+
+
+def add_to_block(x, update, index, axis):
+    size = update.shape[axis]
+    starts = [index * size if i == axis else 0 for i in range(len(x.shape))]
+    return keras.ops.slice_update(x, starts, block(x, index, size, axis) + update)
 
 
 def fill(variable, array):

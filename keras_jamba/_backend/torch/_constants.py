@@ -33,7 +33,7 @@ class Constants(StepMode):
 
     def __init__(self):
         super().__init__()
-        self.found, self.complete = {}, False
+        self.found, self.memory, self.complete = {}, set(), False
 
     def recording(self):
         self.complete = False
@@ -53,5 +53,6 @@ class Constants(StepMode):
             if self.complete:
                 return function(*args, **kwargs)
             self.found[key] = without_sync_debug(functools.partial(function, *args, **kwargs))
+            self.memory.add(self.found[key].untyped_storage().data_ptr())
         # A copy, because the caller may write into it.
         return self.found[key].clone()

@@ -168,20 +168,22 @@ def _side_stream():
 def _synchronizations():
     """A context with the list of operations that wait for the device. No graph can contain them."""
     found, others, owner = [], [], threading.current_thread()
+    mode = torch.cuda.get_sync_debug_mode()
 
     def show(message, category, filename, lineno, file=None, line=None):
         if "Synchronization debug mode" in str(message):
             return
-        if "synchronizing CUDA operation" in str(message) and _runs_step_of(owner):
+        waits = "synchronizing CUDA operation" in str(message)
+        if waits and _runs_step_of(owner):
             found.append(f"{filename}:{lineno}")
-        else:
+        elif not waits or mode:
+            # Other threads may wait. Their warnings are for a user who has set the mode.
             others.append((message, category, filename, lineno))
 
     # Warning filters are shared by all threads of the process.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = show
-        mode = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield found
@@ -252,11 +254,11 @@ class _GraphedStep:
 class Graph:
     """The device operations of a function. The capture computes nothing, and each replay fills `outputs`."""
 
-    def __init__(self, function, pool):
+    def __init__(self, function, pool=None, stream=None):
         self.graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads may load data meanwhile.
-            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.outputs = function()
         finally:
             # PyTorch stays on the capture stream if the capture fails.

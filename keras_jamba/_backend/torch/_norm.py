@@ -6,7 +6,7 @@ PyTorch 2.11 sums the gradient of the scale with one program per 32 channels, wh
 import torch
 from torch.nn import functional
 
-from keras_jamba._backend.torch import _triton
+from keras_jamba._backend.torch import _triton, decoding
 from keras_jamba._backend.torch._c_kernels import row_step
 from keras_jamba._triton import norm
 
@@ -17,6 +17,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def rms_norm(x, scale, epsilon):
     if x.is_cuda and _fits_kernels(x, scale) and _triton.kernels_run(x.device):
         return _RMSNorm.apply(x, scale, epsilon)
+    if x.is_cuda and x.numel() < _LEAST_ROWS * x.shape[-1]:
+        found = decoding.norm(x, scale, epsilon)
+        if found is not None:
+            return found
     return _library_norm(x, scale, epsilon)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from keras_jamba._backend.torch._c_kernels import Operator, row_step
 from keras_jamba._backend.torch._fx_tracing import is_tracing
+from keras_jamba._backend.torch._partial_evaluation import are_constant
 from keras_jamba._triton import Gpu, norm
 
 _logger = logging.getLogger("keras_jamba")
@@ -53,7 +54,9 @@ def _device():
     if not torch.cuda.is_available():
         return 132, "", True, None
     properties = torch.cuda.get_device_properties()
-    return properties.multi_processor_count, properties.name, torch.cuda.get_device_capability() == (9, 0), _clock
+    capability = torch.cuda.get_device_capability()
+    given = properties.multi_processor_count, properties.name, capability == (9, 0), _clock
+    return (*given, are_constant) if capability >= (9, 0) else given
 
 
 def _clock(specs, run):
@@ -86,16 +89,29 @@ def _filled(shape, dtype, value):
     return torch.full(shape, value, dtype=dtype, device=device)
 
 
-def _launched(kernel, grid, inputs, outputs, constants, num_warps=4, num_stages=3, registers=None, zeroed=()):
+def _launched(
+    kernel,
+    grid,
+    inputs,
+    outputs,
+    constants,
+    num_warps=4,
+    num_stages=3,
+    registers=None,
+    zeroed=(),
+    overlaps=False,
+    into=None,
+):
     device = inputs[0].device
-    make = {True: torch.zeros, False: torch.empty}
-    made = [
-        make[i in zeroed](shape, dtype=_DTYPES.get(dtype, dtype), device=device)
-        for i, (shape, dtype) in enumerate(outputs)
-    ]
+    new = lambda shape, dtype: torch.empty(shape, dtype=_DTYPES.get(dtype, dtype), device=device)  # noqa: E731
+    made = [into[i] if into and i in into else new(*output) for i, output in enumerate(outputs)]
+    for i in zeroed:
+        # Not `torch.zeros`, which a captured step would take for a constant.
+        made[i].zero_()
     if device.type == "meta":  # Keras computes shapes on it
         return made
     limit = {} if registers is None else {"maxnreg": registers}
+    limit |= {"launch_pdl": True} if overlaps else {}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*inputs, *made, **constants, num_warps=num_warps, num_stages=num_stages, **limit)
     return made

@@ -1,9 +1,18 @@
 """Eager functions and loops with a body traced once, on PyTorch."""
 
+import warnings
+
 import torch
+from torch._higher_order_ops.scan import scan as torch_scan
 from torch.utils import _pytree
 
+from keras_jamba._backend.common.known_steps import has_known_step  # noqa: F401
 from keras_jamba._backend.torch._fx_tracing import with_fx_tracing
+from keras_jamba._backend.torch._graphed_loop import GraphedLoop
+
+
+def is_exporting(shape):
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def has_jit():
@@ -19,16 +28,22 @@ def jit_inference(function, variables):
     return torch.inference_mode()(function)
 
 
-def compiled_while_loop(body, variables):
-    body = with_fx_tracing(body, variables)
+def compiled_while_loop(body, variables, folds=False, overwrites=False):
+    traced = with_fx_tracing(body, variables)
 
-    def run(going, state):
+    def run_traced(going, state, steps):
         overwrite = False
         while going:
-            going, state = body(state, overwrite=overwrite)
+            going, state = traced(state, overwrite=overwrite)
             # The state is the loop's own from now on.
             overwrite = True
         return state
+
+    loop = GraphedLoop(body, variables, folds, overwrites, run_traced)
+
+    @torch.inference_mode()
+    def run(going, state, steps=None):
+        return loop(going, state, steps)
 
     return run
 
@@ -38,6 +53,8 @@ def has_fast_dynamic_loop():
 
 
 def scan(body, carry, inputs, reverse=False):
+    if torch.compiler.is_exporting():
+        return _exported_scan(body, carry, inputs, reverse)
     leaves, structure = _pytree.tree_flatten(inputs)
     places = range(leaves[0].shape[0])
     found = []
@@ -46,6 +63,18 @@ def scan(body, carry, inputs, reverse=False):
         found.append(outputs)
     found = found[::-1] if reverse else found
     return carry, _pytree.tree_map(lambda *each: torch.stack(each), *found)
+
+
+def _exported_scan(body, carry, inputs, reverse):
+    def step(carry, slices):
+        carry, outputs = body(carry, slices)
+        # The operator refuses an input, or a view of one.
+        return _pytree.tree_map(torch.clone, carry), outputs
+
+    with warnings.catch_warnings():
+        # The operator looks for a gradient of each tensor that the step reads.
+        warnings.filterwarnings("ignore", r".*\.grad attribute of a Tensor")
+        return torch_scan(step, carry, inputs, reverse=reverse)
 
 
 def use_persistent_cache():

@@ -6,7 +6,14 @@ from torch.nn import functional
 
 from keras_jamba._backend.torch._cross_entropy import cross_entropy_gradient, cross_entropy_of_rows  # noqa: F401
 from keras_jamba._backend.torch._norm import rms_norm  # noqa: F401
+from keras_jamba._backend.torch._plain import is_here, is_plain
 from keras_jamba._backend.torch._swiglu import swiglu  # noqa: F401
+
+
+def matmul(x, y):
+    # Keras' function promotes dtypes, which takes as long as the launch. On a CPU it multiplies float16 in float32.
+    alike = is_here(x) and is_plain(y) and x.dtype is y.dtype and x.device == y.device
+    return x @ y if alike and (x.is_cuda or x.dtype is not torch.float16) else keras.ops.matmul(x, y)
 
 
 def matmul_in_float32(x, y):

@@ -1,9 +1,37 @@
 """Platforms, values and shapes of tensors, on PyTorch."""
 
+import keras
 import torch
 
 from keras_jamba._backend.common.tensors import ensure_shape  # noqa: F401
 from keras_jamba._backend.torch._fx_tracing import is_tracing
+from keras_jamba._backend.torch._owned_state import is_owned
+from keras_jamba._backend.torch._partial_evaluation import is_captured
+from keras_jamba._backend.torch._plain import is_here, is_plain
+
+
+def as_tensor(x):
+    if isinstance(x, keras.Variable):
+        x = x.value
+    if is_here(x):
+        return x
+    return keras.ops.convert_to_tensor(x)
+
+
+def argsort(x):
+    # Keras sorts stably, which no exporter to ONNX translates.
+    return torch.argsort(x, dim=-1).int()
+
+
+def take_tokens(x, index):
+    # Keras' function fixes the number of rows in an export.
+    index = index.long().reshape(*index.shape, *(1 for _ in x.shape[2:]))
+    return torch.gather(x, 1, index.expand(-1, -1, *x.shape[2:]))
+
+
+def is_floating(x):
+    # Keras' function takes several times as long, and an op checks ten tensors.
+    return x.is_floating_point() if is_plain(x) else keras.backend.is_float_dtype(x.dtype)
 
 
 def platform(x=None):
@@ -39,7 +67,7 @@ def can_log():
 
 
 def why_no_split_rows():
-    if needs_static_shapes():
+    if needs_static_shapes() or is_captured():
         return "its shapes depend on the routing, but a compiler needs static shapes"
     return None
 
@@ -48,9 +76,19 @@ def split_rows(x, counts):
     return x.split(counts.tolist())
 
 
-def add_slice(x, update, start, axis):
-    x.narrow(axis, int(start), update.shape[axis]).add_(update)
+def block(x, index, size, axis):
+    return x.narrow(axis, int(index) * size, size)
+
+
+def add_to_block(x, update, index, axis):
+    block(x, index, update.shape[axis], axis).add_(update)
     return x
+
+
+def scatter_update(x, index, updates):
+    if is_owned(x):
+        return x.index_put_(tuple(index.T), updates.to(x.dtype))
+    return keras.ops.scatter_update(x, index, updates)
 
 
 def fill(variable, array):

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Tensor
 from keras_jamba.layers._masks import mask_of
 from keras_jamba.layers._trainable import KeepsTrainable
@@ -157,7 +158,7 @@ class LastReadout(_Readout):
             return ops.cast(inputs[:, -1], "float32")
         positions = ops.arange(ops.shape(inputs)[1], dtype="int32")
         last = ops.max(ops.where(mask, positions, 0), axis=1)
-        return ops.cast(ops.take_along_axis(inputs, last[:, None, None], axis=1)[:, 0], "float32")
+        return ops.cast(_backend.tensors.take_tokens(inputs, last[:, None])[:, 0], "float32")
 
     def _specs(self, batch_size, d_model):
         return {}

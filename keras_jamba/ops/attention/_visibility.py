@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_jamba import _backend
+
 # Document of a key that no query sees, and of a query that sees no key. Both are below all document numbers.
 _HIDDEN_KEY, _BLIND_QUERY = -(2**31), 1 - 2**31
 _FAR = 2**31 - 1
@@ -98,9 +100,8 @@ def block_lists(overlap):
     """
     n = overlap.shape[-1]
     place = ops.arange(n, dtype="int32")
-    # The keys are distinct, so the sort need not be stable.
-    places = ops.argsort(ops.where(overlap, place, place + n), axis=-1)
-    return ops.cast(places, "int32"), ops.sum(ops.cast(overlap, "int32"), axis=-1)
+    places = _backend.tensors.argsort(ops.where(overlap, place, place + n))
+    return places, ops.sum(ops.cast(overlap, "int32"), axis=-1)
 
 
 def _extremes(tokens, size, hidden):

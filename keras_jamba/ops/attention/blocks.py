@@ -138,9 +138,12 @@ class Blocks(NamedTuple):
                 through = ops.matmul(grads, ops.swapaxes(v, 2, 3)) - dot
                 of_scores = weights * through * scale
                 grad_query = grad_query + ops.matmul(of_scores, ops.swapaxes(k, 2, 3))
-                start = place * self.key_size
-                grad_keys = _added(grad_keys, ops.matmul(ops.swapaxes(of_scores, 2, 3), queries), start)
-                grad_values = _added(grad_values, ops.matmul(ops.swapaxes(weights, 2, 3), grads), start)
+                grad_keys = _backend.tensors.add_to_block(
+                    grad_keys, ops.matmul(ops.swapaxes(of_scores, 2, 3), queries), place, axis=2
+                )
+                grad_values = _backend.tensors.add_to_block(
+                    grad_values, ops.matmul(ops.swapaxes(weights, 2, 3), grads), place, axis=2
+                )
                 return n + 1, grad_query, grad_keys, grad_values
 
             _, grad_query, *totals = ops.while_loop(
@@ -168,12 +171,9 @@ class Blocks(NamedTuple):
 
     def key_block(self, place, keys, values, at, of_key, heads):
         """Returns a block of keys `(b, g, c, j)` and values `(b, g, j, c)`, and `(b, 1, heads * i, j)` bool."""
-        start = place * self.key_size
-        if self.few:
-            k, v = (_by_head(_slice(x, start, self.key_size, axis=1)) for x in (keys, values))
-        else:
-            k, v = (_slice(x, start, self.key_size, axis=2) for x in (keys, values))
-        of_block = [None if x is None else _slice(x, start, self.key_size, axis=1) for x in of_key]
+        block = lambda x, axis=1: _backend.tensors.block(x, place, self.key_size, axis)  # noqa: E731
+        k, v = (_by_head(block(x)) if self.few else block(x, axis=2) for x in (keys, values))
+        of_block = [None if x is None else block(x) for x in of_key]
         seen = _visibility.visible(self.rule, Tokens(*at), Tokens(*of_block))
         dtype = _compute_dtype(k)
         return ops.swapaxes(ops.cast(k, dtype), 2, 3), ops.cast(v, dtype), ops.tile(seen, (1, heads, 1))[:, None]
@@ -215,16 +215,6 @@ def _by_head(x):
 _by_token = _by_head
 
 
-def _slice(x, start, size, axis):
-    starts = [start if i == axis else 0 for i in range(len(x.shape))]
-    return ops.slice(x, starts, [size if i == axis else n for i, n in enumerate(ops.shape(x))])
-
-
-def _added(x, update, start):
-    """Returns `x (b, g, s, c)` with `update` `(b, g, j, c)` added from token `start` on. It may change `x`."""
-    return _backend.tensors.add_slice(x, update, start, axis=2)
-
-
 class Reach(NamedTuple):
     """Which queries see marked keys, and which keys marked queries see, for `isolated`. Without marks it costs nothing.
 
@@ -247,8 +237,8 @@ class Reach(NamedTuple):
             sees = ops.zeros(ops.shape(at[0]), "float32")
 
             def add(n, sees):
-                seen, start = self._seen(places[n], at, tokens)
-                marks = _slice(of_key, start, self.blocks.key_size, axis=1)[:, None]
+                seen = self._seen(places[n], at, tokens)
+                marks = _backend.tensors.block(of_key, places[n], self.blocks.key_size, axis=1)[:, None]
                 return n + 1, ops.maximum(sees, ops.max(ops.where(seen, marks, 0.0), axis=2))
 
             return carry, ops.while_loop(lambda n, _: n < count, add, (ops.zeros((), "int32"), sees))[1]
@@ -264,9 +254,9 @@ class Reach(NamedTuple):
             marks, (at, places, count) = queries
 
             def add(n, total):
-                seen, start = self._seen(places[n], at, tokens)
+                seen = self._seen(places[n], at, tokens)
                 update = ops.max(ops.where(seen, marks[:, :, None], 0.0), axis=1)
-                return n + 1, _backend.tensors.add_slice(total, update, start, axis=1)
+                return n + 1, _backend.tensors.add_to_block(total, update, places[n], axis=1)
 
             return ops.while_loop(lambda n, _: n < count, add, (ops.zeros((), "int32"), total))[1], count
 
@@ -280,9 +270,8 @@ class Reach(NamedTuple):
         return self.blocks.split(of_query), places, ops.where(ops.any(marks > 0), count, 0)
 
     def _seen(self, place, at, tokens):
-        start = place * self.blocks.key_size
-        of_key = [_slice(x, start, self.blocks.key_size, axis=1) for x in tokens[2:]]
-        return _visibility.visible(self.blocks.rule, Tokens(*at), Tokens(*of_key)), start
+        of_key = [_backend.tensors.block(x, place, self.blocks.key_size, axis=1) for x in tokens[2:]]
+        return _visibility.visible(self.blocks.rule, Tokens(*at), Tokens(*of_key))
 
 
 def _marks(x, like):

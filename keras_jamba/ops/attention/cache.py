@@ -36,10 +36,11 @@ class CachedTokens:
         self.padded = mask is not None
         self.mask = mask if self.padded else ops.ones((batch, tokens), "bool")
         self.order, self.rank = compaction(self.mask)
+        self._slots_by_capacity = {}
         self.count = ops.sum(ops.cast(self.mask, "int32"), axis=1)
         self.positions = length[:, None] + self.rank
         # The id of each token's document in this call; 0 is the document of the cache, if it continues.
-        self.numbers = ops.zeros_like(self.positions) if self.documents is None else self.documents.numbers
+        self.numbers = ops.zeros((batch, tokens), "int32") if self.documents is None else self.documents.numbers
 
     def fits(self, capacity):
         """Returns `(b,)` bool: whether a cache without a window can hold each row's last document.
@@ -48,13 +49,14 @@ class CachedTokens:
             ValueError: if the lengths are on the host and a document exceeds the capacity.
         """
         end, start, _ = self.next_counts
-        needed = _backend.tensors.concrete_numpy(end - start)
+        held = end - start
+        needed = _backend.tensors.concrete_numpy(held)
         if needed is not None and needed.max() > capacity:
             raise ValueError(
                 f"A cache must hold all tokens of a document, or a complete window. Received: a capacity of {capacity} "
                 f"tokens, {needed.max()} needed. Create it with a larger max_length, or set attention_window."
             )
-        return end - start <= capacity
+        return held <= capacity
 
     def attend(self, query, key, value, buffers=None, window=None, causal=True):
         """Computes attention of the new tokens to each other and to the tokens of the cache.
@@ -88,7 +90,7 @@ class CachedTokens:
         return self._attention(query, *buffers, Rule(True, window), of_key, alone)
 
     def _attention(self, query, key, value, rule, of_key, one_document=False):
-        numbers = ops.zeros_like(self.numbers) if one_document else self.numbers
+        numbers = ops.zeros(ops.shape(self.numbers), "int32") if one_document else self.numbers
         of_query = queries(self.positions, numbers, self.mask if self.padded else None)
         # Without documents and windows, hidden tokens are padding and empty slots, zeros.
         isolate = (self.documents is not None or rule.window is not None) and not one_document
@@ -114,7 +116,7 @@ class CachedTokens:
         sinks = None
         if self.num_sinks:
             sinks = ops.broadcast_to(ops.arange(capacity)[None] < self.num_sinks, ops.shape(positions))
-        return keys(positions, ops.zeros_like(positions), there, sinks)
+        return keys(positions, ops.zeros(ops.shape(positions), "int32"), there, sinks)
 
     def written(self, buffer, new, capacity):
         """Returns the cache `(b, capacity, g, c)` after the new tokens, with zeros for tokens of earlier documents.
@@ -128,7 +130,7 @@ class CachedTokens:
         ring = capacity - self.num_sinks
         fits = isinstance(new.shape[1], int) and isinstance(ring, int) and new.shape[1] <= ring
         if buffer is not None and buffer.shape[1] == capacity and fits:
-            written = self._overwritten(buffer, new, start)
+            written = self._overwritten(buffer, new)
             if self.documents is None:
                 return written
             slots = slot_positions(end, start, capacity, self.num_sinks)
@@ -138,29 +140,37 @@ class CachedTokens:
         there = ops.logical_and(slots >= 0, slots >= start[:, None])[:, :, None, None]
         return ops.where(there, written, ops.zeros_like(written))
 
-    def _overwritten(self, buffer, new, start):
+    def _overwritten(self, buffer, new):
         """Returns `buffer` with the new tokens in their slots, which are distinct."""
         batch, tokens = ops.shape(new)[:2]
-        ring = buffer.shape[1] - self.num_sinks
-        positions = self.length[:, None] + ops.arange(tokens, dtype="int32")[None]
-        slots = self.num_sinks + ops.mod(positions, ring)
-        if self.num_sinks:
-            age = positions - start[:, None]
-            slots = ops.where(ops.logical_and(age >= 0, age < self.num_sinks), age, slots)
+        slots, index = self._new_slots(buffer.shape[1])
         if self.padded:
             # The last slots keep their tokens.
-            old = ops.take_along_axis(buffer, slots[:, :, None, None], axis=1)
+            old = _backend.tensors.take_tokens(buffer, slots)
             real = ops.arange(tokens, dtype="int32")[None] < self.count[:, None]
-            new = ops.where(real[:, :, None, None], ops.take_along_axis(new, self.order[:, :, None, None], axis=1), old)
-        rows = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], (batch, tokens))
-        index = ops.reshape(ops.stack([rows, slots], axis=-1), (-1, 2))
-        return ops.scatter_update(buffer, index, ops.reshape(new, (-1, *new.shape[2:])))
+            new = ops.where(real[:, :, None, None], _backend.tensors.take_tokens(new, self.order), old)
+        return _backend.tensors.scatter_update(buffer, index, ops.reshape(new, (-1, *new.shape[2:])))
+
+    def _new_slots(self, capacity):
+        """Returns the slots `(b, t)` of the new tokens, and their indices `(b * t, 2)` in a cache."""
+        if capacity not in self._slots_by_capacity:
+            batch, tokens = ops.shape(self.positions)
+            ring, start = capacity - self.num_sinks, self.next_counts[1]
+            positions = self.length[:, None] + ops.arange(tokens, dtype="int32")[None]
+            slots = ops.mod(positions, ring)
+            if self.num_sinks:
+                age = positions - start[:, None]
+                slots = ops.where(ops.logical_and(age >= 0, age < self.num_sinks), age, self.num_sinks + slots)
+            rows = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], (batch, tokens))
+            index = ops.reshape(ops.stack([rows, slots], axis=-1), (-1, 2))
+            self._slots_by_capacity[capacity] = slots, index
+        return self._slots_by_capacity[capacity]
 
     def _gathered(self, buffer, new, slots):
         """Returns the tokens at the positions `slots` `(b, capacity)`, each from `buffer` or from `new`."""
         index = slots - self.length[:, None]
-        fresh = ops.take_along_axis(self.order, ops.clip(index, 0, ops.shape(new)[1] - 1), axis=1)
-        values = ops.take_along_axis(new, fresh[:, :, None, None], axis=1)
+        fresh = _backend.tensors.take_tokens(self.order, ops.clip(index, 0, ops.shape(new)[1] - 1))
+        values = _backend.tensors.take_tokens(new, fresh)
         if buffer is None:
             return values
         kept = _from_ring(buffer, slots, self.num_sinks)
@@ -201,7 +211,7 @@ def _from_ring(buffer, slots, num_sinks):
     if num_sinks:
         place = ops.broadcast_to(ops.arange(ops.shape(slots)[1], dtype="int32")[None], ops.shape(slots))
         places = ops.where(place < num_sinks, place, places)
-    return ops.take_along_axis(buffer, places[:, :, None, None], axis=1)
+    return _backend.tensors.take_tokens(buffer, places)
 
 
 def slot_positions(length, start, capacity, num_sinks=0):

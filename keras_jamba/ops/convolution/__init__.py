@@ -73,11 +73,17 @@ def causal_depthwise_conv(
             cannot run.
     """
     tensors = {"x": x, "kernel": kernel, "bias": bias, "initial_state": initial_state}
-    tensors = {name: x if x is None else ops.convert_to_tensor(x) for name, x in tensors.items()}
+    tensors = {name: x if x is None else _backend.tensors.as_tensor(x) for name, x in tensors.items()}
     _check(tensors)
     _checks.check_choice("activation", activation, (None, "silu"))
     x, width = tensors["x"], tensors["kernel"].shape[0]
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, x.shape)
+    if return_last_state and x.shape[1] == 1 and mask is None and segment_ids is None and implementation is None:
+        weights, state = (tensors["kernel"], tensors["bias"]), tensors["initial_state"]
+        if state is not None and (
+            found := _backend.decoding.convolution_step(x, *weights, state=state, silu=activation == "silu")
+        ):
+            return found
     call = _Call(_backend.tensors.platform(x), tuple(x.shape), width)
     chosen = choose("causal_depthwise_conv", _FASTEST_FIRST[call.platform], implementation, call)
     given = tensors | dict(mask=mask, segment_ids=segment_ids)
@@ -123,16 +129,16 @@ def last_inputs(x, initial_state, mask, segment_ids, width):
     # Indices among the real tokens; negative ones lie before the row.
     number = count + ops.arange(1 - width, 0, dtype="int32")[None]
     inside = number >= 0
-    index = ops.take_along_axis(order, ops.maximum(number, 0), axis=1)
+    index = _backend.tensors.take_tokens(order, ops.maximum(number, 0))
     before = ops.minimum(number + width - 1, width - 2)
     state = ops.where(
         inside[..., None],
-        ops.take_along_axis(x, index[..., None], axis=1),
-        ops.take_along_axis(initial_state, before[..., None], axis=1),
+        _backend.tensors.take_tokens(x, index),
+        _backend.tensors.take_tokens(initial_state, before),
     )
     if segment_ids is None:
         return state
     # The tokens before the row belong to its first document.
-    numbers = ops.take_along_axis(document_numbers(segment_ids, mask), index, axis=1)
+    numbers = _backend.tensors.take_tokens(document_numbers(segment_ids, mask), index)
     numbers = ops.where(inside, numbers, 0)
     return ops.where(ops.equal(numbers, numbers[:, -1:])[..., None], state, 0.0)

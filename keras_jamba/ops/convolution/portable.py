@@ -5,6 +5,7 @@ On a CPU, the grouped convolutions of the three backends cost up to two more tra
 
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba.ops._repeat import repeated
 from keras_jamba.ops._tokens import compaction, document_numbers, zero_padding
 
@@ -19,8 +20,8 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     tokens = x
     if mask is not None:
         order, rank = compaction(mask)
-        tokens = ops.take_along_axis(zero_padding(x, mask), order[..., None], axis=1)
-        segment_ids = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
+        tokens = _backend.tensors.take_tokens(zero_padding(x, mask), order)
+        segment_ids = None if segment_ids is None else _backend.tensors.take_tokens(segment_ids, order)
     # The real tokens are in order here, so equal numbers mean the same document.
     numbers = None if segment_ids is None else document_numbers(segment_ids, None)
     if initial_state is None:
@@ -32,7 +33,7 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     y = ops.silu(y) if silu else y
     if mask is None:
         return y
-    return ops.where(mask[..., None], ops.take_along_axis(y, rank[..., None], axis=1), 0.0)
+    return ops.where(mask[..., None], _backend.tensors.take_tokens(y, rank), 0.0)
 
 
 def _shifted_sum(window, kernel, numbers):

@@ -40,7 +40,7 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     if mask is not None:
         order, _ = compaction(mask)
         counts = ops.sum(ops.cast(mask, "int32"), axis=1)
-        numbers = None if segment_ids is None else ops.take_along_axis(segment_ids, order, axis=1)
+        numbers = None if segment_ids is None else _backend.tensors.take_tokens(segment_ids, order)
     reach = None if numbers is None else _reach(document_numbers(numbers, None), kernel.shape[0])
     given = (x, kernel, bias, initial_state, mask, segment_ids, reach, order, counts)
     return ops.cast(_function(given, (int(silu),))[0], dtype)

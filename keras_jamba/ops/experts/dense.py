@@ -18,7 +18,8 @@ def run(tokens, weights, indices, up_bank, down_bank, gate_bank):
     experts, d, f = up_bank.shape
     chosen = ops.one_hot(indices, experts, dtype=weights.dtype)
     gates = ops.cast(ops.sum(chosen * weights[..., None], axis=1), tokens.dtype)
-    if tokens.shape[0] is not None and tokens.shape[0] <= FEW:
+    # A comparison would fix a symbolic size.
+    if isinstance(tokens.shape[0], int) and tokens.shape[0] <= FEW:
         return _expert_by_expert(tokens, gates, up_bank, down_bank, gate_bank)
     # All experts together are one wide perceptron: plain matrix products.
     wide = lambda bank: ops.reshape(ops.transpose(bank, (1, 0, 2)), (d, experts * f))  # noqa: E731

@@ -4,27 +4,26 @@ import functools
 import os
 from dataclasses import dataclass
 
-from keras import ops
-
 from keras_jamba import _backend
 from keras_jamba._typing import Tensor, Tensors
 from keras_jamba.ops import _checks
 from keras_jamba.ops._implementations import choose
 from keras_jamba.ops._sharding import shard_map
-from keras_jamba.ops.scan import associative, native, portable, reference, triton
+from keras_jamba.ops.scan import associative, exported, native, portable, reference, triton
 
 _BY_NAME = {
     "native": native,
     "triton": triton,
+    "exported": exported,
     "portable": portable,
     "associative": associative,
     "reference": reference,
 }
 # A loop over tokens is fastest on a CPU (benchmarks/results). On an accelerator the tree is, because it has few steps.
 _FASTEST_FIRST = {
-    "cpu": ("native", "portable", "associative", "reference"),
-    "gpu": ("triton", "associative", "portable", "reference"),
-    "tpu": ("associative", "portable", "reference"),
+    "cpu": ("native", "exported", "portable", "associative", "reference"),
+    "gpu": ("triton", "exported", "associative", "portable", "reference"),
+    "tpu": ("exported", "associative", "portable", "reference"),
 }
 
 
@@ -109,11 +108,17 @@ def selective_scan(
         delta_bias=delta_bias,
         initial_state=initial_state,
     )
-    tensors = {k: v if v is None else ops.convert_to_tensor(v) for k, v in tensors.items()}
+    tensors = {k: v if v is None else _backend.tensors.as_tensor(v) for k, v in tensors.items()}
     _check(tensors)
     mask, segment_ids = _checks.check_tokens(mask, segment_ids, tensors["u"].shape)
     call = _Call(_backend.tensors.platform(tensors["u"]), tuple(tensors["u"].shape), tensors["A"].shape[1])
-    requested = implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
+    requested = requested_scan(implementation)
+    state = tensors["initial_state"]
+    if call.length == 1 and not (requested or mask is not None or segment_ids is not None or state is None):
+        names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+        given = {"bias" if name == "delta_bias" else name: tensors[name] for name in names}
+        if found := _backend.decoding.scan_step(**given, softplus=delta_softplus, state=state):
+            return found if return_last_state else found[0]
     table = {name: _BY_NAME[name] for name in _FASTEST_FIRST[call.platform]}
     if call.length == 1 and requested is None and next(iter(table.values())).why_not(call):
         requested = "reference"  # nothing to loop over
@@ -124,6 +129,11 @@ def selective_scan(
     return (y, last_state) if return_last_state else y
 
 
+def requested_scan(implementation):
+    """Returns the name of the implementation that the caller or the environment requests, or None."""
+    return implementation or os.environ.get("KERAS_JAMBA_SCAN") or None
+
+
 def implementations() -> dict[str, str | None]:
     """Returns the implementations of `selective_scan` on this platform, fastest first.
 
@@ -132,7 +142,9 @@ def implementations() -> dict[str, str | None]:
     """
     platform = _backend.tensors.platform()
     call = _Call(platform, shape=(1, 1, 1), states=1)
-    return {name: _BY_NAME[name].why_not(call) for name in _FASTEST_FIRST[platform]}
+    # Nobody can choose the form of exported graphs.
+    names = [name for name in _FASTEST_FIRST[platform] if name != "exported"]
+    return {name: _BY_NAME[name].why_not(call) for name in names}
 
 
 _SHAPES = {

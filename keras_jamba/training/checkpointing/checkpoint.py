@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_jamba import _backend, _keras_internals
+from keras_jamba import _backend, _keras_internals, _keras_optimizers
 from keras_jamba._typing import Logs, PathLike
 from keras_jamba.models import _training_loops
 from keras_jamba.ops import _checks
@@ -337,7 +337,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _check_not_further(self, variables, arrays, step):
         """Checks that loading the save does not discard later training, such as a fit without checkpoint."""
-        iterations = _keras_internals.step_counter(self.model.optimizer)
+        iterations = _keras_optimizers.step_counter(self.model.optimizer)
         place = next(i for i, variable in enumerate(variables) if variable is iterations)
         if int(keras.ops.convert_to_numpy(iterations)) > int(arrays[place].read()):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from keras_jamba import _backend, _keras_internals
+from keras_jamba import _backend, _keras_internals, _keras_optimizers
 from keras_jamba._typing import Array, PathLike
 from keras_jamba.layers import MoELayer
 from keras_jamba.ops import _checks
@@ -182,7 +182,7 @@ class LearningRate:
 
     def begin(self, model: keras.Model) -> None:
         self._rate, optimizer = None, model.optimizer
-        if _keras_internals.has_schedule(optimizer):
+        if _keras_optimizers.has_schedule(optimizer):
             # Without this, JAX compiles a schedule's branches at each reading, and keeps them all.
             self._rate = _backend.compilation.jit_inference(lambda: optimizer.learning_rate, [optimizer.iterations])
 
