@@ -19,16 +19,33 @@ def decode():
 
 @table
 def gpu_generation():
-    """Milliseconds per token and per prompt on a GPU, with Hugging Face as the peer."""
+    """Milliseconds per token and per prompt on a GPU, with Hugging Face as the peer of each run."""
+    runs_of = {backend: read(f"gpu_generation_{backend}")["models"] for backend in ("torch", "jax")}
     rows = []
-    for name, model in read("gpu_generation_torch")["models"].items():
-        ours, theirs = model["keras-jamba"], model["Hugging Face"]
-        for key in ours:
-            if key.startswith(("per token", "reading")) or key in ("load, s", "peak GiB"):
-                floor = number(model["floor, ms"], 2) if key.startswith("per token 1 ") else None
-                row = [name, key, number(ours[key]), number(theirs[key])]
-                rows.append([*row, number(theirs[key] / ours[key], 2), floor])
-    return markdown(["model", "rows x tokens", "PyTorch", "Hugging Face", "ratio", "floor"], rows)
+    for name, model in runs_of["torch"].items():
+        for key in model["keras-jamba"]:
+            if not (key.startswith(("per token", "reading")) or key in ("load, s", "peak GiB")):
+                continue
+            row = [name, key]
+            for found in runs_of.values():
+                ours, theirs = (found[name][who][key] for who in ("keras-jamba", "Hugging Face"))
+                row += [number(ours), number(theirs), number(theirs / ours, 2)]
+            # Routing decides which experts a token reads: the bytes of all weights are no floor of that model.
+            floor = name == "3B" and key.startswith("per token 1 ")
+            rows.append([*row, number(model["floor, ms"], 2) if floor else None])
+    titles = ["PyTorch", "Hugging Face", "ratio", "JAX", "Hugging Face", "ratio"]
+    return markdown(["model", "rows x tokens", *titles, "floor"], rows)
+
+
+@table
+def soak():
+    """The soak of generations with CUDA graphs."""
+    found = read("soak_torch")
+    keys = ("generations", "seconds", "requests", "seconds of threads")
+    memory = [f"{found[f'MiB after {when}']:,.0f}" for when in ("a tenth", "all", "threads")]
+    titles = ["generations", "seconds", "requests of 16 threads", "seconds", "graphs kept"]
+    titles += [f"MiB after {when}" for when in ("a tenth", "all", "threads")]
+    return markdown(titles, [[*(number(found[key]) for key in keys), found["graphs"], *memory]])
 
 
 @table
@@ -91,4 +108,4 @@ def speculative_training():
 @table
 def decoding_runs():
     names = [f"{kind}_{backend}" for kind in ("decode", "load", "speculative") for backend in BACKENDS]
-    return runs(*names, "gpu_generation_torch")
+    return runs(*names, "gpu_generation_torch", "gpu_generation_jax", "soak_torch")
