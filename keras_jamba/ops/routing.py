@@ -7,6 +7,7 @@ import math
 
 from keras import ops
 
+from keras_jamba import _backend
 from keras_jamba._typing import Tensor
 from keras_jamba.ops import _checks
 
@@ -36,7 +37,7 @@ def top_k_routing(logits: Tensor, k: int, normalize: bool = True) -> tuple[Tenso
             "Lower k or add experts."
         )
     probabilities = ops.softmax(ops.cast(logits, "float32"), axis=-1)
-    weights, indices = ops.top_k(probabilities, k)
+    weights, indices = _backend.tensors.top_k(probabilities, k)
     if normalize:
         weights = weights / ops.sum(weights, axis=-1, keepdims=True)
     return weights, ops.cast(indices, "int32"), probabilities

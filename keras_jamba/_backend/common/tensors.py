@@ -12,6 +12,10 @@ def argsort(x):
     return ops.cast(ops.argsort(x, axis=-1), "int32")
 
 
+def top_k(x, k):
+    return ops.top_k(x, k)
+
+
 def take_tokens(x, index):
     index = ops.reshape(index, (*ops.shape(index), *(1 for _ in x.shape[2:])))
     return ops.take_along_axis(x, index, axis=1)

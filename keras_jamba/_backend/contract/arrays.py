@@ -7,6 +7,9 @@ class Tensors(Protocol):
     def as_tensor(self, x):
         """Computes `keras.ops.convert_to_tensor`. PyTorch: a tensor on the default device is returned at once."""
 
+    def top_k(self, x, k):
+        """Returns the k largest numbers along the last axis, largest first, and their indices."""
+
     def argsort(self, x):
         """Returns the int32 indices that sort distinct numbers along the last axis."""
 
@@ -124,18 +127,24 @@ class Compilation(Protocol):
         """
 
     def is_exporting(self, shape):
-        """Returns whether the caller is traced into a graph for other programs, which needs a form of its own.
+        """Returns whether the caller is traced into a graph for other programs, which cannot assign variables.
 
-        JAX: if a size in `shape` is open. PyTorch: always in `torch.export` and `torch.jit.trace`. TensorFlow: never,
-        because the usual forms accept open sizes.
+        In `keras_jamba.export` always. Elsewhere, JAX: if a size in `shape` is open. PyTorch: in `torch.export` and
+        `torch.jit.trace`. TensorFlow: never.
         """
 
-    def scan(self, body, carry, inputs, reverse=False):
+    def needs_portable_operations(self, shape):
+        """Returns whether that graph may only use operations that other runtimes have too.
+
+        As `is_exporting`, except that SavedModels of TensorFlow use all operations.
+        """
+
+    def scan(self, body, carry, inputs, reverse=False, constants=()):
         """Loops over the leading axis with the contract of `jax.lax.scan`. Compilers do not unroll the loop.
 
         PyTorch: a Python loop, except in `torch.export`, where the number of steps may be open.
 
-        `body(carry, slices)` returns `(carry, outputs)`.
+        `body(carry, slices, *constants)` returns `(carry, outputs)`. A loop that PyTorch exports reads no other tensors.
         """
 
 

@@ -3,6 +3,7 @@
 import jax
 import keras
 
+from keras_jamba._backend.common.exporting_state import exports
 from keras_jamba._backend.common.known_steps import has_known_step  # noqa: F401
 from keras_jamba._backend.jax import _compilation_cache
 from keras_jamba._backend.jax._loops import readable_values
@@ -43,11 +44,16 @@ def has_fast_dynamic_loop():
 
 
 def is_exporting(shape):
-    return not all(size is None or isinstance(size, int) for size in shape)
+    return exports() or not all(size is None or isinstance(size, int) for size in shape)
 
 
-def scan(body, carry, inputs, reverse=False):
-    return jax.lax.scan(body, carry, inputs, reverse=reverse)
+def needs_portable_operations(shape):
+    return is_exporting(shape)
+
+
+def scan(body, carry, inputs, reverse=False, constants=()):
+    step = (lambda carry, slices: body(carry, slices, *constants)) if constants else body
+    return jax.lax.scan(step, carry, inputs, reverse=reverse)
 
 
 def use_persistent_cache():

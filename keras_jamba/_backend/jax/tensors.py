@@ -5,6 +5,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from keras_jamba import _keras_internals
+from keras_jamba._backend.common.exporting_state import exports
 from keras_jamba._backend.common.tensors import (  # noqa: F401
     argsort,
     as_tensor,
@@ -17,6 +18,14 @@ from keras_jamba._backend.common.tensors import (  # noqa: F401
     take_tokens,
 )
 from keras_jamba._backend.common.unavailable import refuse
+
+
+def top_k(x, k):
+    if not exports():
+        return jax.lax.top_k(x, k)
+    # TensorFlow cannot read JAX's operation.
+    indices = jnp.argsort(-x, axis=-1)[..., :k]
+    return jnp.take_along_axis(x, indices, axis=-1), indices
 
 
 def platform(x=None):

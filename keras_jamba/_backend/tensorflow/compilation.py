@@ -8,6 +8,7 @@ import threading
 
 import tensorflow as tf
 
+from keras_jamba._backend.common.exporting_state import exports, exports_for_other_runtime
 from keras_jamba._backend.common.known_steps import has_known_step  # noqa: F401
 
 
@@ -60,14 +61,22 @@ def has_fast_dynamic_loop():
 
 
 def is_exporting(shape):
-    return False
+    return exports()
 
 
-def scan(body, carry, inputs, reverse=False):
+def needs_portable_operations(shape):
+    return exports_for_other_runtime()
+
+
+def scan(body, carry, inputs, reverse=False, constants=()):
+    step_of = body
+    body = lambda carry, slices: step_of(carry, slices, *constants)  # noqa: E731
     length = tf.nest.flatten(inputs)[0].shape[0]
     if length is None:
         length = tf.shape(tf.nest.flatten(inputs)[0])[0]
     specs = _output_specs(body, carry, inputs)
+    if exports_for_other_runtime():
+        return _scan_without_lists(body, carry, inputs, reverse, length, specs)
     stacks = tf.nest.map_structure(
         lambda spec: tf.TensorArray(spec.dtype, size=length, element_shape=spec.shape), specs
     )
@@ -85,6 +94,35 @@ def scan(body, carry, inputs, reverse=False):
         maximum_iterations=length,
     )
     return carry, tf.nest.map_structure(lambda s: s.stack(), stacks)
+
+
+def _scan_without_lists(body, carry, inputs, reverse, length, specs):
+    """Returns the results of `scan`, from a loop that writes each output into its place of a tensor.
+
+    LiteRT has no lists of tensors of unknown shape.
+    """
+    first = tf.nest.map_structure(lambda x: x[0], inputs)
+    shapes = tf.nest.map_structure(tf.shape, body(carry, first)[1])
+    stacks = tf.nest.map_structure(
+        lambda shape, spec: tf.zeros(tf.concat([[length], shape], 0), spec.dtype), shapes, specs
+    )
+
+    def step(count, carry, stacks):
+        index = length - 1 - count if reverse else count
+        carry, outputs = body(carry, tf.nest.map_structure(lambda x: tf.gather(x, index), inputs))
+        return count + 1, carry, tf.nest.map_structure(lambda s, o: _written(s, o, index), stacks, outputs)
+
+    _, carry, stacks = tf.while_loop(lambda count, *_: count < length, step, (tf.constant(0), carry, stacks))
+    return carry, stacks
+
+
+def _written(stack, row, index):
+    start = tf.concat([[index], tf.zeros([stack.shape.rank - 1], tf.int32)], 0)
+    # No public function has this operation, which LiteRT translates to one that writes in place.
+    from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice
+
+    start = tf.concat([[index], tf.zeros([stack.shape.rank - 1], tf.int32)], 0)
+    return xla_dynamic_update_slice(stack, tf.expand_dims(row, 0), start)
 
 
 def _output_specs(body, carry, inputs):

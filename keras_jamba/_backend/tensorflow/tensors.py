@@ -15,6 +15,7 @@ from keras_jamba._backend.common.tensors import (  # noqa: F401
     is_traced_by_torchscript,
     scatter_update,
     take_tokens,
+    top_k,
 )
 
 

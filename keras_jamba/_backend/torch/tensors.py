@@ -3,7 +3,7 @@
 import keras
 import torch
 
-from keras_jamba._backend.common.tensors import ensure_shape  # noqa: F401
+from keras_jamba._backend.common.tensors import ensure_shape, top_k  # noqa: F401
 from keras_jamba._backend.torch._fx_tracing import is_tracing
 from keras_jamba._backend.torch._owned_state import is_owned
 from keras_jamba._backend.torch._partial_evaluation import is_captured

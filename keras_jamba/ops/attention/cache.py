@@ -169,7 +169,8 @@ class CachedTokens:
     def _gathered(self, buffer, new, slots):
         """Returns the tokens at the positions `slots` `(b, capacity)`, each from `buffer` or from `new`."""
         index = slots - self.length[:, None]
-        fresh = _backend.tensors.take_tokens(self.order, ops.clip(index, 0, ops.shape(new)[1] - 1))
+        # No slot is newer than the last new token. An upper bound would fix an open length in `torch.export`.
+        fresh = _backend.tensors.take_tokens(self.order, ops.maximum(index, 0))
         values = _backend.tensors.take_tokens(new, fresh)
         if buffer is None:
             return values

@@ -46,7 +46,7 @@ class _Call:
 
 
 def _fastest_first(call):
-    if _backend.compilation.is_exporting((call.tokens,)):
+    if _backend.compilation.needs_portable_operations((call.tokens,)):
         # The others sort, wait for counts, or compare sizes.
         return {"dense": dense} | _TABLE
     if call.platform != "gpu" or call.is_quantized:

@@ -9,13 +9,13 @@ from keras_jamba.ops.scan._gating_and_masks import with_gating_and_masks
 def why_not(call):
     if _backend.tensors.is_traced_by_torchscript():
         return "TorchScript does not support its loop"
-    if not _backend.compilation.is_exporting(call.shape):
+    if not _backend.compilation.needs_portable_operations(call.shape):
         return "it is the form of exported graphs, and slower than the others here"
     return None
 
 
 def _recurrence(u, delta, A, B, C, state, reset):
-    def token(state, token):
+    def token(state, token, A):
         u, delta, B, C, *resets = token
         for reset in resets:
             state = ops.where(reset[:, None, None], ops.zeros_like(state), state)
@@ -24,7 +24,7 @@ def _recurrence(u, delta, A, B, C, state, reset):
 
     tokens = (u, delta, B, C) if reset is None else (u, delta, B, C, reset)
     by_time = [ops.swapaxes(x, 0, 1) for x in tokens]
-    last, y = _backend.compilation.scan(token, state, tuple(by_time))
+    last, y = _backend.compilation.scan(token, state, tuple(by_time), constants=(A,))
     return ops.swapaxes(y, 0, 1), last
 
 

@@ -1,0 +1,96 @@
+"""Compares an exported file, in its own runtime, with the model."""
+
+import itertools
+
+import keras
+import numpy as np
+
+from keras_jamba import _backend
+from keras_jamba.exporting.programs import BATCH, LENGTH
+
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
+# Below this, a difference is compared with it, and not with the largest number of an output.
+_SMALLEST_SCALE = 0.01
+_BATCHES, _LENGTHS, _OTHERS = (3, 1), (7, 33), (32, 48)
+_STEPS = 3
+
+
+def largest_difference(program, run, tolerance):
+    """Returns the largest relative difference between a file and the model over two batch sizes and two lengths.
+
+    Args:
+        program: a `Program`.
+        run: the file, `run({name: array})`.
+        tolerance: the largest difference that is accepted.
+
+    Raises:
+        ValueError: if an output differs; it names the output.
+    """
+    stream = _stream_difference if program.state else _call_difference
+    found = [stream(program, run, sizes, seed, tolerance) for seed, sizes in enumerate(_sizes(program))]
+    return max(found)
+
+
+def _sizes(program):
+    """Returns the two sets of sizes at which outputs are compared."""
+    names = program.sizes()
+    for batch, length, other in zip(_BATCHES, _LENGTHS, _OTHERS, strict=True):
+        if program.capacity is not None:
+            length = max(1, min(length, program.capacity - _STEPS + 1))
+        yield {name: {BATCH: batch, LENGTH: length}.get(name, other) for name in names}
+
+
+def _call_difference(program, run, sizes, seed, tolerance):
+    arrays = program.example(sizes, seed)
+    return _compared(_backend.exporting.run(program, arrays), run(arrays), sizes, tolerance)
+
+
+def _stream_difference(program, run, sizes, seed, tolerance):
+    """Compares some steps of a stream. The file begins with zeros and `reset`, the model with its own empty state."""
+    found, of_file, of_model = [], {}, {}
+    for step in range(_STEPS):
+        arrays = program.example(sizes | ({LENGTH: 1} if step and LENGTH in sizes else {}), seed + step)
+        if not step:
+            rows = len(arrays["reset"])
+            of_model = {name: keras.ops.convert_to_numpy(x) for name, x in program.empty_state(rows).items()}
+            of_file = {name: arrays[name] for name in program.state}
+        reset = {"reset": arrays["reset"] & (step == 0)}
+        # The state of the model needs no reset.
+        expected = _backend.exporting.run(program, arrays | of_model | {"reset": reset["reset"] & False})
+        outputs = run(arrays | of_file | reset)
+        logits = [{name: x for name, x in each.items() if not name.startswith("next_")} for each in (expected, outputs)]
+        found.append(_compared(*logits, sizes, tolerance))
+        of_model, of_file = ({name: each[f"next_{name}"] for name in program.state} for each in (expected, outputs))
+        if program.capacity is not None and step + 1 >= program.capacity:
+            break
+    return max(found)
+
+
+def _compared(expected, found, sizes, tolerance):
+    """Returns the largest relative difference of outputs `{name: array}`."""
+    if sorted(expected) != sorted(found):
+        raise ValueError(f"The outputs of the file must be {sorted(expected)}. Received: {sorted(found)}.")
+    return max(itertools.starmap(_difference, ((name, x, found[name], sizes, tolerance) for name, x in expected.items())))
+
+
+def _difference(name, expected, found, sizes, tolerance):
+    where = f"the output {name!r} at the sizes {sizes}" if sizes else f"the output {name!r}"
+    if expected.shape != found.shape:
+        raise ValueError(f"The shape of {where} must be {expected.shape}. Received: {found.shape}.")
+    expected, found = np.asarray(expected), np.asarray(found)
+    if not np.issubdtype(expected.dtype, np.floating):
+        if not np.array_equal(expected, found):
+            raise ValueError(f"The integers of {where} must be those of the model. Received: other numbers.")
+        return 0.0
+    if not np.array_equal(np.isfinite(expected), np.isfinite(found)):
+        raise ValueError(f"Finite numbers of {where} must be those of the model. Received: NaN or infinity elsewhere.")
+    finite = np.isfinite(expected)
+    expected, found = (x[finite].astype("float64") for x in (expected, found))
+    scale = max(np.abs(expected).max(initial=0.0), _SMALLEST_SCALE)
+    difference = float(np.abs(expected - found).max(initial=0.0) / scale)
+    if difference > tolerance:
+        raise ValueError(
+            f"The relative difference of {where} from the model must be at most {tolerance:g}. "
+            f"Received: {difference:.2g}."
+        )
+    return difference
