@@ -44,6 +44,7 @@ MODULES = {
     "training": "Training",
     "generation": "Generation",
     "tokenizers": "Tokenizers",
+    "exporting": "Exporting",
     "estimation": "Estimation",
     "visualize": "Visualization",
     "presets": "Presets in Python",

@@ -3,7 +3,8 @@
 from keras_jamba import _keras  # noqa: F401
 
 # isort: split
-from keras_jamba import estimation, generation, layers, models, ops, presets, tokenizers, training, visualize
+from keras_jamba import estimation, exporting, generation, layers, models, ops, presets, tokenizers, training, visualize
+from keras_jamba.exporting import export
 from keras_jamba.generation import Sampler
 from keras_jamba.models import DHCJamba, JambaBackbone, JambaCausalLM, JambaClassifier
 
@@ -16,6 +17,8 @@ __all__ = [
     "JambaClassifier",
     "Sampler",
     "estimation",
+    "export",
+    "exporting",
     "generation",
     "layers",
     "models",

@@ -37,6 +37,7 @@ MAY_IMPORT = {
         *("_backend", "_keras_internals", "_files", "_padding", "_checksums"),
     },
     "visualize": {"visualize", "models", "layers", "ops", "_backend", "_files"},
+    "exporting": {"exporting", "models", "ops", "tokenizers", "_backend", "_files"},
     "estimation": {"estimation", "models", "layers", "ops", "_backend"},
     "training": {
         *("training", "models", "layers", "ops", "presets", "converters", "tokenizers"),

@@ -1,14 +1,12 @@
 """Compares an exported file, in its own runtime, with the model."""
 
-import itertools
-
 import keras
 import numpy as np
 
 from keras_jamba import _backend
 from keras_jamba.exporting.programs import BATCH, LENGTH
 
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
+TOLERANCES = {"float32": 1e-4, "float16": 5e-2}
 # Below this, a difference is compared with it, and not with the largest number of an output.
 _SMALLEST_SCALE = 0.01
 _BATCHES, _LENGTHS, _OTHERS = (3, 1), (7, 33), (32, 48)
@@ -46,18 +44,20 @@ def _call_difference(program, run, sizes, seed, tolerance):
 
 
 def _stream_difference(program, run, sizes, seed, tolerance):
-    """Compares some steps of a stream. The file begins with zeros and `reset`, the model with its own empty state."""
+    """Compares some steps of a stream. The first row begins again at the last step.
+
+    The file begins with zeros and `reset`, the model with its own empty state and no reset.
+    """
     found, of_file, of_model = [], {}, {}
     for step in range(_STEPS):
         arrays = program.example(sizes | ({LENGTH: 1} if step and LENGTH in sizes else {}), seed + step)
+        rows = len(arrays["reset"])
         if not step:
-            rows = len(arrays["reset"])
             of_model = {name: keras.ops.convert_to_numpy(x) for name, x in program.empty_state(rows).items()}
             of_file = {name: arrays[name] for name in program.state}
-        reset = {"reset": arrays["reset"] & (step == 0)}
-        # The state of the model needs no reset.
-        expected = _backend.exporting.run(program, arrays | of_model | {"reset": reset["reset"] & False})
-        outputs = run(arrays | of_file | reset)
+        again = (np.arange(rows) == 0) & (step == _STEPS - 1)
+        expected = _backend.exporting.run(program, arrays | of_model | {"reset": again})
+        outputs = run(arrays | of_file | {"reset": again | (step == 0)})
         logits = [{name: x for name, x in each.items() if not name.startswith("next_")} for each in (expected, outputs)]
         found.append(_compared(*logits, sizes, tolerance))
         of_model, of_file = ({name: each[f"next_{name}"] for name in program.state} for each in (expected, outputs))
@@ -70,7 +70,7 @@ def _compared(expected, found, sizes, tolerance):
     """Returns the largest relative difference of outputs `{name: array}`."""
     if sorted(expected) != sorted(found):
         raise ValueError(f"The outputs of the file must be {sorted(expected)}. Received: {sorted(found)}.")
-    return max(itertools.starmap(_difference, ((name, x, found[name], sizes, tolerance) for name, x in expected.items())))
+    return max(_difference(name, x, found[name], sizes, tolerance) for name, x in expected.items())
 
 
 def _difference(name, expected, found, sizes, tolerance):

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import keras
-
+from keras_jamba import _backend
 from keras_jamba.exporting.runtimes import missing
 
 _TITLES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
@@ -50,12 +49,13 @@ def checked_format(name, path, precision):
     """
     if name not in FORMATS:
         raise ValueError(f"format must be one of {list(FORMATS)}. Received: format={name!r}.")
-    found, backend = FORMATS[name], keras.backend.backend()
-    if backend not in found.backends:
+    found = FORMATS[name]
+    if name not in _backend.exporting.formats():
         writers = " or ".join(_TITLES[each] for each in found.backends)
         raise ValueError(
-            f"The format {name!r} is written on {writers}. Received: format={name!r} on {_TITLES[backend]}. Save the "
-            f"model, and load and export it with KERAS_BACKEND={found.backends[-1]}. The weights are the same."
+            f"The format {name!r} is written on {writers}. Received: format={name!r} on a backend that writes "
+            f"{list(_backend.exporting.formats())}. Save the model, and load and export it with "
+            f"KERAS_BACKEND={found.backends[-1]}. The weights are the same."
         )
     if found.suffix is not None and path.suffix != found.suffix:
         raise ValueError(f"The path of the format {name!r} must end with {found.suffix!r}. Received: {str(path)!r}.")

@@ -74,10 +74,9 @@ class Program:
 def call_program(model, batch_size, length, input_signature):
     """Returns the `Program` of a call of the model, in inference."""
     signature = _signature_of(model) if input_signature is None else input_signature
-    leaves = tree.flatten(signature)
     names = _names_of(signature)
     inputs = {}
-    for name, leaf in zip(names, leaves, strict=True):
+    for name, (_, leaf) in zip(names, tree.flatten_with_path(signature), strict=True):
         shape, dtype = _checked_spec(name, leaf)
         inputs[name] = Input(_named_sizes(name, shape, batch_size, length), dtype)
 

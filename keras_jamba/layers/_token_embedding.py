@@ -82,7 +82,7 @@ class TokenEmbedding(QuantizableWeights, keras.layers.ReversibleEmbedding):
         embedded = ops.cast(ops.take(matrix, clipped, axis=0), self.compute_dtype)
         # sqrt(-1) is NaN. PyTorch would copy a constant to the device and synchronise.
         valid = ops.cast(ops.equal(token_ids, clipped), self.compute_dtype)
-        return embedded + ops.sqrt(valid - 1)[..., None]
+        return embedded + ops.expand_dims(ops.sqrt(valid - 1), -1)
 
     def compute_output_spec(self, inputs, reverse=False):
         spec = super().compute_output_spec(inputs, reverse=reverse)

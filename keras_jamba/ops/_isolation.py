@@ -51,7 +51,7 @@ def _is_damaged(x):
 
 def _replaced(x, where, value):
     # A tensor, because PyTorch would copy a constant to the device and synchronise.
-    return ops.where(where[:, :, None, None], ops.zeros_like(x) + value, x)
+    return ops.where(ops.expand_dims(where, (2, 3)), ops.zeros_like(x) + value, x)
 
 
 def _clear(x):

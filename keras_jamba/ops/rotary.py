@@ -52,7 +52,7 @@ def rotary_embedding(
             "positions must be an integer or a tensor of integers of shape (b, t). Received: "
             f"positions.shape={tuple(positions.shape)}, dtype={positions.dtype}. Give each token its position."
         )
-    angles = _angles(positions, theta, x.shape[-1] // 2)[:, :, None]
+    angles = ops.expand_dims(_angles(positions, theta, x.shape[-1] // 2), 2)
     cos, sin = ops.cos(angles), ops.sin(angles)
     real, imaginary = _split(ops.cast(x, "float32"), interleaved)
     rotated = real * cos - imaginary * sin, real * sin + imaginary * cos
@@ -72,7 +72,7 @@ def _angles(positions, theta, half):
         turns = frequencies * 256**digit / (2 * np.pi)
         step = ops.convert_to_tensor((2 * np.pi * (turns - np.round(turns))).astype("float32"))
         digits = ops.mod(ops.floor_divide(positions, 256**digit), 256)
-        angles = angles + ops.cast(digits, "float32")[..., None] * step
+        angles = angles + ops.expand_dims(ops.cast(digits, "float32"), -1) * step
     return angles
 
 

@@ -144,7 +144,7 @@ class Compilation(Protocol):
 
         PyTorch: a Python loop, except in `torch.export`, where the number of steps may be open.
 
-        `body(carry, slices, *constants)` returns `(carry, outputs)`. A loop that PyTorch exports reads no other tensors.
+        `body(carry, slices, *constants)` returns `(carry, outputs)`. A loop that PyTorch exports reads no other tensor.
         """
 
 

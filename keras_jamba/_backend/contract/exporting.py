@@ -4,6 +4,9 @@ from typing import Protocol
 
 
 class Exporting(Protocol):
+    def formats(self):
+        """Returns the names of the formats that the backend writes."""
+
     def write(self, format, program, path, precision):
         """Writes a program to `path` in one of the formats that the backend offers; see `keras_jamba.exporting`.
 

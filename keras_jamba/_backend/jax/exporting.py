@@ -11,6 +11,10 @@ from keras_jamba._backend.common import saved_model
 from keras_jamba._backend.common.exporting_state import exporting
 
 
+def formats():
+    return tuple(_WRITERS)
+
+
 def write(format, program, path, precision):
     with exporting(for_other_runtime=True):
         _WRITERS[format](program, Path(path))

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_jamba._backend.common import numerics
+from keras_jamba._backend.common.exporting_state import exports_for_other_runtime
 from keras_jamba._backend.common.numerics import (  # noqa: F401
     cross_entropy_gradient,
     cross_entropy_of_rows,
@@ -11,11 +13,19 @@ from keras_jamba._backend.common.numerics import (  # noqa: F401
     plus_matmul,
     rms_norm,
     swiglu,
-    unmasked_attention,
 )
 from keras_jamba._backend.common.unavailable import refuse
 
 _NO_GROUPED_MATMUL = "TensorFlow has no grouped matrix product"
+
+
+def unmasked_attention(query, key, value, causal):
+    if not (causal and exports_for_other_runtime()):
+        return numerics.unmasked_attention(query, key, value, causal)
+    # Keras adds axes to the mask of open sizes in a way that LiteRT lacks.
+    places = [tf.range(tf.shape(x)[1]) for x in (query, key)]
+    seen = tf.expand_dims(places[0], 1) >= tf.expand_dims(places[1], 0)
+    return numerics.masked_attention(query, key, value, tf.expand_dims(tf.expand_dims(seen, 0), 0))
 
 
 def matmul_in_float32(x, y):

@@ -78,8 +78,9 @@ def _exported_scan(body, carry, inputs, reverse, constants):
     def step(*tensors):
         nonlocal of_outputs
         first, last = len(carries), len(carries) + len(leaves)
-        given = _pytree.tree_unflatten(tensors[:first], of_carry), _pytree.tree_unflatten(tensors[first:last], of_inputs)
-        after, outputs = body(*given, *tensors[last:])
+        carry = _pytree.tree_unflatten(tensors[:first], of_carry)
+        slices = _pytree.tree_unflatten(tensors[first:last], of_inputs)
+        after, outputs = body(carry, slices, *tensors[last:])
         found, of_outputs = _pytree.tree_flatten(outputs)
         # The operator refuses an input, or a view of one.
         return [*map(torch.clone, _pytree.tree_leaves(after)), *found]

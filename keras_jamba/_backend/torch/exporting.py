@@ -5,11 +5,16 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.utils import _pytree
 
 from keras_jamba._backend.torch.tensors import as_tensor
 
 # Sizes of the example. Equal sizes would be one size of the graph, and PyTorch treats 0 and 1 as constants.
 _FIRST_SIZE = 5
+
+
+def formats():
+    return tuple(_WRITERS)
 
 
 def write(format, program, path, precision):
@@ -77,14 +82,16 @@ def _write_onnx(exported, program, path, precision):
 
 
 def _output_names(exported):
-    return list(torch.utils._pytree.tree_unflatten([0] * exported.call_spec.out_spec.num_leaves, exported.call_spec.out_spec))
+    outputs = exported.call_spec.out_spec
+    return list(_pytree.tree_unflatten([None] * outputs.num_leaves, outputs))
 
 
 def _name_sizes(graph, program):
     """Gives the open sizes of an ONNX graph their names in the program."""
     names = {}
     for value, given in zip(graph.inputs, program.inputs.values(), strict=True):
-        names |= {str(found): size for found, size in zip(value.shape, given.shape, strict=True) if isinstance(size, str)}
+        pairs = zip(value.shape, given.shape, strict=True)
+        names |= {str(found): size for found, size in pairs if isinstance(size, str)}
     for value in (*graph.inputs, *graph.outputs):
         for axis, size in enumerate(value.shape):
             if str(size) in names:

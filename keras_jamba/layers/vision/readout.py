@@ -84,7 +84,7 @@ class _WeightedMean(_Readout):
 
 
 def _mean(inputs, weights, total):
-    return ops.sum(weights[..., None] * ops.cast(inputs, "float32"), axis=1) / total[:, None]
+    return ops.sum(ops.expand_dims(weights, 2) * ops.cast(inputs, "float32"), axis=1) / total[:, None]
 
 
 def _add(value, lost, increment):

@@ -57,16 +57,19 @@ def padded(tokens, count, is_key):
 
 def visible(rule, query, key):
     """Returns `(b, t, s)` bool: whether each query sees each key."""
-    seen = ops.equal(query.documents[:, :, None], key.documents[:, None, :])
+    seen = ops.equal(ops.expand_dims(query.documents, 2), ops.expand_dims(key.documents, 1))
     if not rule.causal and rule.window is None:
         return seen
-    distance = query.positions[:, :, None] - key.positions[:, None, :]
+    of_query, of_key = ops.expand_dims(query.positions, 2), ops.expand_dims(key.positions, 1)
     if rule.window is not None:
-        near = ops.abs(distance) < rule.window
+        # Not a difference of positions: LiteRT writes it over the positions, which are read again.
+        near = ops.expand_dims(query.positions - rule.window, 2) < of_key
+        if not rule.causal:
+            near = ops.logical_and(near, ops.expand_dims(key.positions - rule.window, 1) < of_query)
         if key.sinks is not None:
-            near = ops.logical_or(near, (key.sinks > 0)[:, None, :])
+            near = ops.logical_or(near, ops.expand_dims(key.sinks > 0, 1))
         seen = ops.logical_and(seen, near)
-    return ops.logical_and(seen, distance >= 0) if rule.causal else seen
+    return ops.logical_and(seen, of_query >= of_key) if rule.causal else seen
 
 
 def block_overlap(rule, query, key, query_size, key_size):
@@ -77,8 +80,8 @@ def block_overlap(rule, query, key, query_size, key_size):
         query_size, key_size: tokens per block.
     """
     of_query, of_key = _extremes(query, query_size, _BLIND_QUERY), _extremes(key, key_size, _HIDDEN_KEY)
-    low, high, early, late = (x[:, :, None] for x in of_query)
-    key_low, key_high, key_early, key_late = (x[:, None] for x in of_key)
+    low, high, early, late = (ops.expand_dims(x, 2) for x in of_query)
+    key_low, key_high, key_early, key_late = (ops.expand_dims(x, 1) for x in of_key)
     overlap = ops.logical_and(high >= key_low, low <= key_high)
     if rule.window is not None:
         # Differences of blocks without a token overflow. No document overlaps with theirs.
@@ -87,7 +90,7 @@ def block_overlap(rule, query, key, query_size, key_size):
             near = ops.logical_and(near, key_early - late < rule.window)
         if key.sinks is not None:
             sinks = ops.max(_in_blocks(key.sinks, key_size), axis=2)
-            near = ops.logical_or(near, (sinks > 0)[:, None])
+            near = ops.logical_or(near, ops.expand_dims(sinks > 0, 1))
         overlap = ops.logical_and(overlap, near)
     return ops.logical_and(overlap, late >= key_early) if rule.causal else overlap
 

@@ -137,8 +137,8 @@ class CachedTokens:
         else:
             slots = slot_positions(end, start, capacity, self.num_sinks)
             written = self._gathered(buffer, new, slots)
-        there = ops.logical_and(slots >= 0, slots >= start[:, None])[:, :, None, None]
-        return ops.where(there, written, ops.zeros_like(written))
+        there = ops.logical_and(slots >= 0, slots >= start[:, None])
+        return ops.where(ops.expand_dims(there, (2, 3)), written, ops.zeros_like(written))
 
     def _overwritten(self, buffer, new):
         """Returns `buffer` with the new tokens in their slots, which are distinct."""
@@ -148,7 +148,7 @@ class CachedTokens:
             # The last slots keep their tokens.
             old = _backend.tensors.take_tokens(buffer, slots)
             real = ops.arange(tokens, dtype="int32")[None] < self.count[:, None]
-            new = ops.where(real[:, :, None, None], _backend.tensors.take_tokens(new, self.order), old)
+            new = ops.where(ops.expand_dims(real, (2, 3)), _backend.tensors.take_tokens(new, self.order), old)
         return _backend.tensors.scatter_update(buffer, index, ops.reshape(new, (-1, *new.shape[2:])))
 
     def _new_slots(self, capacity):
@@ -175,7 +175,7 @@ class CachedTokens:
         if buffer is None:
             return values
         kept = _from_ring(buffer, slots, self.num_sinks)
-        return ops.where((index >= 0)[:, :, None, None], values, kept)
+        return ops.where(ops.expand_dims(index >= 0, (2, 3)), values, kept)
 
     @functools.cached_property
     def next_counts(self):
@@ -201,9 +201,9 @@ def resized(buffer, length, start, capacity, num_sinks=0):
     held = slot_positions(length, start, buffer.shape[1], num_sinks)
     oldest = ops.min(ops.where(held[:, num_sinks:] >= 0, held[:, num_sinks:], length[:, None]), axis=1)
     is_sink = ops.arange(capacity)[None] < num_sinks
-    there = ops.logical_and(slots >= 0, ops.logical_or(is_sink, slots >= oldest[:, None]))[:, :, None, None]
+    there = ops.logical_and(slots >= 0, ops.logical_or(is_sink, slots >= oldest[:, None]))
     values = _from_ring(buffer, slots, num_sinks)
-    return ops.where(there, values, ops.zeros_like(values))
+    return ops.where(ops.expand_dims(there, (2, 3)), values, ops.zeros_like(values))
 
 
 def _from_ring(buffer, slots, num_sinks):

@@ -26,7 +26,7 @@ def run(query, key, value, rule, of_query, of_key):
     else:
         outputs = fused.run(query, key, value, mask=seen)
     # The softmax of a query that sees no key is meaningless.
-    return ops.where(ops.any(seen, axis=2)[:, :, None, None], outputs, ops.zeros_like(outputs))
+    return ops.where(ops.expand_dims(ops.any(seen, axis=2), (2, 3)), outputs, ops.zeros_like(outputs))
 
 
 def _has_few_queries(query):
@@ -54,10 +54,10 @@ class Reach(NamedTuple):
         return False
 
     def to_queries(self, of_key, tokens):
-        return ops.any(ops.logical_and(self._visible(tokens), of_key[:, None]), axis=2)
+        return ops.any(ops.logical_and(self._visible(tokens), ops.expand_dims(of_key, 1)), axis=2)
 
     def to_keys(self, of_query, tokens):
-        return ops.any(ops.logical_and(self._visible(tokens), of_query[:, :, None]), axis=1)
+        return ops.any(ops.logical_and(self._visible(tokens), ops.expand_dims(of_query, 2)), axis=1)
 
     def _visible(self, tokens):
         return visible(self.rule, Tokens(*tokens[:2]), Tokens(*tokens[2:]))

@@ -26,7 +26,7 @@ def why_not(call):
 
 def run(query, key, value, causal=False, mask=None):
     """Returns attention over all pairs of tokens; `mask` `(b, t, s)` bool or None. It replaces `causal`."""
-    mask = None if mask is None else mask[:, None]
+    mask = None if mask is None else ops.expand_dims(mask, 1)
     query, key, value = with_their_queries(query, key, value)
     dtype = keras.backend.standardize_dtype(query.dtype)
     if dtype == "float16" and _backend.tensors.platform() == "cpu":

@@ -33,7 +33,7 @@ def run(x, kernel, bias, initial_state, mask, segment_ids, silu):
     y = ops.silu(y) if silu else y
     if mask is None:
         return y
-    return ops.where(mask[..., None], _backend.tensors.take_tokens(y, rank), 0.0)
+    return ops.where(ops.expand_dims(mask, 2), _backend.tensors.take_tokens(y, rank), 0.0)
 
 
 def _shifted_sum(window, kernel, numbers):
@@ -48,6 +48,6 @@ def _shifted_sum(window, kernel, numbers):
         tap = kernel[i] * window[:, i : i + length]
         if numbers is not None:
             same = ops.equal(documents[:, i : i + length], numbers)
-            tap = ops.where(same[..., None], tap, 0.0)
+            tap = ops.where(ops.expand_dims(same, 2), tap, 0.0)
         y = y + tap
     return y

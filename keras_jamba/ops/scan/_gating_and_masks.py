@@ -40,7 +40,7 @@ def with_gating_and_masks(recurrence):
             delta = ops.softplus(delta)
         if mask is not None:
             # With delta = 0 the decay is 1 and the input is 0: the state stays exactly the same.
-            delta = ops.where(mask[..., None], delta, 0.0)
+            delta = ops.where(ops.expand_dims(mask, 2), delta, 0.0)
         if initial_state is None:
             initial_state = ops.zeros((ops.shape(u)[0], *A.shape), "float32")
         reset = None if segment_ids is None else begins_document(segment_ids, mask)
@@ -50,7 +50,7 @@ def with_gating_and_masks(recurrence):
         if z is not None:
             y = y * ops.silu(z)
         if mask is not None:
-            y = ops.where(mask[..., None], y, 0.0)
+            y = ops.where(ops.expand_dims(mask, 2), y, 0.0)
         return ops.cast(y, dtype), last_state
 
     return run

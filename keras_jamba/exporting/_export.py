@@ -62,7 +62,7 @@ def export(
 
     Raises:
         ValueError: for arguments that do not fit together, a format of another backend, operations that the format
-            lacks, and outputs that differ by more than 1e-4 (2e-2 for float16). No file is written then.
+            lacks, and outputs that differ by more than 1e-4 (5e-2 for float16). No file is written then.
         ImportError: if a package of the format is missing.
 
     Example:
@@ -156,14 +156,17 @@ def _staged(path, kind):
 
 
 def _checked(program, format, path, precision):
-    try:
-        run = runtimes.load(format, path, precision)
-    except Exception as error:
-        raise ValueError(
-            f"The runtime of {format!r} must be able to read the file. Received: {str(path)!r}, "
-            f"{type(error).__name__}: {_short(error)}. Export the model again."
-        ) from error
-    return largest_difference(program, run, TOLERANCES[precision])
+    def of_runtime(function, *given):
+        try:
+            return function(*given)
+        except Exception as error:
+            raise ValueError(
+                f"The runtime of {format!r} must be able to read and run the file. Received: {path.name!r}, "
+                f"{type(error).__name__}: {_short(error)}. Export the model again, or in another format."
+            ) from error
+
+    run = of_runtime(runtimes.load, format, path, precision)
+    return largest_difference(program, lambda arrays: of_runtime(run, arrays), TOLERANCES[precision])
 
 
 def _short(error):
