@@ -39,7 +39,8 @@ def main():
         inputs["reset"][:] = i == 0
         found = dict(zip(outputs, session.run(outputs, inputs), strict=True))
         inputs |= {name.removeprefix("next_"): x for name, x in found.items() if name.startswith("next_")}
-        print(f"frame {i + 1}: class {found['logits'].argmax()}, logits {found['logits'][0].round(2).tolist()}")
+        logits = found["logits"][0]
+        print(f"frame {i + 1}: class {logits.argmax()}, logits {' '.join(f'{x:.1f}' for x in logits)}")
     print(f"{args.frames / (time.perf_counter() - started):.0f} frames per second")
 
 

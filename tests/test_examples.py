@@ -65,7 +65,7 @@ def test_video_classification_trains_streams_and_draws(tmp_path):
 
 
 @full()
-@on("jax", "torch")
+@on("tensorflow", "torch")
 def test_text_generation_trains_compares_and_generates(tmp_path):
     output = python(ROOT / "examples" / "text_generation.py", "--smoke", "--output", tmp_path, cwd=tmp_path)
     for name in ("Jamba", "attention", "Mamba", "xz", "gzip", "xz, behind the training text"):
@@ -126,3 +126,16 @@ def test_an_unknown_data_set_is_named(tmp_path):
     assert done.returncode == 1
     assert "--dataset must be digits, cifar10" in done.stderr and "Received: 'nowhere'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@full()
+@on("torch")
+def test_an_exported_stream_runs_without_keras(tmp_path):
+    clips = keras_jamba.DHCJamba.from_preset("video_direction")
+    keras_jamba.export(clips, tmp_path / "direction.onnx", "onnx", streaming=True, capacity=64)
+    output = python(ROOT / "examples" / "onnx_stream.py", tmp_path / "direction.onnx", cwd=tmp_path)
+    lines = output.splitlines()
+    assert len(lines) == 25 and lines[-1].endswith("frames per second")
+    # The square moves to the right.
+    found = int(lines[-2].split("class ")[1].split(",")[0])
+    assert clips.class_names[found] == "right"

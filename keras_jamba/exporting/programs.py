@@ -82,7 +82,7 @@ def call_program(model, batch_size, length, input_signature):
 
     def function(tensors):
         given = tree.pack_sequence_as(signature, [tensors[name] for name in names])
-        return named_outputs(model(given, training=False) if _accepts_training(model) else model(given))
+        return named_outputs(model(given))
 
     program = Program(model, function, inputs)
     if isinstance(model, TextModel):
@@ -95,8 +95,9 @@ def call_program(model, batch_size, length, input_signature):
 def _signature_of(model):
     if isinstance(model, TextModel):
         return {"token_ids": keras.InputSpec(shape=(None, None), dtype="int32")}
-    if inputs := getattr(model, "inputs", None):
-        return tree.map_structure(lambda x: x, getattr(model, "_inputs_struct", inputs))
+    if getattr(model, "inputs", None):
+        # The structure that a functional model was given.
+        return model.input
     raise ValueError(
         "input_signature is required for a layer or model that does not define its inputs. Received: "
         f"{type(model).__name__}. Pass input_signature=keras.InputSpec(shape=(None, None, 64), dtype='float32'), for "
@@ -144,10 +145,6 @@ def _named_sizes(name, shape, batch_size, length):
         return f"{name}_{axis}"
 
     return tuple(size(*each) for each in enumerate(shape))
-
-
-def _accepts_training(model):
-    return getattr(model, "_call_has_training_arg", False)
 
 
 def named_outputs(outputs):

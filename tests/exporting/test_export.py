@@ -71,14 +71,14 @@ def test_an_exported_stream_gives_the_outputs_of_the_complete_sequence(name, tmp
     rng, file = np.random.default_rng(0), place(tmp_path, FORMAT)
     if name == "language model":
         model, key, length = language_model(), "token_ids", 12
-        whole = rng.integers(0, 64, (2, length)).astype("int32")
-        expected = numpy(model(whole))
-        parts = [whole[:, :5], *(whole[:, i : i + 1] for i in range(5, length))]
+        clip_or_text = rng.integers(0, 64, (2, length)).astype("int32")
+        expected = numpy(model(clip_or_text))
+        parts = [clip_or_text[:, :5], *(clip_or_text[:, i : i + 1] for i in range(5, length))]
         expected = [expected[:, i] for i in range(4, length)]
     else:
         model, key = keras_jamba.DHCJamba.from_preset("video_direction"), "frame"
-        whole = rng.uniform(0, 1, (2, 6, *model.input_shape[2:])).astype("float32")
-        expected, parts = [numpy(model(whole))], [whole[:, i] for i in range(whole.shape[1])]
+        clip_or_text = rng.uniform(0, 1, (2, 6, *model.input_shape[2:])).astype("float32")
+        expected, parts = [numpy(model(clip_or_text))], [clip_or_text[:, i] for i in range(clip_or_text.shape[1])]
     keras_jamba.export(model, file, FORMAT, streaming=True, capacity=24)
     run = runtimes.load(FORMAT, file)
     program = exporting.programs.stream_program(model, None, None, 24)
