@@ -202,6 +202,7 @@ def machine():
     """Returns the processor, the cores, the GPUs if any, and the versions of the installed packages."""
     names = ("keras", "jax", "tensorflow", "torch", "numpy", "mambapy", "keras-hub", "transformers", "scikit-learn")
     names += ("triton", "jax-triton", "mamba-ssm", "causal-conv1d")
+    names += ("onnx", "onnxscript", "onnxruntime", "openvino", "ai-edge-litert")
     versions = {}
     for name in names:
         try:

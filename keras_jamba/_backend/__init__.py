@@ -1,7 +1,6 @@
 """Functions that Keras lacks, or has only on some backends.
 
-`contract.py` has one Protocol per capability. Each of the packages `jax`, `tensorflow` and `torch` has a module per
-Protocol. This package imports the modules of the active backend: `_backend.sharding.shard_map(...)`.
+`contract` has a Protocol per capability. `_backend.sharding.shard_map(...)` calls that of the active backend.
 """
 
 # ruff: noqa: F401
@@ -58,5 +57,6 @@ elif name == "torch":
         trainer,
     )
 else:
-    rule = "keras_jamba runs on the Keras backends 'jax', 'tensorflow' and 'torch'."
-    raise ImportError(f"{rule} Received: KERAS_BACKEND={name!r}. Set it to one of the three before importing keras.")
+    raise ImportError(
+        f"KERAS_BACKEND must be jax, tensorflow or torch. Received: {name!r}. Set it before import keras."
+    )

@@ -24,7 +24,7 @@ def largest_difference(program, run, tolerance):
     Raises:
         ValueError: if an output differs; it names the output.
     """
-    stream = _stream_difference if program.state else _call_difference
+    stream = _stream_difference if program.state else call_difference
     found = [stream(program, run, sizes, seed, tolerance) for seed, sizes in enumerate(_sizes(program))]
     return max(found)
 
@@ -38,7 +38,8 @@ def _sizes(program):
         yield {name: {BATCH: batch, LENGTH: length}.get(name, other) for name in names}
 
 
-def _call_difference(program, run, sizes, seed, tolerance):
+def call_difference(program, run, sizes, seed, tolerance):
+    """Returns the largest relative difference of a call at given sizes."""
     arrays = program.example(sizes, seed)
     return _compared(_backend.exporting.run(program, arrays), run(arrays), sizes, tolerance)
 
