@@ -57,6 +57,4 @@ elif name == "torch":
         trainer,
     )
 else:
-    raise ImportError(
-        f"KERAS_BACKEND must be jax, tensorflow or torch. Received: {name!r}. Set it before import keras."
-    )
+    raise ImportError(f"KERAS_BACKEND must be jax, tensorflow or torch. Received: {name!r}. Set it before Keras.")

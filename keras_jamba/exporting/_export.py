@@ -12,13 +12,16 @@ from keras_jamba._files import atomic_file, atomic_files, atomic_folder
 from keras_jamba._typing import PathLike
 from keras_jamba.exporting import runtimes
 from keras_jamba.exporting.comparison import TOLERANCES, largest_difference
-from keras_jamba.exporting.formats import checked_format
+from keras_jamba.exporting.formats import FORMATS, checked_format
 from keras_jamba.exporting.programs import call_program, stream_program
+from keras_jamba.models._text_model import TextModel
 from keras_jamba.ops import _checks
-from keras_jamba.tokenizers import save_tokenizer
+from keras_jamba.tokenizers import load_tokenizer, save_tokenizer
+from keras_jamba.tokenizers.files import check_can_be_restored
 
 _Format = Literal["tf_saved_model", "onnx", "litert", "openvino", "torch", "jax_export"]
 _Precision = Literal["float32", "float16"]
+_SUFFIXES = {each.suffix for each in FORMATS.values()}
 
 
 def export(
@@ -36,12 +39,13 @@ def export(
     """Writes a model to a file that another runtime reads, after it has run the file in that runtime.
 
     The file computes a call in inference, or one step of a stream. The batch size and the length, which is the second
-    axis where the model leaves it open, are open in the file unless they are given. Outputs have the names of the
-    model's outputs; a single one is `"output"`.
+    axis where the model leaves it open, are open in the file unless they are given. All inputs share these two sizes.
+    Outputs have the keys of a dict of outputs, `"output_0"` and so on for a list, and `"output"` for a tensor.
 
     Args:
         model: a model of this package, or any `keras.Layer` that contains its layers.
-        path: the file to write, or the folder of a SavedModel. An older file is replaced.
+        path: the file to write, or the folder of a SavedModel. An older file is replaced. OpenVINO's weights are
+            written beside it, to NAME.bin, and the tokenizer of a text model to the folder NAME_tokenizer.
         format: the name of a format. `"tf_saved_model"` is written on JAX and TensorFlow; `"onnx"`, `"openvino"` and
             `"torch"`, which is `torch.export`, on PyTorch; `"litert"` on TensorFlow; `"jax_export"` on JAX.
         batch_size: a fixed batch size, or None for any.
@@ -55,7 +59,7 @@ def export(
             layers, and for text models it replaces `{"token_ids": (b, t)}`.
         precision: "float32", or "float16" for OpenVINO.
         check: whether to run the file in its own runtime and to compare it with the model, at two batch sizes and two
-            lengths. Without it nothing tells whether the file is right.
+            lengths where they are open. Without it nothing tells whether the file is right.
 
     Returns:
         The largest difference from the model relative to the largest number of the output, or None without `check`.
@@ -74,9 +78,11 @@ def export(
     kind = checked_format(format, path, precision).kind
     program = _program(model, batch_size, length, streaming, capacity, input_signature)
     _check_runs(program)
-    with _staged(path, kind) as staged:
+    with _tokenizer_beside(model, path), _staged(path, kind) as staged:
         try:
             _backend.exporting.write(format, program, staged, precision)
+        except (OSError, MemoryError):
+            raise
         except Exception as error:
             raise ValueError(
                 f"The format {format!r} cannot express this model. Received: {type(model).__name__}, "
@@ -84,7 +90,6 @@ def export(
                 "input_signature, or export another format."
             ) from error
         difference = _checked(program, format, staged, precision) if check else None
-    _save_tokenizer(model, path)
     return difference
 
 
@@ -116,14 +121,21 @@ def check_export(
     path = Path(path)
     checked_format(format, path, precision)
     if not path.exists():
-        raise FileNotFoundError(f"There must be an exported file at the path. Received: {str(path)!r}.")
+        raise FileNotFoundError(
+            f"There must be an exported file at the path. Received: {str(path)!r}. Export the model first."
+        )
     program = _program(model, batch_size, length, streaming, capacity, input_signature)
     return _checked(program, format, path, precision)
 
 
 def _program(model, batch_size, length, streaming, capacity, input_signature):
     if not isinstance(model, keras.Layer):
-        raise ValueError(f"model must be a keras.Layer. Received: {type(model).__name__}.")
+        raise ValueError(f"model must be a keras.Layer. Received: {type(model).__name__}. Pass a layer or a model.")
+    if model.compute_dtype != "float32":
+        raise ValueError(
+            f"Exports compute in float32. Received: a model with compute_dtype={model.compute_dtype!r}. Load it with "
+            "dtype='float32'."
+        )
     for name, value in dict(batch_size=batch_size, length=length, capacity=capacity).items():
         if value is not None:
             _checks.check_integer(name, value)
@@ -174,9 +186,27 @@ def _short(error):
     return textwrap.shorten(str(error) or "no message", 300).rstrip(".")
 
 
-def _save_tokenizer(model, path):
-    """Writes the tokenizer of a text model to the folder NAME_tokenizer beside the file."""
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is not None:
-        with atomic_folder(path.with_name(f"{path.stem}_tokenizer"), replaces=True) as folder:
-            save_tokenizer(tokenizer, folder)
+@contextmanager
+def _tokenizer_beside(model, path):
+    """Writes the tokenizer of a text model to the folder NAME_tokenizer beside the file, if the context succeeds."""
+    tokenizer = model.tokenizer if isinstance(model, TextModel) else None
+    if tokenizer is None:
+        yield
+        return
+    check_can_be_restored(tokenizer)
+    name = path.stem if path.suffix in _SUFFIXES else path.name
+    place = path.with_name(f"{name}_tokenizer")
+    if place.exists() and not _is_tokenizer(place):
+        raise FileExistsError(
+            f"The folder of the tokenizer must be new or hold a tokenizer. Received: {str(place)!r}. Move it away."
+        )
+    with atomic_folder(place, replaces=True) as folder:
+        save_tokenizer(tokenizer, folder)
+        yield
+
+
+def _is_tokenizer(place):
+    try:
+        return load_tokenizer(place) is not None
+    except (OSError, ValueError):
+        return False

@@ -1,5 +1,6 @@
 """Programs to export: functions of named tensors, with open sizes, over the weights of a model."""
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Program:
         return list(dict.fromkeys(size for x in self.inputs.values() for size in x.shape if isinstance(size, str)))
 
     def example(self, sizes, seed=0):
-        """Returns `{name: array}` of random inputs; zeros for a state, and True for `reset`."""
+        """Returns `{name: array}` of random inputs; zeros for a state."""
         rng = np.random.default_rng(seed)
         return {name: self._drawn(rng, name, *x, sizes) for name, x in self.inputs.items()}
 
@@ -60,7 +61,10 @@ class Program:
         if name in self.state:
             return np.zeros(shape, dtype)
         if dtype == "bool":
-            return np.ones(shape, dtype)
+            drawn = rng.random(shape) < 0.7
+            if len(shape) > 1:
+                drawn[:, 0] = True  # some models refuse a row without any real token
+            return drawn
         if dtype.startswith(("int", "uint")):
             return rng.integers(*self.limits.get(name, (0, 2)), shape).astype(dtype)
         if name in self.ranges:
@@ -80,9 +84,21 @@ def call_program(model, batch_size, length, input_signature):
         shape, dtype = _checked_spec(name, leaf)
         inputs[name] = Input(_named_sizes(name, shape, batch_size, length), dtype)
 
+    inference = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
+
+    for name, value in {"batch_size": batch_size, "length": length}.items():
+        axis = int(name == "length")
+        if value is not None and not any(len(x.shape) > axis and x.shape[axis] == value for x in inputs.values()):
+            raise ValueError(
+                f"{name} fixes an open axis {axis} of an input. Received: {name}={value} for the shapes "
+                f"{[x.shape for x in inputs.values()]}. Remove it."
+            )
+
     def function(tensors):
         given = tree.pack_sequence_as(signature, [tensors[name] for name in names])
-        return named_outputs(model(given))
+        outputs = named_outputs(model(given, **inference))
+        _check_distinct("inputs and outputs", [*names, *outputs])
+        return outputs
 
     program = Program(model, function, inputs)
     if isinstance(model, TextModel):
@@ -97,7 +113,7 @@ def _signature_of(model):
         return {"token_ids": keras.InputSpec(shape=(None, None), dtype="int32")}
     if getattr(model, "inputs", None):
         # The structure that a functional model was given.
-        return model.input
+        return model.inputs if isinstance(model, keras.Sequential) else model.input
     raise ValueError(
         "input_signature is required for a layer or model that does not define its inputs. Received: "
         f"{type(model).__name__}. Pass input_signature=keras.InputSpec(shape=(None, None, 64), dtype='float32'), for "
@@ -113,8 +129,7 @@ def _names_of(signature):
         named = "_".join(map(str, path)) if path and isinstance(path[-1], str) else None
         name = named or getattr(leaf, "name", None) or ("input" if len(paths) == 1 else f"input_{i}")
         names.append(identifier(name))
-    if len(set(names)) < len(names):
-        raise ValueError(f"The names of the inputs must differ. Received: {names}. Rename one of them.")
+    _check_distinct("inputs", names)
     return names
 
 
@@ -153,7 +168,14 @@ def named_outputs(outputs):
     if len(paths) == 1 and not paths[0][0]:
         return {"output": outputs}
     prefix = lambda path: "output_" if isinstance(path[0], int) else ""  # noqa: E731
-    return {identifier(prefix(path) + "_".join(map(str, path))): leaf for path, leaf in paths}
+    names = [identifier(prefix(path) + "_".join(map(str, path))) for path, _ in paths]
+    _check_distinct("outputs", names)
+    return dict(zip(names, (leaf for _, leaf in paths), strict=True))
+
+
+def _check_distinct(kind, names):
+    if len(set(names)) < len(names):
+        raise ValueError(f"The names of the {kind} must differ. Received: {names}. Rename one of them.")
 
 
 def _image_values(model, name):
@@ -174,6 +196,8 @@ def stream_program(model, batch_size, length, capacity):
             "streaming=True is for DHCJamba models of clips and for JambaCausalLM. Received: "
             f"{type(model).__name__}. Export the call instead."
         )
+    if length is not None and isinstance(model, DHCJamba):
+        raise ValueError(f"A step of a stream takes one frame. Received: length={length}. Remove it.")
     structure = _state_structure(model, capacity)
     batch = BATCH if batch_size is None else batch_size
     named = {f"state_{name}": x for name, x in named_outputs(structure).items()}
@@ -210,6 +234,7 @@ def _state_structure(model, capacity):
     except ValueError as error:
         if capacity is not None:
             raise
+        model.init_cache(1, 1)  # raises the model's own error if it cannot stream
         raise ValueError(
             "streaming=True needs capacity, the most tokens or frames of a stream, for attention without a window. "
             f"Received: capacity=None. Pass capacity=1024, for example. ({error})"

@@ -158,9 +158,7 @@ def test_an_export_changes_no_weights_or_statistics(tmp_path):
     layer = MoELayer(16, num_experts=4, d_ff=8)
     layer(np.ones((1, 3, 16), "float32"))
     before = [numpy(v) for v in layer.variables]
-    keras_jamba.export(layer, place(tmp_path, FORMAT), FORMAT, input_signature=FEATURES, check=False)
-    # One call in inference precedes the export, and records statistics as any call does.
-    layer(np.ones((1, 3, 16), "float32"))
+    keras_jamba.export(layer, place(tmp_path, FORMAT), FORMAT, input_signature=FEATURES)
     for was, variable in zip(before, layer.variables, strict=True):
         np.testing.assert_array_equal(was, numpy(variable))
 
@@ -178,6 +176,8 @@ def test_an_export_changes_no_weights_or_statistics(tmp_path):
         (dict(input_signature=None), "input_signature is required for a layer"),
         (dict(input_signature=keras.InputSpec(dtype="float32")), "needs a shape with a batch axis"),
         (dict(model=3), "model must be a keras.Layer"),
+        (dict(model=keras.layers.Dense(4, dtype="mixed_float16")), "Exports compute in float32"),
+        (dict(length=5, input_signature=keras.InputSpec(shape=(None, 4, 16))), "length fixes an open axis 1 of an"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(given, message, tmp_path):
@@ -235,3 +235,60 @@ def test_a_saved_model_replaces_only_a_saved_model(tmp_path):
     with pytest.raises(OSError):
         keras_jamba.export(layer, folder, "tf_saved_model", input_signature=FEATURES, check=False)
     assert (folder / "mine").read_text() == "text"
+
+
+class Halves(keras.layers.Layer):
+    """Doubles few tokens and triples many, which one graph cannot express."""
+
+    def call(self, inputs):
+        count = inputs.shape[0] * inputs.shape[1]
+        return inputs * 2 if count <= 1000 else inputs * 3
+
+
+class Doubled(keras.layers.Layer):
+    """Returns two outputs whose names are equal as identifiers."""
+
+    def call(self, inputs):
+        return {"a.b": inputs, "a_b": 2 * inputs}
+
+
+class Ignoring(keras.layers.Layer):
+    """Multiplies by a mask, or ignores it."""
+
+    def __init__(self, ignores, **kwargs):
+        super().__init__(**kwargs)
+        self.ignores = ignores
+
+    def call(self, inputs):
+        return inputs["x"] if self.ignores else inputs["x"] * keras.ops.cast(inputs["mask"], "float32")
+
+
+@once
+def test_a_graph_that_holds_at_some_sizes_only_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the graph is valid only where"):
+        keras_jamba.export(Halves(), tmp_path / "model.onnx", "onnx", input_signature=FEATURES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="The names of the outputs must differ"):
+        keras_jamba.export(Doubled(), place(tmp_path, FORMAT), FORMAT, input_signature=FEATURES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_check_sees_masks(tmp_path):
+    signature = {"x": FEATURES, "mask": keras.InputSpec(shape=(None, None, 1), dtype="bool")}
+    keras_jamba.export(Ignoring(False), place(tmp_path, FORMAT), FORMAT, input_signature=signature)
+    with pytest.raises(ValueError, match="The relative difference of the output 'output'"):
+        exporting.check_export(Ignoring(True), place(tmp_path, FORMAT), FORMAT, input_signature=signature)
+
+
+@once
+def test_a_folder_beside_that_holds_no_tokenizer_is_kept(tmp_path):
+    model = language_model(num_layers=2)
+    model.tokenizer = keras_jamba.tokenizers.ByteTokenizer()
+    (tmp_path / "model_tokenizer").mkdir()
+    (tmp_path / "model_tokenizer" / "mine").write_text("text")
+    with pytest.raises(FileExistsError, match="must be new or hold a tokenizer"):
+        keras_jamba.export(model, tmp_path / "model.pt2", "torch")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model_tokenizer", "mine"]

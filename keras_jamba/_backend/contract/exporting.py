@@ -24,4 +24,4 @@ class Exporting(Protocol):
         """
 
     def run(self, program, arrays):
-        """Returns the outputs of a program as NumPy arrays, computed by the model itself in inference."""
+        """Returns the outputs of a program as NumPy arrays, computed by the model itself, which assigns no variable."""

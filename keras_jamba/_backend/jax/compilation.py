@@ -3,7 +3,7 @@
 import jax
 import keras
 
-from keras_jamba._backend.common.exporting_state import exports
+from keras_jamba._backend.common.exporting_state import exports, exports_for_other_runtime
 from keras_jamba._backend.common.known_steps import has_known_step  # noqa: F401
 from keras_jamba._backend.jax import _compilation_cache
 from keras_jamba._backend.jax._loops import readable_values
@@ -44,11 +44,11 @@ def has_fast_dynamic_loop():
 
 
 def is_exporting(shape):
-    return exports() or not all(size is None or isinstance(size, int) for size in shape)
+    return exports() or needs_portable_operations(shape)
 
 
 def needs_portable_operations(shape):
-    return is_exporting(shape)
+    return exports_for_other_runtime() or not all(size is None or isinstance(size, int) for size in shape)
 
 
 def scan(body, carry, inputs, reverse=False, constants=()):

@@ -21,7 +21,8 @@ def write(format, program, path, precision):
 
 
 def run(program, arrays):
-    outputs = program.function({name: jnp.asarray(x) for name, x in arrays.items()})
+    with exporting():
+        outputs = program.function({name: jnp.asarray(x) for name, x in arrays.items()})
     return {name: np.asarray(x) for name, x in outputs.items()}
 
 

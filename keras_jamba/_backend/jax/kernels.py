@@ -1,5 +1,6 @@
 """Kernels of the C library and Triton kernels, on JAX."""
 
+from keras_jamba._backend.common.exporting_state import exports_for_other_runtime
 from keras_jamba._backend.jax import _c_kernels, _triton
 
 _c_kernels.register()
@@ -27,4 +28,4 @@ def triton_launcher():
 
 
 def why_no_triton():
-    return _triton.why_not_here()
+    return "exported graphs have no kernels" if exports_for_other_runtime() else _triton.why_not_here()

@@ -5,7 +5,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from keras_jamba import _keras_internals
-from keras_jamba._backend.common.exporting_state import exports
+from keras_jamba._backend.common.exporting_state import exports_for_other_runtime
 from keras_jamba._backend.common.tensors import (  # noqa: F401
     argsort,
     as_tensor,
@@ -21,7 +21,7 @@ from keras_jamba._backend.common.unavailable import refuse
 
 
 def top_k(x, k):
-    if not exports():
+    if not exports_for_other_runtime():
         return jax.lax.top_k(x, k)
     # TensorFlow cannot read JAX's operation.
     indices = jnp.argsort(-x, axis=-1)[..., :k]

@@ -117,7 +117,6 @@ def _scan_without_lists(body, carry, inputs, reverse, length, specs):
 
 
 def _written(stack, row, index):
-    start = tf.concat([[index], tf.zeros([stack.shape.rank - 1], tf.int32)], 0)
     # No public function has this operation, which LiteRT translates to one that writes in place.
     from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice
 

@@ -19,7 +19,8 @@ def write(format, program, path, precision):
 
 
 def run(program, arrays):
-    outputs = program.function({name: tf.constant(x) for name, x in arrays.items()})
+    with exporting():
+        outputs = program.function({name: tf.constant(x) for name, x in arrays.items()})
     return {name: x.numpy() for name, x in outputs.items()}
 
 

@@ -6,17 +6,18 @@ import torch
 from torch._higher_order_ops.scan import scan_op
 from torch.utils import _pytree
 
+from keras_jamba._backend.common.exporting_state import exports
 from keras_jamba._backend.common.known_steps import has_known_step  # noqa: F401
 from keras_jamba._backend.torch._fx_tracing import with_fx_tracing
 from keras_jamba._backend.torch._graphed_loop import GraphedLoop
 
 
 def is_exporting(shape):
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return exports() or needs_portable_operations(shape)
 
 
 def needs_portable_operations(shape):
-    return is_exporting(shape)
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def has_jit():

@@ -1,5 +1,6 @@
 """ONNX, OpenVINO and `torch.export`, on PyTorch."""
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -7,10 +8,15 @@ from pathlib import Path
 import torch
 from torch.utils import _pytree
 
+from keras_jamba._backend.common.exporting_state import exporting
 from keras_jamba._backend.torch.tensors import as_tensor
 
+# The extra file of a `.pt2` with the names of its inputs, in order.
+_INPUTS = "inputs.json"
 # Sizes of the example. Equal sizes would be one size of the graph, and PyTorch treats 0 and 1 as constants.
 _FIRST_SIZE = 5
+# Sizes at which the conditions of a graph must hold.
+_TRIED_SIZES = (*range(1, 70), 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 65537, 10**6)
 
 
 def formats():
@@ -23,17 +29,19 @@ def write(format, program, path, precision):
 
 def run(program, arrays):
     # Not `inference_mode`: variables that the first call creates would be inference tensors forever.
-    with torch.no_grad():
+    with torch.no_grad(), exporting():
         outputs = program.function({name: as_tensor(torch.from_numpy(x)) for name, x in arrays.items()})
     return {name: x.cpu().numpy() for name, x in outputs.items()}
 
 
 def load(format, path):
-    graph = torch.export.load(path).module()
+    extra = {_INPUTS: ""}
+    graph = torch.export.load(path, extra_files=extra).module()
+    names = json.loads(extra[_INPUTS])
 
     def run(arrays):
         with torch.inference_mode():
-            outputs = graph(*(as_tensor(torch.from_numpy(x)) for x in arrays.values()))
+            outputs = graph(*(as_tensor(torch.from_numpy(arrays[name])) for name in names))
         return {name: x.cpu().numpy() for name, x in outputs.items()}
 
     return run
@@ -63,10 +71,11 @@ def _exported(program):
 
 
 def _write_torch(exported, program, path, precision):
-    torch.export.save(exported, path)
+    torch.export.save(exported, path, extra_files={_INPUTS: json.dumps(list(program.inputs))})
 
 
 def _write_onnx(exported, program, path, precision):
+    _check_conditions(exported, program)
     names = dict(input_names=list(program.inputs), output_names=_output_names(exported))
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -79,6 +88,23 @@ def _write_onnx(exported, program, path, precision):
             logger.setLevel(level)
     _name_sizes(found.model.graph, program)
     found.save(str(path), external_data=False)
+
+
+def _check_conditions(exported, program):
+    """Raises an error if the graph holds at some sizes only. ONNX drops the conditions that `torch.export` keeps."""
+    for node in exported.graph.nodes:
+        if node.op != "call_function" or "_assert_scalar" not in str(node.target):
+            continue
+        condition = getattr(getattr(node.args[0].meta.get("val"), "node", None), "expr", None)
+        if condition is None or not all(_holds(condition, size) for size in _TRIED_SIZES):
+            raise ValueError(f"the graph is valid only where {condition}")
+
+
+def _holds(condition, size):
+    """Returns whether a condition on sizes holds where each is `size` or a little more."""
+    symbols = sorted(condition.free_symbols, key=str)
+    shifts = ([0] * len(symbols), range(len(symbols)), range(len(symbols), 0, -1))
+    return all(condition.subs(dict(zip(symbols, (size + i for i in shift), strict=True))) == True for shift in shifts)  # noqa: E712
 
 
 def _output_names(exported):

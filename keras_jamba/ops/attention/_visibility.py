@@ -63,13 +63,19 @@ def visible(rule, query, key):
     of_query, of_key = ops.expand_dims(query.positions, 2), ops.expand_dims(key.positions, 1)
     if rule.window is not None:
         # Not a difference of positions: LiteRT writes it over the positions, which are read again.
-        near = ops.expand_dims(query.positions - rule.window, 2) < of_key
+        near = ops.expand_dims(_minus(query.positions, rule.window), 2) < of_key
         if not rule.causal:
-            near = ops.logical_and(near, ops.expand_dims(key.positions - rule.window, 1) < of_query)
+            near = ops.logical_and(near, ops.expand_dims(_minus(key.positions, rule.window), 1) < of_query)
         if key.sinks is not None:
             near = ops.logical_or(near, ops.expand_dims(key.sinks > 0, 1))
         seen = ops.logical_and(seen, near)
     return ops.logical_and(seen, of_query >= of_key) if rule.causal else seen
+
+
+def _minus(positions, window):
+    """Returns `positions - window`, or the least int32 above -2^31 where that would overflow."""
+    least = window - 2**31 + 1
+    return (positions if window < 2**30 else ops.maximum(positions, least)) - window
 
 
 def block_overlap(rule, query, key, query_size, key_size):
