@@ -83,16 +83,8 @@ def call_program(model, batch_size, length, input_signature):
     for name, (_, leaf) in zip(names, tree.flatten_with_path(signature), strict=True):
         shape, dtype = _checked_spec(name, leaf)
         inputs[name] = Input(_named_sizes(name, shape, batch_size, length), dtype)
-
+    _check_fixed(inputs, batch_size, length)
     inference = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
-
-    for name, value in {"batch_size": batch_size, "length": length}.items():
-        axis = int(name == "length")
-        if value is not None and not any(len(x.shape) > axis and x.shape[axis] == value for x in inputs.values()):
-            raise ValueError(
-                f"{name} fixes an open axis {axis} of an input. Received: {name}={value} for the shapes "
-                f"{[x.shape for x in inputs.values()]}. Remove it."
-            )
 
     def function(tensors):
         given = tree.pack_sequence_as(signature, [tensors[name] for name in names])
@@ -106,6 +98,17 @@ def call_program(model, batch_size, length, input_signature):
     elif isinstance(model, DHCJamba):
         program.limits, program.ranges = _image_values(model, names[0])
     return program
+
+
+def _check_fixed(inputs, batch_size, length):
+    """Raises ValueError for a given size that no input has."""
+    for name, value in {"batch_size": batch_size, "length": length}.items():
+        axis = int(name == "length")
+        if value is not None and not any(len(x.shape) > axis and x.shape[axis] == value for x in inputs.values()):
+            raise ValueError(
+                f"{name} fixes an open axis {axis} of an input. Received: {name}={value} for the shapes "
+                f"{[x.shape for x in inputs.values()]}. Remove it."
+            )
 
 
 def _signature_of(model):
